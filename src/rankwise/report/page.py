@@ -1,0 +1,115 @@
+"""One self-contained HTML page: the table, the plots, and the command that made them. No script, no outside file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from rankwise.files import write_text
+from rankwise.report import plots
+from rankwise.report.tables import comparison, markdown
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+ h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+ th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd } th { border-bottom: 2px solid #444 }
+ th:first-child, td:first-child { text-align: left } .wide { overflow-x: auto }
+ pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .85rem } .note { color: #666; font-size: .9rem }
+ figure { margin: .5rem 0; display: inline-block; vertical-align: top } img { max-width: 100% }
+ @media (prefers-color-scheme: dark) { body { background: #fff } }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p class="note">{{ subtitle }}</p>
+<pre>{{ command }}</pre>
+<div class="wide"><table id="results"><thead><tr>{% for h in header %}<th>{{ h }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
+<p class="note">{{ caption }}</p>
+{% for note in notes %}<p class="note">{{ note }}</p>{% endfor %}
+{% for section, figures in sections %}<h2>{{ section }}</h2>
+{% for name, uri in figures %}<figure><img class="plot" alt="{{ name }}" src="{{ uri }}"></figure>
+{% endfor %}{% endfor %}
+{% if details %}<h2>Configuration</h2><pre>{{ details }}</pre>{% endif %}
+</body></html>
+"""
+
+
+def render(
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    command: str,
+    header: list[str],
+    rows: list[list[str]],
+    caption: str = "",
+    notes: list[str] | None = None,
+    sections: list[tuple[str, list[tuple[str, Figure]]]],
+    details: str = "",
+) -> None:
+    """Write a page; every text is escaped, every figure is inlined as PNG."""
+    inlined = [(name, [(alt, plots.as_data_uri(f)) for alt, f in figures]) for name, figures in sections if figures]
+    template = Environment(autoescape=True).from_string(_PAGE)
+    write_text(
+        path,
+        template.render(
+            title=title,
+            subtitle=subtitle,
+            command=command,
+            header=header,
+            rows=rows,
+            caption=caption,
+            notes=notes or [],
+            sections=inlined,
+            details=details,
+        ),
+    )
+
+
+def write_run(folder: Path, results: dict, command: str) -> None:
+    """``report.html``, ``table.md`` and the plots of a finished job, from its results alone."""
+    import yaml
+
+    header, rows = comparison(results)
+    maps = []
+    for m in results["methods"]:
+        done = [t for t in m["trials"] if t["status"] == "done"]
+        if done and done[0]["ranks"]:
+            maps.append((f"ranks of {m['name']}", plots.heat_map(done[0]["ranks"], f"{m['title']}: rank", label="rank")))
+        if done and done[0]["mass"]:
+            figure = plots.heat_map(done[0]["mass"], f"{m['title']}: coefficient mass", label="Σ|λ|")
+            maps.append((f"coefficient mass of {m['name']}", figure))
+    environment = results["environment"]
+    seeds = results["config"]["seeds"]
+    score = {"classification": "accuracy in per cent", "regression": "Pearson correlation × 100", "causal-lm": "perplexity"}
+    write_text(folder / "table.md", markdown(header, rows))
+    plots.save(plots.score_versus_parameters(results), folder / "score_versus_parameters.png")
+    render(
+        folder / "report.html",
+        title=f"{results['model']['name']} adapted to {results['in_domain']}",
+        subtitle=(
+            f"{results['model']['parameters']:,} parameters, {len(results['model']['targets'])} adapted layers, budget "
+            f"{results['budget']:,} trainable parameters; {environment['device']}, {environment['precision']}, "
+            f"torch {environment['torch']}, peft {environment['peft']}, rankwise {environment['rankwise']}"
+        ),
+        command=command,
+        header=header,
+        rows=rows,
+        caption=(
+            f"{score[results['config']['task']]}, mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} "
+            f"seed{'s' if seeds > 1 else ''} on held-out documents; trained: adapter parameters without the task head; "
+            "memory: peak of training above the loaded model; time: training and initialisation of one run."
+        ),
+        notes=[f"{m['title']}: {m['message']}" for m in results["methods"] if m["message"]],
+        sections=[
+            ("Score against parameters", [("score versus parameters", plots.score_versus_parameters(results))]),
+            ("Training loss", [("loss curves", plots.loss_curves(results))]),
+            ("Where the rank went", maps),
+        ],
+        details=yaml.safe_dump(results["config"], sort_keys=False),
+    )

@@ -1,0 +1,165 @@
+"""Plots of a job's results and of a model's spectra, as matplotlib figures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from rankwise.report.tables import SHORT, count
+
+COLOURS = {
+    "head": "#888888", "bitfit": "#b58900", "lora": "#0072b2", "adalora": "#56b4e9", "s2lora": "#d55e00",
+    "eva": "#009e73", "full": "#000000",
+}  # fmt: skip
+plt.rcParams.update({"figure.dpi": 120, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+                     "svg.fonttype": "none"})  # fmt: skip
+
+
+def score_versus_parameters(results: dict) -> Figure:
+    """Score against trainable parameters, in domain and averaged out of domain, with the spread over seeds."""
+    out = results["out_of_domain"]
+    figure, axes = plt.subplots(1, 2 if out else 1, figsize=(8.4 if out else 4.6, 3.4), squeeze=False)
+    for axis, domains, title in zip(axes[0], ([results["in_domain"]], out), ("in domain", "out of domain"), strict=False):
+        for m in results["methods"]:
+            if not m["trials"]:
+                continue
+            per_seed = [np.mean([t["scores"][d]["score"] for d in domains]) for t in m["trials"] if t["status"] == "done"]
+            x = m["cost"]["trainable_parameters"] + m["cost"]["head_parameters"]
+            spread = np.std(per_seed, ddof=1) if len(per_seed) > 1 else 0
+            axis.errorbar(x, 100 * np.mean(per_seed), 100 * spread, fmt="o", capsize=3, ms=6,
+                          color=COLOURS.get(m["name"], "#444444"), label=m["title"])  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_xlabel("trained parameters (head included)")
+        names = ", ".join(SHORT.get(d, d) for d in domains)
+        axis.set_title(f"{title}: {names}", fontsize=9)
+        axis.grid(alpha=0.25)
+    axes[0][0].set_ylabel("score (%)" if results["config"]["task"] != "causal-lm" else "-100 · loss")
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def loss_curves(results: dict) -> Figure:
+    """Training loss, smoothed, one line a method (mean over seeds)."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    for m in results["methods"]:
+        curves = [np.array(t["loss_curve"]) for t in m["trials"] if t["loss_curve"]]
+        if not curves:
+            continue
+        length = min(map(len, curves))
+        mean = np.mean([c[:length, 1] for c in curves], axis=0)
+        window = max(1, length // 8)
+        smooth = np.array([mean[max(0, i - window) : i + 1].mean() for i in range(length)])
+        axis.plot(curves[0][:length, 0], smooth, color=COLOURS.get(m["name"], "#444444"), label=m["title"], lw=1.6)
+    axis.set_xlabel("step")
+    axis.set_ylabel("training loss")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    return figure
+
+
+def layer_grid(values: dict[str, float]) -> tuple[np.ndarray, list[str], list[str]]:
+    """Values by layer name as a matrix block × projection (NaN where there is none), with both labels."""
+    cells: dict[tuple[int, str], float] = {}
+    for name, value in values.items():
+        match = re.search(r"^(.*?)\.(\d+)\.(.+)$", name)
+        block, projection = (int(match[2]), match[3]) if match else (0, name)
+        cells[block, projection] = value
+    rows = sorted({b for b, _ in cells})
+    columns = list(dict.fromkeys(p for _, p in cells))
+    grid = np.array([[cells.get((b, p), np.nan) for p in columns] for b in rows], dtype=float)
+    return grid, [str(b) for b in rows], columns
+
+
+def heat_map(values: dict[str, float], title: str, *, label: str) -> Figure:
+    """A map of one number a layer and projection, e.g. ranks."""
+    grid, rows, columns = layer_grid(values)
+    figure, axis = plt.subplots(figsize=(max(3.6, 0.62 * len(columns) + 1.8), max(2.2, 0.24 * len(rows) + 1.5)))
+    image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
+    short = [c.replace("attention.", "").replace("self_attn.", "").replace("self.", "").replace(".dense", "") for c in columns]
+    axis.set_xticks(range(len(columns)), short, rotation=30, ha="right", fontsize=7)
+    axis.set_yticks(range(len(rows)), rows, fontsize=7)
+    axis.set_ylabel("block")
+    axis.set_title(title, fontsize=9)
+    if grid.size <= 120:
+        bright = np.nanmax(grid) * 0.6 if np.isfinite(grid).any() else 0
+        for (i, j), v in np.ndenumerate(grid):
+            if np.isfinite(v):
+                text = f"{v:.0f}" if float(v).is_integer() else f"{v:.2g}"
+                axis.text(j, i, text, ha="center", va="center", fontsize=6, color="black" if v > bright else "white")
+    figure.colorbar(image, ax=axis, shrink=0.8, label=label)
+    figure.tight_layout()
+    return figure
+
+
+def spectra(rows: list[dict]) -> Figure:
+    """Effective rank, tail index and outlier ratio of every layer, as three maps side by side."""
+    parts = (("effective_rank_share", "effective rank / full"), ("hill_alpha", "heavy-tail index"), ("outlier_ratio", "outliers (%)"))
+    figure, axes = plt.subplots(1, 3, figsize=(11, max(2.8, 0.2 * len(rows) / 6 + 1.6)))
+    for axis, (key, title) in zip(axes, parts, strict=True):
+        scale = 100 if key == "outlier_ratio" else 1
+        grid, labels, columns = layer_grid({r["layer"]: scale * r[key] for r in rows})
+        image = axis.imshow(grid, aspect="auto", cmap="magma")
+        axis.set_xticks(range(len(columns)), [c.split(".")[-2] if c.endswith("dense") else c.split(".")[-1] for c in columns],
+                        rotation=35, ha="right", fontsize=6)  # fmt: skip
+        axis.set_yticks(range(len(labels)), labels, fontsize=6)
+        axis.set_title(title, fontsize=9)
+        figure.colorbar(image, ax=axis, shrink=0.8)
+    axes[0].set_ylabel("block")
+    figure.tight_layout()
+    return figure
+
+
+def bars(labels: list[str], means: list[float], spreads: list[float], *, title: str, unit: str) -> Figure:
+    """Horizontal bars with their spread."""
+    figure, axis = plt.subplots(figsize=(6.4, 0.32 * len(labels) + 1.1))
+    axis.barh(range(len(labels)), means, xerr=spreads, color="#0072b2", height=0.6, capsize=2)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    low = min(m - s for m, s in zip(means, spreads, strict=True))
+    high = max(m + s for m, s in zip(means, spreads, strict=True))
+    axis.set_xlim(low - 0.15 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+    axis.set_xlabel(unit)
+    axis.set_title(title, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an SVG element, closed."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", bbox_inches="tight")
+    plt.close(figure)
+    return stream.getvalue().partition("<!DOCTYPE")[2].partition(">")[2]
+
+
+def as_data_uri(figure: Figure) -> str:
+    """The figure as a PNG data URI, closed."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", bbox_inches="tight")
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, closed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+__all__ = [
+    "as_data_uri", "as_svg", "bars", "count", "heat_map", "layer_grid", "loss_curves", "save",
+    "score_versus_parameters", "spectra",
+]  # fmt: skip

@@ -1,0 +1,78 @@
+"""The results of a job as a terminal table and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+SHORT = {"sentiment:movies": "movies", "sentiment:tweets": "tweets", "sentiment:amazon": "amazon", "sentiment:nyt": "nyt"}
+
+
+def comparison(results: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the comparison: cost on the left, scores on the right, a row a method."""
+    language = results["config"]["task"] == "causal-lm"
+    domains = [results["in_domain"], *results["out_of_domain"]]
+    header = ["method", "trained", "adapter", "memory", "time", *[SHORT.get(d, d) for d in domains]]
+    rows = []
+    if language:
+        scores = [f"{results['zero_shot'][d]['perplexity']:.2f}" for d in domains]
+        rows.append(["zero-shot", "0", "-", "-", "-", *scores])
+    for m in results["methods"]:
+        if not m["trials"]:
+            rows.append([m["title"], "-", "-", "-", m["status"], *["-"] * len(domains)])
+            continue
+        cost = m["cost"]
+        rows.append([
+            m["title"] + ("" if m["status"] == "done" else " *"),
+            count(cost["trainable_parameters"]),
+            size(cost["adapter_bytes"]),
+            size(cost["peak_memory_bytes"]),
+            f"{m['seconds']['mean'] + cost['setup_seconds']:.0f}s",
+            *[score(m["scores"][d], language) for d in domains],
+        ])  # fmt: skip
+    return header, rows
+
+
+def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
+    """A rich table that fits 80 columns: text left, numbers right."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def count(n: float) -> str:
+    """A number of parameters in four characters or so: ``83.7k``."""
+    for unit, scale in (("M", 1e6), ("k", 1e3)):
+        if n >= scale:
+            return f"{n / scale:.1f}{unit}"
+    return f"{n:.0f}"
+
+
+def size(n: float) -> str:
+    """Bytes in binary units."""
+    for unit, scale in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if n >= scale:
+            return f"{n / scale:.1f}{unit}" if n < 10 * scale else f"{n / scale:.0f}{unit}"
+    return f"{n:.0f}B"
+
+
+def score(spread: dict, language: bool = False) -> str:
+    """Mean and spread over seeds: per cent, or perplexity."""
+    if spread["mean"] is None or spread["mean"] != spread["mean"]:
+        return "-"
+    if language:
+        import math
+
+        return f"{math.exp(-spread['mean']):.2f}"
+    text = f"{100 * spread['mean']:.1f}"
+    return text + (f"±{100 * spread['std']:.1f}" if spread["n"] > 1 else "")

@@ -1,0 +1,43 @@
+"""The numerics every method shares: SVD, spectra, subspaces and rank budgets, as pure functions on tensors."""
+
+from rankwise.spectral.budget import allocate, allocate_threshold
+from rankwise.spectral.spectrum import (
+    effective_rank,
+    explained_variance,
+    gini,
+    hill_index,
+    outlier_ratio,
+    power_law_fit,
+    stable_rank,
+)
+from rankwise.spectral.streaming import StreamingSVD
+from rankwise.spectral.subspace import (
+    orthogonality_error,
+    principal_angles,
+    procrustes,
+    projection,
+    subspace_overlap,
+)
+from rankwise.spectral.svd import TruncatedSVD, singular_values, truncated_eigh, truncated_svd
+
+__all__ = [
+    "StreamingSVD",
+    "TruncatedSVD",
+    "allocate",
+    "allocate_threshold",
+    "effective_rank",
+    "explained_variance",
+    "gini",
+    "hill_index",
+    "orthogonality_error",
+    "outlier_ratio",
+    "power_law_fit",
+    "principal_angles",
+    "procrustes",
+    "projection",
+    "singular_values",
+    "stable_rank",
+    "subspace_overlap",
+    "truncated_eigh",
+    "truncated_svd",
+]

@@ -1,0 +1,123 @@
+"""Rank budgets: how many directions each of many matrices may keep under one total.
+
+Matrix ``m`` offers directions with values ``v_m1 >= v_m2 >= …`` (explained variance ratios, importance scores), each
+at a cost ``c_m`` (1 when ranks are counted, ``in + out`` when parameters are). Ties go to the earlier matrix, so the
+result depends on nothing but the arguments.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def allocate(
+    values: Sequence[Tensor],
+    total: int,
+    *,
+    cost: Sequence[int] | int = 1,
+    min_rank: Sequence[int] | int = 0,
+    max_rank: Sequence[int] | int | None = None,
+) -> list[int]:
+    """Greedy allocation: the best value per cost first, until nothing more fits.
+
+    With equal costs the sum of the values kept is the largest possible (values of a matrix are descending, so the
+    greedy choice is exact); with unequal costs it is the best-ratio rule, and no further direction fits at the end.
+
+    Parameters
+    ----------
+    values : sequence of Tensor
+        One descending, finite 1-D tensor a matrix.
+    total : int
+        What the ranks times their costs may not exceed.
+    cost, min_rank, max_rank
+        One number, or one a matrix. ``max_rank`` is the length of the matrix' values unless lower.
+
+    Returns
+    -------
+    list of int
+        The rank of every matrix.
+
+    Raises
+    ------
+    ValueError
+        Values not descending, sequences of different length, or a total below what ``min_rank`` costs.
+    """
+    lists, costs, ranks, limits = _checked(values, total, cost, min_rank, max_rank)
+    left = total - sum(r * c for r, c in zip(ranks, costs, strict=True))
+    heap = [(-v[r] / c, m) for m, (v, r, c, top) in enumerate(zip(lists, ranks, costs, limits, strict=True)) if r < top]
+    heapq.heapify(heap)
+    while heap:
+        _, m = heapq.heappop(heap)
+        if costs[m] > left:
+            continue  # never affordable again: what is left only shrinks
+        ranks[m] += 1
+        left -= costs[m]
+        if ranks[m] < limits[m]:
+            heapq.heappush(heap, (-lists[m][ranks[m]] / costs[m], m))
+    return ranks
+
+
+def allocate_threshold(
+    values: Sequence[Tensor],
+    total: int,
+    *,
+    cost: Sequence[int] | int = 1,
+    min_rank: Sequence[int] | int = 0,
+    max_rank: Sequence[int] | int | None = None,
+) -> tuple[list[int], float]:
+    """One threshold for all matrices: keep every direction whose value reaches it; the lowest threshold that fits.
+
+    Arguments as for `allocate`. Directions that tie at the threshold are all kept or all dropped.
+
+    Returns
+    -------
+    (list of int, float)
+        The ranks, and the threshold (infinite when only ``min_rank`` fits).
+    """
+    lists, costs, floors, limits = _checked(values, total, cost, min_rank, max_rank)
+
+    def ranks_at(threshold: float) -> list[int]:
+        return [
+            min(max(sum(x >= threshold for x in v), low), top) for v, low, top in zip(lists, floors, limits, strict=True)
+        ]
+
+    def price(threshold: float) -> int:
+        return sum(r * c for r, c in zip(ranks_at(threshold), costs, strict=True))
+
+    levels = sorted({x for v in lists for x in v}, reverse=True)
+    low, high = 0, len(levels)  # the price grows along levels: find how many of them fit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if price(levels[middle - 1]) <= total else (low, middle - 1)
+    threshold = levels[low - 1] if low else float("inf")
+    return ranks_at(threshold), threshold
+
+
+def _checked(values, total, cost, min_rank, max_rank):
+    lists = [torch.as_tensor(v).double().flatten().tolist() for v in values]
+    n = len(lists)
+
+    def per_matrix(given: Sequence[int] | int, name: str) -> list[int]:
+        out = [given] * n if isinstance(given, int) else [int(x) for x in given]
+        if len(out) != n:
+            raise ValueError(f"{name} has {len(out)} entries for {n} matrices")
+        return out
+
+    for m, v in enumerate(lists):
+        if any(a < b for a, b in zip(v, v[1:], strict=False)) or any(x != x for x in v):
+            raise ValueError(f"values of matrix {m} are not descending")
+    costs = per_matrix(cost, "cost")
+    if any(c < 1 for c in costs):
+        raise ValueError("every cost must be at least 1")
+    limits = [len(v) for v in lists]
+    if max_rank is not None:
+        limits = [min(a, b) for a, b in zip(limits, per_matrix(max_rank, "max_rank"), strict=True)]
+    floors = [min(a, b) for a, b in zip(per_matrix(min_rank, "min_rank"), limits, strict=True)]
+    need = sum(r * c for r, c in zip(floors, costs, strict=True))
+    if need > total:
+        raise ValueError(f"a total of {total} cannot hold the minimum ranks, which cost {need}")
+    return lists, costs, floors, limits

@@ -1,0 +1,174 @@
+"""What a spectrum says: how many directions matter, and how heavy the tail is.
+
+All functions take singular values (or, where named so, eigenvalues) along the last dimension and work in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PowerLawFit(NamedTuple):
+    """A power law ``p(x) ∝ x^-alpha`` for ``x >= xmin`` fitted by maximum likelihood.
+
+    Attributes
+    ----------
+    alpha : float
+        Exponent, above 1.
+    xmin : float
+        Where the tail begins: the value with the smallest Kolmogorov-Smirnov distance.
+    distance : float
+        That distance.
+    n_tail : int
+        Values in the tail.
+    p_value : float
+        Share of synthetic samples from the fitted model that fit worse; below 0.1 the power law is implausible. NaN
+        when no test was asked for.
+    """
+
+    alpha: float
+    xmin: float
+    distance: float
+    n_tail: int
+    p_value: float
+
+
+def effective_rank(S: Tensor) -> Tensor:
+    """Entropy rank ``exp(-Σ p log p)``, ``p = σ / Σσ`` (Roy & Vetterli, 2007): between 1 and the rank. ``(...)``."""
+    S = _nonnegative(S)
+    total = S.sum(-1, keepdim=True)
+    p = S / total.clamp(min=torch.finfo(S.dtype).tiny)
+    entropy = -(torch.where(p > 0, p * p.clamp(min=1e-300).log(), torch.zeros_like(p))).sum(-1)
+    return torch.where(total.squeeze(-1) > 0, entropy.exp(), torch.zeros_like(entropy))
+
+
+def stable_rank(S: Tensor) -> Tensor:
+    """``‖A‖_F² / ‖A‖₂² = Σσ² / σ₁²`` (Rudelson & Vershynin, 2007): at most the rank, robust to small values."""
+    S = _nonnegative(S)
+    top = S.amax(-1).square()
+    return torch.where(top > 0, S.square().sum(-1) / top.clamp(min=torch.finfo(S.dtype).tiny), torch.zeros_like(top))
+
+
+def explained_variance(S: Tensor) -> Tensor:
+    """Cumulative share ``Σ_{i<=k} σ_i² / Σσ²`` for ``k = 1 …``, ``(..., k)``; ``S`` descending."""
+    energy = _nonnegative(S).square().cumsum(-1)
+    return energy / energy[..., -1:].clamp(min=torch.finfo(energy.dtype).tiny)
+
+
+def gini(values: Tensor) -> Tensor:
+    """Gini coefficient of non-negative values: 0 when all are equal, ``(n-1)/n`` when one holds everything."""
+    x = _nonnegative(values).sort(-1).values
+    n = x.shape[-1]
+    weights = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n - 1
+    total = x.sum(-1)
+    return torch.where(total > 0, (weights * x).sum(-1) / (n * total.clamp(min=1e-300)), torch.zeros_like(total))
+
+
+def hill_index(eigenvalues: Tensor, *, k: int | None = None) -> Tensor:
+    """Power-law exponent of the upper tail by Hill's estimator: ``1 + k / Σ_{i<=k} log(x_(i) / x_(k+1))``.
+
+    Parameters
+    ----------
+    eigenvalues : Tensor
+        ``(..., n)`` positive values in any order (the eigenvalues ``σ²`` of a weight's Gram matrix, usually).
+    k : int, optional
+        Size of the tail; half of the values by default.
+    """
+    x = _nonnegative(eigenvalues).sort(-1, descending=True).values
+    n = x.shape[-1]
+    k = max(1, n // 2) if k is None else k
+    if not 1 <= k < n:
+        raise ValueError(f"k={k} is outside 1..{n - 1} for {n} values")
+    tiny = torch.finfo(x.dtype).tiny
+    logs = (x[..., :k].clamp(min=tiny) / x[..., k : k + 1].clamp(min=tiny)).log()
+    return 1 + k / logs.sum(-1)
+
+
+def power_law_fit(
+    values: Tensor, *, xmin: float | None = None, n_tests: int = 0, min_tail: int = 10, seed: int = 0
+) -> PowerLawFit:
+    """Maximum-likelihood power law of the upper tail, with a goodness-of-fit test (Clauset, Shalizi & Newman, 2009).
+
+    Parameters
+    ----------
+    values : Tensor
+        ``(n,)`` positive values; zeros are ignored.
+    xmin : float, optional
+        Start of the tail; by default the value that minimises the Kolmogorov-Smirnov distance.
+    n_tests : int
+        Synthetic samples for the p-value (100 give ±0.05); 0 skips the test.
+    min_tail : int
+        The fewest values a tail may have when ``xmin`` is searched.
+    """
+    x = _nonnegative(values).flatten().sort().values
+    x = x[x > 0]
+    if len(x) < max(min_tail, 2):
+        raise ValueError(f"a power-law fit needs at least {max(min_tail, 2)} positive values, got {len(x)}")
+    alpha, start, distance = _fit_tail(x, xmin, min_tail)
+    tail = x[x >= start]
+    p_value = math.nan
+    if n_tests:
+        generator = torch.Generator().manual_seed(seed)
+        body, share = x[x < start].cpu(), len(tail) / len(x)
+        worse = 0
+        for _ in range(n_tests):
+            sample = _synthetic(body, share, alpha, start, len(x), generator)
+            worse += _fit_tail(sample, xmin, min_tail)[2] >= distance
+        p_value = worse / n_tests
+    return PowerLawFit(alpha, start, distance, len(tail), p_value)
+
+
+def outlier_ratio(weights: Tensor, *, threshold: float = 5.0) -> Tensor:
+    """Share of entries of each matrix ``(..., m, n)`` whose magnitude exceeds ``threshold`` times the mean magnitude."""
+    magnitude = weights.abs().float()
+    mean = magnitude.mean((-2, -1), keepdim=True)
+    return (magnitude > threshold * mean).double().mean((-2, -1))
+
+
+def _nonnegative(values: Tensor) -> Tensor:
+    values = values.double()
+    if values.numel() == 0:
+        raise ValueError("an empty spectrum has no rank")
+    if not (torch.isfinite(values).all() and (values >= 0).all()):
+        raise ValueError("a spectrum must be finite and non-negative")
+    return values
+
+
+def _fit_tail(x: Tensor, xmin: float | None, min_tail: int) -> tuple[float, float, float]:
+    """Exponent, start and Kolmogorov-Smirnov distance of the best tail of sorted ``x``."""
+    logs, n = x.log(), len(x)
+    if xmin is not None:
+        starts = torch.tensor([int((x < xmin).sum())])
+    else:
+        starts = torch.arange(0, max(n - min_tail, 0) + 1)
+        starts = starts[torch.cat([torch.tensor([True]), x[starts][1:] != x[starts][:-1]])]
+    counts = (n - starts).double()
+    suffix = torch.cat([logs.flip(0).cumsum(0).flip(0), logs.new_zeros(1)])
+    spread = suffix[starts] - counts * logs[starts.clamp(max=n - 1)]
+    alphas = 1 + counts / spread.clamp(min=1e-12)
+    best = (math.inf, 0.0, 0.0)
+    for start, alpha in zip(starts.tolist(), alphas.tolist(), strict=True):
+        tail = x[start:]
+        if len(tail) < 2:
+            continue
+        model = 1 - (tail / tail[0]).pow(1 - alpha)
+        steps = torch.arange(len(tail) + 1, dtype=x.dtype) / len(tail)
+        distance = float(torch.maximum((model - steps[:-1]).abs(), (model - steps[1:]).abs()).max())
+        best = min(best, (distance, alpha, float(tail[0])))
+    distance, alpha, start_value = best
+    return alpha, start_value, distance
+
+
+def _synthetic(body: Tensor, share: float, alpha: float, xmin: float, n: int, generator: torch.Generator) -> Tensor:
+    """A sample of the fitted model: the tail from the power law, the body resampled from the data."""
+    uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+    in_tail = torch.rand(n, generator=generator) < share if len(body) else torch.ones(n, dtype=torch.bool)
+    sample = xmin * (1 - uniform).pow(-1 / (alpha - 1))
+    if len(body):
+        picks = torch.randint(len(body), (n,), generator=generator)
+        sample = torch.where(in_tail, sample, body[picks])
+    return sample.sort().values

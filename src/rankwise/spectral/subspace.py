@@ -1,0 +1,52 @@
+"""Subspaces: angles between them, projections onto them, and the rotation that aligns one basis with another.
+
+A subspace is given by a basis as columns ``(d, k)``; the basis need not be orthonormal.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def principal_angles(A: Tensor, B: Tensor) -> Tensor:
+    """Principal angles between the column spaces of ``A: (d, p)`` and ``B: (d, q)``, radians, ascending, float64.
+
+    Small angles come from sines and large ones from cosines (Björck & Golub, 1973): the cosine alone cannot resolve
+    an angle below about 1e-8.
+    """
+    if A.shape[0] != B.shape[0]:
+        raise ValueError(f"bases live in different spaces: {A.shape[0]} and {B.shape[0]} dimensions")
+    QA, QB = torch.linalg.qr(A.double()).Q, torch.linalg.qr(B.double()).Q
+    if QA.shape[1] < QB.shape[1]:
+        QA, QB = QB, QA
+    cosines = torch.linalg.svdvals(QA.mT @ QB).clamp(max=1)
+    sines = torch.linalg.svdvals(QB - QA @ (QA.mT @ QB)).clamp(max=1).flip(0)
+    return torch.where(cosines.square() < 0.5, cosines.acos(), sines.asin())
+
+
+def projection(X: Tensor, basis: Tensor) -> Tensor:
+    """Rows of ``X: (n, d)`` projected onto the column space of ``basis: (d, k)``."""
+    Q = torch.linalg.qr(basis.double()).Q
+    return ((X.double() @ Q) @ Q.mT).to(X.dtype)
+
+
+def subspace_overlap(A: Tensor, B: Tensor) -> float:
+    """Mean squared cosine of the principal angles: 1 when the smaller space lies in the larger, 0 when orthogonal."""
+    return float(principal_angles(A, B).cos().square().mean())
+
+
+def orthogonality_error(Q: Tensor) -> Tensor:
+    """``‖QᵀQ - I‖_F`` of columns ``(..., d, k)``: 0 exactly when they are orthonormal. ``(...)``, float64."""
+    Q = Q.double()
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    return torch.linalg.matrix_norm(Q.mT @ Q - eye)
+
+
+def procrustes(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthogonal ``R`` minimising ``‖A R - B‖_F`` for ``A, B: (n, k)`` (Schönemann, 1966), and the residual norm."""
+    if A.shape != B.shape:
+        raise ValueError(f"Procrustes alignment needs equal shapes, got {tuple(A.shape)} and {tuple(B.shape)}")
+    U, _, Vh = torch.linalg.svd(A.double().mT @ B.double())
+    R = U @ Vh
+    return R, torch.linalg.matrix_norm(A.double() @ R - B.double())

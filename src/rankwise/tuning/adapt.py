@@ -1,0 +1,386 @@
+"""The main job: adapt one pretrained model by several methods under one budget, side by side.
+
+For every method, validation on the first seed picks the learning rate from the method's stated grid; the other seeds
+use it; test corpora are scored once a seed, after that choice. The run folder holds
+
+    config.yaml         the resolved configuration
+    results.json        everything measured (schema in the documentation)
+    trials/NAME/        one finished training run each: result.json, and adapter/ in PEFT's format
+    adapters/METHOD/    the first seed's adapter of each method
+
+A killed job continues where it was: finished trials are read back, an unfinished one resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rankwise import data as corpora
+from rankwise.data import Corpus
+from rankwise.files import read_json, whole_folder, write_json, write_text
+from rankwise.ledger import count_parameters
+from rankwise.models import load, load_tokenizer, target_modules
+from rankwise.tuning.methods import METHODS, affordable_rank, method, parse_budget
+from rankwise.tuning.trial import Training, TrialResult, batches, build, describe, encode, evaluate, set_seed, train
+
+SCHEMA = 1
+OnEvent = Callable[[str, str, int, int, float], None]  # trial, phase, step, steps, loss
+
+
+class AdaptConfig(BaseModel):
+    """What a job is asked to do; the keys of a YAML file and the options of ``rankwise adapt``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("minilm", description="minilm, smollm2, a model folder, or a hub id")
+    data: str = Field("sentiment:movies", description="sentiment:DOMAIN, or a csv, tsv, jsonl or parquet file")
+    task: Literal["classification", "regression", "causal-lm"] = Field("classification", description="what to train")
+    methods: list[str] = Field(["bitfit", "lora", "adalora", "s2lora", "eva"], description="methods to compare")
+    budget: str = Field("0.5%", description="trainable parameters: share, count (100k) or bytes (400KB)")
+    target: str = Field("auto", description="layers: auto, attention, mlp, all-linear, or names and patterns")
+    eval: list[str] = Field([], description="further corpora to score (out of domain)")
+    seeds: int = Field(1, ge=1, description="training runs a method")
+    steps: int = Field(200, ge=1, description="optimiser steps")
+    batch_size: int = Field(16, ge=1, description="examples a step, over all processes")
+    max_length: int = Field(64, ge=2, description="tokens an example")
+    train_limit: int | None = Field(None, ge=1, description="most training examples")
+    eval_limit: int | None = Field(None, ge=1, description="most examples scored a corpus")
+    learning_rates: dict[str, list[float]] = Field({}, description="grids by method, instead of the built-in ones")
+    dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the pretrained model; its own if unset")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 autocast, by default on GPUs that have it")
+    reference: Literal["none", "full"] = Field("none", description="also fine-tune everything")
+    text_column: str = Field("text", description="column of a data file")
+    label_column: str = Field("label", description="column of a data file")
+    checkpoint_steps: int = Field(100, ge=1, description="steps between checkpoints")
+    validation_points: int = Field(0, ge=0, description="validation losses taken during training")
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, names: list[str]) -> list[str]:
+        if not names:
+            raise ValueError(f"no method given; accepted: {', '.join(METHODS)}")
+        for name in names:
+            method(name)
+        return list(dict.fromkeys(names))
+
+    @property
+    def all_methods(self) -> list[str]:
+        """The methods, after the frozen-model baseline (where there is a head) and before the reference."""
+        baseline = ["head"] if self.task != "causal-lm" and "head" not in self.methods else []
+        reference = ["full"] if self.reference == "full" and "full" not in self.methods else []
+        return [*baseline, *self.methods, *reference]
+
+
+class Job:
+    """A configured comparison and the folder it lives in."""
+
+    def __init__(self, config: AdaptConfig, out: Path, *, on_event: OnEvent | None = None) -> None:
+        from accelerate import PartialState
+
+        self.config, self.out, self.on_event = config, Path(out), on_event or (lambda *_: None)
+        self.process = PartialState()
+        self.precision = config.precision if config.precision != "auto" else _fastest_precision()
+
+    # what the trials share, made once
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.config.model)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return self._corpus(self.config.data)
+
+    @cached_property
+    def examples(self) -> dict[str, list]:
+        """Encoded rows: ``train``, ``validation``, and every test corpus by name (the first is in-domain)."""
+        c = self.config
+        splits = self.corpus.split()
+        tests = {self.corpus.name: splits.test}
+        for spec in c.eval:
+            tests[spec] = self._corpus(spec).split().test
+            if c.task == "classification" and tests[spec].label_names != self.corpus.label_names:
+                raise ValueError(
+                    f"{spec} has classes {', '.join(tests[spec].label_names)}; {c.data} has "
+                    f"{', '.join(self.corpus.label_names)}"
+                )
+        rows = {"train": splits.train.head(c.train_limit), "validation": splits.validation.head(c.eval_limit)}
+        rows |= {name: corpus.head(c.eval_limit) for name, corpus in tests.items()}
+        for name, part in rows.items():
+            if len(part) == 0:
+                raise ValueError(f"{name}: no rows are left in this split of {len(self.corpus)}; more data is needed")
+        return {
+            name: encode(part, self.tokenizer, task=c.task, max_length=c.max_length) for name, part in rows.items()
+        }
+
+    @cached_property
+    def tests(self) -> list[str]:
+        return [n for n in self.examples if n not in ("train", "validation")]
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each method under the budget; raises before anything is trained."""
+        model = self.fresh_model()
+        names = target_modules(model, self.config.target)
+        total = count_parameters(getattr(model, model.base_model_prefix, model))
+        self.targets, self.total, self.budget = names, total, parse_budget(self.config.budget, total)
+        return {m: affordable_rank(m, self.budget, model, names) for m in self.config.all_methods}
+
+    def fresh_model(self) -> nn.Module:
+        """The pretrained model with a new head (drawn from the current random state)."""
+        c = self.config
+        kind = "causal-lm" if c.task == "causal-lm" else "classification"
+        labels = 1 if c.task == "regression" else max(len(self.corpus.label_names), 2)
+        model = load(c.model, task=kind, num_labels=labels, dropout=c.dropout)
+        if c.task == "classification" and self.corpus.label_names:
+            model.config.id2label = dict(enumerate(self.corpus.label_names))
+            model.config.label2id = {n: i for i, n in enumerate(self.corpus.label_names)}
+        return model
+
+    def _corpus(self, spec: str) -> Corpus:
+        c = self.config
+        return corpora.load(spec, task=c.task, text_column=c.text_column, label_column=c.label_column)
+
+    # the job
+
+    def run(self) -> dict:
+        """All trials, then ``results.json``; returns its content."""
+        self._claim_folder()
+        ranks, _ = self.ranks, self.examples
+        if self.config.task == "causal-lm":
+            self._zero_shot()
+        methods = [self._compare(name, ranks[name]) for name in self.config.all_methods]
+        results = {
+            "schema": SCHEMA,
+            "config": self.config.model_dump(),
+            "environment": environment(self.precision, self.process.num_processes),
+            "model": {"name": self.config.model, "parameters": self.total, "targets": self.targets},
+            "budget": self.budget,
+            "in_domain": self.tests[0],
+            "out_of_domain": self.tests[1:],
+            "examples": {n: len(e) for n, e in self.examples.items()},
+            "methods": methods,
+        }
+        if self.config.task == "causal-lm":
+            results["zero_shot"] = read_json(self.out / "zero_shot.json")
+        if self.process.is_main_process:
+            write_json(self.out / "results.json", results)
+        self.process.wait_for_everyone()
+        return results
+
+    def _claim_folder(self) -> None:
+        path, mine = self.out / "config.yaml", self.config.model_dump()
+        if path.exists():
+            theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+            differ = [k for k in mine if (theirs or {}).get(k) != mine[k]]
+            if differ:
+                raise ValueError(
+                    f"{self.out} belongs to another configuration ({', '.join(differ)} differ); "
+                    "choose another --out, or delete the folder"
+                )
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise ValueError(f"{self.out} exists, is not empty and is not a run; choose another --out")
+        self.process.wait_for_everyone()
+        if self.process.is_main_process:
+            write_text(path, yaml.safe_dump(mine, sort_keys=False))
+        self.process.wait_for_everyone()
+
+    def _compare(self, name: str, rank: int) -> dict:
+        """One method: the grid on the first seed, then the other seeds at the best learning rate."""
+        grid = self.config.learning_rates.get(name, list(method(name).learning_rates))
+        first = [self.trial(name, rank, lr, 0) for lr in grid]
+        done = [t for t in first if t.status == "done"]
+        entry = {
+            "name": name,
+            "title": method(name).title,
+            "rank": rank,
+            "grid": [{"learning_rate": t.learning_rate, **t.scores.get("validation", {}), "status": t.status} for t in first],
+        }
+        if not done:
+            return {**entry, "status": "diverged", "message": first[0].message, "trials": []}
+        best = max(done, key=lambda t: (t.scores["validation"]["score"], -t.learning_rate))
+        trials = [best, *(self.trial(name, rank, best.learning_rate, s) for s in range(1, self.config.seeds))]
+        trials = [self._tested(t) for t in trials]
+        good = [t for t in trials if t.status == "done"]
+        if self.process.is_main_process:
+            self._publish(name, best)
+        return {
+            **entry,
+            "status": "done" if len(good) == len(trials) else "partly diverged",
+            "message": "; ".join(t.message for t in trials if t.message),
+            "learning_rate": best.learning_rate,
+            "scores": {n: spread([t.scores[n]["score"] for t in good]) for n in ["validation", *self.tests]},
+            "cost": good[0].cost.as_dict(),
+            "seconds": spread([t.cost.seconds for t in good]),
+            "trials": [t.as_dict() for t in trials],
+        }
+
+    def trial_folder(self, name: str, lr: float, seed: int) -> Path:
+        """Where one training run lives."""
+        return self.out / "trials" / f"{name}-lr{lr:g}-seed{seed}"
+
+    def trial(self, name: str, rank: int, lr: float, seed: int) -> TrialResult:
+        """Train once and score on validation; a finished trial is read back."""
+        folder = self.trial_folder(name, lr, seed)
+        if (folder / "result.json").exists():
+            return TrialResult.from_dict(read_json(folder / "result.json"))
+        c, result = self.config, TrialResult(method=name, learning_rate=lr, seed=seed, rank=rank)
+        label, examples, pad = f"{name} lr={lr:g} seed={seed}", self.examples, self.tokenizer.pad_token_id
+        self.on_event(label, "start", 0, c.steps, float("nan"))
+        set_seed(seed)
+        model = self.fresh_model()
+        try:
+            model = self._adapted(model, name, rank, seed, result)
+            result.cost.total_parameters = self.total
+            train(
+                model,
+                examples["train"],
+                training=self.training,
+                learning_rate=lr,
+                seed=seed,
+                pad=pad,
+                task=c.task,
+                folder=folder,
+                result=result,
+                on_step=lambda step, steps, loss: self.on_event(label, "train", step, steps, loss),
+                validation=examples["validation"],
+            )
+            describe(model, result)
+            bf16 = self.precision == "bf16"
+            result.scores["validation"] = evaluate(model, examples["validation"], pad, c.task, bf16=bf16)
+        except FloatingPointError as error:
+            result.status, result.message = "diverged", f"{name} lr={lr:g} seed={seed}: {error}"
+        self._save(folder, model, result)
+        self.on_event(label, result.status, c.steps, c.steps, float("nan"))
+        return result
+
+    @property
+    def training(self) -> Training:
+        c = self.config
+        return Training(
+            steps=c.steps,
+            batch_size=c.batch_size,
+            max_length=c.max_length,
+            precision=self.precision,
+            checkpoint_steps=c.checkpoint_steps,
+            validation_points=c.validation_points,
+        )
+
+    def _adapted(self, model: nn.Module, name: str, rank: int, seed: int, result: TrialResult) -> nn.Module:
+        c, start = self.config, time.perf_counter()
+        rows = self.examples["train"]
+        if elsewhere := method(name).initialise_on:
+            other = self._corpus(elsewhere).split().train.head(c.train_limit)
+            rows = encode(other, self.tokenizer, task=c.task, max_length=c.max_length)
+        mine = rows[self.process.process_index :: self.process.num_processes]
+        loader = batches(mine, self.tokenizer.pad_token_id, c.task, max(1, 32 // self.process.num_processes))
+        model = build(model, name, rank=rank, targets=self.targets, steps=c.steps, task=c.task, data=loader)
+        result.cost.setup_seconds = time.perf_counter() - start
+        return model
+
+    def _save(self, folder: Path, model: nn.Module, result: TrialResult) -> None:
+        """Adapter first, then the result whose presence says that the trial is finished; checkpoints go last."""
+        if self.process.is_main_process:
+            if result.status == "done":
+                with whole_folder(folder / "adapter") as draft:
+                    save_adapted(model, draft)
+                    result.cost.adapter_bytes = sum(p.stat().st_size for p in draft.glob("*.safetensors"))
+            write_json(folder / "result.json", result.as_dict())
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        self.process.wait_for_everyone()
+
+    def _tested(self, result: TrialResult) -> TrialResult:
+        """Score the test corpora once, from the saved adapter; the scores join the trial's result."""
+        missing = [n for n in self.tests if n not in result.scores]
+        if result.status != "done" or not missing:
+            return result
+        folder = self.trial_folder(result.method, result.learning_rate, result.seed)
+        label = f"{result.method} lr={result.learning_rate:g} seed={result.seed}"
+        set_seed(result.seed)
+        model = load_adapted(self.fresh_model(), folder / "adapter")
+        for name in missing:
+            self.on_event(label, f"score {name}", self.config.steps, self.config.steps, float("nan"))
+            pad, bf16 = self.tokenizer.pad_token_id, self.precision == "bf16"
+            result.scores[name] = evaluate(model, self.examples[name], pad, self.config.task, bf16=bf16)
+        self.process.wait_for_everyone()
+        if self.process.is_main_process:
+            write_json(folder / "result.json", result.as_dict())
+            if result.method == "full":
+                shutil.rmtree(folder / "adapter")  # a whole model a seed: scored, not kept
+        return result
+
+    def _publish(self, name: str, best: TrialResult) -> None:
+        source = self.trial_folder(name, best.learning_rate, best.seed) / "adapter"
+        if source.is_dir():
+            with whole_folder(self.out / "adapters" / name) as draft:
+                shutil.copytree(source, draft, dirs_exist_ok=True)
+
+    def _zero_shot(self) -> None:
+        path = self.out / "zero_shot.json"
+        if self.process.is_main_process and not path.exists():
+            model, pad = self.fresh_model(), self.tokenizer.pad_token_id
+            write_json(path, {n: evaluate(model, self.examples[n], pad, "causal-lm") for n in self.tests})
+        self.process.wait_for_everyone()
+
+
+def save_adapted(model: nn.Module, folder: Path) -> None:
+    """A PEFT adapter in PEFT's format; of a model without one, the trained tensors as ``trained.safetensors``."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder))
+    else:
+        trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / "trained.safetensors")
+
+
+def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
+    """Put what `save_adapted` wrote on the base model it was trained from.
+
+    Raises
+    ------
+    ValueError
+        The file is broken, or belongs to another base model.
+    """
+    try:
+        if (folder / "trained.safetensors").exists():
+            model.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
+            return model
+        return PeftModel.from_pretrained(model, str(folder))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"the adapter in {folder} cannot be loaded on this model: {error}") from error
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean, standard deviation (0 for one value), extremes and count."""
+    if not values:
+        return {"mean": float("nan"), "std": float("nan"), "min": float("nan"), "max": float("nan"), "n": 0}
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": std, "min": min(values), "max": max(values), "n": len(values)}
+
+
+def environment(precision: str, processes: int) -> dict[str, str | int]:
+    """Versions and hardware a result depends on."""
+    from importlib.metadata import version
+
+    packages = {p: version(p) for p in ("rankwise", "torch", "transformers", "peft", "accelerate")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or platform.machine())
+    return {**packages, "python": platform.python_version(), "device": device, "threads": torch.get_num_threads(),
+            "precision": precision, "processes": processes}
+
+
+def _fastest_precision() -> str:
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"

@@ -1,0 +1,304 @@
+"""EVA: start LoRA in the directions that explain most variance of each layer's inputs, and give ranks where it is.
+
+For a layer with inputs ``x: (d_in,)`` gathered over the fine-tuning data:
+
+    X - 1μᵀ = U diag(σ) V,     e_j = σ_j² / Σ_i σ_i²           (explained-variance ratios)
+    A ← v_1 … v_r  (r, d_in),  B ← 0
+
+The rank budget ``R = Σ_m r`` goes to the ``R`` largest ``e_mj`` of all layers, each layer offering ``round(ρ r)``; a
+layer left without any loses its adapter. Scaling follows, ``alpha_m = alpha · r_m / r``. The result is a plain PEFT
+LoRA that loads anywhere.
+
+The spectra are exact: a second-moment matrix of every distinct input (`rankwise.tuning.activations`), each read until
+its leading subspace holds still under twice the data. The same statistics start the shared Q of S2-LoRA (pooled over the
+matrices that share it) and AdaLoRA.
+
+Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", arXiv
+2410.07170; the authors' code inside PEFT is followed where it differs from the paper.
+
+What people get wrong: comparing single vectors between batches. Where two singular values are close they rotate into
+each other for ever; the energy that the old subspace captures under the new statistics settles.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.models import linear_layers, target_modules
+from rankwise.spectral import allocate
+from rankwise.tuning.activations import ActivationSpectra, Batch, gather
+from rankwise.tuning.s2lora import S2LoraConfig
+
+__all__ = ["ActivationSpectra", "EvaConfig", "activation_spectra", "initialize", "redistribute"]
+
+
+@dataclass
+class EvaConfig(LoraConfig):
+    """LoRA whose start and ranks come from the data; every option of `peft.LoraConfig` applies.
+
+    Parameters
+    ----------
+    r : int
+        Average rank, default 16.
+    rho : float
+        At least 1: how many times its share a layer may take. 1 keeps all ranks equal. Default 2.
+    tau : float
+        In [0, 1]: reading stops when the leading subspaces found in half of the data capture at least ``tau²`` of the
+        energy that those of all of it capture (PEFT asks for the cosine ``tau`` of every vector). Default 0.99; 1 reads
+        ``max_batches``.
+    max_batches : int
+        The most batches read. Default 32.
+    center : bool
+        Principal components (default) or the uncentred second moment, whose first direction is the mean.
+    whiten : bool
+        Divide row j of A by ``sqrt(σ_j)``; for vision. Default False.
+    adjust_scaling_factors : bool
+        Keep ``alpha_m / r_m`` the same for all layers. Default True.
+    use_label_mask, label_mask_value
+        Drop positions whose label is masked. Default True, -100.
+    directions : {"top", "bottom", "random"}
+        Which directions of the spectrum start A: the leading ones, the last ones (a control that should be worse) or
+        PEFT's random start on redistributed ranks (an ablation).
+    """
+
+    r: int = field(default=16, metadata={"help": "average rank"})
+    rho: float = field(default=2.0, metadata={"help": "most a layer may take, in shares"})
+    tau: float = field(default=0.99, metadata={"help": "captured energy at which reading stops"})
+    max_batches: int = field(default=32, metadata={"help": "most batches read"})
+    center: bool = field(default=True, metadata={"help": "subtract the mean"})
+    whiten: bool = field(default=False, metadata={"help": "divide by the root of the singular value"})
+    adjust_scaling_factors: bool = field(default=True, metadata={"help": "keep alpha / r the same"})
+    use_label_mask: bool = field(default=True, metadata={"help": "drop masked labels"})
+    label_mask_value: int = field(default=-100, metadata={"help": "the masked label"})
+    directions: str = field(default="top", metadata={"help": "top, bottom or random"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rho < 1:
+            raise ValueError(f"rho={self.rho}; at least 1 is needed (1 keeps all ranks equal)")
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau={self.tau} is outside [0, 1]")
+        if self.max_batches < 1:
+            raise ValueError(f"max_batches={self.max_batches}; at least 1 is needed")
+        if self.directions not in ("top", "bottom", "random"):
+            raise ValueError(f"directions={self.directions!r}; one of 'top', 'bottom', 'random' is accepted")
+
+    def plain(self, ranks: Mapping[str, int]) -> LoraConfig:
+        """The `peft.LoraConfig` with these ranks: what is saved, and all that anyone needs to load the adapter."""
+        given = {f.name: getattr(self, f.name) for f in fields(LoraConfig) if f.init}
+        kept = {n: r for n, r in ranks.items() if r > 0}
+        changed = {n: r for n, r in kept.items() if r != self.r}
+        given |= {"target_modules": list(kept), "rank_pattern": changed, "alpha_pattern": {}}
+        if self.adjust_scaling_factors:
+            given["alpha_pattern"] = {n: self.lora_alpha * r / self.r for n, r in changed.items()}
+        return LoraConfig(**copy.deepcopy(given))
+
+
+def initialize(
+    model: nn.Module,
+    dataloader: Iterable[Batch] | None,
+    config: PeftConfig | None = None,
+    *,
+    spectra: ActivationSpectra | None = None,
+    adapter_name: str = "default",
+    on_batch: Callable[[int], None] | None = None,
+) -> PeftModel:
+    """Wrap a model in an adapter that starts in the leading directions of its inputs.
+
+    Parameters
+    ----------
+    model : PreTrainedModel or PeftModel
+        A base model with ``config``, or a freshly made PEFT model with one adapter (its configuration is used).
+    dataloader : iterable of dict of Tensor
+        Batches of the fine-tuning data; not read when ``spectra`` are given.
+    config : EvaConfig, S2LoraConfig or AdaLoraConfig
+        `EvaConfig` gives a plain LoRA with redistributed ranks, `S2LoraConfig` shared Q from pooled statistics with
+        ranks redistributed over the pairs at equal parameters, `AdaLoraConfig` its A.
+    spectra : ActivationSpectra, optional
+        Statistics gathered earlier (by `activation_spectra`, or loaded).
+
+    Raises
+    ------
+    ValueError
+        A configuration of another kind, several adapters, too few rows, ``r · rho`` above a layer's width.
+    """
+    if isinstance(model, PeftModel):
+        if config is None and len(model.peft_config) == 1:
+            config = model.peft_config[adapter_name]
+        elif config is None:
+            raise ValueError(f"the model has {len(model.peft_config)} adapters; initialise a base model instead")
+        model = model.unload()
+    if not isinstance(config, EvaConfig | S2LoraConfig | AdaLoraConfig):
+        raise ValueError(f"EVA starts EvaConfig, S2LoraConfig and AdaLoraConfig adapters, not {type(config).__name__}")
+    names = _targets(model, config)
+    if spectra is None:
+        if dataloader is None:
+            raise ValueError("EVA needs a dataloader, or spectra gathered earlier")
+        spectra = activation_spectra(model, dataloader, config, layers=names, on_batch=on_batch)
+    with torch.no_grad():
+        if isinstance(config, S2LoraConfig):
+            return _start_s2lora(model, config, spectra, adapter_name)
+        if isinstance(config, AdaLoraConfig):
+            return _start_adalora(model, config, spectra, adapter_name)
+        return _start_lora(model, config, spectra, adapter_name)
+
+
+def activation_spectra(
+    model: nn.Module,
+    dataloader: Iterable[Batch],
+    config: PeftConfig | None = None,
+    *,
+    layers: Iterable[str] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> ActivationSpectra:
+    """Spectra of the inputs of a model's linear layers (all of its blocks' by default) over some data.
+
+    Raises
+    ------
+    ValueError
+        An empty loader, fewer rows than components, NaN activations, more components than a layer is wide.
+    """
+    config = EvaConfig() if config is None else config
+    names = list(layers) if layers is not None else list(linear_layers(model))
+    modules = {n: model.get_submodule(n) for n in names}
+    k = _components(config)
+    for name, module in modules.items():
+        width = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[-1]
+        if k > getattr(module, "in_features", width):
+            raise ValueError(f"{k} components (r · rho) are more than the {width} inputs of layer {name}")
+    eva = config if isinstance(config, EvaConfig) else EvaConfig(r=k, rho=1.0)
+    settled = None if eva.tau >= 1 else _Settled(k, eva.tau)
+    spectra = gather(
+        model,
+        dataloader,
+        modules,
+        n_components=k,
+        center=eva.center,
+        max_batches=eva.max_batches,
+        settled=settled,
+        label_mask_value=eva.label_mask_value if eva.use_label_mask else None,
+        on_batch=on_batch,
+    )
+    for name, stream in spectra.streams.items():
+        if stream.n_samples < k:
+            raise ValueError(f"layer {name} saw {int(stream.n_samples)} rows; {k} components need at least {k}")
+    return spectra
+
+
+def redistribute(spectra: ActivationSpectra, names: Iterable[str], r: int, rho: float) -> dict[str, int]:
+    """Ranks under the budget ``R = r · len(names)`` by explained-variance ratio; ties go to the earlier layer."""
+    names = list(names)
+    ratios = {n: s.explained_variance_ratio(round(r * rho)) for n, s in spectra.streams.items()}
+    ranks = allocate([ratios[spectra.leader[n]] for n in names], r * len(names))
+    return dict(zip(names, ranks, strict=True))
+
+
+class _Settled:
+    """Whether the leading subspaces of the previous look still capture ``tau²`` of the energy that the present ones do.
+
+    A direction turned by an angle of cosine ``tau`` keeps that share of its energy at least.
+    """
+
+    def __init__(self, k: int, tau: float) -> None:
+        self.k, self.tau = k, tau
+        self.previous: dict[str, Tensor] = {}
+
+    def __call__(self, spectra: ActivationSpectra, wanted: list[str]) -> set[str]:
+        done = set()
+        for name in wanted:
+            stream = spectra.streams[name]
+            if stream.n_samples < 10 * self.k or not math.isfinite(stream.total_variance):
+                continue
+            S, V = stream.components(self.k)
+            old = self.previous.get(name)
+            if old is not None and stream.captured(old) >= self.tau**2 * float(S.square().sum()):
+                done.add(name)
+            self.previous[name] = V
+        return done
+
+
+def _targets(model: nn.Module, config: PeftConfig) -> list[str]:
+    if config.target_modules is None:
+        return target_modules(model)
+    if config.target_modules == "all-linear":
+        return list(linear_layers(model))
+    linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) or hasattr(m, "in_features")}
+    names = [n for n, _ in model.named_modules() if n in linear and check_target_module_exists(config, n)]
+    if not names:
+        target_modules(model, str(config.target_modules))  # raises with the nearest names
+    return names
+
+
+def _components(config: PeftConfig) -> int:
+    if isinstance(config, AdaLoraConfig):
+        return config.init_r
+    return round(config.r * config.rho) if isinstance(config, EvaConfig) else config.r * 2
+
+
+def _start_lora(model, config: EvaConfig, spectra: ActivationSpectra, adapter_name: str) -> PeftModel:
+    ranks = redistribute(spectra, _targets(model, config), config.r, config.rho)
+    wrapped = get_peft_model(model, config.plain(ranks), adapter_name=adapter_name)
+    if config.directions == "random":
+        return wrapped
+    for name, layer in _lora_layers(wrapped).items():
+        stream, r = spectra.stream(name), ranks[name]
+        if config.directions == "bottom":
+            _, vectors = torch.linalg.eigh(stream.covariance())
+            rows = vectors[:, :r].mT.float()
+        else:
+            S, V = stream.components(max(ranks[n] for n in ranks if spectra.leader[n] == spectra.leader[name]))
+            rows = V[:r] / S[:r, None].sqrt().float() if config.whiten else V[:r]
+        layer.lora_A[adapter_name].weight.copy_(rows)
+    return wrapped
+
+
+def _start_adalora(model, config: AdaLoraConfig, spectra: ActivationSpectra, adapter_name: str) -> PeftModel:
+    wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+    for name, layer in _lora_layers(wrapped).items():
+        layer.lora_A[adapter_name].copy_(spectra.stream(name).components(config.init_r)[1])
+    return wrapped
+
+
+def _start_s2lora(model, config: S2LoraConfig, spectra: ActivationSpectra, adapter_name: str) -> PeftModel:
+    wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+    tuner, members = wrapped.base_model, config.lambda_modules
+    pooled = {key: _pooled(spectra, names) for key, names in members.items()}
+    if len(pooled) > 1 and config.share == "shape":
+        shape = {key: tuner.s2lora_P[adapter_name][key].shape[0] + tuner.s2lora_Q[adapter_name][key].shape[1] for key in pooled}
+        cost = [shape[key] + len(members[key]) for key in pooled]
+        most = [min(2 * config.r, *map(int, key.split("x"))) for key in pooled]
+        ratios = [s.explained_variance_ratio(m) for s, m in zip(pooled.values(), most, strict=True)]
+        ranks = allocate(ratios, config.r * sum(cost), cost=cost, min_rank=1)
+        model = wrapped.unload()
+        config = copy.deepcopy(config)
+        config.rank_pattern = {k: r for k, r in zip(pooled, ranks, strict=True) if r != config.r}
+        wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+        tuner = wrapped.base_model
+    for key, stream in pooled.items():
+        Q = tuner.s2lora_Q[adapter_name][key]
+        Q.copy_(stream.components(len(Q))[1])
+    return wrapped
+
+
+def _pooled(spectra: ActivationSpectra, names: list[str]):
+    """One statistic over the inputs of several layers, each row counting once."""
+    first, *others = dict.fromkeys(spectra.leader[n] for n in names)
+    pooled = copy.deepcopy(spectra.streams[first])
+    for other in others:
+        pooled.merge(spectra.streams[other])
+    return pooled
+
+
+def _lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+    prefix = "base_model.model."
+    return {n.removeprefix(prefix): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}

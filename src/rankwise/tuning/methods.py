@@ -1,0 +1,185 @@
+"""The tuning methods by name, and the largest rank each affords under a budget of trainable parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from peft import AdaLoraConfig, LoraConfig, PeftConfig
+from peft.tuners.tuners_utils import _get_in_out_features
+from torch import nn
+
+from rankwise.ledger import count_parameters
+from rankwise.nearest import unknown
+from rankwise.tuning.bitfit import BitFitConfig, biased_modules
+from rankwise.tuning.eva import EvaConfig
+from rankwise.tuning.s2lora import S2LoraConfig
+
+Shapes = list[tuple[int, int]]
+ADALORA_START = 1.5  # initial over final rank, as in the AdaLoRA paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to fine-tune.
+
+    Attributes
+    ----------
+    title : str
+    learning_rates : tuple of float
+        The grid that validation chooses from.
+    price : callable, optional
+        Trainable parameters for a rank and the targeted shapes ``(out, in)``; ``None`` when there is no rank to choose.
+    config : callable, optional
+        ``(rank, target names, training steps) -> PeftConfig``; ``None`` trains without an adapter.
+    initialise_on : str
+        A corpus whose activations start the adapter instead of the training data's (an ablation of EVA).
+    ablation : bool
+        A variant for experiments, not offered first.
+    """
+
+    title: str
+    learning_rates: tuple[float, ...]
+    price: Callable[[int, Shapes], int] | None = None
+    config: Callable[[int, list[str], int], PeftConfig] | None = None
+    initialise_on: str = ""
+    ablation: bool = False
+
+
+def _lora_price(r: int, shapes: Shapes) -> int:
+    return sum(r * (o + i) for o, i in shapes)
+
+
+def _adalora_price(r: int, shapes: Shapes) -> int:
+    return sum(r * (o + i + 1) for o, i in shapes)
+
+
+def _s2lora_price(r: int, shapes: Shapes) -> int:
+    return sum(r * (o + i) for o, i in set(shapes)) + r * len(shapes)
+
+
+def _lora(r: int, names: list[str], steps: int) -> PeftConfig:
+    return LoraConfig(r=r, lora_alpha=r, target_modules=names)
+
+
+def _adalora(r: int, names: list[str], steps: int) -> PeftConfig:
+    """The budget is what is trainable at the start (``init_r``); the average final rank is two thirds of it."""
+    return AdaLoraConfig(
+        init_r=r,
+        target_r=max(1, int(r / ADALORA_START)),
+        lora_alpha=r,
+        target_modules=names,
+        tinit=steps // 10,
+        tfinal=steps * 3 // 10,
+        deltaT=max(1, steps // 50),
+        total_step=steps,
+        orth_reg_weight=0.1,
+    )
+
+
+def _s2lora(**options: object) -> Callable[[int, list[str], int], PeftConfig]:
+    return lambda r, names, steps: S2LoraConfig(r=r, target_modules=names, **options)  # type: ignore[arg-type]
+
+
+def _eva(**options: object) -> Callable[[int, list[str], int], PeftConfig]:
+    return lambda r, names, steps: EvaConfig(r=r, lora_alpha=r, target_modules=names, max_batches=16, **options)  # type: ignore[arg-type]
+
+
+def _bitfit(r: int, names: list[str], steps: int) -> PeftConfig:
+    return BitFitConfig()
+
+
+_LORA_RATES, _S2LORA_RATES = (1e-3, 4e-3), (2e-3, 8e-3)
+
+
+def _s2(title: str, price: Callable[[int, Shapes], int] = _s2lora_price, **options: object) -> Method:
+    return Method(title=title, learning_rates=_S2LORA_RATES, price=price, config=_s2lora(**options), ablation=True)
+
+
+def _ev(title: str, *, initialise_on: str = "", **options: object) -> Method:
+    return Method(title=title, learning_rates=_LORA_RATES, price=_lora_price, config=_eva(**options),
+                  initialise_on=initialise_on, ablation=True)  # fmt: skip
+
+
+METHODS: dict[str, Method] = {
+    "head": Method(title="frozen, head only", learning_rates=(3e-3, 1e-2)),
+    "bitfit": Method(title="BitFit", learning_rates=(2e-3, 5e-3), config=_bitfit),
+    "lora": Method(title="LoRA", learning_rates=_LORA_RATES, price=_lora_price, config=_lora),
+    "adalora": Method(title="AdaLoRA", learning_rates=(1e-2, 3e-2), price=_adalora_price, config=_adalora),
+    "s2lora": Method(title="S2-LoRA", learning_rates=_S2LORA_RATES, price=_s2lora_price, config=_s2lora()),
+    "eva": Method(title="EVA", learning_rates=_LORA_RATES, price=_lora_price, config=_eva()),
+    "full": Method(title="full fine-tuning", learning_rates=(1e-4, 4e-4)),
+    "s2lora-dense": _s2("S2-LoRA, no L1", sparsity=0.0),
+    "s2lora-penalty": _s2("S2-LoRA, L1 as penalty", l1="penalty"),
+    "s2lora-unshared": _s2("S2-LoRA, not shared", price=_adalora_price, share="none"),
+    "s2lora-frozen": _s2("S2-LoRA, P and Q frozen", train_shared=False),
+    "eva-uniform": _ev("EVA, equal ranks", rho=1.0),
+    "eva-uncentred": _ev("EVA, uncentred", center=False),
+    "eva-random": _ev("EVA ranks, random start", directions="random"),
+    "eva-elsewhere": _ev("EVA of another domain", initialise_on="sentiment:nyt"),
+    "eva-bottom": _ev("EVA, least variance", directions="bottom"),
+}
+
+
+def method(name: str) -> Method:
+    """The method of that name; an unknown one is an error that offers the nearest."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def parse_budget(text: str, total: int) -> int:
+    """A budget as a number of trainable parameters.
+
+    Parameters
+    ----------
+    text : str
+        A share (``0.5%``), a count (``100000``, ``100k``, ``2M``), or the size of float32 weights (``400KB``, ``1MB``).
+    total : int
+        Parameters of the model.
+
+    Raises
+    ------
+    ValueError
+        Another form, nothing at all, or more than the model has.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(%|k|M|KB|MB)?\s*", text)
+    if not match:
+        raise ValueError(f"budget '{text}' is not understood; write 0.5% of the parameters, 100k parameters, or 400KB")
+    number, unit = float(match[1]), match[2]
+    scale = {"%": total / 100, "k": 1e3, "M": 1e6, "KB": 1024 / 4, "MB": 1024**2 / 4, None: 1.0}[unit]
+    count = int(number * scale)
+    if count < 1:
+        raise ValueError(f"budget '{text}' is not even one of the model's {total:,} parameters")
+    if count > total:
+        raise ValueError(f"budget '{text}' is {count:,} parameters, more than the model's {total:,}")
+    return count
+
+
+def affordable_rank(name: str, budget: int, model: nn.Module, names: list[str]) -> int:
+    """The largest rank of a method on the targeted layers within ``budget`` trainable parameters; 0 if it has no rank.
+
+    Raises
+    ------
+    ValueError
+        Rank 1 (or the model's biases) costs more than the budget; the price is named.
+    """
+    chosen = method(name)
+    shapes: Shapes = [_get_in_out_features(model.get_submodule(n))[::-1] for n in names]
+    if name == "bitfit":
+        price = sum(b.numel() for b in biased_modules(model).values())
+        if price == 0:
+            raise ValueError("bitfit trains biases and this model has none; leave it out")
+        if price > budget:
+            raise ValueError(f"bitfit trains all {price:,} biases, the budget is {budget:,} parameters")
+    if chosen.price is None:
+        return 0
+    unit = chosen.price(1, shapes)
+    rank = min(budget // unit, min(min(s) for s in shapes))
+    if rank < 1:
+        raise ValueError(
+            f"{name} at rank 1 on {len(shapes)} layers trains {unit:,} parameters, the budget is {budget:,} "
+            f"({100 * unit / count_parameters(model):.2g}% would do; fewer layers, such as --target attention, cost less)"
+        )
+    return rank

@@ -1,0 +1,443 @@
+"""One training run: a model, a method, a learning rate and a seed in; scores, cost and an adapter out.
+
+Training is `transformers.Trainer`'s. Added to it: an order of examples fixed by the seed alone (the same for every
+method, and for any number of processes), what a method does around a step, and checkpoints that hold exactly the
+trainable tensors, so that a killed run ends with the numbers of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import AdaLoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from rankwise.data import Corpus
+from rankwise.ledger import Cost, count_parameters, measure
+from rankwise.tuning.eva import EvaConfig, initialize
+from rankwise.tuning.methods import method
+from rankwise.tuning.s2lora import S2LoraCallback, S2LoraModel
+
+OnStep = Callable[[int, int, float], None]
+Example = dict[str, list[int] | float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings that all runs of a job share.
+
+    Attributes
+    ----------
+    steps, batch_size, max_length : int
+        Optimiser steps, examples a step over all processes, tokens an example.
+    warmup, weight_decay : float
+        Share of the steps with a rising learning rate (linear decay follows); decay of all but λ.
+    precision : {"fp32", "bf16"}
+    checkpoint_steps : int
+        Steps between checkpoints.
+    validation_points : int
+        Validation losses taken along the way; 0 for none.
+    """
+
+    steps: int
+    batch_size: int
+    max_length: int
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    precision: str = "fp32"
+    checkpoint_steps: int = 100
+    validation_points: int = 0
+
+
+@dataclass(kw_only=True)
+class TrialResult:
+    """What one run gave.
+
+    Attributes
+    ----------
+    status : {"done", "diverged"}
+    scores : dict
+        By corpus name, each a dict of metrics (``score`` is the one to rank by, higher is better).
+    loss_curve, validation_curve : list of (step, loss)
+    ranks, mass : dict
+        Rank, and (S2-LoRA) coefficient mass, of every adapted layer.
+    """
+
+    method: str
+    learning_rate: float
+    seed: int
+    rank: int = 0
+    status: str = "done"
+    message: str = ""
+    cost: Cost = field(default_factory=Cost)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    validation_curve: list[tuple[int, float]] = field(default_factory=list)
+    ranks: dict[str, int] = field(default_factory=dict)
+    mass: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        """All fields, for JSON."""
+        return {**asdict(self), "cost": self.cost.as_dict()}
+
+    @classmethod
+    def from_dict(cls, given: dict) -> TrialResult:
+        """The inverse of `as_dict`."""
+        cost = {k: v for k, v in given["cost"].items() if k != "trainable_share"}
+        return cls(**{**given, "cost": Cost(**cost)})
+
+
+def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, task: str, max_length: int) -> list[Example]:
+    """Token ids and label of every row; for ``causal-lm`` the label is the text itself."""
+    ids = tokenizer(corpus.texts, truncation=True, max_length=max_length)["input_ids"]
+    if task == "causal-lm":
+        return [{"input_ids": i} for i in ids if len(i) > 1]
+    return [{"input_ids": i, "label": y} for i, y in zip(ids, corpus.labels, strict=True)]
+
+
+def ordered(examples: list[Example], *, steps: int, batch_size: int, seed: int) -> list[Example]:
+    """``steps · batch_size`` examples in the order of training: shuffled passes, batches of similar length.
+
+    Shuffling, then sorting within pools of 16 batches, then shuffling the batches: little padding, little order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while len(order) < steps * batch_size:
+        order += torch.randperm(len(examples), generator=generator).tolist()
+    order, batches = order[: steps * batch_size], []
+    for start in range(0, len(order), 16 * batch_size):
+        pool = sorted(order[start : start + 16 * batch_size], key=lambda i: len(examples[i]["input_ids"]))  # type: ignore[arg-type]
+        batches += [pool[b : b + batch_size] for b in range(0, len(pool), batch_size)]
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [examples[i] for b in shuffled for i in batches[b]]
+
+
+def collate(examples: list[Example], pad: int, task: str) -> dict[str, Tensor]:
+    """A padded batch: ``input_ids`` and ``attention_mask`` ``(batch, seq)``, ``labels`` by task."""
+    longest = max(len(e["input_ids"]) for e in examples)  # type: ignore[arg-type]
+    ids = torch.full((len(examples), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, example in enumerate(examples):
+        n = len(example["input_ids"])  # type: ignore[arg-type]
+        ids[row, :n], mask[row, :n] = torch.tensor(example["input_ids"]), 1
+    if task == "causal-lm":
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    dtype = torch.float32 if task == "regression" else torch.long
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e["label"] for e in examples], dtype=dtype)}
+
+
+def batches(examples: list[Example], pad: int, task: str, size: int) -> Iterator[dict[str, Tensor]]:
+    """Padded batches in the given order."""
+    for start in range(0, len(examples), size):
+        yield collate(examples[start : start + size], pad, task)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, examples: list[Example], pad: int, task: str, *, bf16: bool = False) -> dict[str, float]:
+    """Metrics of a model on encoded examples.
+
+    ``classification``: accuracy, macro F1, loss; ``regression``: Pearson correlation, RMSE, loss; ``causal-lm``: loss
+    and perplexity per token. ``score`` is accuracy, correlation, or minus the loss.
+    """
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    outputs, labels, losses = [], [], []
+    by_length = sorted(examples, key=lambda e: len(e["input_ids"]))  # type: ignore[arg-type]
+    for batch in batches(by_length, pad, task, 32 if task != "causal-lm" else 8):
+        wanted = batch.pop("labels").to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(**{k: v.to(device) for k, v in batch.items()}).logits.float()
+        if task == "causal-lm":
+            losses.append(F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten(), reduction="none"))
+            labels.append(wanted[:, 1:].flatten() != -100)
+        else:
+            outputs.append(logits.cpu())
+            labels.append(wanted.cpu())
+    model.train(training)
+    if task == "causal-lm":
+        loss = float(torch.cat(losses).double().sum() / torch.cat(labels).sum().clamp(min=1))
+        return {"score": -loss, "loss": loss, "perplexity": math.exp(min(loss, 700))}
+    return _classified(torch.cat(outputs), torch.cat(labels), task)
+
+
+def _classified(logits: Tensor, labels: Tensor, task: str) -> dict[str, float]:
+    if task == "regression":
+        pair = torch.stack([logits.flatten(), labels.float()])
+        correlation = float(torch.corrcoef(pair)[0, 1].nan_to_num())
+        loss = float(F.mse_loss(pair[0], pair[1]))
+        return {"score": correlation, "pearson": correlation, "rmse": loss**0.5, "loss": loss}
+    loss = float(F.cross_entropy(logits, labels))
+    guess = logits.argmax(-1)
+    f1 = []
+    for c in labels.unique():
+        hit = int(((guess == c) & (labels == c)).sum())
+        f1.append(2 * hit / max(int((guess == c).sum() + (labels == c).sum()), 1))
+    accuracy = float((guess == labels).float().mean())
+    return {"score": accuracy, "accuracy": accuracy, "macro_f1": sum(f1) / len(f1), "loss": loss}
+
+
+def build(
+    model: nn.Module, name: str, *, rank: int, targets: list[str], steps: int, task: str, data: Iterator, config=None
+) -> nn.Module:
+    """The model with a method's adapter on it, trainable parts marked; ``config`` replaces the method's own."""
+    chosen = method(name)
+    if chosen.config is None:
+        body = getattr(model, model.base_model_prefix, model)
+        if name == "head":
+            body.requires_grad_(False)
+            getattr(body, "pooler", nn.Identity()).requires_grad_(False)
+        return model
+    config = config or chosen.config(rank, targets, steps)
+    config.task_type = {"classification": "SEQ_CLS", "regression": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}[task]
+    if isinstance(config, EvaConfig) or getattr(config, "data_driven", False):
+        return initialize(model, data, config)
+    return get_peft_model(model, config)
+
+
+def train(
+    model: nn.Module,
+    examples: list[Example],
+    *,
+    training: Training,
+    learning_rate: float,
+    seed: int,
+    pad: int,
+    task: str,
+    folder: Path,
+    result: TrialResult,
+    on_step: OnStep | None = None,
+    validation: list[Example] | None = None,
+) -> None:
+    """Train in place and fill in the result's loss curve and cost; resumes from ``folder`` where it can.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss became NaN or infinite.
+    """
+    from accelerate import PartialState
+
+    processes = PartialState().num_processes
+    if training.batch_size % processes:
+        raise ValueError(f"batch_size={training.batch_size} cannot be shared by {processes} processes")
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=training.batch_size // processes,
+        max_steps=training.steps,
+        learning_rate=learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=max(1, round(training.warmup * training.steps)),
+        lr_scheduler_type="linear",
+        logging_steps=max(1, training.steps // 40),
+        logging_nan_inf_filter=False,
+        save_steps=training.checkpoint_steps,
+        save_total_limit=2,
+        seed=seed,
+        bf16=training.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to=[],
+        log_level="error",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+    )
+    watch = _Watch(training, validation, pad, task, on_step)
+    callbacks: list[TrainerCallback] = [watch, _MarkComplete()]
+    if isinstance(getattr(model, "base_model", None), S2LoraModel):
+        callbacks.append(S2LoraCallback())
+    if _is_adalora(model):
+        callbacks.append(_AdaLoraCallback())
+    trainer = AdapterTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=ordered(examples, steps=training.steps, batch_size=training.batch_size, seed=seed),  # type: ignore[arg-type]
+        data_collator=lambda rows: collate(rows, pad, task),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(_printer())
+    with measure(result.cost):
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    result.cost.flops = float(trainer.state.total_flos)
+    for curve, key in ((result.loss_curve, "loss"), (result.validation_curve, "validation_loss")):
+        curve += [(int(e["step"]), float(e[key])) for e in trainer.state.log_history if key in e]
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; half-written ones are removed."""
+    if not folder.is_dir():
+        return None
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    whole = [p for p in found if (p / "complete").exists()]
+    for path in found:
+        if path not in whole:
+            shutil.rmtree(path)
+    return str(whole[-1]) if whole else None
+
+
+class AdapterTrainer(Trainer):
+    """`transformers.Trainer` with a fixed order of examples and checkpoints of exactly what is trained."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
+
+    def create_optimizer(self, *args, **kwargs):
+        """AdamW; S2-LoRA's coefficients get their own learning rate."""
+        tuner = getattr(self.model, "base_model", None)
+        if self.optimizer is None and isinstance(tuner, S2LoraModel):
+            # the head is part of the tuner's model: one list holds everything that trains
+            groups = tuner.parameter_groups(self.args.learning_rate, self.args.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate)
+            return self.optimizer
+        return super().create_optimizer(*args, **kwargs)
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        """One step; a loss that is not finite ends the run."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
+        return loss
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """For checkpoints, exactly what trains; PEFT's own saving drops state that resuming needs."""
+        if self.is_fsdp_enabled or not _internal_call:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_file(_training_state(self.model), Path(output_dir) / "trainable.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        path = Path(resume_from_checkpoint) / "trainable.safetensors"
+        if not path.exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        _restore(self.model, load_file(path))
+
+
+def _is_adalora(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel) and isinstance(model.active_peft_config, AdaLoraConfig)
+
+
+def _training_state(model: nn.Module) -> dict[str, Tensor]:
+    state = {f"p|{n}": p.detach().cpu().clone(memory_format=torch.contiguous_format) for n, p in model.named_parameters() if p.requires_grad}
+    if _is_adalora(model):
+        allocator = model.base_model.rankallocator
+        for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+            state |= {f"{kind}|{n}": t.detach().cpu().clone() for n, t in getattr(allocator, kind).items()}
+        pattern = model.active_peft_config.rank_pattern or {}
+        state |= {f"pattern|{n}": torch.as_tensor(mask).flatten() for n, mask in pattern.items()}
+    return state
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in state.items():
+        kind, _, name = key.partition("|")
+        if kind == "p":
+            parameters[name].copy_(value)
+        elif kind == "pattern":
+            pattern = model.active_peft_config.rank_pattern or {}
+            model.active_peft_config.rank_pattern = {**pattern, name: value.tolist()}
+        else:
+            getattr(model.base_model.rankallocator, kind)[name] = value
+
+
+class _AdaLoraCallback(TrainerCallback):
+    """AdaLoRA moves its budget between the optimiser step and the clearing of the gradients."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        tuner = (model.module if hasattr(model, "module") else model).base_model
+        tuner.update_and_allocate(state.global_step)
+
+
+class _MarkComplete(TrainerCallback):
+    """A checkpoint counts once this mark is in it: it is written last."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
+
+
+class _Watch(TrainerCallback):
+    """Progress, and validation losses along the way."""
+
+    def __init__(self, training: Training, validation, pad: int, task: str, on_step: OnStep | None) -> None:
+        self.training, self.validation, self.pad, self.task = training, validation, pad, task
+        self.on_step, self.loss = on_step, float("nan")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.loss = (logs or {}).get("loss", self.loss)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        step, points = state.global_step, self.training.validation_points
+        if self.on_step is not None:
+            self.on_step(step, self.training.steps, self.loss)
+        if points and self.validation and step % max(1, self.training.steps // points) == 0:
+            bf16 = self.training.precision == "bf16"
+            loss = evaluate(model, self.validation, self.pad, self.task, bf16=bf16)["loss"]
+            state.log_history.append({"step": step, "validation_loss": loss})  # kept in checkpoints
+
+
+def _printer():
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def describe(model: nn.Module, result: TrialResult) -> None:
+    """Fill in ranks, mass and parameter counts of a trained model."""
+    result.ranks, result.mass = rank_map(model)
+    head = [p for n, p in model.named_parameters() if p.requires_grad and _is_head(n)]
+    result.cost.head_parameters = sum(p.numel() for p in head)
+    result.cost.trainable_parameters = count_parameters(model, trainable=True) - result.cost.head_parameters
+
+
+def _is_head(name: str) -> bool:
+    return any(part in ("classifier", "score") for part in name.split("."))
+
+
+def rank_map(model: nn.Module) -> tuple[dict[str, int], dict[str, float]]:
+    """Rank, and coefficient mass for S2-LoRA and AdaLoRA, of every adapted layer of a PEFT model (empty for others)."""
+    from peft.tuners.adalora.layer import AdaLoraLayer
+    from peft.tuners.lora import LoraLayer
+
+    tuner = getattr(model, "base_model", None)
+    if isinstance(tuner, S2LoraModel):
+        entries = tuner.rank_map()
+        return {n: e.rank for n, e in entries.items()}, {n: e.mass for n, e in entries.items()}
+    ranks: dict[str, int] = {}
+    mass: dict[str, float] = {}
+    for name, module in model.named_modules():
+        short = name.removeprefix("base_model.model.")
+        if isinstance(module, AdaLoraLayer):
+            values = next(iter(module.lora_E.values())).detach().abs().flatten()
+            ranks[short], mass[short] = int((values > 0).sum()), float(values.sum())
+        elif isinstance(module, LoraLayer):
+            ranks[short] = int(next(iter(module.r.values())))
+    return ranks, mass
+
+
+__all__ = [
+    "AdapterTrainer",
+    "Training",
+    "TrialResult",
+    "build",
+    "describe",
+    "encode",
+    "evaluate",
+    "last_checkpoint",
+    "ordered",
+    "rank_map",
+    "set_seed",
+    "train",
+]
