@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -66,6 +69,7 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 def measure(cost: Cost) -> Iterator[Cost]:
     """Add the block's wall-clock time to ``cost.seconds`` and note its peak memory."""
     on_gpu = torch.cuda.is_available()
+    _release()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if on_gpu else psutil.Process().memory_info().rss
@@ -76,6 +80,14 @@ def measure(cost: Cost) -> Iterator[Cost]:
     cost.seconds += time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() if on_gpu else sampler.peak
     cost.peak_memory_bytes = max(cost.peak_memory_bytes, peak - before)
+
+
+def _release() -> None:
+    """Give freed memory back to the system, so that an earlier run's does not hide this one's (glibc only)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class _ResidentPeak:

@@ -28,8 +28,12 @@ def test_gram_agrees_with_lapack(shape):
     A = torch.randn(shape)
     mine, theirs = truncated_svd(A, 5, method="gram"), torch.linalg.svd(A, full_matrices=False)
     torch.testing.assert_close(mine.S, theirs.S[..., :5], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(mine.U * mine.S[..., None, :] @ mine.Vh,
-                               theirs.U[..., :5] * theirs.S[..., None, :5] @ theirs.Vh[..., :5, :], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        mine.U * mine.S[..., None, :] @ mine.Vh,
+        theirs.U[..., :5] * theirs.S[..., None, :5] @ theirs.Vh[..., :5, :],
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 def test_randomized_is_within_one_percent_of_optimal_on_a_flat_spectrum():

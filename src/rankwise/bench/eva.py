@@ -23,17 +23,17 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
     """Train all variants (finished ones are read back), judge the claims."""
     start = time.perf_counter()
     config = AdaptConfig(methods=VARIANTS, budget="1%", seeds=seeds, steps=steps, batch_size=16, max_length=48,
-                         eval_limit=500, dropout=0.0, precision="fp32", validation_points=8)  # fmt: skip
+                         eval_limit=500, dropout=0.0, precision="fp32", baseline=False, validation_points=8)  # fmt: skip
     results = Job(config, out, on_event=on_event).run()
     found = {e["name"]: e for e in results["methods"] if e["trials"]}
     test = {n: [t["scores"]["sentiment:movies"]["score"] for t in e["trials"]] for n, e in found.items()}
-    curves = {n: np.array([[v for _, v in t["validation_curve"]] for t in e["trials"]]) for n, e in found.items() if n != "head"}
+    curves = {n: np.array([[v for _, v in t["validation_curve"]] for t in e["trials"]]) for n, e in found.items()}
     steps_at = [s for s, _ in found["lora"]["trials"][0]["validation_curve"]]
     reach = {n: [_steps_to(c, steps_at, curves["lora"][i, -1]) for i, c in enumerate(curves[n])] for n in curves}
     rows = [
         [e["title"], f"{e['learning_rate']:g}", count(e["cost"]["trainable_parameters"]), plus_minus(test[n]),
          plus_minus(curves[n][:, -1], 1, 3), f"{np.mean(reach[n]):.0f}"]
-        for n, e in found.items() if n != "head"
+        for n, e in found.items()
     ]  # fmt: skip
     return Evidence(
         recipe="eva",

@@ -21,7 +21,16 @@ from rankwise.tuning.s2lora import S2LoraLayer
 from rankwise.tuning.trial import evaluate
 
 BUDGETS = {
-    "0.5%": ["bitfit", "lora", "adalora", "s2lora", "s2lora-dense", "s2lora-penalty", "s2lora-unshared", "s2lora-frozen"],
+    "0.5%": [
+        "bitfit",
+        "lora",
+        "adalora",
+        "s2lora",
+        "s2lora-dense",
+        "s2lora-penalty",
+        "s2lora-unshared",
+        "s2lora-frozen",
+    ],
     "0.1%": ["s2lora"],
     "0.05%": ["s2lora"],
     "0.02%": ["s2lora"],
@@ -43,6 +52,7 @@ def settings(budget: str, methods: list[str], seeds: int, steps: int) -> AdaptCo
         eval_limit=500,
         dropout=0.0,
         precision="fp32",
+        baseline=budget == "0.5%",
     )  # fmt: skip
 
 
@@ -82,7 +92,7 @@ def _scores(entry: dict) -> dict[str, list[float]]:
 def _rows(found: dict, scores: dict) -> list[list[str]]:
     rows = []
     for (budget, name), e in found.items():
-        if not e["trials"] or (name == "head" and budget != "0.5%"):
+        if not e["trials"]:
             continue
         s, cost = scores[budget, name], e["cost"]
         rows.append([e["title"], budget if name != "head" else "-", str(e["rank"] or "-"), count(cost["trainable_parameters"]),

@@ -28,8 +28,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 def run() -> None:
     """Entry point: exit status 0 when what was asked was done, 2 with one clear line when the input was wrong."""
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    for category in (UserWarning, FutureWarning, RuntimeWarning):
+        warnings.filterwarnings("ignore", category=category)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -38,7 +38,9 @@ def run() -> None:
         errors.print("interrupted; the same command continues", style="yellow")
         sys.exit(130)
     except Exception as error:
-        if os.environ.get("RANKWISE_TRACEBACK") or not isinstance(error, ValueError | OSError | ImportError | TypeError):
+        if os.environ.get("RANKWISE_TRACEBACK") or not isinstance(
+            error, ValueError | OSError | ImportError | TypeError
+        ):
             raise
         errors.print(f"error: {_explained(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -48,7 +50,9 @@ def _explained(error: Exception) -> str:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        return "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         return f"no space left on disk{where}; free some and run the same command again, it continues"
@@ -117,13 +121,25 @@ def adapt(
         return
     write_run(folder, results, "rankwise " + " ".join(_shell(a) for a in sys.argv[1:]))
     if json_:
-        print(json.dumps({"out": str(folder), "methods": [{k: m.get(k) for k in ("name", "status", "scores", "cost")} for m in results["methods"]]}))
+        print(
+            json.dumps(
+                {
+                    "out": str(folder),
+                    "methods": [
+                        {k: m.get(k) for k in ("name", "status", "scores", "cost")} for m in results["methods"]
+                    ],
+                }
+            )
+        )
         return
     console.print(terminal(*comparison(results)))
     for m in results["methods"]:
         if m["message"]:
             console.print(f"* {m['message']}", style="yellow", markup=False)
-    console.print(f"\nreport    {folder}/report.html\nresults   {folder}/results.json\nadapters  {folder}/adapters/", highlight=False)
+    console.print(
+        f"\nreport    {folder}/report.html\nresults   {folder}/results.json\nadapters  {folder}/adapters/",
+        highlight=False,
+    )
     if all(not m["trials"] for m in results["methods"]):
         raise ValueError("every method diverged; lower the learning rates")
 
@@ -224,13 +240,17 @@ def inspect(
 
     Example: rankwise inspect minilm --out runs/spectra
     """
+    from rich.progress import track
+
     from rankwise.models.spectra import HEADER, as_rows, layer_spectra
     from rankwise.report.tables import terminal
 
-    from rich.progress import track
-
     quiet = json_ or not console.is_terminal
-    spectra = layer_spectra(model, target=target, progress=lambda it, n: track(it, "spectra", n, console=console, transient=True, disable=quiet))
+    spectra = layer_spectra(
+        model,
+        target=target,
+        progress=lambda it, n: track(it, "spectra", n, console=console, transient=True, disable=quiet),
+    )
     if json_:
         print(json.dumps(spectra))
     else:
@@ -274,7 +294,13 @@ def export(
         from rankwise.tuning.export import export_lora
 
         written = export_lora(adapted, out, pad=pad, max_rank=max_rank)
-        done = {"out": str(out), "format": "lora", "layers": len(written.ranks), "ranks": written.ranks, "error": written.error}
+        done = {
+            "out": str(out),
+            "format": "lora",
+            "layers": len(written.ranks),
+            "ranks": written.ranks,
+            "error": written.error,
+        }
     if json_:
         print(json.dumps(done))
     elif to == "lora":
@@ -340,7 +366,9 @@ def bench(
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     with _Progress(quiet=json_) as progress:
-        evidence = importlib.import_module(f"rankwise.bench.{recipe}").run(out / recipe, seeds=seeds, on_event=progress.event)
+        evidence = importlib.import_module(f"rankwise.bench.{recipe}").run(
+            out / recipe, seeds=seeds, on_event=progress.event
+        )
     evidence.write(out / f"{recipe}.json")
     if json_:
         print((out / f"{recipe}.json").read_text())

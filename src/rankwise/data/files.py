@@ -76,7 +76,9 @@ def _rows(path: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}, column {error.colno}: not valid JSON ({error.msg})") from error
+                raise ValueError(
+                    f"{path}, line {number}, column {error.colno}: not valid JSON ({error.msg})"
+                ) from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: a JSON object is needed, found {type(row).__name__}")
             yield number, row
@@ -84,7 +86,9 @@ def _rows(path: Path) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     for row in reader:
         if None in row:
-            raise ValueError(f"{path}, line {reader.line_num}: more cells than the {len(reader.fieldnames or [])} columns")
+            raise ValueError(
+                f"{path}, line {reader.line_num}: more cells than the {len(reader.fieldnames or [])} columns"
+            )
         yield reader.line_num, dict(row)
 
 

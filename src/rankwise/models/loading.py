@@ -142,7 +142,9 @@ def load(
             setattr(config, field, dropout)
     with _quiet_loading():
         try:
-            model = kinds[task].from_pretrained(folder, config=config, dtype=dtype)
+            # a saved head of another size is replaced by a new one
+            fresh_head = {"ignore_mismatched_sizes": True} if task == "classification" else {}
+            model = kinds[task].from_pretrained(folder, config=config, dtype=dtype, **fresh_head)
         except Exception as error:
             if "safetensor" in type(error).__name__.lower() or "header" in str(error).lower():
                 raise ValueError(f"the weights in {folder} cannot be read: {error}. Is the file whole?") from error

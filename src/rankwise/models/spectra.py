@@ -8,7 +8,14 @@ import torch
 
 from rankwise.models.loading import load
 from rankwise.models.targets import linear_layers, target_modules
-from rankwise.spectral import effective_rank, explained_variance, hill_index, outlier_ratio, singular_values, stable_rank
+from rankwise.spectral import (
+    effective_rank,
+    explained_variance,
+    hill_index,
+    outlier_ratio,
+    singular_values,
+    stable_rank,
+)
 
 HEADER = ["layer", "shape", "eff. rank", "stable", "rank for 90%", "tail", "outliers"]
 
@@ -54,7 +61,11 @@ def as_rows(records: list[dict], *, full: bool = False) -> list[list[str]]:
     """Table rows; layer names without their common beginning unless ``full``."""
     first = records[0]["layer"].split(".")
     common = 0
-    while not full and common < len(first) - 1 and all(r["layer"].split(".")[: common + 1] == first[: common + 1] for r in records):
+    while (
+        not full
+        and common < len(first) - 1
+        and all(r["layer"].split(".")[: common + 1] == first[: common + 1] for r in records)
+    ):
         common += 1
     return [
         [

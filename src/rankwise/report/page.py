@@ -80,13 +80,19 @@ def write_run(folder: Path, results: dict, command: str) -> None:
     for m in results["methods"]:
         done = [t for t in m["trials"] if t["status"] == "done"]
         if done and done[0]["ranks"]:
-            maps.append((f"ranks of {m['name']}", plots.heat_map(done[0]["ranks"], f"{m['title']}: rank", label="rank")))
+            maps.append(
+                (f"ranks of {m['name']}", plots.heat_map(done[0]["ranks"], f"{m['title']}: rank", label="rank"))
+            )
         if done and done[0]["mass"]:
             figure = plots.heat_map(done[0]["mass"], f"{m['title']}: coefficient mass", label="Σ|λ|")
             maps.append((f"coefficient mass of {m['name']}", figure))
     environment = results["environment"]
     seeds = results["config"]["seeds"]
-    score = {"classification": "accuracy in per cent", "regression": "Pearson correlation × 100", "causal-lm": "perplexity"}
+    score = {
+        "classification": "accuracy in per cent",
+        "regression": "Pearson correlation × 100",
+        "causal-lm": "perplexity",
+    }
     write_text(folder / "table.md", markdown(header, rows))
     plots.save(plots.score_versus_parameters(results), folder / "score_versus_parameters.png")
     render(

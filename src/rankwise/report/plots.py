@@ -29,11 +29,15 @@ def score_versus_parameters(results: dict) -> Figure:
     """Score against trainable parameters, in domain and averaged out of domain, with the spread over seeds."""
     out = results["out_of_domain"]
     figure, axes = plt.subplots(1, 2 if out else 1, figsize=(8.4 if out else 4.6, 3.4), squeeze=False)
-    for axis, domains, title in zip(axes[0], ([results["in_domain"]], out), ("in domain", "out of domain"), strict=False):
+    for axis, domains, title in zip(
+        axes[0], ([results["in_domain"]], out), ("in domain", "out of domain"), strict=False
+    ):
         for m in results["methods"]:
             if not m["trials"]:
                 continue
-            per_seed = [np.mean([t["scores"][d]["score"] for d in domains]) for t in m["trials"] if t["status"] == "done"]
+            per_seed = [
+                np.mean([t["scores"][d]["score"] for d in domains]) for t in m["trials"] if t["status"] == "done"
+            ]
             x = m["cost"]["trainable_parameters"] + m["cost"]["head_parameters"]
             spread = np.std(per_seed, ddof=1) if len(per_seed) > 1 else 0
             axis.errorbar(x, 100 * np.mean(per_seed), 100 * spread, fmt="o", capsize=3, ms=6,
@@ -87,7 +91,7 @@ def heat_map(values: dict[str, float], title: str, *, label: str) -> Figure:
     grid, rows, columns = layer_grid(values)
     figure, axis = plt.subplots(figsize=(max(3.6, 0.62 * len(columns) + 1.8), max(2.2, 0.24 * len(rows) + 1.5)))
     image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
-    short = [c.replace("attention.", "").replace("self_attn.", "").replace("self.", "").replace(".dense", "") for c in columns]
+    short = [re.sub(r"(attention\.self|self_attn|self_attention|attn|mlp)\.|\.dense$", "", c) for c in columns]
     axis.set_xticks(range(len(columns)), short, rotation=30, ha="right", fontsize=7)
     axis.set_yticks(range(len(rows)), rows, fontsize=7)
     axis.set_ylabel("block")
@@ -105,7 +109,11 @@ def heat_map(values: dict[str, float], title: str, *, label: str) -> Figure:
 
 def spectra(rows: list[dict]) -> Figure:
     """Effective rank, tail index and outlier ratio of every layer, as three maps side by side."""
-    parts = (("effective_rank_share", "effective rank / full"), ("hill_alpha", "heavy-tail index"), ("outlier_ratio", "outliers (%)"))
+    parts = (
+        ("effective_rank_share", "effective rank / full"),
+        ("hill_alpha", "heavy-tail index"),
+        ("outlier_ratio", "outliers (%)"),
+    )
     figure, axes = plt.subplots(1, 3, figsize=(11, max(2.8, 0.2 * len(rows) / 6 + 1.6)))
     for axis, (key, title) in zip(axes, parts, strict=True):
         scale = 100 if key == "outlier_ratio" else 1

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-SHORT = {"sentiment:movies": "movies", "sentiment:tweets": "tweets", "sentiment:amazon": "amazon", "sentiment:nyt": "nyt"}
+SHORT = {
+    "sentiment:movies": "movies",
+    "sentiment:tweets": "tweets",
+    "sentiment:amazon": "amazon",
+    "sentiment:nyt": "nyt",
+}
 
 
 def comparison(results: dict) -> tuple[list[str], list[list[str]]]:
@@ -36,7 +41,9 @@ def comparison(results: dict) -> tuple[list[str], list[list[str]]]:
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
     """A rich table that fits 80 columns: text left, numbers right."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    table = Table(
+        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1)
+    )
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

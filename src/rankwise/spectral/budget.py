@@ -82,7 +82,8 @@ def allocate_threshold(
 
     def ranks_at(threshold: float) -> list[int]:
         return [
-            min(max(sum(x >= threshold for x in v), low), top) for v, low, top in zip(lists, floors, limits, strict=True)
+            min(max(sum(x >= threshold for x in v), low), top)
+            for v, low, top in zip(lists, floors, limits, strict=True)
         ]
 
     def price(threshold: float) -> int:

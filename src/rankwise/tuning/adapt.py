@@ -39,6 +39,7 @@ from rankwise.tuning.methods import METHODS, affordable_rank, method, parse_budg
 from rankwise.tuning.trial import Training, TrialResult, batches, build, describe, encode, evaluate, set_seed, train
 
 SCHEMA = 1
+VALIDATION_CURVE_ROWS = 200  # of a validation loss taken during training; the choice of learning rate uses all
 OnEvent = Callable[[str, str, int, int, float], None]  # trial, phase, step, steps, loss
 
 
@@ -62,7 +63,10 @@ class AdaptConfig(BaseModel):
     eval_limit: int | None = Field(None, ge=1, description="most examples scored a corpus")
     learning_rates: dict[str, list[float]] = Field({}, description="grids by method, instead of the built-in ones")
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the pretrained model; its own if unset")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 autocast, by default on GPUs that have it")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 autocast, by default on GPUs that have it"
+    )
+    baseline: bool = Field(True, description="also train the head alone on the frozen model")
     reference: Literal["none", "full"] = Field("none", description="also fine-tune everything")
     text_column: str = Field("text", description="column of a data file")
     label_column: str = Field("label", description="column of a data file")
@@ -81,7 +85,7 @@ class AdaptConfig(BaseModel):
     @property
     def all_methods(self) -> list[str]:
         """The methods, after the frozen-model baseline (where there is a head) and before the reference."""
-        baseline = ["head"] if self.task != "causal-lm" and "head" not in self.methods else []
+        baseline = ["head"] if self.baseline and self.task != "causal-lm" and "head" not in self.methods else []
         reference = ["full"] if self.reference == "full" and "full" not in self.methods else []
         return [*baseline, *self.methods, *reference]
 
@@ -124,9 +128,7 @@ class Job:
         for name, part in rows.items():
             if len(part) == 0:
                 raise ValueError(f"{name}: no rows are left in this split of {len(self.corpus)}; more data is needed")
-        return {
-            name: encode(part, self.tokenizer, task=c.task, max_length=c.max_length) for name, part in rows.items()
-        }
+        return {name: encode(part, self.tokenizer, task=c.task, max_length=c.max_length) for name, part in rows.items()}
 
     @cached_property
     def tests(self) -> list[str]:
@@ -160,8 +162,10 @@ class Job:
 
     def run(self) -> dict:
         """All trials, then ``results.json``; returns its content."""
-        self._claim_folder()
-        ranks, _ = self.ranks, self.examples
+        self._check_folder()
+        ranks, _ = self.ranks, self.examples  # everything that can be wrong with the input is said here
+        if self.process.is_main_process:
+            write_text(self.out / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
         if self.config.task == "causal-lm":
             self._zero_shot()
         methods = [self._compare(name, ranks[name]) for name in self.config.all_methods]
@@ -183,7 +187,7 @@ class Job:
         self.process.wait_for_everyone()
         return results
 
-    def _claim_folder(self) -> None:
+    def _check_folder(self) -> None:
         path, mine = self.out / "config.yaml", self.config.model_dump()
         if path.exists():
             theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -196,9 +200,6 @@ class Job:
         elif self.out.exists() and any(self.out.iterdir()):
             raise ValueError(f"{self.out} exists, is not empty and is not a run; choose another --out")
         self.process.wait_for_everyone()
-        if self.process.is_main_process:
-            write_text(path, yaml.safe_dump(mine, sort_keys=False))
-        self.process.wait_for_everyone()
 
     def _compare(self, name: str, rank: int) -> dict:
         """One method: the grid on the first seed, then the other seeds at the best learning rate."""
@@ -209,7 +210,9 @@ class Job:
             "name": name,
             "title": method(name).title,
             "rank": rank,
-            "grid": [{"learning_rate": t.learning_rate, **t.scores.get("validation", {}), "status": t.status} for t in first],
+            "grid": [
+                {"learning_rate": t.learning_rate, **t.scores.get("validation", {}), "status": t.status} for t in first
+            ],
         }
         if not done:
             return {**entry, "status": "diverged", "message": first[0].message, "trials": []}
@@ -258,7 +261,7 @@ class Job:
                 folder=folder,
                 result=result,
                 on_step=lambda step, steps, loss: self.on_event(label, "train", step, steps, loss),
-                validation=examples["validation"],
+                validation=examples["validation"][:VALIDATION_CURVE_ROWS],
             )
             describe(model, result)
             bf16 = self.precision == "bf16"
@@ -378,8 +381,14 @@ def environment(precision: str, processes: int) -> dict[str, str | int]:
 
     packages = {p: version(p) for p in ("rankwise", "torch", "transformers", "peft", "accelerate")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or platform.machine())
-    return {**packages, "python": platform.python_version(), "device": device, "threads": torch.get_num_threads(),
-            "precision": precision, "processes": processes}
+    return {
+        **packages,
+        "python": platform.python_version(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "processes": processes,
+    }
 
 
 def _fastest_precision() -> str:

@@ -114,10 +114,12 @@ class BitFitModel(BaseTuner):
             peft_config.target_modules = names  # type: ignore[assignment]
         return peft_config
 
-    def _pre_injection_hook(self, model: nn.Module, config: BitFitConfig, adapter_name: str) -> None:
-        for name, module in matched_modules(self, model, config).items():
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """Check that every target has a bias, then inject."""
+        for name, module in matched_modules(self, model, self.peft_config[adapter_name]).items():
             if not isinstance(getattr(module, "bias", None), nn.Parameter):
                 raise ValueError(f"BitFit trains biases and the targeted module {name} has none")
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key, **kwargs):
         if not isinstance(target, BitFitLayer):

@@ -274,14 +274,17 @@ def _start_s2lora(model, config: S2LoraConfig, spectra: ActivationSpectra, adapt
     tuner, members = wrapped.base_model, config.lambda_modules
     pooled = {key: _pooled(spectra, names) for key, names in members.items()}
     if len(pooled) > 1 and config.share == "shape":
-        shape = {key: tuner.s2lora_P[adapter_name][key].shape[0] + tuner.s2lora_Q[adapter_name][key].shape[1] for key in pooled}
+        shape = {
+            key: tuner.s2lora_P[adapter_name][key].shape[0] + tuner.s2lora_Q[adapter_name][key].shape[1]
+            for key in pooled
+        }
         cost = [shape[key] + len(members[key]) for key in pooled]
         most = [min(2 * config.r, *map(int, key.split("x"))) for key in pooled]
         ratios = [s.explained_variance_ratio(m) for s, m in zip(pooled.values(), most, strict=True)]
         ranks = allocate(ratios, config.r * sum(cost), cost=cost, min_rank=1)
         model = wrapped.unload()
         config = copy.deepcopy(config)
-        config.rank_pattern = {k: r for k, r in zip(pooled, ranks, strict=True) if r != config.r}
+        config.pair_ranks = {k: r for k, r in zip(pooled, ranks, strict=True) if r != config.r}
         wrapped = get_peft_model(model, config, adapter_name=adapter_name)
         tuner = wrapped.base_model
     for key, stream in pooled.items():

@@ -108,7 +108,9 @@ def export_lora(
         error = max(errors.values())
     factors = {n: (A, B) for n, (A, B) in factors.items() if len(A)}
     if not factors:
-        raise ValueError("every coefficient of the adapter is zero: it equals the base model, there is nothing to export")
+        raise ValueError(
+            "every coefficient of the adapter is zero: it equals the base model, there is nothing to export"
+        )
     ranks = {n: len(A) for n, (A, _) in factors.items()}
     alpha = max(ranks.values())
     if pad:

@@ -33,8 +33,10 @@ def matched_modules(tuner: BaseTuner, model: nn.Module, config: PeftConfig) -> d
         if tuner._check_target_module_exists(config, name):
             found[name] = module
     if not found:
-        seen = str(config.target_modules) if isinstance(config.target_modules, str) else ", ".join(
-            sorted(config.target_modules or [])[:5]
+        seen = (
+            str(config.target_modules)
+            if isinstance(config.target_modules, str)
+            else ", ".join(sorted(config.target_modules or [])[:5])
         )
         raise unknown("target module", seen, {c.rsplit(".", 1)[-1] for c in candidates} | set(candidates[-40:]))
     return found

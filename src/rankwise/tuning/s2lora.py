@@ -68,7 +68,7 @@ class S2LoraConfig(PeftConfig):
         matrix (the unshared ablation).
     train_shared : bool
         ``False`` freezes P and Q at their random start and trains λ alone (the VeRA-like ablation).
-    rank_pattern : dict
+    pair_ranks : dict
         Rank of single pairs by key (``"384x1536"``), where it differs from ``r``.
     """
 
@@ -88,7 +88,7 @@ class S2LoraConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules to train and save"})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indices"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the layer list"})
-    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "rank of single pairs by key"})
+    pair_ranks: dict[str, int] = field(default_factory=dict, metadata={"help": "rank of single pairs by key"})
     lambda_modules: dict[str, list[str]] | None = field(
         default=None, metadata={"help": "matrices of each pair, the order of the saved coefficients; set when injected"}
     )
@@ -258,11 +258,24 @@ class S2LoraModel(BaseTuner):
             peft_config.target_modules = set(target_modules(self.model))  # type: ignore[assignment]
         return peft_config
 
-    def _pre_injection_hook(self, model: nn.Module, config: S2LoraConfig, adapter_name: str) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """Make the adapter's shared factors, then inject its layers."""
+        self._make_pairs(model, self.peft_config[adapter_name], adapter_name)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _make_pairs(self, model: nn.Module, config: S2LoraConfig, adapter_name: str) -> None:
         if not hasattr(self, "s2lora_P"):
             self.s2lora_P, self.s2lora_Q = nn.ModuleDict(), nn.ModuleDict()
             self._shared_view = _Shared(self.s2lora_P, self.s2lora_Q)
-        shapes = {n: _get_in_out_features(m)[::-1] for n, m in matched_modules(self, model, config).items()}
+        try:
+            found = matched_modules(self, model, config)
+        except ValueError as error:
+            if config.lambda_modules is None:
+                raise
+            raise ValueError(
+                "none of the adapter's layers is in this base model; it was made for another model"
+            ) from error
+        shapes = {n: _get_in_out_features(m)[::-1] for n, m in found.items()}
         members: dict[str, list[str]] = {}
         for name, shape in shapes.items():
             members.setdefault(_pair_key(name, shape, config.share), []).append(name)
@@ -278,15 +291,17 @@ class S2LoraModel(BaseTuner):
         for key, names in members.items():
             self._check_pair(key, [shapes[n] for n in names], config)
             out_features, in_features = (max(shapes[n][i] for n in names) for i in (0, 1))
-            r = config.rank_pattern.get(key, config.r)
+            r = config.pair_ranks.get(key, config.r)
             device = next(model.parameters()).device
             factors["P"][key] = nn.Parameter(_random_orthonormal(out_features, r, device), config.train_shared)
-            factors["Q"][key] = nn.Parameter(_random_orthonormal(in_features, r, device).mT.contiguous(), config.train_shared)
+            factors["Q"][key] = nn.Parameter(
+                _random_orthonormal(in_features, r, device).mT.contiguous(), config.train_shared
+            )
         self.s2lora_P[adapter_name], self.s2lora_Q[adapter_name] = factors["P"], factors["Q"]
 
     @staticmethod
     def _check_pair(key: str, shapes: list[tuple[int, int]], config: S2LoraConfig) -> None:
-        r, limit = config.rank_pattern.get(key, config.r), min(min(s) for s in shapes)
+        r, limit = config.pair_ranks.get(key, config.r), min(min(s) for s in shapes)
         if r > limit:
             raise ValueError(f"r={r} is larger than {limit}, the smaller side of a targeted matrix of shape {key}")
         if len(shapes) == 1 and config.share != "none":
@@ -303,7 +318,7 @@ class S2LoraModel(BaseTuner):
             target = S2LoraLayer(target, self._shared_view)
             target._active_adapter = self.active_adapters
             replace_module(parent, target_name, target, wrapped)
-        target.update_layer(adapter_name, pair, peft_config.rank_pattern.get(pair, peft_config.r), peft_config)
+        target.update_layer(adapter_name, pair, peft_config.pair_ranks.get(pair, peft_config.r), peft_config)
 
     def forward(self, *args, **kwargs):
         try:

@@ -31,8 +31,12 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
         No adapter there, a broken file, or an adapter of another base model.
     """
     if not (folder / "adapter_config.json").is_file():
-        near = sorted(p.parent.name for p in folder.parent.glob("*/adapter_config.json")) if folder.parent.is_dir() else []
-        raise ValueError(f"{folder} holds no adapter_config.json" + (f"; adapters beside it: {', '.join(near)}" if near else ""))
+        near = (
+            sorted(p.parent.name for p in folder.parent.glob("*/adapter_config.json")) if folder.parent.is_dir() else []
+        )
+        raise ValueError(
+            f"{folder} holds no adapter_config.json" + (f"; adapters beside it: {', '.join(near)}" if near else "")
+        )
     config = read_json(folder / "adapter_config.json")
     base = model or config["base_model_name_or_path"]
     task = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}.get(config.get("task_type") or "", "base")
@@ -81,7 +85,10 @@ def predict_texts(run: Path, method: str, texts: list[str]) -> list[dict]:
 def _continued(model: nn.Module, tokenizer, text: str) -> dict:
     ids = tokenizer(text, return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.pad_token_id)  # type: ignore[operator]
-    return {"text": text, "continuation": tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)}
+    return {
+        "text": text,
+        "continuation": tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True),
+    }
 
 
 def _outputs(folder: Path) -> int | None:
@@ -93,4 +100,6 @@ def _outputs(folder: Path) -> int | None:
             heads = [k for k in opened.keys() if k.endswith(("classifier.weight", "score.weight", "out_proj.weight"))]  # noqa: SIM118
             return opened.get_slice(heads[0]).get_shape()[0] if heads else None
     except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{folder / 'adapter_model.safetensors'} cannot be read: {error}. Is the file whole?") from error
+        raise ValueError(
+            f"{folder / 'adapter_model.safetensors'} cannot be read: {error}. Is the file whole?"
+        ) from error

@@ -132,7 +132,11 @@ def collate(examples: list[Example], pad: int, task: str) -> dict[str, Tensor]:
     if task == "causal-lm":
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
     dtype = torch.float32 if task == "regression" else torch.long
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e["label"] for e in examples], dtype=dtype)}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": torch.tensor([e["label"] for e in examples], dtype=dtype),
+    }
 
 
 def batches(examples: list[Example], pad: int, task: str, size: int) -> Iterator[dict[str, Tensor]]:
@@ -328,7 +332,11 @@ def _is_adalora(model: nn.Module) -> bool:
 
 
 def _training_state(model: nn.Module) -> dict[str, Tensor]:
-    state = {f"p|{n}": p.detach().cpu().clone(memory_format=torch.contiguous_format) for n, p in model.named_parameters() if p.requires_grad}
+    state = {
+        f"p|{n}": p.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
     if _is_adalora(model):
         allocator = model.base_model.rankallocator
         for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):

@@ -1,0 +1,44 @@
+"""The report as a reader meets it: opened in headless Chromium."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rankwise.report.page import write_run
+from rankwise.tuning.adapt import AdaptConfig, Job
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the browser test is left out")
+def test_table_and_plots_are_there_and_nothing_is_fetched(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    config = AdaptConfig(methods=["lora", "s2lora"], eval=["sentiment:tweets"], steps=3, batch_size=4, max_length=16,
+                         train_limit=64, eval_limit=20, dropout=0.0, learning_rates={m: [1e-3] for m in ("head", "lora", "s2lora")})  # fmt: skip
+    results = Job(config, tmp_path / "run").run()
+    write_run(tmp_path / "run", results, "rankwise adapt <example> & more")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        asked: list[str] = []
+        page.on("request", lambda r: asked.append(r.url))
+        page.goto(Path(tmp_path / "run/report.html").as_uri())
+        rows = page.locator("#results tbody tr")
+        assert rows.count() == 3
+        assert [rows.nth(i).locator("td").first.inner_text() for i in range(3)] == [
+            "frozen, head only",
+            "LoRA",
+            "S2-LoRA",
+        ]
+        sizes = page.eval_on_selector_all("img.plot", "images => images.map(i => [i.naturalWidth, i.naturalHeight])")
+        assert len(sizes) == 5  # scores, losses, two rank maps, one mass map
+        assert all(w > 200 and h > 100 for w, h in sizes)
+        assert page.locator("pre").first.inner_text() == "rankwise adapt <example> & more"
+        page.screenshot(path=str(tmp_path / "report.png"), full_page=True)
+        browser.close()
+    assert [u for u in asked if not u.startswith(("file:", "data:"))] == []
+    assert (tmp_path / "report.png").stat().st_size > 20_000

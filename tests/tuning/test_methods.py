@@ -1,0 +1,48 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import get_peft_model
+
+from rankwise.models import target_modules
+from rankwise.tuning.methods import METHODS, affordable_rank, parse_budget
+from small_models import bert, llama
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("0.5%", 500), ("100", 100), ("2k", 2000), ("0.05M", 50_000), ("4KB", 1024), ("100%", 100_000),
+])  # fmt: skip
+def test_budget_forms(text, expected):
+    assert parse_budget(text, 100_000) == expected
+
+
+@pytest.mark.parametrize(("text", "match"), [
+    ("half", "not understood"), ("0.00001%", "not even one"), ("101%", "more than the model's"), ("-5", "not understood"),
+])  # fmt: skip
+def test_budgets_that_make_no_sense(text, match):
+    with pytest.raises(ValueError, match=match):
+        parse_budget(text, 100_000)
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora", "s2lora", "s2lora-unshared"])
+@settings(max_examples=8)
+@given(budget=st.integers(1000, 20_000))
+def test_the_rank_chosen_is_the_largest_that_fits(name, budget):
+    model = bert()
+    names = target_modules(model)
+    rank = affordable_rank(name, budget, model, names)
+    prices = [
+        get_peft_model(bert(), METHODS[name].config(r, names, 20)).get_nb_trainable_parameters()[0]
+        for r in (rank, min(rank + 1, 16))
+    ]
+    assert prices[0] <= budget
+    assert prices[1] > budget or rank == 16  # the smaller side of these matrices
+
+
+def test_a_budget_below_rank_one_names_the_price():
+    model = bert()
+    with pytest.raises(ValueError, match=r"lora at rank 1 on 12 layers trains 448 parameters, the budget is 100"):
+        affordable_rank("lora", 100, model, target_modules(model))
+    with pytest.raises(ValueError, match="bitfit trains all"):
+        affordable_rank("bitfit", 10, model, target_modules(model))
+    with pytest.raises(ValueError, match="this model has none"):
+        affordable_rank("bitfit", 10_000, llama(), target_modules(llama()))

@@ -1,0 +1,347 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import AdaLoraConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from rankwise.tuning import S2LoraCallback, S2LoraConfig
+from rankwise.tuning.s2lora import S2LoraLayer, delta_weight, effective_rank, soft_threshold
+from small_models import bert, gpt2, llama, randomise
+
+R = 3
+
+
+def config(**options):
+    return S2LoraConfig(r=R, **options)
+
+
+def layers(model, adapter="default"):
+    return {n: m for n, m in model.named_modules() if isinstance(m, S2LoraLayer)}
+
+
+def test_zero_coefficients_give_the_base_models_logits_bit_for_bit(any_model, batch):
+    base = any_model(**batch).logits
+    adapted = get_peft_model(any_model, config()).eval()
+    assert torch.equal(adapted(**batch).logits, base)
+
+
+def test_merge_equals_forward_with_adapter_and_unmerge_restores(any_model, batch):
+    before = {n: p.clone() for n, p in any_model.named_parameters()}
+    adapted = randomise(get_peft_model(any_model, config())).eval()
+    expected = adapted(**batch).logits
+    adapted.merge_adapter(safe_merge=True)
+    torch.testing.assert_close(adapted(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    adapted.unmerge_adapter()
+    after = dict(adapted.get_base_model().named_parameters())
+    for name, weight in before.items():  # one rounding each way: 2 ulp of the largest weight
+        found = after.get(
+            name, after.get(name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias"))
+        )
+        torch.testing.assert_close(found, weight, atol=2e-7, rtol=0)
+    merged = adapted.merge_and_unload(safe_merge=True)
+    torch.testing.assert_close(merged(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    assert not layers(merged)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.floats(0.1, 3))
+def test_delta_equals_the_dense_product(out, in_, r, scale):
+    P, lam, Q = (torch.randn(s, dtype=torch.float64) for s in ((out, r), (r,), (r, in_)))
+    torch.testing.assert_close(delta_weight(P, lam, Q, scale), scale * P @ torch.diag(lam) @ Q, atol=1e-12, rtol=1e-12)
+    c = 2.5  # scale ambiguity: P by c, λ by 1/c
+    torch.testing.assert_close(delta_weight(c * P, lam / c, Q, scale), delta_weight(P, lam, Q, scale))
+
+
+def test_one_matrix_has_the_function_class_of_adalora(model, batch):
+    target = ["bert.encoder.layer.0.attention.self.query"]
+    with pytest.warns(UserWarning, match="nothing is shared"):
+        mine = randomise(get_peft_model(copy.deepcopy(model), config(target_modules=target))).eval()
+    ada = get_peft_model(
+        model, AdaLoraConfig(init_r=R, target_r=R, lora_alpha=R, total_step=10, target_modules=target)
+    ).eval()
+    P, lam, Q = next(iter(layers(mine).values())).factors("default")
+    theirs = ada.base_model.model.get_submodule(target[0])
+    with torch.no_grad():
+        theirs.lora_A["default"].copy_(Q)
+        theirs.lora_B["default"].copy_(P)
+        theirs.lora_E["default"].copy_(lam[:, None] * (theirs.ranknum["default"] + 1e-5) / theirs.scaling["default"])
+    torch.testing.assert_close(mine(**batch).logits, ada(**batch).logits, atol=1e-6, rtol=1e-5)
+
+
+def test_frozen_factors_equal_vera_with_unit_output_scale(model, batch):
+    target = ["query", "key"]
+    mine = randomise(get_peft_model(copy.deepcopy(model), config(target_modules=target, train_shared=False))).eval()
+    vera = get_peft_model(model, VeraConfig(r=R, target_modules=target)).eval()
+    with torch.no_grad():
+        for name, layer in layers(mine).items():
+            P, lam, Q = layer.factors("default")
+            other = vera.get_submodule(name)
+            other.vera_A["default"].copy_(Q)
+            other.vera_B["default"].copy_(P)
+            other.vera_lambda_d["default"].copy_(lam)
+            other.vera_lambda_b["default"].fill_(1.0)
+    torch.testing.assert_close(mine(**batch).logits, vera(**batch).logits, atol=1e-6, rtol=1e-5)
+    assert {n.split(".")[-2] for n, p in mine.named_parameters() if p.requires_grad} == {"s2lora_lambda"}
+
+
+def test_gradient_of_a_shared_factor_is_the_sum_over_matrices(model, batch):
+    target, labels = ["query", "key", "value"], torch.tensor([0, 1, 0, 1])
+    shared = randomise(get_peft_model(copy.deepcopy(model), config(target_modules=target)))
+    apart = get_peft_model(model, config(target_modules=target, share="none"))
+    with torch.no_grad():
+        for name, layer in layers(shared).items():
+            for mine, theirs in zip(
+                layer.factors("default"), apart.get_submodule(name).factors("default"), strict=True
+            ):
+                theirs.copy_(mine)
+    for m in (shared, apart):
+        m.eval()(**batch, labels=labels).loss.backward()
+    for side in ("s2lora_P", "s2lora_Q"):
+        one = getattr(shared.base_model, side)["default"]["16x16"].grad
+        many = sum(p.grad for p in getattr(apart.base_model, side)["default"].values())
+        torch.testing.assert_close(one, many, atol=1e-7, rtol=1e-4)
+
+
+def test_gradients_agree_with_finite_differences(batch):
+    m = randomise(get_peft_model(bert().double(), config(target_modules=["query", "value"]))).double().eval()
+    labels = torch.tensor([0, 1, 0, 1])
+    Q = m.base_model.s2lora_Q["default"]["16x16"]
+    m(**batch, labels=labels).loss.backward()
+    for i, j in ((0, 0), (1, 5)):
+        losses = []
+        for step in (1e-6, -2e-6):
+            with torch.no_grad():
+                Q[i, j] += step
+                losses.append(float(m(**batch, labels=labels).loss))
+        with torch.no_grad():
+            Q[i, j] += 1e-6
+        assert Q.grad[i, j].item() == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4, abs=1e-9)
+
+
+@given(st.floats(0.0, 2.0))
+def test_proximal_step_solves_the_lasso_of_an_orthonormal_design(amount):
+    target = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    solution = soft_threshold(target, amount)
+    # optimality: the subgradient of ½‖x - target‖² + amount ‖x‖₁ contains zero
+    gradient = target - solution
+    on = solution != 0
+    torch.testing.assert_close(gradient[on], amount * solution[on].sign())
+    assert (gradient[~on].abs() <= amount + 1e-12).all()
+
+
+def test_callback_shrinks_by_the_learning_rate_that_was_used(model):
+    adapted = get_peft_model(model, config(sparsity=0.5))
+    groups = adapted.base_model.parameter_groups(0.1, 0.0)
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    lam = next(iter(layers(adapted).values())).s2lora_lambda["default"]
+    with torch.no_grad():
+        lam.copy_(torch.tensor([2.0, 0.4, -1.0]))
+    S2LoraCallback().on_optimizer_step(None, None, None, model=adapted, optimizer=optimizer)
+    torch.testing.assert_close(lam.detach(), torch.tensor([1.5, 0.0, -0.5]))  # η = 10 · 0.1, γ' = 0.5
+
+
+def test_trainer_with_the_callback_reaches_exact_zeros_and_the_penalty_does_not(tmp_path):
+    def trained(**options):
+        torch.manual_seed(0)
+        rows = [{"input_ids": torch.randint(0, 50, (6,)), "labels": i % 2} for i in range(16)]
+        adapted = get_peft_model(bert(), config(task_type="SEQ_CLS", **options))
+        args = TrainingArguments(
+            str(tmp_path),
+            max_steps=8,
+            learning_rate=5e-3,
+            per_device_train_batch_size=4,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(adapted, args, train_dataset=rows, callbacks=[S2LoraCallback()]).train()
+        return torch.stack([e.coefficients for e in adapted.base_model.rank_map().values()])
+
+    assert (trained(sparsity=0.9) == 0).float().mean() > 0.05
+    assert (trained(sparsity=0.9, l1="penalty") == 0).sum() == 0
+
+
+def test_regularisation_is_counted_once_and_ignores_the_number_of_targets():
+    few = get_peft_model(bert(layers=1), config(target_modules=["query", "key"], l1="penalty", sparsity=1.0))
+    many = get_peft_model(bert(layers=4), config(target_modules=["query", "key"], l1="penalty", sparsity=1.0))
+    with torch.no_grad():
+        for m in (few, many):
+            for layer in layers(m).values():
+                layer.s2lora_lambda["default"].fill_(0.7)
+            m.base_model.s2lora_P["default"]["16x16"].copy_(2 * torch.eye(16)[:, :R])
+            m.base_model.s2lora_Q["default"]["16x16"].copy_(torch.eye(16)[:R])
+    expected = 0.7 + 0.1 * R * 9 / R**2  # mean |λ|, and μ ‖4I - I‖² / r² with I of size r
+    assert float(few.base_model.regularization_loss()) == pytest.approx(expected, rel=1e-5)
+    assert float(many.base_model.regularization_loss()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_parameter_count_and_file_size_follow_the_formula(tmp_path):
+    adapted = get_peft_model(bert(hidden=32), S2LoraConfig(r=8))
+    expected = 8 * (64 + 96 + 96) + 12 * 8  # three shapes, twelve matrices
+    assert adapted.get_nb_trainable_parameters()[0] == expected
+    adapted.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 4 * expected + 1200
+
+
+def test_matrices_of_different_shape_never_share(model):
+    adapted = get_peft_model(model, config())
+    for layer in layers(adapted).values():
+        P, _, Q = layer.factors("default")
+        assert (P.shape[0], Q.shape[1]) == (layer.out_features, layer.in_features)
+    assert set(adapted.base_model.s2lora_P["default"]) == {"16x16", "32x16", "16x32"}
+
+
+@pytest.mark.parametrize(("share", "pairs"), [("max", 1), ("role", 6), ("none", 12)])
+def test_other_ways_to_share(model, batch, share, pairs):
+    adapted = randomise(get_peft_model(model, config(share=share))).eval()
+    assert len(adapted.base_model.s2lora_P["default"]) == pairs
+    expected = adapted(**batch).logits
+    torch.testing.assert_close(adapted.merge_and_unload()(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_query_key_and_value_project_their_input_once(model, batch, monkeypatch):
+    adapted = get_peft_model(model, config(target_modules=["query", "key", "value"])).eval()
+    calls = []
+    linear = nn.functional.linear
+    monkeypatch.setattr("rankwise.tuning.s2lora.F.linear", lambda x, w, *b: calls.append(w.shape) or linear(x, w, *b))
+    adapted(**batch)
+    assert calls.count(torch.Size([R, 16])) == 2  # once a block, not three times
+
+
+def test_saved_adapter_gives_bit_equal_logits_in_a_new_process(tmp_path, batch):
+    model = bert()
+    model.save_pretrained(tmp_path / "base")
+    adapted = randomise(get_peft_model(model, config(task_type="SEQ_CLS"))).eval()
+    torch.save({"batch": batch, "logits": adapted(**batch).logits.detach()}, tmp_path / "expected.pt")
+    adapted.save_pretrained(tmp_path / "adapter")
+    code = f"""
+import rankwise, torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+torch.set_num_threads({torch.get_num_threads()})
+saved = torch.load(r'{tmp_path}/expected.pt', weights_only=True)
+for low in (False, True):
+    base = AutoModelForSequenceClassification.from_pretrained(r'{tmp_path}/base')
+    model = PeftModel.from_pretrained(base, r'{tmp_path}/adapter', low_cpu_mem_usage=low).eval()
+    assert torch.equal(model(**saved['batch']).logits, saved['logits']), low
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_two_adapters_switch_delete_and_disable(model, batch):
+    base = model(**batch).logits
+    adapted = randomise(get_peft_model(model, config(), adapter_name="a"), seed=1).eval()
+    first = adapted(**batch).logits
+    adapted.add_adapter("b", S2LoraConfig(r=2, target_modules=["query", "key"]))
+    assert torch.equal(adapted(**batch).logits, first)
+    adapted.set_adapter("b")
+    assert {n.split(".")[-2] for n, p in adapted.named_parameters() if p.requires_grad and "s2lora_P" in n} == {"b"}
+    second = randomise(adapted, seed=2)(**batch).logits
+    assert not torch.allclose(first, second)
+    adapted.set_adapter("a")
+    assert torch.equal(adapted(**batch).logits, first)
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(**batch).logits, base)
+        assert not any(p.requires_grad for p in adapted.base_model.s2lora_P.parameters())
+    assert all(p.requires_grad for p in adapted.base_model.s2lora_P["a"].parameters())
+    adapted.delete_adapter("b")
+    assert list(adapted.base_model.s2lora_P) == ["a"]
+    assert torch.equal(adapted(**batch).logits, first)
+
+
+@pytest.mark.parametrize("options", [
+    {"target_modules": ["query"]},
+    {"target_modules": r".*\.(query|value)"},
+    {"target_modules": "all-linear"},
+    {"target_modules": ["query"], "layers_to_transform": [1]},
+    {"target_modules": ["query", "key"], "exclude_modules": ["key"]},
+])  # fmt: skip
+def test_targets_are_chosen_as_in_plain_lora(options, batch):
+    mine = set(layers(get_peft_model(bert(), config(task_type="SEQ_CLS", **options))))
+    plain = get_peft_model(bert(), LoraConfig(r=R, task_type="SEQ_CLS", **options))
+    assert mine == {n.removesuffix(".lora_A") for n, _ in plain.named_modules() if n.endswith(".lora_A")}
+
+
+def test_head_is_trained_and_saved(model, tmp_path, batch):
+    adapted = get_peft_model(model, config(task_type="SEQ_CLS"))
+    assert any("classifier.modules_to_save" in n for n, p in adapted.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        adapted.base_model.model.classifier.modules_to_save["default"].weight.fill_(1.0)
+    adapted.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(bert(), tmp_path)
+    assert (again.base_model.model.classifier.modules_to_save["default"].weight == 1).all()
+
+
+def test_bfloat16_base_keeps_float32_coefficients_and_factors(batch):
+    adapted = randomise(get_peft_model(bert().bfloat16(), config())).eval()
+    assert {p.dtype for n, p in adapted.named_parameters() if "s2lora" in n} == {torch.float32}
+    assert adapted(**batch).logits.dtype == torch.bfloat16
+    full = randomise(get_peft_model(bert(), config())).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = full(**batch).logits
+    torch.testing.assert_close(mixed.float(), full(**batch).logits, atol=0.05, rtol=0.05)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(batch):
+    grads = []
+    for checkpointing in (False, True):
+        m = randomise(get_peft_model(llama(), config())).train()
+        if checkpointing:
+            m.enable_input_require_grads()
+            m.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        m(**batch, labels=batch["input_ids"]).loss.backward()
+        grads.append([p.grad.clone() for p in m.parameters() if p.requires_grad])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
+
+
+def test_compiled_model_agrees(batch):
+    adapted = randomise(get_peft_model(bert(layers=1), config())).eval()
+    compiled = torch.compile(adapted, backend="eager")
+    torch.testing.assert_close(compiled(**batch).logits, adapted(**batch).logits, atol=1e-6, rtol=1e-5)
+
+
+def test_conv1d_layers_are_adapted_in_their_orientation(batch):
+    adapted = randomise(get_peft_model(gpt2(), config(target_modules=["c_attn"]))).eval()
+    layer = next(iter(layers(adapted).values()))
+    assert layer.get_delta_weight("default").shape == layer.get_base_layer().weight.shape == (16, 48)
+
+
+def test_rank_map_reports_rank_mass_and_coefficients(model):
+    adapted = get_peft_model(model, config())
+    layer = next(iter(layers(adapted).values()))
+    with torch.no_grad():
+        layer.s2lora_lambda["default"].copy_(torch.tensor([2.0, 0.0, -1.0]))
+    first = next(iter(adapted.base_model.rank_map().values()))
+    assert (first.rank, first.mass) == (2, 3.0)
+    assert effective_rank(torch.zeros(3)) == 0
+    assert effective_rank(torch.tensor([1.0, 1e-4])) == 1
+
+
+def test_bad_configurations_name_the_value(model):
+    for options, match in (
+        ({"r": 0}, "r=0"),
+        ({"sparsity": -1.0}, "sparsity=-1.0"),
+        ({"dropout": 1.0}, r"dropout=1.0"),
+        ({"share": "shap"}, "did you mean shape"),
+        ({"l1": "prox"}, "proximal"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            S2LoraConfig(**options)
+    with pytest.raises(ValueError, match=r"r=17 is larger than 16"):
+        get_peft_model(bert(), S2LoraConfig(r=17))
+    with pytest.raises(ValueError, match="did you mean query"):
+        get_peft_model(bert(), config(target_modules=["qeury"]))
+
+
+def test_adapter_of_another_base_model_is_refused_by_name(tmp_path):
+    get_peft_model(bert(layers=3), config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"layer\.2\..*lacks|lacks.*layer\.2"):
+        PeftModel.from_pretrained(bert(layers=2), Path(tmp_path))

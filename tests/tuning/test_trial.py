@@ -1,0 +1,127 @@
+import math
+
+import pytest
+import torch
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
+
+from rankwise.tuning import S2LoraConfig
+from rankwise.tuning.trial import Training, TrialResult, collate, evaluate, last_checkpoint, ordered, rank_map, train
+from small_models import bert, llama, randomise
+
+STEPS = 10
+
+
+def examples(n=40, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(n):
+        length = int(torch.randint(3, 12, (1,), generator=g))
+        rows.append({"input_ids": torch.randint(1, 50, (length,), generator=g).tolist(), "label": i % 2})
+    return rows
+
+
+def run(config, folder, *, stop_at=None, seed=0, **training):
+    """Train a small model; ``stop_at`` ends it there as a kill would, right after that step's checkpoint."""
+    torch.manual_seed(seed)
+    model = get_peft_model(bert(), config)
+    result = TrialResult(method="x", learning_rate=1e-2, seed=seed)
+
+    def on_step(step, steps, loss):
+        if stop_at is not None and step > stop_at:
+            raise KeyboardInterrupt
+
+    settings = Training(steps=STEPS, batch_size=4, max_length=12, checkpoint_steps=2, **training)
+    train(model, examples(), training=settings, learning_rate=1e-2, seed=seed, pad=0, task="classification",
+          folder=folder, result=result, on_step=on_step, validation=examples(12, seed=9))  # fmt: skip
+    return model, result
+
+
+CONFIGS = {
+    "lora": lambda: LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"),
+    "s2lora": lambda: S2LoraConfig(r=2, target_modules=["query", "value"], sparsity=0.1, task_type="SEQ_CLS"),
+    "adalora": lambda: AdaLoraConfig(init_r=3, target_r=1, tinit=1, tfinal=3, deltaT=1, total_step=STEPS,
+                                     target_modules=["query", "value"], task_type="SEQ_CLS"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("stop_at", [3, 8])
+def test_a_stopped_run_resumes_to_the_numbers_of_an_unbroken_one(name, stop_at, tmp_path):
+    whole, expected = run(CONFIGS[name](), tmp_path / "whole", validation_points=5)
+    with pytest.raises(KeyboardInterrupt):
+        run(CONFIGS[name](), tmp_path / "broken", stop_at=stop_at, validation_points=5)
+    assert last_checkpoint(tmp_path / "broken/checkpoints")
+    resumed, result = run(CONFIGS[name](), tmp_path / "broken", validation_points=5)
+    assert result.loss_curve == expected.loss_curve
+    assert result.validation_curve == expected.validation_curve
+    for (n, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), n
+
+
+def test_half_written_checkpoints_are_never_read(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(CONFIGS["lora"](), tmp_path, stop_at=5)
+    newest = last_checkpoint(tmp_path / "checkpoints")
+    assert newest.endswith("checkpoint-4")
+    (tmp_path / "checkpoints/checkpoint-6").mkdir()
+    (tmp_path / "checkpoints/checkpoint-6/trainable.safetensors").write_bytes(b"half")
+    assert last_checkpoint(tmp_path / "checkpoints") == newest
+    assert not (tmp_path / "checkpoints/checkpoint-6").exists()
+
+
+def test_adalora_moves_its_budget_during_training(tmp_path):
+    model, _ = run(CONFIGS["adalora"](), tmp_path)
+    ranks, mass = rank_map(model)
+    assert sum(ranks.values()) == 4  # target_r = 1 for each of four layers
+    assert set(ranks) == set(mass)
+
+
+def test_the_order_of_examples_depends_on_the_seed_alone_and_covers_every_pass():
+    rows = examples(40)
+    one, two = (ordered(rows, steps=20, batch_size=4, seed=3) for _ in "ab")
+    assert one == two != ordered(rows, steps=20, batch_size=4, seed=4)
+    assert len(one) == 80
+    seen = [id(r) for r in one]
+    assert all(seen.count(id(r)) == 2 for r in rows)
+    spans = [
+        max(len(r["input_ids"]) for r in one[i : i + 4]) - min(len(r["input_ids"]) for r in one[i : i + 4])
+        for i in range(0, 80, 4)
+    ]
+    assert sum(spans) / len(spans) < 2.5  # batches of similar length; 8 apart at most
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    model = get_peft_model(bert(), LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    with torch.no_grad():
+        model.base_model.model.bert.encoder.layer[0].output.dense.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        train(model, examples(), training=Training(steps=4, batch_size=4, max_length=12), learning_rate=1e-3, seed=0, pad=0,
+              task="classification", folder=tmp_path, result=TrialResult(method="x", learning_rate=1e-3, seed=0))  # fmt: skip
+
+
+def test_scores_agree_with_scikit_learn():
+    from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+    model, rows = randomise(get_peft_model(bert(), LoraConfig(r=2, target_modules=["query"]))).eval(), examples(30)
+    scores = evaluate(model, rows, 0, "classification")
+    probability = []
+    for row in rows:
+        logits = model(**{k: v for k, v in collate([row], 0, "classification").items() if k != "labels"}).logits
+        probability.append(logits.softmax(-1)[0].tolist())
+    truth, guess = [r["label"] for r in rows], [int(p[1] > p[0]) for p in probability]
+    assert scores["accuracy"] == pytest.approx(accuracy_score(truth, guess))
+    assert scores["macro_f1"] == pytest.approx(f1_score(truth, guess, average="macro"), abs=1e-6)
+    assert scores["loss"] == pytest.approx(log_loss(truth, [p[1] for p in probability]), rel=1e-4)
+
+
+def test_perplexity_counts_every_predicted_token_once():
+    model, rows = llama(), [{"input_ids": [1, 2, 3, 4]}, {"input_ids": [5, 6]}]
+    losses = [float(model(**collate([r], 0, "causal-lm")).loss.detach()) * (len(r["input_ids"]) - 1) for r in rows]
+    scores = evaluate(model, rows, 0, "causal-lm")
+    assert scores["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert scores["perplexity"] == pytest.approx(math.exp(sum(losses) / 4), rel=1e-5)
+
+
+def test_a_result_survives_its_json():
+    result = TrialResult(method="lora", learning_rate=1e-3, seed=1, scores={"a": {"score": 0.5}})
+    assert TrialResult.from_dict(result.as_dict()) == result
