@@ -21,9 +21,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with whole_folder(target) as draft:
         (draft / "x").write_text("1")
         assert not target.exists()
-    with pytest.raises(RuntimeError), whole_folder(target) as draft:
-        (draft / "x").write_text("2")
-        raise RuntimeError
+
+    def fail():
+        with whole_folder(target) as draft:
+            (draft / "x").write_text("2")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert (target / "x").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

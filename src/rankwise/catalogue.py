@@ -43,7 +43,16 @@ class Entry:
         return asdict(self)
 
 
-def _e(id: str, name: str, family: str, object: str, paper: str, arxiv: str, claim: str, status="planned") -> Entry:
+def _e(
+    id: str,
+    name: str,
+    family: str,
+    object: str,
+    paper: str,
+    arxiv: str,
+    claim: str,
+    status: Literal["ready", "planned"] = "planned",
+) -> Entry:
     return Entry(
         id=id,
         name=name,

@@ -41,17 +41,20 @@ def test_a_group_column_keeps_documents_together(tmp_path):
     assert not set(splits.train.groups) & set(splits.test.groups)
 
 
-@pytest.mark.parametrize(("name", "text", "match"), [
-    ("a.csv", "txt,label\nx,1\n", r"a\.csv, line 2: unknown column 'text'; did you mean txt"),
-    ("a.csv", "text,label\nx,1\n ,2\n", r"line 3: column 'text' is empty"),
-    ("a.csv", "text,label\nx,1\ny,\n", r"line 3: column 'label' is empty"),
-    ("a.csv", "text,label\nx,1\ny,1\n", r"one class only \('1'\)"),
-    ("a.csv", "text,label\n", "has no rows"),
-    ("a.csv", "text,label\nx,1,7\n", "line 2: more cells"),
-    ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', r"line 2, column \d+: not valid JSON"),
-    ("a.jsonl", "[1]\n", "line 1: a JSON object is needed"),
-    ("a.txt", "x", "unknown file type"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("a.csv", "txt,label\nx,1\n", r"a\.csv, line 2: unknown column 'text'; did you mean txt"),
+        ("a.csv", "text,label\nx,1\n ,2\n", r"line 3: column 'text' is empty"),
+        ("a.csv", "text,label\nx,1\ny,\n", r"line 3: column 'label' is empty"),
+        ("a.csv", "text,label\nx,1\ny,1\n", r"one class only \('1'\)"),
+        ("a.csv", "text,label\n", "has no rows"),
+        ("a.csv", "text,label\nx,1,7\n", "line 2: more cells"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', r"line 2, column \d+: not valid JSON"),
+        ("a.jsonl", "[1]\n", "line 1: a JSON object is needed"),
+        ("a.txt", "x", "unknown file type"),
+    ],
+)
 def test_complaints_name_file_line_and_column(tmp_path, name, text, match):
     with pytest.raises(ValueError, match=match):
         read_file(write(tmp_path, name, text))

@@ -64,8 +64,12 @@ def test_a_run_killed_at_three_moments_ends_with_the_same_numbers(finished):
     folder, _ = finished
     moments = random.Random(0)
     for _ in range(3):
-        with subprocess.Popen([RANKWISE, "adapt", str(folder / "small.yaml"), "--out", str(folder / "killed")], env=ENV,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        with subprocess.Popen(
+            [RANKWISE, "adapt", str(folder / "small.yaml"), "--out", str(folder / "killed")],
+            env=ENV,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
             deadline = time.time() + 60
             while not (folder / "killed").exists() and process.poll() is None and time.time() < deadline:
                 time.sleep(0.1)
@@ -131,20 +135,23 @@ def test_two_processes_give_the_statistics_and_losses_of_one(tmp_path):
             assert a == pytest.approx(b, rel=1e-4)  # float32 sums in another order
 
 
-@pytest.mark.parametrize(("args", "match"), [
-    (["adapt", "--model", "minilmm"], "did you mean minilm"),
-    (["adapt", "--methods", "lor"], "did you mean lora"),
-    (["adapt", "--data", "sentiment:movy"], "did you mean movies"),
-    (["adapt", "--methods", "lora", "--budget", "0.02%"], "lora at rank 1"),
-    (["adapt", "--budget", "200%"], "more than the model"),
-    (["adapt", "--target", "qury"], "nearest: query"),
-    (["adapt", "none.yaml"], "no such configuration file: none.yaml"),
-    (["export", "none"], "holds no adapter_config.json"),
-    (["predict", "none", "--method", "eva", "--text", "x"], "is not a run"),
-    (["bench", "evaa"], "did you mean eva"),
-    (["inspect", "minilmm"], "did you mean minilm"),
-    (["methods", "--family", "tunning"], "did you mean tuning"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (["adapt", "--model", "minilmm"], "did you mean minilm"),
+        (["adapt", "--methods", "lor"], "did you mean lora"),
+        (["adapt", "--data", "sentiment:movy"], "did you mean movies"),
+        (["adapt", "--methods", "lora", "--budget", "0.02%"], "lora at rank 1"),
+        (["adapt", "--budget", "200%"], "more than the model"),
+        (["adapt", "--target", "qury"], "nearest: query"),
+        (["adapt", "none.yaml"], "no such configuration file: none.yaml"),
+        (["export", "none"], "holds no adapter_config.json"),
+        (["predict", "none", "--method", "eva", "--text", "x"], "is not a run"),
+        (["bench", "evaa"], "did you mean eva"),
+        (["inspect", "minilmm"], "did you mean minilm"),
+        (["methods", "--family", "tunning"], "did you mean tuning"),
+    ],
+)
 def test_complaints_are_one_line_and_status_2(args, match, tmp_path):
     out = ["--out", tmp_path / "out"] if args[0] in ("adapt", "export") else []
     done = rankwise(*args, *out)
@@ -184,11 +191,17 @@ def test_broken_and_foreign_adapters_are_named(finished, tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     (tmp_path / "small.yaml").write_text(SMALL)
-    full = "import resource, signal, sys, errno, os, rankwise.files as f\n" \
-           "def fail(*a): raise OSError(errno.ENOSPC, 'No space left on device', 'config.yaml')\n" \
-           "f.os.fsync = fail\nfrom rankwise.cli.main import run\nrun()"  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", full, "adapt", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")],
-                          capture_output=True, text=True, env=ENV)  # fmt: skip
+    full = (
+        "import resource, signal, sys, errno, os, rankwise.files as f\n"
+        "def fail(*a): raise OSError(errno.ENOSPC, 'No space left on device', 'config.yaml')\n"
+        "f.os.fsync = fail\nfrom rankwise.cli.main import run\nrun()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", full, "adapt", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=ENV,
+    )
     assert done.returncode == 2
     assert "no space left on disk while writing config.yaml" in done.stderr
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]

@@ -9,16 +9,32 @@ from rankwise.report.page import write_run
 from rankwise.tuning.adapt import AdaptConfig, Job
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the browser test is left out")
 def test_table_and_plots_are_there_and_nothing_is_fetched(tmp_path):
     from playwright.sync_api import sync_playwright
 
-    config = AdaptConfig(methods=["lora", "s2lora"], eval=["sentiment:tweets"], steps=3, batch_size=4, max_length=16,
-                         train_limit=64, eval_limit=20, dropout=0.0, learning_rates={m: [1e-3] for m in ("head", "lora", "s2lora")})  # fmt: skip
+    config = AdaptConfig(
+        methods=["lora", "s2lora"],
+        eval=["sentiment:tweets"],
+        steps=3,
+        batch_size=4,
+        max_length=16,
+        train_limit=64,
+        eval_limit=20,
+        dropout=0.0,
+        learning_rates={m: [1e-3] for m in ("head", "lora", "s2lora")},
+    )
     results = Job(config, tmp_path / "run").run()
     write_run(tmp_path / "run", results, "rankwise adapt <example> & more")
     with sync_playwright() as playwright:

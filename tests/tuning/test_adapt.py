@@ -14,8 +14,13 @@ TINY = {"steps": 3, "batch_size": 4, "max_length": 16, "train_limit": 64, "eval_
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
-    config = AdaptConfig(**TINY, methods=["bitfit", "lora", "adalora", "s2lora", "eva"], eval=["sentiment:tweets"], seeds=2,
-                         learning_rates={m: [1e-3] for m in ("head", "bitfit", "lora", "adalora", "s2lora", "eva")})  # fmt: skip
+    config = AdaptConfig(
+        **TINY,
+        methods=["bitfit", "lora", "adalora", "s2lora", "eva"],
+        eval=["sentiment:tweets"],
+        seeds=2,
+        learning_rates={m: [1e-3] for m in ("head", "bitfit", "lora", "adalora", "s2lora", "eva")},
+    )
     return out, config, Job(config, out).run()
 
 
@@ -56,8 +61,9 @@ def test_another_configuration_may_not_use_the_folder(finished):
 
 
 def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path):
-    config = AdaptConfig(**TINY, methods=["lora", "bitfit"], baseline=False,
-                         learning_rates={"lora": [float("1e38")], "bitfit": [1e-3]})  # fmt: skip
+    config = AdaptConfig(
+        **TINY, methods=["lora", "bitfit"], baseline=False, learning_rates={"lora": [float("1e38")], "bitfit": [1e-3]}
+    )
     lora, bitfit = Job(config, tmp_path / "out").run()["methods"]
     assert lora["status"] == "diverged"
     assert "the loss is nan" in lora["message"] or "the loss is inf" in lora["message"]
@@ -85,8 +91,16 @@ def test_causal_language_model_on_a_user_file(tmp_path):
     data.write_text(
         "text\n" + "".join(f'"The {w} sat on the mat number {i}."\n' for i in range(40) for w in ("cat", "dog"))
     )
-    config = AdaptConfig(**{**TINY, "steps": 2, "eval_limit": 4}, model="smollm2", data=str(data), task="causal-lm",
-                         methods=["lora"], budget="0.5%", target="q_proj,v_proj", learning_rates={"lora": [1e-3]})  # fmt: skip
+    config = AdaptConfig(
+        **{**TINY, "steps": 2, "eval_limit": 4},
+        model="smollm2",
+        data=str(data),
+        task="causal-lm",
+        methods=["lora"],
+        budget="0.5%",
+        target="q_proj,v_proj",
+        learning_rates={"lora": [1e-3]},
+    )
     results = Job(config, tmp_path / "out").run()
     zero, lora = results["zero_shot"][str(data)], results["methods"][0]
     assert lora["scores"][str(data)]["mean"] > zero["score"]  # two steps on such text already help

@@ -270,7 +270,7 @@ def test_bad_input_is_named(model):
         activation_spectra(broken, loader(), EvaConfig(r=2))
     with pytest.raises(ValueError, match="meta device"):
         activation_spectra(bert().to("meta"), loader(), EvaConfig(r=2))
-    with pytest.raises(ValueError, match="rho=0.5"):
+    with pytest.raises(ValueError, match=r"rho=0\.5"):
         EvaConfig(rho=0.5)
     with pytest.raises(ValueError, match="LoraConfig"):
         initialize(model, loader(), LoraConfig(target_modules=["query"]))

@@ -8,16 +8,30 @@ from rankwise.tuning.methods import METHODS, affordable_rank, parse_budget
 from small_models import bert, llama
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("0.5%", 500), ("100", 100), ("2k", 2000), ("0.05M", 50_000), ("4KB", 1024), ("100%", 100_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.5%", 500),
+        ("100", 100),
+        ("2k", 2000),
+        ("0.05M", 50_000),
+        ("4KB", 1024),
+        ("100%", 100_000),
+    ],
+)
 def test_budget_forms(text, expected):
     assert parse_budget(text, 100_000) == expected
 
 
-@pytest.mark.parametrize(("text", "match"), [
-    ("half", "not understood"), ("0.00001%", "not even one"), ("101%", "more than the model's"), ("-5", "not understood"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("half", "not understood"),
+        ("0.00001%", "not even one"),
+        ("101%", "more than the model's"),
+        ("-5", "not understood"),
+    ],
+)
 def test_budgets_that_make_no_sense(text, match):
     with pytest.raises(ValueError, match=match):
         parse_budget(text, 100_000)

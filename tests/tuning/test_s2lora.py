@@ -256,13 +256,16 @@ def test_two_adapters_switch_delete_and_disable(model, batch):
     assert torch.equal(adapted(**batch).logits, first)
 
 
-@pytest.mark.parametrize("options", [
-    {"target_modules": ["query"]},
-    {"target_modules": r".*\.(query|value)"},
-    {"target_modules": "all-linear"},
-    {"target_modules": ["query"], "layers_to_transform": [1]},
-    {"target_modules": ["query", "key"], "exclude_modules": ["key"]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["query"]},
+        {"target_modules": r".*\.(query|value)"},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["query"], "layers_to_transform": [1]},
+        {"target_modules": ["query", "key"], "exclude_modules": ["key"]},
+    ],
+)
 def test_targets_are_chosen_as_in_plain_lora(options, batch):
     mine = set(layers(get_peft_model(bert(), config(task_type="SEQ_CLS", **options))))
     plain = get_peft_model(bert(), LoraConfig(r=R, task_type="SEQ_CLS", **options))

@@ -31,17 +31,36 @@ def run(config, folder, *, stop_at=None, seed=0, **training):
             raise KeyboardInterrupt
 
     settings = Training(steps=STEPS, batch_size=4, max_length=12, checkpoint_steps=2, **training)
-    train(model, examples(), training=settings, learning_rate=1e-2, seed=seed, pad=0, task="classification",
-          folder=folder, result=result, on_step=on_step, validation=examples(12, seed=9))  # fmt: skip
+    train(
+        model,
+        examples(),
+        training=settings,
+        learning_rate=1e-2,
+        seed=seed,
+        pad=0,
+        task="classification",
+        folder=folder,
+        result=result,
+        on_step=on_step,
+        validation=examples(12, seed=9),
+    )
     return model, result
 
 
 CONFIGS = {
     "lora": lambda: LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"),
     "s2lora": lambda: S2LoraConfig(r=2, target_modules=["query", "value"], sparsity=0.1, task_type="SEQ_CLS"),
-    "adalora": lambda: AdaLoraConfig(init_r=3, target_r=1, tinit=1, tfinal=3, deltaT=1, total_step=STEPS,
-                                     target_modules=["query", "value"], task_type="SEQ_CLS"),
-}  # fmt: skip
+    "adalora": lambda: AdaLoraConfig(
+        init_r=3,
+        target_r=1,
+        tinit=1,
+        tfinal=3,
+        deltaT=1,
+        total_step=STEPS,
+        target_modules=["query", "value"],
+        task_type="SEQ_CLS",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
@@ -95,8 +114,17 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     with torch.no_grad():
         model.base_model.model.bert.encoder.layer[0].output.dense.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
-        train(model, examples(), training=Training(steps=4, batch_size=4, max_length=12), learning_rate=1e-3, seed=0, pad=0,
-              task="classification", folder=tmp_path, result=TrialResult(method="x", learning_rate=1e-3, seed=0))  # fmt: skip
+        train(
+            model,
+            examples(),
+            training=Training(steps=4, batch_size=4, max_length=12),
+            learning_rate=1e-3,
+            seed=0,
+            pad=0,
+            task="classification",
+            folder=tmp_path,
+            result=TrialResult(method="x", learning_rate=1e-3, seed=0),
+        )
 
 
 def test_scores_agree_with_scikit_learn():

@@ -22,8 +22,19 @@ VARIANTS = ["lora", "eva", "eva-uniform", "eva-uncentred", "eva-random", "eva-el
 def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None = None) -> Evidence:
     """Train all variants (finished ones are read back), judge the claims."""
     start = time.perf_counter()
-    config = AdaptConfig(methods=VARIANTS, budget="1%", seeds=seeds, steps=steps, batch_size=16, max_length=48,
-                         eval_limit=500, dropout=0.0, precision="fp32", baseline=False, validation_points=8)  # fmt: skip
+    config = AdaptConfig(
+        methods=VARIANTS,
+        budget="1%",
+        seeds=seeds,
+        steps=steps,
+        batch_size=16,
+        max_length=48,
+        eval_limit=500,
+        dropout=0.0,
+        precision="fp32",
+        baseline=False,
+        validation_points=8,
+    )
     results = Job(config, out, on_event=on_event).run()
     found = {e["name"]: e for e in results["methods"] if e["trials"]}
     test = {n: [t["scores"]["sentiment:movies"]["score"] for t in e["trials"]] for n, e in found.items()}
@@ -31,25 +42,34 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
     steps_at = [s for s, _ in found["lora"]["trials"][0]["validation_curve"]]
     reach = {n: [_steps_to(c, steps_at, curves["lora"][i, -1]) for i, c in enumerate(curves[n])] for n in curves}
     rows = [
-        [e["title"], f"{e['learning_rate']:g}", count(e["cost"]["trainable_parameters"]), plus_minus(test[n]),
-         plus_minus(curves[n][:, -1], 1, 3), f"{np.mean(reach[n]):.0f}"]
+        [
+            e["title"],
+            f"{e['learning_rate']:g}",
+            count(e["cost"]["trainable_parameters"]),
+            plus_minus(test[n]),
+            plus_minus(curves[n][:, -1], 1, 3),
+            f"{np.mean(reach[n]):.0f}",
+        ]
         for n, e in found.items()
-    ]  # fmt: skip
+    ]
     return Evidence(
         recipe="eva",
         title="EVA: explained variance adaptation",
         command=f"rankwise bench eva --seeds {seeds}",
-        setting=f"MiniLM, movie polarity, rank {found['lora']['rank']} on average, {steps} steps of 16 examples, {seeds} "
-        "seeds, 500 test sentences; mean ± standard deviation over seeds; steps to LoRA's final validation loss "
-        f"(counted as {2 * steps} where it is not reached)",
+        setting=f"MiniLM, movies, rank {found['lora']['rank']} on average, {steps} steps of 16 examples, "
+        f"{seeds} seeds, 500 test sentences; mean ± standard deviation over seeds; steps to LoRA's final "
+        f"validation loss (counted as {2 * steps} where it is not reached)",
         header=["variant", "rate", "trained", "test accuracy", "validation loss", "steps to LoRA's end"],
         rows=rows,
         claims=_claims(test, curves, reach, steps),
         seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
-        extra={"steps": steps_at, "curves": {n: c.tolist() for n, c in curves.items()},
-               "ranks": {n: found[n]["trials"][0]["ranks"] for n in ("lora", "eva")}},
-    )  # fmt: skip
+        extra={
+            "steps": steps_at,
+            "curves": {n: c.tolist() for n, c in curves.items()},
+            "ranks": {n: found[n]["trials"][0]["ranks"] for n in ("lora", "eva")},
+        },
+    )
 
 
 def _steps_to(curve: np.ndarray, steps_at: list[int], target: float) -> float:
@@ -71,16 +91,33 @@ def _claims(test: dict, curves: dict, reach: dict, steps: int) -> list[Claim]:
     start = paired(test["eva"], test["eva-random"])
     bottom = paired(list(-curves["eva"][:, -1]), list(-curves["eva-bottom"][:, -1]))
     return [
-        Claim(text="reaches LoRA's final validation loss in fewer steps", held=speed < 1,
-              found=f"{np.mean(reach['eva']):.0f} against {np.mean(reach['lora']):.0f} of {steps} steps ({speed:.2f}x)"),
-        Claim(text="better final test accuracy than LoRA at equal total rank", held=better.mean > 0 and better.p_value <= 0.1,
-              found=str(better)),
-        Claim(text="redistributing ranks helps on top of the start", held=ranks.mean > 0 and ranks.p_value <= 0.1,
-              found=str(ranks)),
-        Claim(text="the start helps on top of redistributed ranks", held=start.mean > 0 and start.p_value <= 0.1,
-              found=str(start)),
-        Claim(text="directions of another domain help less", held=data.mean > 0 and data.p_value <= 0.1, found=str(data)),
-        Claim(text="control: the directions of least variance end with a higher validation loss", control=True,
-              held=bottom.mean > 0 and bottom.p_value <= 0.1,
-              found=f"loss lower by {bottom.mean:.3f}±{bottom.error:.3f} with the leading ones, p={bottom.p_value:.2g}"),
-    ]  # fmt: skip
+        Claim(
+            text="reaches LoRA's final validation loss in fewer steps",
+            held=speed < 1,
+            found=f"{np.mean(reach['eva']):.0f} against {np.mean(reach['lora']):.0f} of {steps} steps ({speed:.2f}x)",
+        ),
+        Claim(
+            text="better final test accuracy than LoRA at equal total rank",
+            held=better.mean > 0 and better.p_value <= 0.1,
+            found=str(better),
+        ),
+        Claim(
+            text="redistributing ranks helps on top of the start",
+            held=ranks.mean > 0 and ranks.p_value <= 0.1,
+            found=str(ranks),
+        ),
+        Claim(
+            text="the start helps on top of redistributed ranks",
+            held=start.mean > 0 and start.p_value <= 0.1,
+            found=str(start),
+        ),
+        Claim(
+            text="directions of another domain help less", held=data.mean > 0 and data.p_value <= 0.1, found=str(data)
+        ),
+        Claim(
+            text="control: the directions of least variance end with a higher validation loss",
+            control=True,
+            held=bottom.mean > 0 and bottom.p_value <= 0.1,
+            found=f"loss lower by {bottom.mean:.3f}±{bottom.error:.3f} with the leading ones, p={bottom.p_value:.2g}",
+        ),
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -76,7 +76,8 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     return Paired(mean=float(np.mean(d)), error=error, p_value=p)
 
 
-def plus_minus(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:
+def plus_minus(values: Iterable[float], scale: float = 100, digits: int = 1) -> str:
     """``mean±standard deviation``."""
+    values = [float(v) for v in values]
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{scale * statistics.fmean(values):.{digits}f}±{scale * spread:.{digits}f}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.report.tables import count, size
@@ -53,7 +53,7 @@ def settings(budget: str, methods: list[str], seeds: int, steps: int) -> AdaptCo
         dropout=0.0,
         precision="fp32",
         baseline=budget == "0.5%",
-    )  # fmt: skip
+    )
 
 
 def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None = None) -> Evidence:
@@ -76,9 +76,11 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
         claims=[*_claims(found, scores), _pattern(found), _control(scores["0.5%", "s2lora"]["in"], permuted)],
         seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
-        extra={"ranks": {e["name"]: _mean_map(e, "ranks") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
-               "mass": {e["name"]: _mean_map(e, "mass") for k, e in found.items() if k[0] == "0.5%" and e["trials"]}},
-    )  # fmt: skip
+        extra={
+            "ranks": {e["name"]: _mean_map(e, "ranks") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
+            "mass": {e["name"]: _mean_map(e, "mass") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
+        },
+    )
 
 
 def _scores(entry: dict) -> dict[str, list[float]]:
@@ -95,8 +97,17 @@ def _rows(found: dict, scores: dict) -> list[list[str]]:
         if not e["trials"]:
             continue
         s, cost = scores[budget, name], e["cost"]
-        rows.append([e["title"], budget if name != "head" else "-", str(e["rank"] or "-"), count(cost["trainable_parameters"]),
-                     size(cost["adapter_bytes"]), plus_minus(s["in"]), plus_minus(s["out"])])  # fmt: skip
+        rows.append(
+            [
+                e["title"],
+                budget if name != "head" else "-",
+                str(e["rank"] or "-"),
+                count(cost["trainable_parameters"]),
+                size(cost["adapter_bytes"]),
+                plus_minus(s["in"]),
+                plus_minus(s["out"]),
+            ]
+        )
     return rows
 
 
@@ -108,21 +119,30 @@ def _claims(found: dict, scores: dict) -> list[Claim]:
         ratio = ada_cost["trainable_parameters"] / cost["trainable_parameters"]
         bytes_ratio = ada_cost["adapter_bytes"] / cost["adapter_bytes"]
         d = paired(s2["in"], ada["in"])
-        claims.append(Claim(
-            text=f"in domain within 1 point of AdaLoRA with at least 8x fewer parameters ({budget} against 0.5%)",
-            held=d.mean >= -0.01 and ratio >= 8,
-            found=f"{d} with {ratio:.1f}x fewer parameters, adapter file {bytes_ratio:.1f}x smaller",
-        ))  # fmt: skip
+        claims.append(
+            Claim(
+                text=f"in domain within 1 point of AdaLoRA with at least 8x fewer parameters ({budget} against 0.5%)",
+                held=d.mean >= -0.01 and ratio >= 8,
+                found=f"{d} with {ratio:.1f}x fewer parameters, adapter file {bytes_ratio:.1f}x smaller",
+            )
+        )
     for budget in ("0.5%", "0.05%"):
         d = paired(scores[budget, "s2lora"]["out"], ada["out"])
-        claims.append(Claim(
-            text=f"mean out-of-domain accuracy at least AdaLoRA's less its standard error ({budget} against 0.5%)",
-            held=d.mean >= -d.error,
-            found=str(d),
-        ))  # fmt: skip
+        claims.append(
+            Claim(
+                text=f"mean out-of-domain accuracy at least AdaLoRA's less its standard error ({budget} against 0.5%)",
+                held=d.mean >= -d.error,
+                found=str(d),
+            )
+        )
     dense = paired(scores["0.5%", "s2lora"]["in"], scores["0.5%", "s2lora-dense"]["in"])
-    claims.append(Claim(text="the L1 term costs no accuracy in domain (within 1 point of no L1)", held=dense.mean >= -0.01,
-                        found=str(dense)))  # fmt: skip
+    claims.append(
+        Claim(
+            text="the L1 term costs no accuracy in domain (within 1 point of no L1)",
+            held=dense.mean >= -0.01,
+            found=str(dense),
+        )
+    )
     return claims
 
 
@@ -136,14 +156,18 @@ def _pattern(found: dict) -> Claim:
     mass = _mean_map(found["0.5%", "s2lora"], "mass")
     ranks = _mean_map(found["0.5%", "adalora"], "ranks")
     a, b = np.array(list(mass.values())), np.array([ranks[n] for n in mass])
-    rho = float(spearmanr(a, b).statistic)
+    rho = _spearman(a, b)
     rng = np.random.default_rng(0)
-    p = float(np.mean([spearmanr(rng.permutation(a), b).statistic >= rho for _ in range(2000)]))
+    p = float(np.mean([_spearman(rng.permutation(a), b) >= rho for _ in range(2000)]))
     return Claim(
         text="rank pattern like AdaLoRA's: Spearman correlation of mass and final ranks above 0.3",
         held=rho > 0.3 and p < 0.05,
         found=f"rho={rho:.2f}, permutation p={p:.3f}, {len(a)} matrices",
     )
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 @torch.no_grad()
@@ -160,11 +184,15 @@ def _permuted(job: Job, entry: dict) -> list[float]:
         for layer, i in zip(layers, order.tolist(), strict=True):
             layer.s2lora_lambda["default"].copy_(values[i])
         examples = job.examples[job.tests[0]]
-        scores.append(evaluate(model, examples, job.tokenizer.pad_token_id, "classification")["score"])
+        scores.append(evaluate(model, examples, job.pad, "classification")["score"])
     return scores
 
 
 def _control(right: list[float], permuted: list[float]) -> Claim:
     d = paired(right, permuted)
-    return Claim(text="control: coefficients dealt to other matrices lose at least 2 points", held=d.mean >= 0.02,
-                 found=f"the right ones lead by {d}", control=True)  # fmt: skip
+    return Claim(
+        text="control: coefficients dealt to other matrices lose at least 2 points",
+        held=d.mean >= 0.02,
+        found=f"the right ones lead by {d}",
+        control=True,
+    )

@@ -110,9 +110,9 @@ def adapt(
     from rankwise.tuning.adapt import AdaptConfig, Job
     from rankwise.tuning.methods import METHODS
 
-    settings = AdaptConfig(**{**{k: v for k, v in loaded.items() if k != "out"}, **given})
     if rates:
-        settings.learning_rates = dict.fromkeys(METHODS, rates)
+        given["learning_rates"] = dict.fromkeys(METHODS, rates)
+    settings = AdaptConfig(**{**{k: v for k, v in loaded.items() if k != "out"}, **given})
     with _Progress(quiet=json_) as progress:
         job = Job(settings, folder, on_event=progress.event)
         progress.total(job)
@@ -171,9 +171,14 @@ class _Progress:
         self.quiet = quiet or int(os.environ.get("RANK", "0")) > 0
         self.live = console.is_terminal and not self.quiet
         self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, disable=not self.live, transient=True,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not self.live,
+            transient=True,
+        )
         self.runs = self.bars.add_task("training runs", total=None)
         self.step = self.bars.add_task("…", total=None)
 
@@ -260,9 +265,15 @@ def inspect(
         from rankwise.report.page import render
 
         plots.save(plots.spectra(spectra), out / "spectra.png")
-        render(out / "report.html", title=f"Spectra of {model}", subtitle=f"{len(spectra)} linear layers",
-               command=f"rankwise inspect {model}", header=HEADER, rows=as_rows(spectra, full=True),
-               sections=[("Maps", [("spectra", plots.spectra(spectra))])])  # fmt: skip
+        render(
+            out / "report.html",
+            title=f"Spectra of {model}",
+            subtitle=f"{len(spectra)} linear layers",
+            command=f"rankwise inspect {model}",
+            header=HEADER,
+            rows=as_rows(spectra, full=True),
+            sections=[("Maps", [("spectra", plots.spectra(spectra))])],
+        )
         if not json_:
             console.print(f"report    {out}/report.html\nplot      {out}/spectra.png", highlight=False)
 
@@ -304,7 +315,7 @@ def export(
     if json_:
         print(json.dumps(done))
     elif to == "lora":
-        ranks = sorted(done["ranks"].values())
+        ranks = sorted(written.ranks.values())
         console.print(f"{out}: plain LoRA, {done['layers']} layers, ranks {ranks[0]} to {ranks[-1]}", highlight=False)
         if max_rank is not None:
             console.print(f"largest relative error of truncation: {done['error']:.3g}", highlight=False)

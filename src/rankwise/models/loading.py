@@ -173,9 +173,9 @@ def _dequantised(folder: Path, gguf: str) -> Path:
         try:
             with _quiet_loading(), whole_folder(target) as draft:
                 model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
-                model.hf_quantizer, model.config.quantization_config = None, None  # the weights are dense now
-                del model.config.quantization_config
-                model.to(torch.bfloat16).save_pretrained(draft)
+                vars(model)["hf_quantizer"] = None  # the weights are dense now
+                vars(model.config).pop("quantization_config", None)
+                model.bfloat16().save_pretrained(draft)
                 transformers.AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(draft)
         except ImportError as error:
             raise ImportError("smollm2 is read from GGUF: pip install 'rankwise[models]'") from error

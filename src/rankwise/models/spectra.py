@@ -43,17 +43,19 @@ def layer_spectra(
         weight = weight if isinstance(layers[name], torch.nn.Linear) else weight.mT
         S = singular_values(weight)
         rank = float(effective_rank(S))
-        records.append({
-            "layer": name,
-            "shape": list(weight.shape),
-            "effective_rank": rank,
-            "effective_rank_share": rank / len(S),
-            "stable_rank": float(stable_rank(S)),
-            "rank_90": int((explained_variance(S) < 0.9).sum()) + 1,
-            "hill_alpha": float(hill_index(S.square())),
-            "outlier_ratio": float(outlier_ratio(weight)),
-            "spectrum": [round(float(s), 6) for s in S],
-        })  # fmt: skip
+        records.append(
+            {
+                "layer": name,
+                "shape": list(weight.shape),
+                "effective_rank": rank,
+                "effective_rank_share": rank / len(S),
+                "stable_rank": float(stable_rank(S)),
+                "rank_90": int((explained_variance(S) < 0.9).sum()) + 1,
+                "hill_alpha": float(hill_index(S.square())),
+                "outlier_ratio": float(outlier_ratio(weight)),
+                "spectrum": [round(float(s), 6) for s in S],
+            }
+        )
     return records
 
 

@@ -17,14 +17,15 @@ _HEADS = re.compile(r"(^|\.)(classifier|score|lm_head|qa_outputs|pooler|pre_clas
 _BLOCK = re.compile(r"\.\d+\.")
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Every linear layer inside the model's repeated blocks, by name, in order; heads and poolers are left out.
 
     A linear layer is ``nn.Linear`` or GPT-2's ``Conv1D``.
     """
     from transformers.pytorch_utils import Conv1D
 
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and not _HEADS.search(n)}
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    found: dict[str, nn.Linear] = {n: m for n, m in linear.items() if not _HEADS.search(n)}  # type: ignore[misc]
     in_blocks = {n: m for n, m in found.items() if _BLOCK.search(n)}
     return in_blocks or found
 

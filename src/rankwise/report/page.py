@@ -20,7 +20,8 @@ _PAGE = """<!doctype html>
  table { border-collapse: collapse; font-variant-numeric: tabular-nums }
  th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd } th { border-bottom: 2px solid #444 }
  th:first-child, td:first-child { text-align: left } .wide { overflow-x: auto }
- pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .85rem } .note { color: #666; font-size: .9rem }
+ pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .85rem }
+ .note { color: #666; font-size: .9rem }
  figure { margin: .5rem 0; display: inline-block; vertical-align: top } img { max-width: 100% }
  @media (prefers-color-scheme: dark) { body { background: #fff } }
 </style></head><body>
@@ -28,7 +29,8 @@ _PAGE = """<!doctype html>
 <p class="note">{{ subtitle }}</p>
 <pre>{{ command }}</pre>
 <div class="wide"><table id="results"><thead><tr>{% for h in header %}<th>{{ h }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
+<tbody>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
 <p class="note">{{ caption }}</p>
 {% for note in notes %}<p class="note">{{ note }}</p>{% endfor %}
 {% for section, figures in sections %}<h2>{{ section }}</h2>

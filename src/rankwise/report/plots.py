@@ -18,11 +18,17 @@ from matplotlib.figure import Figure
 from rankwise.report.tables import SHORT, count
 
 COLOURS = {
-    "head": "#888888", "bitfit": "#b58900", "lora": "#0072b2", "adalora": "#56b4e9", "s2lora": "#d55e00",
-    "eva": "#009e73", "full": "#000000",
-}  # fmt: skip
-plt.rcParams.update({"figure.dpi": 120, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-                     "svg.fonttype": "none"})  # fmt: skip
+    "head": "#888888",
+    "bitfit": "#b58900",
+    "lora": "#0072b2",
+    "adalora": "#56b4e9",
+    "s2lora": "#d55e00",
+    "eva": "#009e73",
+    "full": "#000000",
+}
+plt.rcParams.update(
+    {"figure.dpi": 120, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
+)
 
 
 def score_versus_parameters(results: dict) -> Figure:
@@ -40,11 +46,19 @@ def score_versus_parameters(results: dict) -> Figure:
             ]
             x = m["cost"]["trainable_parameters"] + m["cost"]["head_parameters"]
             spread = np.std(per_seed, ddof=1) if len(per_seed) > 1 else 0
-            axis.errorbar(x, 100 * np.mean(per_seed), 100 * spread, fmt="o", capsize=3, ms=6,
-                          color=COLOURS.get(m["name"], "#444444"), label=m["title"])  # fmt: skip
+            axis.errorbar(
+                x,
+                100 * np.mean(per_seed),
+                100 * spread,
+                fmt="o",
+                capsize=3,
+                ms=6,
+                color=COLOURS.get(m["name"], "#444444"),
+                label=m["title"],
+            )
         axis.set_xscale("log")
         axis.set_xlabel("trained parameters (head included)")
-        names = ", ".join(SHORT.get(d, d) for d in domains)
+        names = ", ".join(SHORT.get(str(d), str(d)) for d in domains)
         axis.set_title(f"{title}: {names}", fontsize=9)
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("score (%)" if results["config"]["task"] != "causal-lm" else "-100 · loss")
@@ -119,8 +133,13 @@ def spectra(rows: list[dict]) -> Figure:
         scale = 100 if key == "outlier_ratio" else 1
         grid, labels, columns = layer_grid({r["layer"]: scale * r[key] for r in rows})
         image = axis.imshow(grid, aspect="auto", cmap="magma")
-        axis.set_xticks(range(len(columns)), [c.split(".")[-2] if c.endswith("dense") else c.split(".")[-1] for c in columns],
-                        rotation=35, ha="right", fontsize=6)  # fmt: skip
+        axis.set_xticks(
+            range(len(columns)),
+            [c.split(".")[-2] if c.endswith("dense") else c.split(".")[-1] for c in columns],
+            rotation=35,
+            ha="right",
+            fontsize=6,
+        )
         axis.set_yticks(range(len(labels)), labels, fontsize=6)
         axis.set_title(title, fontsize=9)
         figure.colorbar(image, ax=axis, shrink=0.8)
@@ -168,6 +187,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 __all__ = [
-    "as_data_uri", "as_svg", "bars", "count", "heat_map", "layer_grid", "loss_curves", "save",
-    "score_versus_parameters", "spectra",
-]  # fmt: skip
+    "as_data_uri",
+    "as_svg",
+    "bars",
+    "count",
+    "heat_map",
+    "layer_grid",
+    "loss_curves",
+    "save",
+    "score_versus_parameters",
+    "spectra",
+]

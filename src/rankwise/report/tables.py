@@ -28,14 +28,16 @@ def comparison(results: dict) -> tuple[list[str], list[list[str]]]:
             rows.append([m["title"], "-", "-", "-", m["status"], *["-"] * len(domains)])
             continue
         cost = m["cost"]
-        rows.append([
-            m["title"] + ("" if m["status"] == "done" else " *"),
-            count(cost["trainable_parameters"]),
-            size(cost["adapter_bytes"]),
-            size(cost["peak_memory_bytes"]),
-            f"{m['seconds']['mean'] + cost['setup_seconds']:.0f}s",
-            *[score(m["scores"][d], language) for d in domains],
-        ])  # fmt: skip
+        rows.append(
+            [
+                m["title"] + ("" if m["status"] == "done" else " *"),
+                count(cost["trainable_parameters"]),
+                size(cost["adapter_bytes"]),
+                size(cost["peak_memory_bytes"]),
+                f"{m['seconds']['mean'] + cost['setup_seconds']:.0f}s",
+                *[score(m["scores"][d], language) for d in domains],
+            ]
+        )
     return header, rows
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ def _checked(values, total, cost, min_rank, max_rank):
         return out
 
     for m, v in enumerate(lists):
-        if any(a < b for a, b in zip(v, v[1:], strict=False)) or any(x != x for x in v):
+        if any(a < b for a, b in pairwise(v)) or any(x != x for x in v):
             raise ValueError(f"values of matrix {m} are not descending")
     costs = per_matrix(cost, "cost")
     if any(c < 1 for c in costs):

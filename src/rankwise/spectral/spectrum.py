@@ -123,7 +123,7 @@ def power_law_fit(
 
 
 def outlier_ratio(weights: Tensor, *, threshold: float = 5.0) -> Tensor:
-    """Share of entries of each matrix ``(..., m, n)`` whose magnitude exceeds ``threshold`` times the mean magnitude."""
+    """Share of entries of each matrix ``(..., m, n)`` larger in size than ``threshold`` times the mean size."""
     magnitude = weights.abs().float()
     mean = magnitude.mean((-2, -1), keepdim=True)
     return (magnitude > threshold * mean).double().mean((-2, -1))

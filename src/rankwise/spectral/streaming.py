@@ -66,7 +66,9 @@ class StreamingSVD:
             raise ValueError(f"engine={engine!r}; one of 'auto', 'exact', 'incremental' is accepted")
         self.n_components, self.center, self.engine, self.forget = n_components, center, engine, forget
         self.n_samples = 0.0
-        self.shift = self.total = self.moment = self.factor = None
+        self.energy = 0.0
+        # what each engine holds; empty until the first batch gives a width
+        self.shift = self.total = self.moment = self.factor = torch.empty(0, dtype=torch.float64)
         self._waiting: list[Tensor] = []
         self._solved: tuple[Tensor, Tensor] | None = None
         self._start_from: Tensor | None = None
@@ -74,7 +76,7 @@ class StreamingSVD:
     @property
     def n_features(self) -> int:
         """Width ``d`` of the rows; 0 before the first batch."""
-        return 0 if self.shift is None else self.shift.shape[0]
+        return self.shift.shape[0]
 
     def partial_fit(self, X: Tensor) -> StreamingSVD:
         """Fold in rows ``X: (n, d)`` (float32, bfloat16 or float64; any device). Returns self."""
@@ -84,7 +86,7 @@ class StreamingSVD:
             return self
         self._solved = None
         X = X if X.dtype == torch.float64 else X.float()
-        if self.shift is None:
+        if self.n_features == 0:
             self._start(X)
         if X.shape[1] != self.n_features:
             raise ValueError(f"rows of width {X.shape[1]} cannot join a stream of width {self.n_features}")
@@ -97,9 +99,9 @@ class StreamingSVD:
 
     def merge(self, other: StreamingSVD) -> StreamingSVD:
         """Fold in another stream of the same width and settings, e.g. of another process. Returns self."""
-        if other.shift is None:
+        if other.n_features == 0:
             return self
-        if self.shift is None:
+        if self.n_features == 0:
             self.__dict__.update(other.state())
             return self
         self._flush()
@@ -196,7 +198,7 @@ class StreamingSVD:
         return S.square() / max(self.total_variance, torch.finfo(torch.float64).tiny)
 
     def captured(self, V: Tensor) -> float:
-        """Energy ``tr(V C Vᵀ)`` of the rows seen inside the subspace spanned by the orthonormal rows of ``V: (k, d)``."""
+        """Energy ``tr(V C Vᵀ)`` of the rows seen inside the span of the orthonormal rows of ``V: (k, d)``."""
         if self.engine == "exact":
             self._flush()
             V = V.double()
@@ -205,7 +207,7 @@ class StreamingSVD:
         return float((self.factor @ V.to(self.factor.dtype).mT).double().square().sum())
 
     def _need_rows(self) -> None:
-        if self.shift is None:
+        if self.n_features == 0:
             raise ValueError("no rows yet: call partial_fit first")
 
     def _start(self, X: Tensor) -> None:
@@ -217,7 +219,7 @@ class StreamingSVD:
         if self.engine == "exact":
             self.moment = torch.zeros(d, d, dtype=torch.float64, device=X.device)
         else:
-            self.energy, self.factor = 0.0, X.new_zeros(0, d)
+            self.factor = X.new_zeros(0, d)
 
     def _scale(self, weight: float) -> None:
         self.n_samples *= weight

@@ -75,7 +75,7 @@ def truncated_svd(
     ValueError
         Rank out of range, unknown method, or a matrix with NaN or Inf.
     """
-    small, large = sorted(A.shape[-2:])
+    small = min(A.shape[-2:])
     if not 1 <= rank <= small:
         raise ValueError(f"rank={rank} is outside 1..{small} for matrices of shape {tuple(A.shape[-2:])}")
     A = A if A.dtype == torch.float64 else A.float()

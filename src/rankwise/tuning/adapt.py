@@ -48,30 +48,36 @@ class AdaptConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field("minilm", description="minilm, smollm2, a model folder, or a hub id")
-    data: str = Field("sentiment:movies", description="sentiment:DOMAIN, or a csv, tsv, jsonl or parquet file")
-    task: Literal["classification", "regression", "causal-lm"] = Field("classification", description="what to train")
-    methods: list[str] = Field(["bitfit", "lora", "adalora", "s2lora", "eva"], description="methods to compare")
-    budget: str = Field("0.5%", description="trainable parameters: share, count (100k) or bytes (400KB)")
-    target: str = Field("auto", description="layers: auto, attention, mlp, all-linear, or names and patterns")
-    eval: list[str] = Field([], description="further corpora to score (out of domain)")
-    seeds: int = Field(1, ge=1, description="training runs a method")
-    steps: int = Field(200, ge=1, description="optimiser steps")
-    batch_size: int = Field(16, ge=1, description="examples a step, over all processes")
-    max_length: int = Field(64, ge=2, description="tokens an example")
-    train_limit: int | None = Field(None, ge=1, description="most training examples")
-    eval_limit: int | None = Field(None, ge=1, description="most examples scored a corpus")
-    learning_rates: dict[str, list[float]] = Field({}, description="grids by method, instead of the built-in ones")
-    dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the pretrained model; its own if unset")
+    model: str = Field(default="minilm", description="minilm, smollm2, a model folder, or a hub id")
+    data: str = Field(default="sentiment:movies", description="sentiment:DOMAIN, or a csv, tsv, jsonl or parquet file")
+    task: Literal["classification", "regression", "causal-lm"] = Field(
+        default="classification", description="what to train"
+    )
+    methods: list[str] = Field(default=["bitfit", "lora", "adalora", "s2lora", "eva"], description="methods to compare")
+    budget: str = Field(default="0.5%", description="trainable parameters: share, count (100k) or bytes (400KB)")
+    target: str = Field(default="auto", description="layers: auto, attention, mlp, all-linear, or names and patterns")
+    eval: list[str] = Field(default=[], description="further corpora to score (out of domain)")
+    seeds: int = Field(default=1, ge=1, description="training runs a method")
+    steps: int = Field(default=200, ge=1, description="optimiser steps")
+    batch_size: int = Field(default=16, ge=1, description="examples a step, over all processes")
+    max_length: int = Field(default=64, ge=2, description="tokens an example")
+    train_limit: int | None = Field(default=None, ge=1, description="most training examples")
+    eval_limit: int | None = Field(default=None, ge=1, description="most examples scored a corpus")
+    learning_rates: dict[str, list[float]] = Field(
+        default={}, description="grids by method, instead of the built-in ones"
+    )
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="dropout of the pretrained model; its own if unset"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16 autocast, by default on GPUs that have it"
     )
-    baseline: bool = Field(True, description="also train the head alone on the frozen model")
-    reference: Literal["none", "full"] = Field("none", description="also fine-tune everything")
-    text_column: str = Field("text", description="column of a data file")
-    label_column: str = Field("label", description="column of a data file")
-    checkpoint_steps: int = Field(100, ge=1, description="steps between checkpoints")
-    validation_points: int = Field(0, ge=0, description="validation losses taken during training")
+    baseline: bool = Field(default=True, description="also train the head alone on the frozen model")
+    reference: Literal["none", "full"] = Field(default="none", description="also fine-tune everything")
+    text_column: str = Field(default="text", description="column of a data file")
+    label_column: str = Field(default="label", description="column of a data file")
+    checkpoint_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
+    validation_points: int = Field(default=0, ge=0, description="validation losses taken during training")
 
     @field_validator("methods")
     @classmethod
@@ -106,6 +112,11 @@ class Job:
     def tokenizer(self):
         return load_tokenizer(self.config.model)
 
+    @property
+    def pad(self) -> int:
+        """Token that fills a batch."""
+        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
     @cached_property
     def corpus(self) -> Corpus:
         return self._corpus(self.config.data)
@@ -139,7 +150,7 @@ class Job:
         """The rank of each method under the budget; raises before anything is trained."""
         model = self.fresh_model()
         names = target_modules(model, self.config.target)
-        total = count_parameters(getattr(model, model.base_model_prefix, model))
+        total = count_parameters(getattr(model, str(model.base_model_prefix), model))
         self.targets, self.total, self.budget = names, total, parse_budget(self.config.budget, total)
         return {m: affordable_rank(m, self.budget, model, names) for m in self.config.all_methods}
 
@@ -243,7 +254,7 @@ class Job:
         if (folder / "result.json").exists():
             return TrialResult.from_dict(read_json(folder / "result.json"))
         c, result = self.config, TrialResult(method=name, learning_rate=lr, seed=seed, rank=rank)
-        label, examples, pad = f"{name} lr={lr:g} seed={seed}", self.examples, self.tokenizer.pad_token_id
+        label, examples, pad = f"{name} lr={lr:g} seed={seed}", self.examples, self.pad
         self.on_event(label, "start", 0, c.steps, float("nan"))
         set_seed(seed)
         model = self.fresh_model()
@@ -291,7 +302,7 @@ class Job:
             other = self._corpus(elsewhere).split().train.head(c.train_limit)
             rows = encode(other, self.tokenizer, task=c.task, max_length=c.max_length)
         mine = rows[self.process.process_index :: self.process.num_processes]
-        loader = batches(mine, self.tokenizer.pad_token_id, c.task, max(1, 32 // self.process.num_processes))
+        loader = batches(mine, self.pad, c.task, max(1, 32 // self.process.num_processes))
         model = build(model, name, rank=rank, targets=self.targets, steps=c.steps, task=c.task, data=loader)
         result.cost.setup_seconds = time.perf_counter() - start
         return model
@@ -318,7 +329,7 @@ class Job:
         model = load_adapted(self.fresh_model(), folder / "adapter")
         for name in missing:
             self.on_event(label, f"score {name}", self.config.steps, self.config.steps, float("nan"))
-            pad, bf16 = self.tokenizer.pad_token_id, self.precision == "bf16"
+            pad, bf16 = self.pad, self.precision == "bf16"
             result.scores[name] = evaluate(model, self.examples[name], pad, self.config.task, bf16=bf16)
         self.process.wait_for_everyone()
         if self.process.is_main_process:
@@ -336,7 +347,7 @@ class Job:
     def _zero_shot(self) -> None:
         path = self.out / "zero_shot.json"
         if self.process.is_main_process and not path.exists():
-            model, pad = self.fresh_model(), self.tokenizer.pad_token_id
+            model, pad = self.fresh_model(), self.pad
             write_json(path, {n: evaluate(model, self.examples[n], pad, "causal-lm") for n in self.tests})
         self.process.wait_for_everyone()
 

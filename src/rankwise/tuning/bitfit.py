@@ -10,9 +10,15 @@ about one parameter in a thousand. Source: Ben Zaken, Ravfogel & Goldberg, "BitF
 What people get wrong: many decoders (Llama's family) have no biases at all, so there is nothing for BitFit to train.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# (attributes of torch modules and of PEFT's containers are only known at run time)
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from peft import PeftConfig, PeftType
@@ -104,7 +110,7 @@ class BitFitModel(BaseTuner):
 
     prefix = "bitfit_"
     tuner_layer_cls = BitFitLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(self, peft_config: BitFitConfig, model_config: dict) -> BitFitConfig:
         if peft_config.target_modules is None:

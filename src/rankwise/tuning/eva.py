@@ -10,8 +10,8 @@ layer left without any loses its adapter. Scaling follows, ``alpha_m = alpha · 
 LoRA that loads anywhere.
 
 The spectra are exact: a second-moment matrix of every distinct input (`rankwise.tuning.activations`), each read until
-its leading subspace holds still under twice the data. The same statistics start the shared Q of S2-LoRA (pooled over the
-matrices that share it) and AdaLoRA.
+its leading subspace holds still under twice the data. The same statistics start the shared Q of S2-LoRA (pooled over
+the matrices that share it) and AdaLoRA.
 
 Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", arXiv
 2410.07170; the authors' code inside PEFT is followed where it differs from the paper.
@@ -19,6 +19,11 @@ Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via E
 What people get wrong: comparing single vectors between batches. Where two singular values are close they rotate into
 each other for ever; the energy that the old subspace captures under the new statistics settles.
 """
+
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# (attributes of torch modules and of PEFT's containers are only known at run time)
 
 from __future__ import annotations
 

@@ -8,6 +8,11 @@ Directions with coefficient zero are dropped first; layers left with none are dr
 zeros up to one rank from the set that serving engines accept. Truncation changes the model and happens only on request.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# (attributes of torch modules and of PEFT's containers are only known at run time)
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -152,7 +157,7 @@ def _padded(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _truncated(A: Tensor, B: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], float]:
-    """The best rank-``rank`` factors of ``B A`` (by SVD of the small core, never forming the product), and the error."""
+    """The best factors of ``B A`` at a lower rank (by SVD of the small core), and the relative error."""
     if len(A) <= rank:
         return (A, B), 0.0
     QA, RA = torch.linalg.qr(A.double().mT)

@@ -1,5 +1,10 @@
 """The tuning methods by name, and the largest rank each affords under a budget of trainable parameters."""
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# (attributes of torch modules and of PEFT's containers are only known at run time)
+
 from __future__ import annotations
 
 import re
@@ -98,8 +103,14 @@ def _s2(title: str, price: Callable[[int, Shapes], int] = _s2lora_price, **optio
 
 
 def _ev(title: str, *, initialise_on: str = "", **options: object) -> Method:
-    return Method(title=title, learning_rates=_LORA_RATES, price=_lora_price, config=_eva(**options),
-                  initialise_on=initialise_on, ablation=True)  # fmt: skip
+    return Method(
+        title=title,
+        learning_rates=_LORA_RATES,
+        price=_lora_price,
+        config=_eva(**options),
+        initialise_on=initialise_on,
+        ablation=True,
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -166,7 +177,8 @@ def affordable_rank(name: str, budget: int, model: nn.Module, names: list[str]) 
         Rank 1 (or the model's biases) costs more than the budget; the price is named.
     """
     chosen = method(name)
-    shapes: Shapes = [_get_in_out_features(model.get_submodule(n))[::-1] for n in names]
+    sides = [_get_in_out_features(model.get_submodule(n)) for n in names]
+    shapes: Shapes = [(int(o or 0), int(i or 0)) for i, o in sides]
     if name == "bitfit":
         price = sum(b.numel() for b in biased_modules(model).values())
         if price == 0:
@@ -180,6 +192,6 @@ def affordable_rank(name: str, budget: int, model: nn.Module, names: list[str]) 
     if rank < 1:
         raise ValueError(
             f"{name} at rank 1 on {len(shapes)} layers trains {unit:,} parameters, the budget is {budget:,} "
-            f"({100 * unit / count_parameters(model):.2g}% would do; fewer layers, such as --target attention, cost less)"
+            f"({100 * unit / count_parameters(model):.2g}% would do; fewer layers, e.g. --target attention, cost less)"
         )
     return rank

@@ -16,6 +16,11 @@ What people get wrong: with ``λ = 0`` at the start, the first gradients of P an
 the method, not a bug.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# (attributes of torch modules and of PEFT's containers are only known at run time)
+
 from __future__ import annotations
 
 import re
@@ -283,7 +288,7 @@ class S2LoraModel(BaseTuner):
             have = {n for names in members.values() for n in names}
             lost = [n for names in config.lambda_modules.values() for n in names if n not in have]
             raise ValueError(
-                f"the adapter has coefficients for layers that this base model lacks: {', '.join(lost[:5]) or 'other shapes'}"
+                f"the adapter has layers that this base model lacks: {', '.join(lost[:5]) or 'other shapes'}"
                 f"{' …' if len(lost) > 5 else ''}; it was made for another model"
             )
         config.lambda_modules = members

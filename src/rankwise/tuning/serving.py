@@ -1,5 +1,10 @@
 """Using what a job made: loading adapters, merging them into whole models, predicting."""
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# (attributes of torch modules and of PEFT's containers are only known at run time)
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -5,6 +5,11 @@ method, and for any number of processes), what a method does around a step, and 
 trainable tensors, so that a killed run ends with the numbers of an unbroken one.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# (attributes of torch modules and of PEFT's containers are only known at run time)
+
 from __future__ import annotations
 
 import math
