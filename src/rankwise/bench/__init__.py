@@ -5,5 +5,5 @@ from __future__ import annotations
 RECIPES = {
     "s2lora": "S2-LoRA against AdaLoRA, LoRA and BitFit on four domains of sentiment",
     "eva": "EVA against LoRA: convergence, final score, and what its parts contribute",
-    "speed": "the speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, adapter size",
+    "speed": "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's training step",
 }

@@ -366,13 +366,13 @@ def bench(
 
     from rankwise.bench import RECIPES
     from rankwise.nearest import unknown
+    from rankwise.report.tables import terminal
 
     if list_ or recipe is None:
         if json_:
             print(json.dumps(RECIPES))
         else:
-            for name, about in RECIPES.items():
-                console.print(f"[bold]{name:8}[/bold] {about}", highlight=False)
+            console.print(terminal(["recipe", "what it measures"], [[n, about] for n, about in RECIPES.items()]))
         return
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
@@ -384,8 +384,6 @@ def bench(
     if json_:
         print((out / f"{recipe}.json").read_text())
         return
-    from rankwise.report.tables import terminal
-
     console.print(f"{evidence.title}\n{evidence.setting}", markup=False, highlight=False)
     console.print(terminal(evidence.header, evidence.rows))
     for claim in evidence.claims:

@@ -47,7 +47,8 @@ def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str
         title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1)
     )
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        text = i == 0 or not any(row[i][:1].isdigit() or row[i][:1] in "-+" for row in rows)
+        table.add_column(name, justify="left" if text else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -159,7 +159,7 @@ def gather(
                     wanted = names
                 _accumulate(model, batch, spectra, wanted, layers, label_mask_value)
             if spectra is None:
-                raise ValueError("the dataloader is empty: no activations to decompose")
+                break
             spectra.batches = step
             if on_batch is not None:
                 on_batch(step)
@@ -172,7 +172,10 @@ def gather(
         model.train(training)
     if spectra is None:
         raise ValueError("the dataloader is empty: no activations to decompose")
-    spectra = spectra.all_reduced()
+    return _checked(spectra.all_reduced())
+
+
+def _checked(spectra: ActivationSpectra) -> ActivationSpectra:
     for name, stream in spectra.streams.items():
         if not math.isfinite(stream.total_variance):
             raise ValueError(f"activations of layer {name} have NaN or Inf entries")

@@ -98,7 +98,6 @@ def export_lora(
     ValueError
         Every coefficient is zero: the adapter is the base model.
     """
-    tuner = model.base_model
     layers = {
         n.removeprefix("base_model.model."): m
         for n, m in model.named_modules()
@@ -122,6 +121,10 @@ def export_lora(
         alpha = next((r for r in SERVING_RANKS if r >= alpha), alpha)
         factors = {n: _padded(A, B, alpha) for n, (A, B) in factors.items()}
         ranks = dict.fromkeys(ranks, alpha)
+    tensors = _head(model, adapter_name, list(layers.values()))
+    for name, (A, B) in factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = A.to(dtype).contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (B * (ranks[name] / alpha)).to(dtype).contiguous()
     source = model.peft_config[adapter_name]
     config = LoraConfig(
         r=alpha,
@@ -134,18 +137,19 @@ def export_lora(
         fan_in_fan_out=any(getattr(m, "fan_in_fan_out", False) for m in layers.values()),
         inference_mode=True,
     )
-    tensors = {}
-    for name, (A, B) in factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = A.to(dtype).contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (B * (ranks[name] / alpha)).to(dtype).contiguous()
-    own = tuple(f".{part}" for m in layers.values() for part in (*m.adapter_layer_names, *m.other_param_names))
-    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    head = {k: v for k, v in state.items() if not any(f"{o}." in f"{k}." for o in own) and tuner.prefix not in k}
-    tensors |= {k: v.detach().cpu().contiguous() for k, v in head.items()}
     with whole_folder(Path(folder)) as draft:
         save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(draft))
     return LoraExport(ranks, error)
+
+
+def _head(model: PeftModel, adapter_name: str, layers: list[BaseTunerLayer]) -> dict[str, Tensor]:
+    """What the adapter saves besides its low-rank parts: the task head and other trained modules."""
+    own = {f".{part}." for m in layers for part in (*m.adapter_layer_names, *m.other_param_names)}
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    prefix = model.base_model.prefix
+    head = {k: v for k, v in state.items() if prefix not in k and not any(part in f"{k}." for part in own)}
+    return {k: v.detach().cpu().contiguous() for k, v in head.items()}
 
 
 def _padded(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:

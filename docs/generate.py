@@ -1,0 +1,61 @@
+"""Write what is generated: the list of methods, the evidence page, and the README's tables, from the bench results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rankwise.catalogue import CATALOGUE
+from rankwise.report.tables import markdown
+
+HERE = Path(__file__).parent
+RECIPES = ("s2lora", "eva", "speed")
+
+
+def methods() -> str:
+    """The catalogue as a table."""
+    rows = [[e.name, e.family, e.status, f"[{e.arxiv}](https://arxiv.org/abs/{e.arxiv})", e.claim] for e in CATALOGUE]
+    return "# The 27 methods\n\n" + markdown(["method", "family", "status", "paper", "claim"], rows)
+
+
+def evidence() -> str:
+    """Every recipe's table, claims and verdicts, as its JSON says."""
+    parts = [
+        "# Evidence\n\nWhat the papers claim, measured here on real data with a control that can fail. Differences are "
+        "paired by seed; p is the one-sided exact sign-flip p-value. A claim that did not hold is listed as such.\n"
+    ]
+    for recipe in RECIPES:
+        path = HERE / "evidence" / f"{recipe}.json"
+        if not path.exists():
+            continue
+        e = json.loads(path.read_text(encoding="utf-8"))
+        env = e["environment"]
+        claims = [["**held**" if c["held"] else "**not held**", c["text"], c["found"]] for c in e["claims"]]
+        parts += [
+            f"## {e['title']}\n\n`{e['command']}`\n\n{e['setting']}.\n",
+            markdown(e["header"], e["rows"]),
+            markdown(["verdict", "claim", "found"], claims),
+            f"torch {env['torch']}, peft {env['peft']}, {env['device']}, {env['threads']} thread(s).\n",
+        ]
+    return "\n".join(parts)
+
+
+def readme(text: str) -> str:
+    """The README with the demonstration's table and the verdicts between their marks."""
+    table = (HERE / "evidence" / "demo.md").read_text(encoding="utf-8")
+    rows = []
+    for recipe in RECIPES:
+        e = json.loads((HERE / "evidence" / f"{recipe}.json").read_text(encoding="utf-8"))
+        rows += [["held" if c["held"] else "**not held**", f"{recipe}: {c['text']}", c["found"]] for c in e["claims"]]
+    for mark, content in (("demo", table), ("claims", markdown(["verdict", "claim", "found"], rows))):
+        before, _, rest = text.partition(f"<!-- {mark} -->")
+        after = rest.partition(f"<!-- end {mark} -->")[2] if f"<!-- end {mark} -->" in rest else rest
+        text = f"{before}<!-- {mark} -->\n{content}<!-- end {mark} -->{after}"
+    return text
+
+
+if __name__ == "__main__":
+    readme_path = HERE.parent / "README.md"
+    readme_path.write_text(readme(readme_path.read_text(encoding="utf-8")), encoding="utf-8")
+    (HERE / "methods.md").write_text(methods(), encoding="utf-8")
+    (HERE / "evidence.md").write_text(evidence(), encoding="utf-8")
