@@ -95,19 +95,21 @@ def _bitfit(r: int, names: list[str], steps: int) -> PeftConfig:
     return BitFitConfig()
 
 
-_LORA_RATES, _S2LORA_RATES = (1e-3, 4e-3), (2e-3, 8e-3)
+# EVA's rows have norm 1 along the largest activations, LoRA's about 0.6 in random directions: EVA wants smaller steps
+_LORA_RATES, _EVA_RATES, _S2LORA_RATES = (1e-3, 4e-3), (1e-3, 2e-3), (2e-3, 4e-3)
 
 
-def _s2(title: str, price: Callable[[int, Shapes], int] = _s2lora_price, **options: object) -> Method:
-    return Method(title=title, learning_rates=_S2LORA_RATES, price=price, config=_s2lora(**options), ablation=True)
+def _s2(title: str, *, price=_s2lora_price, rates: tuple[float, ...] = _S2LORA_RATES, **options: object) -> Method:
+    return Method(title=title, learning_rates=rates, price=price, config=_s2lora(**options), ablation=True)
 
 
-def _ev(title: str, *, initialise_on: str = "", **options: object) -> Method:
+def _ev(title: str, *, rates: tuple[float, ...] = _EVA_RATES, initialise_on: str = "", **options: object) -> Method:
+    config = _eva(**options)
     return Method(
         title=title,
-        learning_rates=_LORA_RATES,
+        learning_rates=rates,
         price=_lora_price,
-        config=_eva(**options),
+        config=config,
         initialise_on=initialise_on,
         ablation=True,
     )
@@ -119,15 +121,15 @@ METHODS: dict[str, Method] = {
     "lora": Method(title="LoRA", learning_rates=_LORA_RATES, price=_lora_price, config=_lora),
     "adalora": Method(title="AdaLoRA", learning_rates=(1e-2, 3e-2), price=_adalora_price, config=_adalora),
     "s2lora": Method(title="S2-LoRA", learning_rates=_S2LORA_RATES, price=_s2lora_price, config=_s2lora()),
-    "eva": Method(title="EVA", learning_rates=_LORA_RATES, price=_lora_price, config=_eva()),
+    "eva": Method(title="EVA", learning_rates=_EVA_RATES, price=_lora_price, config=_eva()),
     "full": Method(title="full fine-tuning", learning_rates=(1e-4, 4e-4)),
     "s2lora-dense": _s2("S2-LoRA, no L1", sparsity=0.0),
     "s2lora-penalty": _s2("S2-LoRA, L1 as penalty", l1="penalty"),
-    "s2lora-unshared": _s2("S2-LoRA, not shared", price=_adalora_price, share="none"),
-    "s2lora-frozen": _s2("S2-LoRA, P and Q frozen", train_shared=False),
+    "s2lora-unshared": _s2("S2-LoRA, not shared", price=_adalora_price, rates=(2e-3, 8e-3), share="none"),
+    "s2lora-frozen": _s2("S2-LoRA, P and Q frozen", rates=(2e-3, 8e-3), train_shared=False),
     "eva-uniform": _ev("EVA, equal ranks", rho=1.0),
     "eva-uncentred": _ev("EVA, uncentred", center=False),
-    "eva-random": _ev("EVA ranks, random start", directions="random"),
+    "eva-random": _ev("EVA ranks, random start", rates=_LORA_RATES, directions="random"),
     "eva-elsewhere": _ev("EVA of another domain", initialise_on="sentiment:nyt"),
     "eva-bottom": _ev("EVA, least variance", directions="bottom"),
 }

@@ -188,6 +188,8 @@ class S2LoraLayer(nn.Module, BaseTunerLayer):
             if name not in self.s2lora_lambda:
                 continue
             weight = self.get_base_layer().weight
+            if not weight.is_floating_point():
+                raise TypeError("the base layer is quantised: export the adapter instead of merging it")
             merged = (weight.data.float() + self.get_delta_weight(name)).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"merging adapter '{name}' gives weights that are not finite")
