@@ -29,7 +29,7 @@ def test_alternate_runs_both_in_turn():
 def test_recipe_judges_every_claim(recipe, tmp_path):
     import importlib
 
-    evidence = importlib.import_module(f"rankwise.bench.{recipe}").run(tmp_path, seeds=2, steps=8)
+    evidence = importlib.import_module(f"rankwise.bench.{recipe}").run(tmp_path, seeds=1, steps=6)
     assert any(c.control for c in evidence.claims)
     assert all(c.found for c in evidence.claims)
     assert all(len(row) == len(evidence.header) for row in evidence.rows)

@@ -274,3 +274,29 @@ def test_bad_input_is_named(model):
         EvaConfig(rho=0.5)
     with pytest.raises(ValueError, match="LoraConfig"):
         initialize(model, loader(), LoraConfig(target_modules=["query"]))
+
+
+def test_a_model_already_wrapped_by_get_peft_model_is_initialised_too(batch):
+    config = EvaConfig(r=3, target_modules=ENCODER, task_type="SEQ_CLS")
+    wrapped = get_peft_model(bert(), config)
+    adapted = initialize(wrapped, loader())
+    direct = initialize(bert(), loader(), EvaConfig(r=3, target_modules=ENCODER, task_type="SEQ_CLS"))
+    for (n, a), (_, b) in zip(adapted.named_parameters(), direct.named_parameters(), strict=True):
+        if "lora_A" in n:
+            assert torch.equal(a, b), n
+
+
+def test_least_variance_and_random_directions_are_what_they_say(model):
+    names = ["bert.encoder.layer.0.attention.self.query"]
+    spectra = activation_spectra(model, loader(), EvaConfig(r=2, tau=1.0), layers=names)
+    energy = {}
+    for directions in ("top", "bottom", "random"):
+        config = EvaConfig(r=2, rho=1.0, directions=directions, target_modules=names)
+        A = (
+            initialize(bert(), None, config, spectra=spectra)
+            .base_model.model.get_submodule(names[0])
+            .lora_A["default"]
+            .weight
+        )
+        energy[directions] = spectra.stream(names[0]).captured(torch.linalg.qr(A.detach().double().T).Q.T)
+    assert energy["bottom"] < energy["random"] < energy["top"]
