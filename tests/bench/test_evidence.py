@@ -31,7 +31,7 @@ def test_steps_to_a_loss_interpolate_and_double_where_it_is_never_reached():
 
 
 def test_evidence_is_written_as_json_with_its_verdicts(tmp_path):
-    claim = Claim(text="a", held=False, found="b", control=True)
+    claim = Claim(text="a", held=np.bool_(False), found="b", control=True)
     Evidence(recipe="x", title="t", command="c", setting="s", header=["h"], rows=[["1"]], claims=[claim]).write(
         tmp_path / "x.json"
     )

@@ -34,6 +34,9 @@ class Claim:
     found: str
     control: bool = False
 
+    def __post_init__(self) -> None:
+        self.held = bool(self.held)  # comparisons of arrays give numpy's
+
 
 @dataclass(kw_only=True)
 class Evidence:
