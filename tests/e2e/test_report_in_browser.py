@@ -46,7 +46,7 @@ def test_table_and_plots_are_there_and_nothing_is_fetched(tmp_path):
         rows = page.locator("#results tbody tr")
         assert rows.count() == 3
         assert [rows.nth(i).locator("td").first.inner_text() for i in range(3)] == [
-            "frozen, head only",
+            "head only",
             "LoRA",
             "S2-LoRA",
         ]

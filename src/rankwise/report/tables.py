@@ -44,7 +44,7 @@ def comparison(results: dict) -> tuple[list[str], list[list[str]]]:
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
     """A rich table that fits 80 columns: text left, numbers right."""
     table = Table(
-        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1)
+        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0)
     )
     for i, name in enumerate(header):
         text = i == 0 or not any(row[i][:1].isdigit() or row[i][:1] in "-+" for row in rows)
@@ -85,4 +85,5 @@ def score(spread: dict, language: bool = False) -> str:
 
         return f"{math.exp(-spread['mean']):.2f}"
     text = f"{100 * spread['mean']:.1f}"
-    return text + (f"±{100 * spread['std']:.1f}" if spread["n"] > 1 else "")
+    std = 100 * spread["std"]
+    return text + (f"±{std:.{0 if std >= 9.95 else 1}f}" if spread["n"] > 1 else "")

@@ -116,13 +116,13 @@ def _ev(title: str, *, rates: tuple[float, ...] = _EVA_RATES, initialise_on: str
 
 
 METHODS: dict[str, Method] = {
-    "head": Method(title="frozen, head only", learning_rates=(3e-3, 1e-2)),
+    "head": Method(title="head only", learning_rates=(3e-3, 1e-2)),
     "bitfit": Method(title="BitFit", learning_rates=(2e-3, 5e-3), config=_bitfit),
     "lora": Method(title="LoRA", learning_rates=_LORA_RATES, price=_lora_price, config=_lora),
     "adalora": Method(title="AdaLoRA", learning_rates=(1e-2, 3e-2), price=_adalora_price, config=_adalora),
     "s2lora": Method(title="S2-LoRA", learning_rates=_S2LORA_RATES, price=_s2lora_price, config=_s2lora()),
     "eva": Method(title="EVA", learning_rates=_EVA_RATES, price=_lora_price, config=_eva()),
-    "full": Method(title="full fine-tuning", learning_rates=(1e-4, 4e-4)),
+    "full": Method(title="full tuning", learning_rates=(1e-4, 4e-4)),
     "s2lora-dense": _s2("S2-LoRA, no L1", sparsity=0.0),
     "s2lora-penalty": _s2("S2-LoRA, L1 as penalty", l1="penalty"),
     "s2lora-unshared": _s2("S2-LoRA, not shared", price=_adalora_price, rates=(2e-3, 8e-3), share="none"),
