@@ -35,9 +35,20 @@ def evidence() -> str:
             f"## {e['title']}\n\n`{e['command']}`\n\n{e['setting']}.\n",
             markdown(e["header"], e["rows"]),
             markdown(["verdict", "claim", "found"], claims),
+            *_remark(e["claims"]),
             f"torch {env['torch']}, peft {env['peft']}, {env['device']}, {env['threads']} thread(s).\n",
         ]
     return "\n".join(parts)
+
+
+def _remark(claims: list[dict]) -> list[str]:
+    """What a failed control means for the rest."""
+    if all(c["held"] for c in claims if c["control"]):
+        return []
+    return [
+        "A control did not hold: in this setting (few steps, the spread of a small model) the recipe cannot tell its "
+        "variants apart, so the verdicts above neither confirm nor refute the paper.\n"
+    ]
 
 
 def readme(text: str) -> str:
