@@ -147,17 +147,11 @@ def test_statistics_do_not_depend_on_how_rows_are_batched(model):
 
 
 def test_layers_of_rank_zero_are_removed_and_the_rest_saves_loads_and_merges(batch, tmp_path):
-    X, _ = known_rows(k=4)
-    adapted = initialize(Linear(), [{"x": X}], EvaConfig(r=2, rho=3.0, target_modules=["q", "o"]))
-    ranks = {n: len(p) for n, p in adapted.named_parameters() if "lora_A" in n}
     model = bert()
-    spectra = activation_spectra(model, loader(), EvaConfig(r=4), layers=["bert.encoder.layer.0.attention.self.query"])
-    assert sum(ranks.values()) == 4
     config = EvaConfig(r=1, rho=12.0, target_modules=ENCODER, task_type="SEQ_CLS")
     adapted = initialize(model, loader(), config).eval()
     ranks = {n: len(p) for n, p in adapted.named_parameters() if "lora_A" in n}
     assert 0 < len(ranks) < 12, "this data should leave some layer without rank"
-    assert spectra.batches >= 1
     randomise(adapted)
     expected = adapted(**batch).logits
     adapted.save_pretrained(tmp_path)

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from rankwise.report.tables import SHORT, count
+from rankwise.report.tables import SHORT
 
 COLOURS = {
     "head": "#888888",
@@ -163,14 +163,6 @@ def bars(labels: list[str], means: list[float], spreads: list[float], *, title: 
     return figure
 
 
-def as_svg(figure: Figure) -> str:
-    """The figure as an SVG element, closed."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", bbox_inches="tight")
-    plt.close(figure)
-    return stream.getvalue().partition("<!DOCTYPE")[2].partition(">")[2]
-
-
 def as_data_uri(figure: Figure) -> str:
     """The figure as a PNG data URI, closed."""
     stream = io.BytesIO()
@@ -188,9 +180,7 @@ def save(figure: Figure, path: Path) -> None:
 
 __all__ = [
     "as_data_uri",
-    "as_svg",
     "bars",
-    "count",
     "heat_map",
     "layer_grid",
     "loss_curves",

@@ -203,11 +203,10 @@ def build(
         body = getattr(model, model.base_model_prefix, model)
         if name == "head":
             body.requires_grad_(False)
-            getattr(body, "pooler", nn.Identity()).requires_grad_(False)
         return model
     config = config or chosen.config(rank, targets, steps)
     config.task_type = {"classification": "SEQ_CLS", "regression": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}[task]
-    if isinstance(config, EvaConfig) or getattr(config, "data_driven", False):
+    if isinstance(config, EvaConfig):
         return initialize(model, data, config)
     return get_peft_model(model, config)
 
