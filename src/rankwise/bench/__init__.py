@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Recipe(NamedTuple):
+    """What a recipe measures, and the module of each of its parts."""
+
+    about: str
+    parts: dict[str, str]
+
+
 RECIPES = {
-    "s2lora": "S2-LoRA against AdaLoRA, LoRA and BitFit on four domains of sentiment",
-    "eva": "EVA against LoRA: convergence, final score, and what its parts contribute",
-    "speed": "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's training step",
+    "s2lora": Recipe(
+        "S2-LoRA against AdaLoRA, LoRA and BitFit: sentiment in four domains, and child-like speech",
+        {"text": "s2lora", "speech": "s2lora_speech"},
+    ),
+    "eva": Recipe("EVA against LoRA: convergence, final score, and what its parts contribute", {"text": "eva"}),
+    "whisper": Recipe(
+        "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
+    ),
+    "speed": Recipe(
+        "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, speech training", {"all": "speed"}
+    ),
 }

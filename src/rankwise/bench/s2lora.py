@@ -18,7 +18,6 @@ from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.report.tables import count, size
 from rankwise.tuning.adapt import AdaptConfig, Job, OnEvent, environment, load_adapted
 from rankwise.tuning.s2lora import S2LoraLayer
-from rankwise.tuning.trial import evaluate
 
 BUDGETS = {
     "0.5%": [
@@ -63,8 +62,8 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
         job = jobs[budget] = Job(settings(budget, methods, seeds, steps), out / f"budget-{budget}", on_event=on_event)
         for entry in job.run()["methods"]:
             found[budget, entry["name"]] = entry
-    scores = {k: _scores(e) for k, e in found.items()}
-    permuted = _permuted(jobs["0.5%"], found["0.5%", "s2lora"])
+    scores = {k: seed_scores(e, "sentiment:movies", OUT_OF_DOMAIN) for k, e in found.items()}
+    permuted = permuted_scores(jobs["0.5%"], found["0.5%", "s2lora"])
     return Evidence(
         recipe="s2lora",
         title="S2-LoRA: sparsely shared low-rank adaptation",
@@ -73,21 +72,26 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
         "accuracy in per cent, mean ± standard deviation over seeds",
         header=["variant", "budget", "rank", "trained", "adapter", "movies", "out of domain"],
         rows=_rows(found, scores),
-        claims=[*_claims(found, scores), _pattern(found), _control(scores["0.5%", "s2lora"]["in"], permuted)],
+        claims=[
+            *_claims(found, scores),
+            rank_pattern(found["0.5%", "s2lora"], found["0.5%", "adalora"]),
+            control(scores["0.5%", "s2lora"]["in"], permuted),
+        ],
         seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
         extra={
-            "ranks": {e["name"]: _mean_map(e, "ranks") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
-            "mass": {e["name"]: _mean_map(e, "mass") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
+            "ranks": {e["name"]: mean_map(e, "ranks") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
+            "mass": {e["name"]: mean_map(e, "mass") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
         },
     )
 
 
-def _scores(entry: dict) -> dict[str, list[float]]:
+def seed_scores(entry: dict, in_domain: str, out_of_domain: list[str]) -> dict[str, list[float]]:
+    """Scores of a variant by seed: ``in`` domain, and the mean ``out`` of domain."""
     trials = [t for t in entry["trials"] if t["status"] == "done"]
     return {
-        "in": [t["scores"]["sentiment:movies"]["score"] for t in trials],
-        "out": [float(np.mean([t["scores"][d]["score"] for d in OUT_OF_DOMAIN])) for t in trials],
+        "in": [t["scores"][in_domain]["score"] for t in trials],
+        "out": [float(np.mean([t["scores"][d]["score"] for d in out_of_domain])) for t in trials],
     }
 
 
@@ -146,15 +150,15 @@ def _claims(found: dict, scores: dict) -> list[Claim]:
     return claims
 
 
-def _mean_map(entry: dict, key: str) -> dict[str, float]:
+def mean_map(entry: dict, key: str) -> dict[str, float]:
+    """Ranks or coefficient mass by layer, mean over seeds."""
     maps = [t[key] for t in entry["trials"] if t["status"] == "done" and t[key]]
     return {n: float(np.mean([m.get(n, 0) for m in maps])) for n in maps[0]} if maps else {}
 
 
-def _pattern(found: dict) -> Claim:
+def rank_pattern(s2lora: dict, adalora: dict) -> Claim:
     """Rank pattern: S2-LoRA's mass against AdaLoRA's final ranks, over layers, with a permutation p-value."""
-    mass = _mean_map(found["0.5%", "s2lora"], "mass")
-    ranks = _mean_map(found["0.5%", "adalora"], "ranks")
+    mass, ranks = mean_map(s2lora, "mass"), mean_map(adalora, "ranks")
     a, b = np.array(list(mass.values())), np.array([ranks[n] for n in mass])
     rho = _spearman(a, b)
     rng = np.random.default_rng(0)
@@ -171,7 +175,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def _permuted(job: Job, entry: dict) -> list[float]:
+def permuted_scores(job: Job, entry: dict) -> list[float]:
     """In-domain scores with the trained coefficients dealt to other matrices."""
     scores = []
     for t in entry["trials"]:
@@ -183,12 +187,12 @@ def _permuted(job: Job, entry: dict) -> list[float]:
         order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(t["seed"]))
         for layer, i in zip(layers, order.tolist(), strict=True):
             layer.s2lora_lambda["default"].copy_(values[i])
-        examples = job.examples[job.tests[0]]
-        scores.append(evaluate(model, examples, job.pad, "classification")["score"])
+        scores.append(job.task.evaluate(model, job.examples[job.tests[0]])["score"])
     return scores
 
 
-def _control(right: list[float], permuted: list[float]) -> Claim:
+def control(right: list[float], permuted: list[float]) -> Claim:
+    """The right coefficients against ones dealt to other matrices."""
     d = paired(right, permuted)
     return Claim(
         text="control: coefficients dealt to other matrices lose at least 2 points",

@@ -21,7 +21,7 @@ from rankwise.tuning.activations import ActivationSpectra
 from rankwise.tuning.adapt import OnEvent, environment
 from rankwise.tuning.eva import EvaConfig, activation_spectra, redistribute
 from rankwise.tuning.s2lora import S2LoraConfig
-from rankwise.tuning.trial import collate
+from rankwise.tuning.tasks import TextTask
 
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
@@ -148,10 +148,9 @@ def eva_start() -> tuple[list[list[str]], list[Claim]]:
     from peft import initialize_lora_eva_weights
 
     tokenizer, texts, r = load_tokenizer("minilm"), sentiment("movies").split().train.texts[:512], 16
+    task = TextTask(kind="classification", tokenizer=tokenizer, max_length=64)
     ids = tokenizer(texts, truncation=True, max_length=64)["input_ids"]
-    batches = [
-        collate([{"input_ids": x, "label": 0} for x in ids[i : i + 32]], 0, "classification") for i in range(0, 512, 32)
-    ]
+    batches = [task.collate([{"input_ids": x, "label": 0} for x in ids[i : i + 32]]) for i in range(0, 512, 32)]
     for batch in batches:
         batch.pop("labels")
     model = load("minilm", task="classification")

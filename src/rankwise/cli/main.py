@@ -64,9 +64,11 @@ def _explained(error: Exception) -> str:
 @app.command()
 def adapt(
     config: Annotated[Path | None, typer.Argument(help="YAML file with these options as keys.")] = None,
-    model: Annotated[str | None, typer.Option(help="minilm, smollm2, a folder, or a hub id.")] = None,
-    data: Annotated[str | None, typer.Option(help="sentiment:DOMAIN, or a csv, tsv, jsonl, parquet file.")] = None,
-    task: Annotated[str | None, typer.Option(help="classification, regression or causal-lm.")] = None,
+    model: Annotated[str | None, typer.Option(help="minilm, smollm2, whisper-tiny.en, a folder, or a hub id.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="sentiment:DOMAIN, speech:DOMAIN, a csv, tsv, jsonl or parquet file.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="classification, regression, causal-lm or asr.")] = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated, e.g. lora,s2lora,eva.")] = None,
     budget: Annotated[str | None, typer.Option(help="Trainable parameters: 0.5%, 100k or 400KB.")] = None,
     target: Annotated[str | None, typer.Option(help="auto, attention, mlp, or layer names.")] = None,
@@ -82,6 +84,10 @@ def adapt(
     reference: Annotated[str | None, typer.Option(help="full: also fine-tune everything.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Text column of a data file.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Label column of a data file.")] = None,
+    audio_column: Annotated[str | None, typer.Option(help="Audio column of a manifest (asr).")] = None,
+    language: Annotated[str | None, typer.Option(help="Language, for a multilingual Whisper.")] = None,
+    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip and count bad recordings.")] = None,
+    silence_stride: Annotated[int | None, typer.Option(help="Share of silence to encode; 1: all.")] = None,
     checkpoint_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     learning_rate: Annotated[list[float] | None, typer.Option(help="Grid for all methods; repeat.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
@@ -91,8 +97,9 @@ def adapt(
 
     A killed run continues when the same command is given again.
 
-    Example:
+    Examples:
     rankwise adapt --data sentiment:movies --methods lora,s2lora --budget 0.5% --out runs/a
+    rankwise adapt --task asr --data recordings/manifest.csv --out runs/speech
     """
     import yaml
 
@@ -133,9 +140,8 @@ def adapt(
         )
         return
     console.print(terminal(*comparison(results)))
-    for m in results["methods"]:
-        if m["message"]:
-            console.print(f"* {m['message']}", style="yellow", markup=False)
+    for note in [*results["notes"], *[m["message"] for m in results["methods"] if m["message"]]]:
+        console.print(f"* {note}", style="yellow", markup=False)
     console.print(
         f"\nreport    {folder}/report.html\nresults   {folder}/results.json\nadapters  {folder}/adapters/",
         highlight=False,
@@ -193,7 +199,7 @@ class _Progress:
         from rankwise.tuning.methods import method
 
         c = job.config
-        runs = sum(len(c.learning_rates.get(m, method(m).learning_rates)) + c.seeds - 1 for m in c.all_methods)
+        runs = sum(len(c.learning_rates.get(m, method(m).grid(c.task))) + c.seeds - 1 for m in c.all_methods)
         self.bars.update(self.runs, total=runs)
 
     def event(self, trial: str, phase: str, step: int, steps: int, loss: float) -> None:
@@ -236,7 +242,7 @@ def methods(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="minilm, smollm2, a folder, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="minilm, smollm2, whisper-tiny.en, a folder, or a hub id.")],
     target: Annotated[str, typer.Option(help="auto, attention, mlp, or layer names.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for spectra.png and report.html.")] = None,
     json_: Json = False,
@@ -328,18 +334,24 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     method: Annotated[str, typer.Option(help="Whose adapter.")],
     text: Annotated[list[str] | None, typer.Option(help="Text; repeat for several.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="Recording; repeat for several.")] = None,
     json_: Json = False,
 ) -> None:
-    """Classify (or continue) texts with a run's adapter.
+    """Classify (or continue) texts, or transcribe recordings, with a run's adapter.
 
-    Example: rankwise predict runs/first --method eva --text "A quiet triumph."
+    Examples:
+    rankwise predict runs/first --method eva --text "A quiet triumph."
+    rankwise predict runs/speech --method s2lora --audio hello.wav
     """
-    from rankwise.tuning.serving import predict_texts
+    from rankwise.tuning.serving import predict_audio, predict_texts
 
-    texts = text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not texts:
-        raise ValueError("no text: give --text, or lines on standard input")
-    predictions = predict_texts(run, method, texts)
+    texts = text or [] if audio else text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts and not audio:
+        raise ValueError("nothing to predict: give --text or --audio, or lines of text on standard input")
+    predictions = [
+        *(predict_texts(run, method, texts) if texts else []),
+        *(predict_audio(run, method, audio) if audio else []),
+    ]
     if json_:
         print(json.dumps(predictions, ensure_ascii=False))
         return
@@ -347,12 +359,14 @@ def predict(
         if "label" in p:
             console.print(f"{p['label']}  {p['probability']:.3f}  {p['text']}", markup=False, highlight=False)
         else:
-            console.print(p.get("value", p.get("continuation")), markup=False, highlight=False)
+            shown = next(p[k] for k in ("value", "continuation", "transcript") if k in p)
+            console.print(shown, markup=False, highlight=False)
 
 
 @app.command()
 def bench(
     recipe: Annotated[str | None, typer.Argument(help="Recipe to run; see --list.")] = None,
+    part: Annotated[str | None, typer.Option(help="Only one part of it, e.g. speech.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
     seeds: Annotated[int, typer.Option(help="Training runs a variant.")] = 5,
     out: Annotated[Path, typer.Option(help="Where runs and results are kept.")] = Path("runs/bench"),
@@ -370,23 +384,34 @@ def bench(
 
     if list_ or recipe is None:
         if json_:
-            print(json.dumps(RECIPES))
+            print(json.dumps({n: r._asdict() for n, r in RECIPES.items()}))
         else:
-            console.print(terminal(["recipe", "what it measures"], [[n, about] for n, about in RECIPES.items()]))
+            rows = [[n, ", ".join(r.parts), r.about] for n, r in RECIPES.items()]
+            console.print(terminal(["recipe", "parts", "what it measures"], rows))
         return
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
-    with _Progress(quiet=json_) as progress:
-        evidence = importlib.import_module(f"rankwise.bench.{recipe}").run(
-            out / recipe, seeds=seeds, on_event=progress.event
-        )
-    evidence.write(out / f"{recipe}.json")
-    if json_:
-        print((out / f"{recipe}.json").read_text())
-        return
+    parts = RECIPES[recipe].parts
+    if part is not None and part not in parts:
+        raise unknown(f"part of {recipe}", part, parts)
+    for module in [parts[part]] if part else parts.values():
+        with _Progress(quiet=json_) as progress:
+            evidence = importlib.import_module(f"rankwise.bench.{module}").run(
+                out / module, seeds=seeds, on_event=progress.event
+            )
+        evidence.write(out / f"{module}.json")
+        if json_:
+            print((out / f"{module}.json").read_text())
+        else:
+            _print_evidence(evidence)
+            console.print(f"results   {out}/{module}.json", highlight=False)
+
+
+def _print_evidence(evidence) -> None:
+    from rankwise.report.tables import terminal
+
     console.print(f"{evidence.title}\n{evidence.setting}", markup=False, highlight=False)
     console.print(terminal(evidence.header, evidence.rows))
     for claim in evidence.claims:
         verdict = "[green]HELD[/green]    " if claim.held else "[red]NOT HELD[/red]"
         console.print(f"{verdict} {claim.text}\n         {claim.found}", highlight=False)
-    console.print(f"results   {out}/{recipe}.json", highlight=False)

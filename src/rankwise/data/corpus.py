@@ -25,6 +25,10 @@ class Corpus:
     groups : list of str
         Source document of each text: texts of one group never straddle a split.
     label_names : list of str
+    audio : list of Path
+        Recording of each text, for speech; empty otherwise.
+    notes : list of str
+        What the user should know of how it was read.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Corpus:
     labels: list[float]
     groups: list[str]
     label_names: list[str] = field(default_factory=list)
+    audio: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -44,6 +50,7 @@ class Corpus:
             texts=[self.texts[i] for i in rows],
             labels=[self.labels[i] for i in rows] if self.labels else [],
             groups=[self.groups[i] for i in rows],
+            audio=[self.audio[i] for i in rows] if self.audio else [],
         )
 
     def head(self, limit: int | None) -> Corpus:
@@ -54,14 +61,10 @@ class Corpus:
         kept = set(order[:limit])
         return self.where(lambda i: i in kept)
 
-    def split(self, *, validation: float = 0.15, test: float = 0.15) -> Splits:
+    def split(self) -> Splits:
         """Train, validation and test rows, decided by a hash of each row's group: the same on every machine."""
-        place = [_unit(g) for g in self.groups]
-        return Splits(
-            self.where(lambda i: place[i] >= validation + test),
-            self.where(lambda i: test <= place[i] < validation + test),
-            self.where(lambda i: place[i] < test),
-        )
+        sides = [side(g) for g in self.groups]
+        return Splits(*(self.where(lambda i, part=part: sides[i] == part) for part in Splits._fields))
 
 
 class Splits(NamedTuple):
@@ -78,19 +81,26 @@ def load(
     task: str = "polarity",
     text_column: str = "text",
     label_column: str | None = "label",
+    audio_column: str = "path",
+    normalize: Callable[[str], str] = str.strip,
+    skip_bad: bool = False,
 ) -> Corpus:
     """A corpus by name or path.
 
     Parameters
     ----------
     spec : str
-        ``sentiment:movies`` (or ``tweets``, ``amazon``, ``nyt``), or a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``
-        file.
-    task : {"polarity", "rating", "classification", "regression", "causal-lm"}
-        ``rating`` and ``regression`` give numbers, the others classes; ``causal-lm`` ignores labels.
-    text_column, label_column : str
+        ``sentiment:movies`` (or ``tweets``, ``amazon``, ``nyt``), ``speech:child`` (or ``adult``, ``accents``), or a
+        ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file; for ``asr`` a manifest of audio, or the folder of one.
+    task : {"polarity", "rating", "classification", "regression", "causal-lm", "asr"}
+        ``rating`` and ``regression`` give numbers, ``classification`` classes; ``causal-lm`` and ``asr`` ignore labels.
+    text_column, label_column, audio_column : str
         Columns of a user file.
+    normalize, skip_bad
+        For speech, see `rankwise.data.audio.read_manifest`.
     """
+    if task == "asr":
+        return _speech(spec, text_column=text_column, audio_column=audio_column, normalize=normalize, skip_bad=skip_bad)
     from rankwise.data.files import read_file
     from rankwise.data.sentiment import sentiment
 
@@ -107,6 +117,26 @@ def load(
         label_column=None if task == "causal-lm" else label_column,
         regression=task in ("rating", "regression"),
     )
+
+
+def _speech(spec: str, **options) -> Corpus:
+    from rankwise.data.audio import read_manifest
+    from rankwise.data.synthesis import DOMAINS, speech
+
+    if spec.startswith("speech:"):
+        return speech(spec.partition(":")[2])
+    path = Path(spec).expanduser()
+    if not path.exists():
+        if path.suffix:
+            raise ValueError(f"no such manifest: {path}")
+        raise unknown("speech data", spec, [f"speech:{d}" for d in DOMAINS])
+    return read_manifest(path, **options)
+
+
+def side(group: str, *, validation: float = 0.15, test: float = 0.15) -> str:
+    """``train``, ``validation`` or ``test``: where a source document belongs."""
+    place = _unit(group)
+    return "test" if place < test else "validation" if place < validation + test else "train"
 
 
 def _unit(key: str) -> float:

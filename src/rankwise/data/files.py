@@ -64,6 +64,16 @@ def read_file(
     return Corpus(name=str(path), texts=texts, labels=[index[x] for x in raw], groups=groups, label_names=names)
 
 
+def rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Row numbers and stripped cells of a file that has these columns; an absent value is empty."""
+    if path.suffix not in READERS:
+        raise unknown("file type", path.suffix or path.name, READERS)
+    for number, row in _rows(path):
+        for column in columns:
+            _cell(path, number, row, column)
+        yield number, {k: "" if v is None else str(v).strip() for k, v in row.items()}
+
+
 def _rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
         yield from _parquet(path)

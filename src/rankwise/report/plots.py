@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from rankwise.report.tables import SHORT
+from rankwise.report.tables import METRICS, SHORT
 
 COLOURS = {
     "head": "#888888",
@@ -33,7 +33,7 @@ plt.rcParams.update(
 
 def score_versus_parameters(results: dict) -> Figure:
     """Score against trainable parameters, in domain and averaged out of domain, with the spread over seeds."""
-    out = results["out_of_domain"]
+    out, metric = results["out_of_domain"], METRICS[results["config"]["task"]]
     figure, axes = plt.subplots(1, 2 if out else 1, figsize=(8.4 if out else 4.6, 3.4), squeeze=False)
     for axis, domains, title in zip(
         axes[0], ([results["in_domain"]], out), ("in domain", "out of domain"), strict=False
@@ -48,20 +48,23 @@ def score_versus_parameters(results: dict) -> Figure:
             spread = np.std(per_seed, ddof=1) if len(per_seed) > 1 else 0
             axis.errorbar(
                 x,
-                100 * np.mean(per_seed),
-                100 * spread,
+                metric.shown(float(np.mean(per_seed))),
+                100 * spread if metric.with_spread else 0,
                 fmt="o",
                 capsize=3,
                 ms=6,
                 color=COLOURS.get(m["name"], "#444444"),
                 label=m["title"],
             )
+        if "zero_shot" in results:
+            untrained = float(np.mean([results["zero_shot"][d]["score"] for d in domains]))
+            axis.axhline(metric.shown(untrained), color="#888888", ls="--", lw=1, label="zero-shot")
         axis.set_xscale("log")
         axis.set_xlabel("trained parameters (head included)")
         names = ", ".join(SHORT.get(str(d), str(d)) for d in domains)
         axis.set_title(f"{title}: {names}", fontsize=9)
         axis.grid(alpha=0.25)
-    axes[0][0].set_ylabel("score (%)" if results["config"]["task"] != "causal-lm" else "-100 · loss")
+    axes[0][0].set_ylabel(metric.axis)
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.tight_layout()
     return figure
@@ -89,34 +92,40 @@ def loss_curves(results: dict) -> Figure:
 
 def layer_grid(values: dict[str, float]) -> tuple[np.ndarray, list[str], list[str]]:
     """Values by layer name as a matrix block × projection (NaN where there is none), with both labels."""
-    cells: dict[tuple[int, str], float] = {}
+    cells: dict[tuple[str, int], dict[str, float]] = {}
     for name, value in values.items():
         match = re.search(r"^(.*?)\.(\d+)\.(.+)$", name)
-        block, projection = (int(match[2]), match[3]) if match else (0, name)
-        cells[block, projection] = value
-    rows = sorted({b for b, _ in cells})
-    columns = list(dict.fromkeys(p for _, p in cells))
-    grid = np.array([[cells.get((b, p), np.nan) for p in columns] for b in rows], dtype=float)
-    return grid, [str(b) for b in rows], columns
+        stack, block, projection = (match[1], int(match[2]), match[3]) if match else ("", 0, name)
+        cells.setdefault((stack, block), {})[projection] = value
+    stacks = list(dict.fromkeys(stack for stack, _ in cells))
+    rows = sorted(cells, key=lambda at: (stacks.index(at[0]), at[1]))
+    columns = list(dict.fromkeys(p for row in cells.values() for p in row))
+    grid = np.array([[cells[row].get(p, np.nan) for p in columns] for row in rows], dtype=float)
+    # encoder and decoder of one model: "model.encoder.layers" is read as "encoder"
+    side = {s: next((part for part in s.split(".") if part in ("encoder", "decoder")), s) for s in stacks}
+    return grid, [f"{side[s]} {b}" if len(stacks) > 1 else str(b) for s, b in rows], columns
 
 
-def heat_map(values: dict[str, float], title: str, *, label: str) -> Figure:
-    """A map of one number a layer and projection, e.g. ranks."""
-    grid, rows, columns = layer_grid(values)
-    figure, axis = plt.subplots(figsize=(max(3.6, 0.62 * len(columns) + 1.8), max(2.2, 0.24 * len(rows) + 1.5)))
-    image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
-    short = [re.sub(r"(attention\.self|self_attn|self_attention|attn|mlp)\.|\.dense$", "", c) for c in columns]
-    axis.set_xticks(range(len(columns)), short, rotation=30, ha="right", fontsize=7)
-    axis.set_yticks(range(len(rows)), rows, fontsize=7)
-    axis.set_ylabel("block")
-    axis.set_title(title, fontsize=9)
-    if grid.size <= 120:
-        bright = np.nanmax(grid) * 0.6 if np.isfinite(grid).any() else 0
-        for (i, j), v in np.ndenumerate(grid):
-            if np.isfinite(v):
-                text = f"{v:.0f}" if float(v).is_integer() else f"{v:.2g}"
-                axis.text(j, i, text, ha="center", va="center", fontsize=6, color="black" if v > bright else "white")
-    figure.colorbar(image, ax=axis, shrink=0.8, label=label)
+def heat_maps(maps: dict[str, dict[str, float]], *, label: str) -> Figure:
+    """Maps of one number a layer and projection side by side, each on its own scale, e.g. the ranks of two methods."""
+    grids = [layer_grid(values) for values in maps.values()]
+    width = max(3.6, 0.62 * max(len(columns) for *_, columns in grids) + 1.8)
+    height = max(2.2, 0.24 * max(len(rows) for _, rows, _ in grids) + 1.5)
+    figure, axes = plt.subplots(1, len(maps), figsize=(width * len(maps), height), squeeze=False)
+    for axis, title, (grid, rows, columns) in zip(axes[0], maps, grids, strict=True):
+        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
+        short = [re.sub(r"(attention\.self|self_attention|attn|mlp)\.|\.dense$|_proj$", "", c) for c in columns]
+        axis.set_xticks(range(len(columns)), short, rotation=30, ha="right", fontsize=7)
+        axis.set_yticks(range(len(rows)), rows, fontsize=7)
+        axis.set_ylabel("block")
+        axis.set_title(title, fontsize=9)
+        if grid.size <= 120:
+            bright = np.nanmax(grid) * 0.6 if np.isfinite(grid).any() else 0
+            for (i, j), v in np.ndenumerate(grid):
+                if np.isfinite(v):
+                    text, ink = f"{v:.0f}" if float(v).is_integer() else f"{v:.2g}", "black" if v > bright else "white"
+                    axis.text(j, i, text, ha="center", va="center", fontsize=6, color=ink)
+        figure.colorbar(image, ax=axis, shrink=0.8, label=label)
     figure.tight_layout()
     return figure
 
@@ -181,7 +190,7 @@ def save(figure: Figure, path: Path) -> None:
 __all__ = [
     "as_data_uri",
     "bars",
-    "heat_map",
+    "heat_maps",
     "layer_grid",
     "loss_curves",
     "save",

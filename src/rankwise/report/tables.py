@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """How a task's score is shown: in words, on an axis, and as the number people know."""
+
+    words: str
+    axis: str
+    shown: Callable[[float], float]
+    with_spread: bool = True
+
+
+METRICS = {
+    "classification": Metric(words="accuracy in per cent", axis="accuracy (%)", shown=lambda s: 100 * s),
+    "regression": Metric(words="Pearson correlation × 100", axis="correlation × 100", shown=lambda s: 100 * s),
+    "causal-lm": Metric(words="perplexity", axis="perplexity", shown=lambda s: math.exp(-s), with_spread=False),
+    "asr": Metric(words="word error rate in per cent", axis="WER (%)", shown=lambda s: 100 * (1 - s)),
+}
 SHORT = {
+    "speech:child": "child",
+    "speech:adult": "adult",
+    "speech:accents": "accents",
     "sentiment:movies": "movies",
     "sentiment:tweets": "tweets",
     "sentiment:amazon": "amazon",
@@ -16,12 +38,12 @@ SHORT = {
 
 def comparison(results: dict) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparison: cost on the left, scores on the right, a row a method."""
-    language = results["config"]["task"] == "causal-lm"
+    metric = METRICS[results["config"]["task"]]
     domains = [results["in_domain"], *results["out_of_domain"]]
     header = ["method", "trained", "adapter", "memory", "time", *[SHORT.get(d, d) for d in domains]]
     rows = []
-    if language:
-        scores = [f"{results['zero_shot'][d]['perplexity']:.2f}" for d in domains]
+    if "zero_shot" in results:
+        scores = [score(_single(results["zero_shot"][d]["score"]), metric) for d in domains]
         rows.append(["zero-shot", "0", "-", "-", "-", *scores])
     for m in results["methods"]:
         if not m["trials"]:
@@ -35,7 +57,7 @@ def comparison(results: dict) -> tuple[list[str], list[list[str]]]:
                 size(cost["adapter_bytes"]),
                 size(cost["peak_memory_bytes"]),
                 f"{m['seconds']['mean'] + cost['setup_seconds']:.0f}s",
-                *[score(m["scores"][d], language) for d in domains],
+                *[score(m["scores"][d], metric) for d in domains],
             ]
         )
     return header, rows
@@ -76,14 +98,15 @@ def size(n: float) -> str:
     return f"{n:.0f}B"
 
 
-def score(spread: dict, language: bool = False) -> str:
-    """Mean and spread over seeds: per cent, or perplexity."""
+def score(spread: dict, metric: Metric) -> str:
+    """Mean and spread over seeds, as the metric is shown."""
     if spread["mean"] is None or spread["mean"] != spread["mean"]:
         return "-"
-    if language:
-        import math
-
-        return f"{math.exp(-spread['mean']):.2f}"
-    text = f"{100 * spread['mean']:.1f}"
+    if not metric.with_spread:
+        return f"{metric.shown(spread['mean']):.2f}"
     std = 100 * spread["std"]
-    return text + (f"±{std:.{0 if std >= 9.95 else 1}f}" if spread["n"] > 1 else "")
+    return f"{metric.shown(spread['mean']):.1f}" + (f"±{std:.{0 if std >= 9.95 else 1}f}" if spread["n"] > 1 else "")
+
+
+def _single(value: float) -> dict:
+    return {"mean": value, "std": 0.0, "n": 1}

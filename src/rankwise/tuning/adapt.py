@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,12 +35,30 @@ from rankwise.data import Corpus
 from rankwise.files import read_json, whole_folder, write_json, write_text
 from rankwise.ledger import count_parameters
 from rankwise.models import load, load_tokenizer, target_modules
+from rankwise.models.whisper import shorten
 from rankwise.tuning.methods import METHODS, affordable_rank, method, parse_budget
-from rankwise.tuning.trial import Training, TrialResult, batches, build, describe, encode, evaluate, set_seed, train
+from rankwise.tuning.speech import SpeechTask
+from rankwise.tuning.tasks import Task, TextTask, batches
+from rankwise.tuning.trial import Training, TrialResult, build, describe, set_seed, train
 
 SCHEMA = 1
 VALIDATION_CURVE_ROWS = 200  # of a validation loss taken during training; the choice of learning rate uses all
 OnEvent = Callable[[str, str, int, int, float], None]  # trial, phase, step, steps, loss
+# what a task starts from where the user names nothing else
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "classification": {"model": "minilm", "data": "sentiment:movies"},
+    "regression": {"model": "minilm", "data": "sentiment:movies"},
+    "causal-lm": {"model": "smollm2", "data": "sentiment:movies"},
+    "asr": {
+        "model": "whisper-tiny.en",
+        "data": "speech:child",
+        "batch_size": 8,
+        "steps": 60,
+        "methods": ["bitfit", "lora", "adalora", "s2lora"],
+        "budget": "1%",
+    },
+}
+ZERO_SHOT = ("causal-lm", "asr")  # tasks that the pretrained model can do without training a head
 
 
 class AdaptConfig(BaseModel):
@@ -48,10 +66,13 @@ class AdaptConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(default="minilm", description="minilm, smollm2, a model folder, or a hub id")
-    data: str = Field(default="sentiment:movies", description="sentiment:DOMAIN, or a csv, tsv, jsonl or parquet file")
-    task: Literal["classification", "regression", "causal-lm"] = Field(
+    task: Literal["classification", "regression", "causal-lm", "asr"] = Field(
         default="classification", description="what to train"
+    )
+    model: str = Field(default="minilm", description="minilm, smollm2, whisper-tiny.en, a model folder, or a hub id")
+    data: str = Field(
+        default="sentiment:movies",
+        description="sentiment:DOMAIN, or a csv, tsv, jsonl or parquet file; for asr speech:DOMAIN or a manifest",
     )
     methods: list[str] = Field(default=["bitfit", "lora", "adalora", "s2lora", "eva"], description="methods to compare")
     budget: str = Field(default="0.5%", description="trainable parameters: share, count (100k) or bytes (400KB)")
@@ -76,8 +97,20 @@ class AdaptConfig(BaseModel):
     reference: Literal["none", "full"] = Field(default="none", description="also fine-tune everything")
     text_column: str = Field(default="text", description="column of a data file")
     label_column: str = Field(default="label", description="column of a data file")
+    audio_column: str = Field(default="path", description="column of a manifest")
+    language: str | None = Field(default=None, description="language of a multilingual Whisper; English if unset")
+    skip_bad: bool = Field(default=False, description="leave unusable recordings out, named and counted")
+    silence_stride: int = Field(
+        default=2, ge=1, description="every how many positions of padding silence one is computed; 1 for all"
+    )
     checkpoint_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
     validation_points: int = Field(default=0, ge=0, description="validation losses taken during training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_defaults(cls, given: Any) -> Any:
+        task = given.get("task", "classification") if isinstance(given, dict) else None
+        return {**DEFAULTS[task], **given} if task in DEFAULTS else given
 
     @field_validator("methods")
     @classmethod
@@ -91,7 +124,8 @@ class AdaptConfig(BaseModel):
     @property
     def all_methods(self) -> list[str]:
         """The methods, after the frozen-model baseline (where there is a head) and before the reference."""
-        baseline = ["head"] if self.baseline and self.task != "causal-lm" and "head" not in self.methods else []
+        headless = self.task in ZERO_SHOT or "head" in self.methods
+        baseline = ["head"] if self.baseline and not headless else []
         reference = ["full"] if self.reference == "full" and "full" not in self.methods else []
         return [*baseline, *self.methods, *reference]
 
@@ -104,18 +138,17 @@ class Job:
 
         self.config, self.out, self.on_event = config, Path(out), on_event or (lambda *_: None)
         self.process = PartialState()
+        self.notes: list[str] = []  # what the user should know of the data
         self.precision = config.precision if config.precision != "auto" else _fastest_precision()
 
     # what the trials share, made once
 
     @cached_property
-    def tokenizer(self):
-        return load_tokenizer(self.config.model)
-
-    @property
-    def pad(self) -> int:
-        """Token that fills a batch."""
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+    def task(self) -> Task:
+        c = self.config
+        if c.task == "asr":
+            return SpeechTask.of(c.model, language=c.language)
+        return TextTask(kind=c.task, tokenizer=load_tokenizer(c.model), max_length=c.max_length)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -139,7 +172,7 @@ class Job:
         for name, part in rows.items():
             if len(part) == 0:
                 raise ValueError(f"{name}: no rows are left in this split of {len(self.corpus)}; more data is needed")
-        return {name: encode(part, self.tokenizer, task=c.task, max_length=c.max_length) for name, part in rows.items()}
+        return {name: self.task.encode(part) for name, part in rows.items()}
 
     @cached_property
     def tests(self) -> list[str]:
@@ -157,6 +190,8 @@ class Job:
     def fresh_model(self) -> nn.Module:
         """The pretrained model with a new head (drawn from the current random state)."""
         c = self.config
+        if c.task == "asr":
+            return shorten(load(c.model, task="asr", dropout=c.dropout), stride=c.silence_stride)
         kind = "causal-lm" if c.task == "causal-lm" else "classification"
         labels = 1 if c.task == "regression" else max(len(self.corpus.label_names), 2)
         model = load(c.model, task=kind, num_labels=labels, dropout=c.dropout)
@@ -167,7 +202,11 @@ class Job:
 
     def _corpus(self, spec: str) -> Corpus:
         c = self.config
-        return corpora.load(spec, task=c.task, text_column=c.text_column, label_column=c.label_column)
+        columns = {"text_column": c.text_column, "label_column": c.label_column, "audio_column": c.audio_column}
+        speech = {"normalize": self.task.normalize, "skip_bad": c.skip_bad} if isinstance(self.task, SpeechTask) else {}
+        corpus = corpora.load(spec, task=c.task, **columns, **speech)
+        self.notes = list(dict.fromkeys([*self.notes, *corpus.notes]))
+        return corpus
 
     # the job
 
@@ -177,7 +216,7 @@ class Job:
         ranks, _ = self.ranks, self.examples  # everything that can be wrong with the input is said here
         if self.process.is_main_process:
             write_text(self.out / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
-        if self.config.task == "causal-lm":
+        if self.config.task in ZERO_SHOT:
             self._zero_shot()
         methods = [self._compare(name, ranks[name]) for name in self.config.all_methods]
         results = {
@@ -189,9 +228,10 @@ class Job:
             "in_domain": self.tests[0],
             "out_of_domain": self.tests[1:],
             "examples": {n: len(e) for n, e in self.examples.items()},
+            "notes": self.notes,
             "methods": methods,
         }
-        if self.config.task == "causal-lm":
+        if self.config.task in ZERO_SHOT:
             results["zero_shot"] = read_json(self.out / "zero_shot.json")
         if self.process.is_main_process:
             write_json(self.out / "results.json", results)
@@ -214,7 +254,7 @@ class Job:
 
     def _compare(self, name: str, rank: int) -> dict:
         """One method: the grid on the first seed, then the other seeds at the best learning rate."""
-        grid = self.config.learning_rates.get(name, list(method(name).learning_rates))
+        grid = self.config.learning_rates.get(name, list(method(name).grid(self.config.task)))
         first = [self.trial(name, rank, lr, 0) for lr in grid]
         done = [t for t in first if t.status == "done"]
         entry = {
@@ -254,7 +294,7 @@ class Job:
         if (folder / "result.json").exists():
             return TrialResult.from_dict(read_json(folder / "result.json"))
         c, result = self.config, TrialResult(method=name, learning_rate=lr, seed=seed, rank=rank)
-        label, examples, pad = f"{name} lr={lr:g} seed={seed}", self.examples, self.pad
+        label, examples = f"{name} lr={lr:g} seed={seed}", self.examples
         self.on_event(label, "start", 0, c.steps, float("nan"))
         set_seed(seed)
         model = self.fresh_model()
@@ -267,8 +307,7 @@ class Job:
                 training=self.training,
                 learning_rate=lr,
                 seed=seed,
-                pad=pad,
-                task=c.task,
+                task=self.task,
                 folder=folder,
                 result=result,
                 on_step=lambda step, steps, loss: self.on_event(label, "train", step, steps, loss),
@@ -276,7 +315,7 @@ class Job:
             )
             describe(model, result)
             bf16 = self.precision == "bf16"
-            result.scores["validation"] = evaluate(model, examples["validation"], pad, c.task, bf16=bf16)
+            result.scores["validation"] = self.task.evaluate(model, examples["validation"], bf16=bf16)
         except FloatingPointError as error:
             result.status, result.message = "diverged", f"{name} lr={lr:g} seed={seed}: {error}"
         self._save(folder, model, result)
@@ -300,10 +339,10 @@ class Job:
         rows = self.examples["train"]
         if elsewhere := method(name).initialise_on:
             other = self._corpus(elsewhere).split().train.head(c.train_limit)
-            rows = encode(other, self.tokenizer, task=c.task, max_length=c.max_length)
+            rows = self.task.encode(other)
         mine = rows[self.process.process_index :: self.process.num_processes]
-        loader = batches(mine, self.pad, c.task, max(1, 32 // self.process.num_processes))
-        model = build(model, name, rank=rank, targets=self.targets, steps=c.steps, task=c.task, data=loader)
+        loader = batches(self.task, mine, max(1, 32 // self.process.num_processes))
+        model = build(model, name, rank=rank, targets=self.targets, steps=c.steps, task=self.task, data=loader)
         result.cost.setup_seconds = time.perf_counter() - start
         return model
 
@@ -329,8 +368,8 @@ class Job:
         model = load_adapted(self.fresh_model(), folder / "adapter")
         for name in missing:
             self.on_event(label, f"score {name}", self.config.steps, self.config.steps, float("nan"))
-            pad, bf16 = self.pad, self.precision == "bf16"
-            result.scores[name] = evaluate(model, self.examples[name], pad, self.config.task, bf16=bf16)
+            bf16 = self.precision == "bf16"
+            result.scores[name] = self.task.evaluate(model, self.examples[name], bf16=bf16)
         self.process.wait_for_everyone()
         if self.process.is_main_process:
             write_json(folder / "result.json", result.as_dict())
@@ -347,8 +386,11 @@ class Job:
     def _zero_shot(self) -> None:
         path = self.out / "zero_shot.json"
         if self.process.is_main_process and not path.exists():
-            model, pad = self.fresh_model(), self.pad
-            write_json(path, {n: evaluate(model, self.examples[n], pad, "causal-lm") for n in self.tests})
+            model, scores = self.fresh_model(), {}
+            for name in self.tests:
+                self.on_event("zero-shot", f"score {name}", 0, self.config.steps, float("nan"))
+                scores[name] = self.task.evaluate(model, self.examples[name])
+            write_json(path, scores)
         self.process.wait_for_everyone()
 
 

@@ -34,6 +34,8 @@ class Method:
     title : str
     learning_rates : tuple of float
         The grid that validation chooses from.
+    speech_rates : tuple of float
+        The same for speech recognition, where it differs.
     price : callable, optional
         Trainable parameters for a rank and the targeted shapes ``(out, in)``; ``None`` when there is no rank to choose.
     config : callable, optional
@@ -50,6 +52,11 @@ class Method:
     config: Callable[[int, list[str], int], PeftConfig] | None = None
     initialise_on: str = ""
     ablation: bool = False
+    speech_rates: tuple[float, ...] = ()
+
+    def grid(self, task: str) -> tuple[float, ...]:
+        """Learning rates to try for a task."""
+        return (task == "asr" and self.speech_rates) or self.learning_rates
 
 
 def _lora_price(r: int, shapes: Shapes) -> int:
@@ -122,7 +129,7 @@ METHODS: dict[str, Method] = {
     "adalora": Method(title="AdaLoRA", learning_rates=(1e-2, 3e-2), price=_adalora_price, config=_adalora),
     "s2lora": Method(title="S2-LoRA", learning_rates=_S2LORA_RATES, price=_s2lora_price, config=_s2lora()),
     "eva": Method(title="EVA", learning_rates=_EVA_RATES, price=_lora_price, config=_eva()),
-    "full": Method(title="full tuning", learning_rates=(1e-4, 4e-4)),
+    "full": Method(title="full tuning", learning_rates=(1e-4, 4e-4), speech_rates=(3e-5, 1e-4)),
     "s2lora-dense": _s2("S2-LoRA, no L1", sparsity=0.0),
     "s2lora-penalty": _s2("S2-LoRA, L1 as penalty", l1="penalty"),
     "s2lora-unshared": _s2("S2-LoRA, not shared", price=_adalora_price, rates=(2e-3, 8e-3), share="none"),

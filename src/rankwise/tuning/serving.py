@@ -14,10 +14,13 @@ import yaml
 from peft import PeftModel
 from torch import nn
 
+from rankwise.data import read_audio
 from rankwise.files import read_json, whole_folder
-from rankwise.models import load, load_tokenizer
+from rankwise.models import load, load_processor, load_tokenizer
 from rankwise.nearest import unknown
 from rankwise.tuning.adapt import AdaptConfig, Job, load_adapted
+from rankwise.tuning.speech import SpeechTask
+from rankwise.tuning.tasks import TextTask
 
 
 def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
@@ -44,7 +47,7 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
         )
     config = read_json(folder / "adapter_config.json")
     base = model or config["base_model_name_or_path"]
-    task = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}.get(config.get("task_type") or "", "base")
+    task = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}.get(config.get("task_type") or "")
     labels = _outputs(folder)
     adapted = load_adapted(load(base, task=task, num_labels=labels or 2), folder)
     if not isinstance(adapted, PeftModel):
@@ -53,26 +56,23 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
 
 
 def export_merged(model: PeftModel, folder: Path) -> None:
-    """Merge the adapter and write the whole model as safetensors, with its tokenizer: `from_pretrained` reads it."""
+    """Merge the adapter and write the whole model with its tokenizer or processor: `from_pretrained` reads it."""
     base = model.active_peft_config.base_model_name_or_path
     merged = model.merge_and_unload(safe_merge=True)
     with whole_folder(folder) as draft:
         merged.save_pretrained(draft)
-        load_tokenizer(base).save_pretrained(draft)
+        speech = merged.config.model_type == "whisper"
+        (load_processor if speech else load_tokenizer)(base).save_pretrained(draft)
 
 
 @torch.no_grad()
 def predict_texts(run: Path, method: str, texts: list[str]) -> list[dict]:
     """Predictions of a run's adapter: ``label`` and ``probability``, ``value`` (regression) or ``continuation``."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run: it has no config.yaml")
-    have = [p.name for p in (run / "adapters").glob("*")] if (run / "adapters").is_dir() else []
-    if method not in have:
-        raise unknown("adapter", method, have or ["none finished yet"])
-    config = AdaptConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    job = Job(config, run)
-    model = load_adapted(job.fresh_model(), run / "adapters" / method).eval()
-    tokenizer = job.tokenizer
+    job, model = _trained(run, method)
+    config, task = job.config, job.task
+    if not isinstance(task, TextTask):
+        raise ValueError(f"{run} recognises speech: give --audio")
+    tokenizer = task.tokenizer
     if config.task == "causal-lm":
         return [_continued(model, tokenizer, t) for t in texts]
     batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=config.max_length)
@@ -85,6 +85,32 @@ def predict_texts(run: Path, method: str, texts: list[str]) -> list[dict]:
         {"text": t, "label": names[int(i)], "probability": float(p)}
         for t, p, i in zip(texts, best.values, best.indices, strict=True)
     ]
+
+
+def predict_audio(run: Path, method: str, files: list[Path]) -> list[dict]:
+    """``transcript`` of every recording by a run's adapter."""
+    job, model = _trained(run, method)
+    if not isinstance(job.task, SpeechTask):
+        raise ValueError(f"{run} is about text: give --text")
+    examples = []
+    for file in files:
+        try:
+            examples.append({**job.task.features(read_audio(file)), "tokens": [], "text": ""})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    heard = job.task.transcribe(model, examples)
+    return [{"audio": str(f), "transcript": t} for f, t in zip(files, heard, strict=True)]
+
+
+def _trained(run: Path, method: str) -> tuple[Job, nn.Module]:
+    """A run's job, and its model with one method's adapter, in evaluation mode."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is not a run: it has no config.yaml")
+    have = [p.name for p in (run / "adapters").glob("*")] if (run / "adapters").is_dir() else []
+    if method not in have:
+        raise unknown("adapter", method, have or ["none finished yet"])
+    job = Job(AdaptConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))), run)
+    return job, load_adapted(job.fresh_model(), run / "adapters" / method).eval()
 
 
 def _continued(model: nn.Module, tokenizer, text: str) -> dict:

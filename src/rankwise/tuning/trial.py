@@ -12,28 +12,27 @@ trainable tensors, so that a killed run ends with the numbers of an unbroken one
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from rankwise.data import Corpus
 from rankwise.ledger import Cost, count_parameters, measure
+from rankwise.models.whisper import encoder_of
 from rankwise.tuning.eva import EvaConfig, initialize
 from rankwise.tuning.methods import method
 from rankwise.tuning.s2lora import S2LoraCallback, S2LoraModel
+from rankwise.tuning.tasks import Example, Task
 
 OnStep = Callable[[int, int, float], None]
-Example = dict[str, list[int] | float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +100,7 @@ class TrialResult:
         return cls(**{**given, "cost": Cost(**cost)})
 
 
-def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, task: str, max_length: int) -> list[Example]:
-    """Token ids and label of every row; for ``causal-lm`` the label is the text itself."""
-    ids = tokenizer(corpus.texts, truncation=True, max_length=max_length)["input_ids"]
-    if task == "causal-lm":
-        return [{"input_ids": i} for i in ids if len(i) > 1]
-    return [{"input_ids": i, "label": y} for i, y in zip(ids, corpus.labels, strict=True)]
-
-
-def ordered(examples: list[Example], *, steps: int, batch_size: int, seed: int) -> list[Example]:
+def ordered(examples: list[Example], *, task: Task, steps: int, batch_size: int, seed: int) -> list[Example]:
     """``steps · batch_size`` examples in the order of training: shuffled passes, batches of similar length.
 
     Shuffling, then sorting within pools of 16 batches, then shuffling the batches: little padding, little order.
@@ -120,82 +111,14 @@ def ordered(examples: list[Example], *, steps: int, batch_size: int, seed: int) 
         order += torch.randperm(len(examples), generator=generator).tolist()
     order, batches = order[: steps * batch_size], []
     for start in range(0, len(order), 16 * batch_size):
-        pool = sorted(order[start : start + 16 * batch_size], key=lambda i: len(examples[i]["input_ids"]))  # type: ignore[arg-type]
+        pool = sorted(order[start : start + 16 * batch_size], key=lambda i: task.length(examples[i]))
         batches += [pool[b : b + batch_size] for b in range(0, len(pool), batch_size)]
     shuffled = torch.randperm(len(batches), generator=generator).tolist()
     return [examples[i] for b in shuffled for i in batches[b]]
 
 
-def collate(examples: list[Example], pad: int, task: str) -> dict[str, Tensor]:
-    """A padded batch: ``input_ids`` and ``attention_mask`` ``(batch, seq)``, ``labels`` by task."""
-    longest = max(len(e["input_ids"]) for e in examples)  # type: ignore[arg-type]
-    ids = torch.full((len(examples), longest), pad)
-    mask = torch.zeros_like(ids)
-    for row, example in enumerate(examples):
-        n = len(example["input_ids"])  # type: ignore[arg-type]
-        ids[row, :n], mask[row, :n] = torch.tensor(example["input_ids"]), 1
-    if task == "causal-lm":
-        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
-    dtype = torch.float32 if task == "regression" else torch.long
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": torch.tensor([e["label"] for e in examples], dtype=dtype),
-    }
-
-
-def batches(examples: list[Example], pad: int, task: str, size: int) -> Iterator[dict[str, Tensor]]:
-    """Padded batches in the given order."""
-    for start in range(0, len(examples), size):
-        yield collate(examples[start : start + size], pad, task)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, examples: list[Example], pad: int, task: str, *, bf16: bool = False) -> dict[str, float]:
-    """Metrics of a model on encoded examples.
-
-    ``classification``: accuracy, macro F1, loss; ``regression``: Pearson correlation, RMSE, loss; ``causal-lm``: loss
-    and perplexity per token. ``score`` is accuracy, correlation, or minus the loss.
-    """
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    outputs, labels, losses = [], [], []
-    by_length = sorted(examples, key=lambda e: len(e["input_ids"]))  # type: ignore[arg-type]
-    for batch in batches(by_length, pad, task, 32 if task != "causal-lm" else 8):
-        wanted = batch.pop("labels").to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = model(**{k: v.to(device) for k, v in batch.items()}).logits.float()
-        if task == "causal-lm":
-            losses.append(F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten(), reduction="none"))
-            labels.append(wanted[:, 1:].flatten() != -100)
-        else:
-            outputs.append(logits.cpu())
-            labels.append(wanted.cpu())
-    model.train(training)
-    if task == "causal-lm":
-        loss = float(torch.cat(losses).double().sum() / torch.cat(labels).sum().clamp(min=1))
-        return {"score": -loss, "loss": loss, "perplexity": math.exp(min(loss, 700))}
-    return _classified(torch.cat(outputs), torch.cat(labels), task)
-
-
-def _classified(logits: Tensor, labels: Tensor, task: str) -> dict[str, float]:
-    if task == "regression":
-        pair = torch.stack([logits.flatten(), labels.float()])
-        correlation = float(torch.corrcoef(pair)[0, 1].nan_to_num())
-        loss = float(F.mse_loss(pair[0], pair[1]))
-        return {"score": correlation, "pearson": correlation, "rmse": loss**0.5, "loss": loss}
-    loss = float(F.cross_entropy(logits, labels))
-    guess = logits.argmax(-1)
-    f1 = []
-    for c in labels.unique():
-        hit = int(((guess == c) & (labels == c)).sum())
-        f1.append(2 * hit / max(int((guess == c).sum() + (labels == c).sum()), 1))
-    accuracy = float((guess == labels).float().mean())
-    return {"score": accuracy, "accuracy": accuracy, "macro_f1": sum(f1) / len(f1), "loss": loss}
-
-
 def build(
-    model: nn.Module, name: str, *, rank: int, targets: list[str], steps: int, task: str, data: Iterator, config=None
+    model: nn.Module, name: str, *, rank: int, targets: list[str], steps: int, task: Task, data: Iterator, config=None
 ) -> nn.Module:
     """The model with a method's adapter on it, trainable parts marked; ``config`` replaces the method's own."""
     chosen = method(name)
@@ -205,7 +128,7 @@ def build(
             body.requires_grad_(False)
         return model
     config = config or chosen.config(rank, targets, steps)
-    config.task_type = {"classification": "SEQ_CLS", "regression": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}[task]
+    config.task_type = task.peft_type
     if isinstance(config, EvaConfig):
         return initialize(model, data, config)
     return get_peft_model(model, config)
@@ -218,8 +141,7 @@ def train(
     training: Training,
     learning_rate: float,
     seed: int,
-    pad: int,
-    task: str,
+    task: Task,
     folder: Path,
     result: TrialResult,
     on_step: OnStep | None = None,
@@ -259,7 +181,7 @@ def train(
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
     )
-    watch = _Watch(training, validation, pad, task, on_step)
+    watch = _Watch(training, validation, task, on_step)
     callbacks: list[TrainerCallback] = [watch, _MarkComplete()]
     if isinstance(getattr(model, "base_model", None), S2LoraModel):
         callbacks.append(S2LoraCallback())
@@ -268,14 +190,16 @@ def train(
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
-        train_dataset=ordered(examples, steps=training.steps, batch_size=training.batch_size, seed=seed),  # type: ignore[arg-type]
-        data_collator=lambda rows: collate(rows, pad, task),
+        train_dataset=ordered(examples, task=task, steps=training.steps, batch_size=training.batch_size, seed=seed),  # type: ignore[arg-type]
+        data_collator=task.collate,
         callbacks=callbacks,
     )
     trainer.remove_callback(_printer())
-    with measure(result.cost):
+    encoder = encoder_of(model)
+    with measure(result.cost), encoder.keeping() if encoder else nullcontext():
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    result.cost.flops = float(trainer.state.total_flos)
+    # Trainer's estimate counts tokens; of speech it would count the numbers in the spectrogram
+    result.cost.flops = float("nan") if encoder else float(trainer.state.total_flos)
     for curve, key in ((result.loss_curve, "loss"), (result.validation_curve, "validation_loss")):
         curve += [(int(e["step"]), float(e[key])) for e in trainer.state.log_history if key in e]
 
@@ -383,8 +307,8 @@ class _MarkComplete(TrainerCallback):
 class _Watch(TrainerCallback):
     """Progress, and validation losses along the way."""
 
-    def __init__(self, training: Training, validation, pad: int, task: str, on_step: OnStep | None) -> None:
-        self.training, self.validation, self.pad, self.task = training, validation, pad, task
+    def __init__(self, training: Training, validation, task: Task, on_step: OnStep | None) -> None:
+        self.training, self.validation, self.task = training, validation, task
         self.on_step, self.loss = on_step, float("nan")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -396,7 +320,7 @@ class _Watch(TrainerCallback):
             self.on_step(step, self.training.steps, self.loss)
         if points and self.validation and step % max(1, self.training.steps // points) == 0:
             bf16 = self.training.precision == "bf16"
-            loss = evaluate(model, self.validation, self.pad, self.task, bf16=bf16)["loss"]
+            loss = self.task.loss(model, self.validation, bf16=bf16)
             state.log_history.append({"step": step, "validation_loss": loss})  # kept in checkpoints
 
 
@@ -445,8 +369,6 @@ __all__ = [
     "TrialResult",
     "build",
     "describe",
-    "encode",
-    "evaluate",
     "last_checkpoint",
     "ordered",
     "rank_map",
