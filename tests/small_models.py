@@ -8,6 +8,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 
@@ -47,6 +49,28 @@ def gpt2():
         vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     )
     return GPT2LMHeadModel(config).eval()
+
+
+def whisper(layers=2):
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=60,
+        num_mel_bins=8,
+        d_model=32,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_source_positions=200,
+        max_target_positions=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    return WhisperForConditionalGeneration(config).eval()
 
 
 def randomise(peft_model, scale=0.3, seed=3):

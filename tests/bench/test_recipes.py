@@ -7,8 +7,9 @@ from rankwise.bench.speed import alternate, truncated
 def test_every_recipe_can_be_run_by_name():
     import importlib
 
-    for name in RECIPES:
-        assert callable(importlib.import_module(f"rankwise.bench.{name}").run)
+    for recipe in RECIPES.values():
+        for module in recipe.parts.values():
+            assert callable(importlib.import_module(f"rankwise.bench.{module}").run)
 
 
 def test_truncated_svd_keeps_its_error_bound_on_the_benchs_matrices():
@@ -25,7 +26,7 @@ def test_alternate_runs_both_in_turn():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["s2lora", "eva"])
+@pytest.mark.parametrize("recipe", ["s2lora", "s2lora_speech", "eva"])
 def test_recipe_judges_every_claim(recipe, tmp_path):
     import importlib
 

@@ -36,7 +36,7 @@ def test_other_columns_regression_and_unlabelled_text(tmp_path):
 
 def test_a_group_column_keeps_documents_together(tmp_path):
     path = write(tmp_path, "a.csv", "text,label,group\n" + "".join(f"t{i},{i % 2},g{i % 7}\n" for i in range(100)))
-    splits = read_file(path).split(validation=0.3, test=0.3)
+    splits = read_file(path).split()
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 100
     assert not set(splits.train.groups) & set(splits.test.groups)
 

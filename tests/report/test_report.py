@@ -2,7 +2,7 @@ import numpy as np
 
 from rankwise.report import plots
 from rankwise.report.page import render
-from rankwise.report.tables import comparison, count, markdown, score, size
+from rankwise.report.tables import METRICS, comparison, count, markdown, score, size
 
 
 def results(seeds=2):
@@ -53,7 +53,7 @@ def test_table_has_a_row_a_method_and_shows_the_failed_one():
 def test_units():
     assert [count(n) for n in (7, 1500, 2_000_000)] == ["7", "1.5k", "2.0M"]
     assert [size(n) for n in (10, 2048, 50 * 2**20, 2**30)] == ["10B", "2.0KB", "50MB", "1.0GB"]
-    assert score({"mean": None, "std": 0, "n": 0}) == "-"
+    assert score({"mean": None, "std": 0, "n": 0}, METRICS["classification"]) == "-"
 
 
 def test_layer_grid_places_values_by_block_and_projection():
@@ -67,7 +67,7 @@ def test_figures_hold_what_they_show():
     assert [a.get_title() for a in figure.axes] == ["in domain: a", "out of domain: b"]
     assert figure.axes[0].get_xscale() == "log"
     assert len(plots.loss_curves(results()).axes[0].lines) == 1
-    assert plots.heat_map({"m.0.q": 1.0, "m.1.q": 2.0}, "t", label="rank").axes[0].get_title() == "t"
+    assert plots.heat_maps({"t": {"m.0.q": 1.0, "m.1.q": 2.0}}, label="rank").axes[0].get_title() == "t"
 
 
 def test_page_escapes_text_and_inlines_pictures(tmp_path):

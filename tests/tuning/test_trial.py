@@ -4,11 +4,15 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
+from rankwise.models import load_tokenizer
 from rankwise.tuning import S2LoraConfig
-from rankwise.tuning.trial import Training, TrialResult, collate, evaluate, last_checkpoint, ordered, rank_map, train
+from rankwise.tuning.tasks import TextTask
+from rankwise.tuning.trial import Training, TrialResult, last_checkpoint, ordered, rank_map, train
 from small_models import bert, llama, randomise
 
 STEPS = 10
+CLASSIFY = TextTask(kind="classification", tokenizer=load_tokenizer("minilm"), max_length=12)
+CONTINUE = TextTask(kind="causal-lm", tokenizer=load_tokenizer("minilm"), max_length=12)
 
 
 def examples(n=40, seed=0):
@@ -37,8 +41,7 @@ def run(config, folder, *, stop_at=None, seed=0, **training):
         training=settings,
         learning_rate=1e-2,
         seed=seed,
-        pad=0,
-        task="classification",
+        task=CLASSIFY,
         folder=folder,
         result=result,
         on_step=on_step,
@@ -97,8 +100,8 @@ def test_adalora_moves_its_budget_during_training(tmp_path):
 
 def test_the_order_of_examples_depends_on_the_seed_alone_and_covers_every_pass():
     rows = examples(40)
-    one, two = (ordered(rows, steps=20, batch_size=4, seed=3) for _ in "ab")
-    assert one == two != ordered(rows, steps=20, batch_size=4, seed=4)
+    one, two = (ordered(rows, task=CLASSIFY, steps=20, batch_size=4, seed=3) for _ in "ab")
+    assert one == two != ordered(rows, task=CLASSIFY, steps=20, batch_size=4, seed=4)
     assert len(one) == 80
     seen = [id(r) for r in one]
     assert all(seen.count(id(r)) == 2 for r in rows)
@@ -120,8 +123,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
             training=Training(steps=4, batch_size=4, max_length=12),
             learning_rate=1e-3,
             seed=0,
-            pad=0,
-            task="classification",
+            task=CLASSIFY,
             folder=tmp_path,
             result=TrialResult(method="x", learning_rate=1e-3, seed=0),
         )
@@ -131,10 +133,10 @@ def test_scores_agree_with_scikit_learn():
     from sklearn.metrics import accuracy_score, f1_score, log_loss
 
     model, rows = randomise(get_peft_model(bert(), LoraConfig(r=2, target_modules=["query"]))).eval(), examples(30)
-    scores = evaluate(model, rows, 0, "classification")
+    scores = CLASSIFY.evaluate(model, rows)
     probability = []
     for row in rows:
-        logits = model(**{k: v for k, v in collate([row], 0, "classification").items() if k != "labels"}).logits
+        logits = model(**{k: v for k, v in CLASSIFY.collate([row]).items() if k != "labels"}).logits
         probability.append(logits.softmax(-1)[0].tolist())
     truth, guess = [r["label"] for r in rows], [int(p[1] > p[0]) for p in probability]
     assert scores["accuracy"] == pytest.approx(accuracy_score(truth, guess))
@@ -144,8 +146,8 @@ def test_scores_agree_with_scikit_learn():
 
 def test_perplexity_counts_every_predicted_token_once():
     model, rows = llama(), [{"input_ids": [1, 2, 3, 4]}, {"input_ids": [5, 6]}]
-    losses = [float(model(**collate([r], 0, "causal-lm")).loss.detach()) * (len(r["input_ids"]) - 1) for r in rows]
-    scores = evaluate(model, rows, 0, "causal-lm")
+    losses = [float(model(**CONTINUE.collate([r])).loss.detach()) * (len(r["input_ids"]) - 1) for r in rows]
+    scores = CONTINUE.evaluate(model, rows)
     assert scores["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
     assert scores["perplexity"] == pytest.approx(math.exp(sum(losses) / 4), rel=1e-5)
 

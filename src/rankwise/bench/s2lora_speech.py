@@ -77,7 +77,7 @@ def run(out: Path, *, seeds: int = 3, steps: int = 16, on_event: OnEvent | None 
         recipe="s2lora_speech",
         title="S2-LoRA on speech: Whisper tiny.en and child-like voices",
         command=f"rankwise bench s2lora --part speech --seeds {seeds}",
-        setting=f"synthetic speech (eSpeak NG), {steps} steps of 8 recordings, {seeds} seeds, 24 test recordings a domain; "
+        setting=f"synthetic speech (eSpeak NG), {steps} steps of 8 recordings, {seeds} seeds, 24 test recordings each; "
         "bfloat16, every fourth silent position encoded; word error rate in per cent, mean ± standard deviation over "
         "seeds, out of domain: mean of adult voices and accents",
         header=["variant", "budget", "rank", "trained", "share", "adapter", "child", "out of domain"],

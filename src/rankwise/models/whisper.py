@@ -76,13 +76,14 @@ def computed_positions(spoken: int, positions: int, stride: int) -> tuple[Tensor
     """
     exact = min(spoken + MARGIN, positions)
     end = max(exact, positions - TAIL)
-    at = torch.cat([torch.arange(exact), torch.arange(exact + stride - 1, end, stride), torch.arange(end, positions)])
+    middle = torch.arange(min(exact + stride - 1, end), end, stride)
+    at = torch.cat([torch.arange(exact), middle, torch.arange(end, positions)])
     left, right, share = neighbours(at, positions)
     return at, torch.zeros(len(at)).index_add(0, left, 1 - share).index_add(0, right, share)
 
 
 def neighbours(at: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For every position, the indices in ``at`` of the computed ones left and right of it, and the right one's share."""
+    """For every position, where in ``at`` its computed neighbours are, left and right, and the right one's share."""
     every = torch.arange(positions)
     right = torch.searchsorted(at, every)
     left = torch.where(at[right] == every, right, (right - 1).clamp(min=0))
