@@ -9,7 +9,8 @@ from rankwise.catalogue import CATALOGUE
 from rankwise.report.tables import markdown
 
 HERE = Path(__file__).parent
-RECIPES = ("s2lora", "eva", "speed")
+RECIPES = ("s2lora", "s2lora_speech", "eva", "whisper", "speed")
+FIGURES = {"s2lora_speech": "![ranks of AdaLoRA and S2-LoRA by layer](img/s2lora_speech_ranks.png)\n"}
 
 
 def methods() -> str:
@@ -36,6 +37,7 @@ def evidence() -> str:
             markdown(e["header"], e["rows"]),
             markdown(["verdict", "claim", "found"], claims),
             *_remark(e["claims"]),
+            *([FIGURES[recipe]] if recipe in FIGURES else []),
             f"torch {env['torch']}, peft {env['peft']}, {env['device']}, {env['threads']} thread(s).\n",
         ]
     return "\n".join(parts)

@@ -196,6 +196,8 @@ def train(
     )
     trainer.remove_callback(_printer())
     encoder = encoder_of(model)
+    if encoder:
+        model.config.use_cache = False  # keys and values for decoding, which training would build and drop
     with measure(result.cost), encoder.keeping() if encoder else nullcontext():
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     # Trainer's estimate counts tokens; of speech it would count the numbers in the spectrogram
