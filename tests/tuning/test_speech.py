@@ -93,8 +93,8 @@ def finished(tmp_path_factory):
         learning_rates={"bitfit": [4e-3], "lora": [2e-3], "adalora": [1e-2], "s2lora": [3e-3], "eva": [1e-3]},
         steps=2,
         batch_size=2,
-        train_limit=8,
-        eval_limit=4,
+        train_limit=4,
+        eval_limit=2,
         silence_stride=4,
     )
     return out, Job(config, out).run()

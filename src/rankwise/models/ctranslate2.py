@@ -59,11 +59,12 @@ def _text(stream: BinaryIO) -> str:
 def _variable(stream: BinaryIO) -> tuple[str, Tensor]:
     name = _text(stream)
     shape = [_number(stream, "I") for _ in range(_number(stream, "B"))]
-    kind, size = _number(stream, "B"), _number(stream, "I")
-    data = np.frombuffer(bytearray(stream.read(size)), dtype=np.dtype(_TYPES[kind]).newbyteorder("<"))
-    if data.nbytes != size or data.size != int(np.prod(shape)):
-        raise ValueError(f"variable {name}: {data.nbytes} bytes for shape {shape}. Is the file whole?")
-    if kind == 5:
+    code, size = _number(stream, "B"), _number(stream, "I")
+    raw, kind = bytearray(stream.read(size)), np.dtype(_TYPES[code]).newbyteorder("<")
+    if len(raw) != int(np.prod(shape)) * kind.itemsize:
+        raise ValueError(f"variable {name} has {len(raw)} bytes for shape {shape}. Is the file whole?")
+    data = np.frombuffer(raw, dtype=kind)
+    if code == 5:
         data = (data.astype(np.uint32) << 16).view(np.float32)
     return name, torch.from_numpy(data.reshape(shape))
 

@@ -138,7 +138,7 @@ class ShortAudioEncoder(WhisperEncoder):
         if first == 0 or self.kept is None or (self.training and self.dropout > 0):
             return self._layers_below(features, at, weight, first)
         keys = [_key(f, n) for f, n in zip(features, spoken, strict=True)]
-        new = [i for i, k in enumerate(keys) if k not in self.kept]
+        new = list({k: i for i, k in enumerate(keys) if k not in self.kept}.values())
         if new:
             with torch.no_grad():
                 states = self._layers_below(features[new], at[new], weight[new], first)
