@@ -109,7 +109,7 @@ def _rows(found: dict, scores: dict, untrained: dict) -> list[list[str]]:
                 budget if name != "full" else "-",
                 str(e["rank"] or "-"),
                 count(cost["trainable_parameters"]),
-                f"{100 * cost['trainable_share']:.2g}%",
+                f"{100 * cost['trainable_share']:.3g}%",
                 size(cost["adapter_bytes"]),
                 _rates(s["in"]),
                 _rates(s["out"]),
