@@ -10,7 +10,11 @@ from rankwise.report.tables import markdown
 
 HERE = Path(__file__).parent
 RECIPES = ("s2lora", "s2lora_speech", "eva", "whisper", "speed")
-FIGURES = {"s2lora_speech": "![ranks of AdaLoRA and S2-LoRA by layer](img/s2lora_speech_ranks.png)\n"}
+FIGURES = {
+    "s2lora_speech": "![AdaLoRA's ranks and S2-LoRA's mass by layer](img/s2lora_speech_ranks.png)\n\n"
+    "In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and what is "
+    "compared is the coefficients' mass.\n"
+}
 
 
 def methods() -> str:

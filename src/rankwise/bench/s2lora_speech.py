@@ -71,8 +71,8 @@ def run(out: Path, *, seeds: int = 3, steps: int = 16, on_event: OnEvent | None 
     }
     scores = {k: seed_scores(e, IN_DOMAIN, OUT_OF_DOMAIN) for k, e in found.items()}
     s2, ada = found["1%", "s2lora"], found["1%", "adalora"]
-    maps = {"AdaLoRA: final rank": mean_map(ada, "ranks"), "S2-LoRA: effective rank": mean_map(s2, "ranks")}
-    plots.save(plots.heat_maps(maps, label="rank"), out / "ranks.png")
+    maps = {"AdaLoRA: final rank": mean_map(ada, "ranks"), "S2-LoRA: coefficient mass Σ|λ|": mean_map(s2, "mass")}
+    plots.save(plots.heat_maps(maps, label="rank or mass"), out / "ranks.png")
     return Evidence(
         recipe="s2lora_speech",
         title="S2-LoRA on speech: Whisper tiny.en and child-like voices",
@@ -89,7 +89,11 @@ def run(out: Path, *, seeds: int = 3, steps: int = 16, on_event: OnEvent | None 
         ],
         seconds=time.perf_counter() - start,
         environment=environment("bf16", 1),
-        extra={"ranks": maps, "mass": mean_map(s2, "mass"), "scores": {" ".join(k): v for k, v in scores.items()}},
+        extra={
+            "maps": maps,
+            "effective_ranks": mean_map(s2, "ranks"),
+            "scores": {" ".join(k): v for k, v in scores.items()},
+        },
     )
 
 
