@@ -60,6 +60,8 @@ def score_versus_parameters(results: dict) -> Figure:
             untrained = float(np.mean([results["zero_shot"][d]["score"] for d in domains]))
             axis.axhline(metric.shown(untrained), color="#888888", ls="--", lw=1, label="zero-shot")
         axis.set_xscale("log")
+        low, high = axis.get_xlim()
+        axis.set_xlim(low / 3, high * 3)  # a decade at least, or the tick labels overlap
         axis.set_xlabel("trained parameters (head included)")
         names = ", ".join(SHORT.get(str(d), str(d)) for d in domains)
         axis.set_title(f"{title}: {names}", fontsize=9)
