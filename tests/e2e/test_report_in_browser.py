@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.adapt.job import AdaptConfig, Job
 from rankwise.report.page import write_run
-from rankwise.tuning.adapt import AdaptConfig, Job
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [

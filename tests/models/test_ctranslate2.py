@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from rankwise.adapt.speech import SpeechTask
 from rankwise.bench.whisper import ctranslate2_model, original, runtime_tokens, token_log_probabilities
 from rankwise.data import speech
 from rankwise.models import load
 from rankwise.models.ctranslate2 import read_variables, whisper_state
-from rankwise.tuning.speech import SpeechTask
 
 
 def test_whisper_is_the_real_model_and_keeps_every_number():

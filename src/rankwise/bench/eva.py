@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rankwise.adapt.job import AdaptConfig, Job, OnEvent, environment
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.report.tables import count
-from rankwise.tuning.adapt import AdaptConfig, Job, OnEvent, environment
 
 VARIANTS = ["lora", "eva", "eva-uniform", "eva-uncentred", "eva-random", "eva-elsewhere", "eva-bottom"]
 

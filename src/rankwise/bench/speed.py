@@ -16,18 +16,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from rankwise.adapt.job import OnEvent, environment
+from rankwise.adapt.speech import SpeechTask
+from rankwise.adapt.tasks import TextTask
+from rankwise.adapt.trial import Training, TrialResult, ordered, train
 from rankwise.bench.evidence import Claim, Evidence
 from rankwise.data import sentiment, speech
 from rankwise.models import load, load_tokenizer, target_modules
+from rankwise.models.activations import ActivationSpectra
 from rankwise.models.whisper import shorten
 from rankwise.spectral import StreamingSVD, principal_angles, truncated_svd
-from rankwise.tuning.activations import ActivationSpectra
-from rankwise.tuning.adapt import OnEvent, environment
 from rankwise.tuning.eva import EvaConfig, activation_spectra, redistribute
 from rankwise.tuning.s2lora import S2LoraConfig
-from rankwise.tuning.speech import SpeechTask
-from rankwise.tuning.tasks import TextTask
-from rankwise.tuning.trial import Training, TrialResult, ordered, train
 
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:

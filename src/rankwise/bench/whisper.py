@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rankwise.adapt.job import OnEvent, environment
+from rankwise.adapt.speech import SpeechTask
+from rankwise.adapt.tasks import Example
 from rankwise.archive import cache_folder
 from rankwise.bench.evidence import Claim, Evidence
 from rankwise.data import speech
 from rankwise.models import BUNDLED, load, resolve
 from rankwise.models.whisper import shorten
-from rankwise.tuning.adapt import OnEvent, environment
-from rankwise.tuning.speech import SpeechTask
-from rankwise.tuning.tasks import Example
 
 MODEL, RECORDINGS = "whisper-tiny.en", 10
 

@@ -9,7 +9,7 @@ The rank budget ``R = Σ_m r`` goes to the ``R`` largest ``e_mj`` of all layers,
 layer left without any loses its adapter. Scaling follows, ``alpha_m = alpha · r_m / r``. The result is a plain PEFT
 LoRA that loads anywhere.
 
-The spectra are exact: a second-moment matrix of every distinct input (`rankwise.tuning.activations`), each read until
+The spectra are exact: a second-moment matrix of every distinct input (`rankwise.models.activations`), each read until
 its leading subspace holds still under twice the data. The same statistics start the shared Q of S2-LoRA (pooled over
 the matrices that share it) and AdaLoRA.
 
@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.models import linear_layers, target_modules
+from rankwise.models.activations import ActivationSpectra, Batch, gather
 from rankwise.spectral import allocate
-from rankwise.tuning.activations import ActivationSpectra, Batch, gather
 from rankwise.tuning.s2lora import S2LoraConfig
 
 __all__ = ["ActivationSpectra", "EvaConfig", "activation_spectra", "initialize", "redistribute"]

@@ -6,14 +6,14 @@ import soundfile
 import torch
 from peft import PeftModel
 
+from rankwise.adapt.job import AdaptConfig, Job
+from rankwise.adapt.serving import export_merged, load_adapter, predict_audio, predict_texts
+from rankwise.adapt.speech import SpeechTask
 from rankwise.data import speech
 from rankwise.models import load, load_processor
 from rankwise.models.whisper import encoder_of, shorten
 from rankwise.report.tables import comparison
-from rankwise.tuning.adapt import AdaptConfig, Job
 from rankwise.tuning.export import export_lora
-from rankwise.tuning.serving import export_merged, load_adapter, predict_audio, predict_texts
-from rankwise.tuning.speech import SpeechTask
 
 MODEL = "whisper-tiny.en"
 
@@ -135,7 +135,7 @@ def test_adapters_transcribe_export_and_load_in_stock_tools(finished, task, exam
 
 
 def test_a_frozen_encoder_is_kept_during_training(task, examples, tmp_path):
-    from rankwise.tuning.trial import Training, TrialResult, build, train
+    from rankwise.adapt.trial import Training, TrialResult, build, train
 
     model = shorten(load(MODEL))
     names = ["model.decoder.layers.0.fc1"]

@@ -31,15 +31,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rankwise import data as corpora
+from rankwise.adapt.methods import METHODS, affordable_rank, method, parse_budget
+from rankwise.adapt.speech import SpeechTask
+from rankwise.adapt.tasks import Task, TextTask, batches
+from rankwise.adapt.trial import Training, TrialResult, build, describe, set_seed, train
 from rankwise.data import Corpus
 from rankwise.files import read_json, whole_folder, write_json, write_text
 from rankwise.ledger import count_parameters
 from rankwise.models import load, load_tokenizer, target_modules
 from rankwise.models.whisper import shorten
-from rankwise.tuning.methods import METHODS, affordable_rank, method, parse_budget
-from rankwise.tuning.speech import SpeechTask
-from rankwise.tuning.tasks import Task, TextTask, batches
-from rankwise.tuning.trial import Training, TrialResult, build, describe, set_seed, train
 
 SCHEMA = 1
 VALIDATION_CURVE_ROWS = 200  # of a validation loss taken during training; the choice of learning rate uses all

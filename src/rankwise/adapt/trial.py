@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from rankwise.adapt.methods import method
+from rankwise.adapt.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
 from rankwise.tuning.eva import EvaConfig, initialize
-from rankwise.tuning.methods import method
 from rankwise.tuning.s2lora import S2LoraCallback, S2LoraModel
-from rankwise.tuning.tasks import Example, Task
 
 OnStep = Callable[[int, int, float], None]
 

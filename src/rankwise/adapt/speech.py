@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
+from rankwise.adapt.tasks import Example, batches
 from rankwise.data import Corpus
 from rankwise.data.audio import RATE, read_audio
 from rankwise.models.loading import load_processor, resolve
-from rankwise.tuning.tasks import Example, batches
 
 EVALUATION_BATCH = 16
 MULTILINGUAL_VOCABULARY = 51_865  # the English models have one token fewer

@@ -14,13 +14,13 @@ import yaml
 from peft import PeftModel
 from torch import nn
 
+from rankwise.adapt.job import AdaptConfig, Job, load_adapted
+from rankwise.adapt.speech import SpeechTask
+from rankwise.adapt.tasks import TextTask
 from rankwise.data import read_audio
 from rankwise.files import read_json, whole_folder
 from rankwise.models import load, load_processor, load_tokenizer
 from rankwise.nearest import unknown
-from rankwise.tuning.adapt import AdaptConfig, Job, load_adapted
-from rankwise.tuning.speech import SpeechTask
-from rankwise.tuning.tasks import TextTask
 
 
 def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:

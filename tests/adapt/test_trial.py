@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
+from rankwise.adapt.tasks import TextTask
+from rankwise.adapt.trial import Training, TrialResult, last_checkpoint, ordered, rank_map, train
 from rankwise.models import load_tokenizer
 from rankwise.tuning import S2LoraConfig
-from rankwise.tuning.tasks import TextTask
-from rankwise.tuning.trial import Training, TrialResult, last_checkpoint, ordered, rank_map, train
 from small_models import bert, llama, randomise
 
 STEPS = 10
