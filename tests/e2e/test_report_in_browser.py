@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.adapt.job import AdaptConfig, Job
+from rankwise.jobs.adapt import AdaptConfig, Job
 from rankwise.report.page import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

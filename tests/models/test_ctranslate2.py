@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from rankwise.adapt.speech import SpeechTask
 from rankwise.bench.whisper import ctranslate2_model, original, runtime_tokens, token_log_probabilities
 from rankwise.data import speech
+from rankwise.jobs.speech import SpeechTask
 from rankwise.models import load
 from rankwise.models.ctranslate2 import read_variables, whisper_state
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rankwise.adapt.job import AdaptConfig, Job, OnEvent, environment
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.jobs.adapt import AdaptConfig, Job, OnEvent, environment
 from rankwise.report.tables import count
 
 VARIANTS = ["lora", "eva", "eva-uniform", "eva-uncentred", "eva-random", "eva-elsewhere", "eva-bottom"]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from rankwise.adapt.job import AdaptConfig, Job, OnEvent, environment, load_adapted
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.jobs.adapt import AdaptConfig, Job, OnEvent, environment, load_adapted
 from rankwise.report.tables import count, size
 from rankwise.tuning.s2lora import S2LoraLayer
 

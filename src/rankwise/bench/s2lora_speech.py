@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rankwise.adapt.job import AdaptConfig, Job, OnEvent, environment
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.s2lora import control, mean_map, permuted_scores, rank_pattern, seed_scores
 from rankwise.files import read_json
+from rankwise.jobs.adapt import AdaptConfig, Job, OnEvent, environment
 from rankwise.report import plots
 from rankwise.report.tables import count, size
 

@@ -16,12 +16,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from rankwise.adapt.job import OnEvent, environment
-from rankwise.adapt.speech import SpeechTask
-from rankwise.adapt.tasks import TextTask
-from rankwise.adapt.trial import Training, TrialResult, ordered, train
 from rankwise.bench.evidence import Claim, Evidence
 from rankwise.data import sentiment, speech
+from rankwise.jobs.adapt import OnEvent, environment
+from rankwise.jobs.speech import SpeechTask
+from rankwise.jobs.tasks import TextTask
+from rankwise.jobs.trial import Training, TrialResult, ordered, train
 from rankwise.models import load, load_tokenizer, target_modules
 from rankwise.models.activations import ActivationSpectra
 from rankwise.models.whisper import shorten

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankwise.adapt.job import OnEvent, environment
-from rankwise.adapt.speech import SpeechTask
-from rankwise.adapt.tasks import Example
 from rankwise.archive import cache_folder
 from rankwise.bench.evidence import Claim, Evidence
 from rankwise.data import speech
+from rankwise.jobs.adapt import OnEvent, environment
+from rankwise.jobs.speech import SpeechTask
+from rankwise.jobs.tasks import Example
 from rankwise.models import BUNDLED, load, resolve
 from rankwise.models.whisper import shorten
 

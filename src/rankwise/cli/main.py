@@ -112,8 +112,8 @@ def adapt(
     if folder is None:
         raise ValueError("no run folder: give --out, or 'out' in the configuration file")
     rates = given.pop("learning_rate", None)
-    from rankwise.adapt.job import AdaptConfig, Job
-    from rankwise.adapt.methods import METHODS
+    from rankwise.jobs.adapt import AdaptConfig, Job
+    from rankwise.jobs.methods import METHODS
     from rankwise.report.page import write_run
     from rankwise.report.tables import comparison, terminal
 
@@ -196,7 +196,7 @@ class _Progress:
         self.bars.stop()
 
     def total(self, job) -> None:
-        from rankwise.adapt.methods import method
+        from rankwise.jobs.methods import method
 
         c = job.config
         runs = sum(len(c.learning_rates.get(m, method(m).grid(c.task))) + c.seeds - 1 for m in c.all_methods)
@@ -298,7 +298,7 @@ def export(
 
     Example: rankwise export runs/first/adapters/s2lora --to lora --out exported
     """
-    from rankwise.adapt.serving import export_merged, load_adapter
+    from rankwise.jobs.serving import export_merged, load_adapter
     from rankwise.nearest import unknown
 
     if to not in ("lora", "merged"):
@@ -343,7 +343,7 @@ def predict(
     rankwise predict runs/first --method eva --text "A quiet triumph."
     rankwise predict runs/speech --method s2lora --audio hello.wav
     """
-    from rankwise.adapt.serving import predict_audio, predict_texts
+    from rankwise.jobs.serving import predict_audio, predict_texts
 
     texts = text or [] if audio else text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts and not audio:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -109,6 +110,7 @@ def gather(
     *,
     n_components: int,
     center: bool = True,
+    engine: Literal["auto", "exact", "incremental"] = "auto",
     max_batches: int = 32,
     settled: Callable[[ActivationSpectra, list[str]], set[str]] | None = None,
     label_mask_value: int | None = -100,
@@ -126,6 +128,8 @@ def gather(
         Linear layers whose inputs are wanted.
     n_components : int
         Components each statistic will be asked for.
+    center, engine
+        See `rankwise.spectral.StreamingSVD`.
     max_batches : int
         The most batches read (a process).
     settled : callable, optional
@@ -155,7 +159,9 @@ def gather(
                 if spectra is None:
                     leader = _leaders(model, layers, {k: v[:1] for k, v in batch.items()})
                     names = list(dict.fromkeys(leader.values()))
-                    spectra = ActivationSpectra(leader, {n: StreamingSVD(n_components, center=center) for n in names})
+                    spectra = ActivationSpectra(
+                        leader, {n: StreamingSVD(n_components, center=center, engine=engine) for n in names}
+                    )
                     wanted = names
                 _accumulate(model, batch, spectra, wanted, layers, label_mask_value)
             if spectra is None:
@@ -173,6 +179,48 @@ def gather(
     if spectra is None:
         raise ValueError("the dataloader is empty: no activations to decompose")
     return _checked(spectra.all_reduced())
+
+
+@torch.no_grad()
+def input_norms(
+    model: nn.Module, dataloader: Iterable[Batch], layers: Mapping[str, nn.Module], *, max_batches: int = 8
+) -> dict[str, Tensor]:
+    """``‖X_·j‖₂`` of every input feature of each layer, ``(in,)`` float64, over the unpadded positions of some batches.
+
+    Raises
+    ------
+    ValueError
+        An empty loader, a layer that did not run, or activations with NaN (the layer is named).
+    """
+    squares: dict[str, Tensor] = {}
+    mask: list[Tensor | None] = [None]
+
+    def add(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x, keep = args[0], mask[0]
+            rows = x[keep] if keep is not None and x.shape[:-1] == keep.shape else x.reshape(-1, x.shape[-1])
+            squares[name] = squares.get(name, 0) + rows.double().square().sum(0)
+
+        return hook
+
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        with _hooks({layer: add(n) for n, layer in layers.items()}):
+            for _, batch in zip(range(max_batches), dataloader, strict=False):
+                batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor) and k != "labels"}
+                mask[0] = _row_mask(batch, None)
+                model(**batch)
+    finally:
+        model.train(training)
+    if not squares:
+        raise ValueError("the dataloader is empty: no activations to measure")
+    for name in layers:
+        if name not in squares:
+            raise ValueError(f"layer {name} did not run in the forward pass")
+        if not torch.isfinite(squares[name]).all():
+            raise ValueError(f"activations of layer {name} have NaN or Inf entries")
+    return {n: squares[n].sqrt() for n in layers}
 
 
 def _checked(spectra: ActivationSpectra) -> ActivationSpectra:

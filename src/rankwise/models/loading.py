@@ -16,6 +16,7 @@ import torch
 
 from rankwise.archive import Archive, cache_folder, members
 from rankwise.files import read_json, whole_folder
+from rankwise.models.low_rank import compressed_class, record_of
 from rankwise.nearest import unknown
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def load(
     Parameters
     ----------
     name_or_path : str
-        ``minilm``, ``smollm2``, ``whisper-tiny.en``, a folder that `transformers` wrote, or a hub id.
+        ``minilm``, ``smollm2``, ``whisper-tiny.en``, a folder that `transformers` or `rankwise.compression` wrote, or a
+        hub id.
     task : {"classification", "causal-lm", "asr", "base"}, optional
         Which head; by default a bundled model's own, ``asr`` for a speech recogniser, ``base`` (none) for others.
     num_labels : int
@@ -170,13 +172,25 @@ def load(
         try:
             # a saved head of another size is replaced by a new one
             fresh_head = {"ignore_mismatched_sizes": True} if task == "classification" else {}
-            model = kinds[task].from_pretrained(folder, config=config, dtype=dtype, **fresh_head)
+            model = _from_pretrained(kinds[task], folder, config, dtype=dtype, **fresh_head)
         except Exception as error:
             if "safetensor" in type(error).__name__.lower() or "header" in str(error).lower():
                 raise ValueError(f"the weights in {folder} cannot be read: {error}. Is the file whole?") from error
             raise
     if task == "classification" and config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name_or_path).pad_token_id
+    return model
+
+
+def _from_pretrained(auto, folder: str, config, **options) -> PreTrainedModel:
+    """What ``auto.from_pretrained`` gives, and of a checkpoint with factorised layers the model that has them."""
+    record = record_of(config)
+    if record is None:
+        return auto.from_pretrained(folder, config=config, **options)
+    cls = auto._model_mapping[type(config)]
+    cls = cls[0] if isinstance(cls, tuple) else cls
+    model = compressed_class(cls, record).from_pretrained(folder, config=config, **options)
+    model.__class__ = cls
     return model
 
 

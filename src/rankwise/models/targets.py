@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from rankwise.nearest import unknown
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -28,6 +30,37 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     found: dict[str, nn.Linear] = {n: m for n, m in linear.items() if not _HEADS.search(n)}  # type: ignore[misc]
     in_blocks = {n: m for n, m in found.items() if _BLOCK.search(n)}
     return in_blocks or found
+
+
+def blocks(model: nn.Module, *, layers_attribute: str | None = None) -> tuple[str, nn.ModuleList]:
+    """Name and list of the model's repeated layers (for an encoder-decoder the longer stack, of equals the last).
+
+    Parameters
+    ----------
+    layers_attribute : str, optional
+        Dotted name of the list, e.g. ``model.layers``, where it cannot be found.
+
+    Raises
+    ------
+    ValueError
+        No list of modules that hold linear layers, or ``layers_attribute`` names none; the lists there are are offered.
+    """
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    if layers_attribute is not None:
+        if layers_attribute not in lists:
+            raise unknown("layers_attribute", layers_attribute, lists or ["none: the model has no list of layers"])
+        return layers_attribute, lists[layers_attribute]
+    names = linear_layers(model)
+    with_linears = {n: m for n, m in lists.items() if any(name.startswith(f"{n}.") for name in names)}
+    # a list inside a block (experts) is no list of blocks
+    outer = {n: m for n, m in with_linears.items() if not any(n.startswith(f"{o}.") for o in with_linears)}
+    if not outer:
+        raise ValueError(
+            f"{type(model).__name__} has no list of repeated layers; give layers_attribute, e.g. 'model.layers'"
+            + (f" (its lists: {', '.join(lists)})" if lists else "")
+        )
+    name = max(reversed(list(outer)), key=lambda n: len(outer[n]))
+    return name, outer[name]
 
 
 def target_modules(model: PreTrainedModel | nn.Module, target: str = "auto") -> list[str]:

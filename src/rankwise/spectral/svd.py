@@ -53,6 +53,7 @@ def truncated_svd(
     oversample: int = 10,
     max_power_iterations: int = 6,
     tol: float = 2e-3,
+    start: Tensor | None = None,
     seed: int = 0,
 ) -> TruncatedSVD:
     """Leading ``rank`` singular triplets of each matrix of a batch.
@@ -69,11 +70,14 @@ def truncated_svd(
     oversample, max_power_iterations, tol, seed
         For ``randomized``: extra directions, the most power iterations, the relative decrease of the squared error
         below which they stop, and the seed of the test matrix.
+    start : Tensor, optional
+        For ``randomized``: ``(..., k, n)`` rows that already lie near the wanted right singular vectors (those of a
+        matrix that changed a little); random directions fill up the rest.
 
     Raises
     ------
     ValueError
-        Rank out of range, unknown method, or a matrix with NaN or Inf.
+        Rank out of range, unknown method, a start of another width, or a matrix with NaN or Inf.
     """
     small = min(A.shape[-2:])
     if not 1 <= rank <= small:
@@ -91,7 +95,10 @@ def truncated_svd(
     elif method == "gram":
         U, S, Vh = _gram(A, rank)
     elif method == "randomized":
-        U, S, Vh = _randomized(A, rank, min(rank + oversample, small), max_power_iterations, tol, seed, total)
+        if start is not None and start.shape[-1] != A.shape[-1]:
+            raise ValueError(f"start has rows of {start.shape[-1]} entries for matrices of {A.shape[-1]} columns")
+        width = min(rank + oversample, small)
+        U, S, Vh = _randomized(A, rank, width, max_power_iterations, tol, start, seed, total)
     else:
         raise ValueError(f"method={method!r}; one of 'auto', 'gram', 'randomized', 'full' is accepted")
     left = (total - S.double().square().sum(-1)).clamp(min=0)
@@ -175,9 +182,15 @@ def _gram(A: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return U.to(A.dtype), S.to(A.dtype), V.mT.to(A.dtype)
 
 
-def _randomized(A, rank: int, width: int, iterations: int, tol: float, seed: int, total: Tensor):
+def _randomized(A, rank: int, width: int, iterations: int, tol: float, start: Tensor | None, seed: int, total: Tensor):
     generator = torch.Generator(device="cpu").manual_seed(seed)
     omega = torch.randn(A.shape[-1], width, generator=generator, dtype=A.dtype).to(A.device)
+    if start is not None:
+        known = min(start.shape[-2], width)
+        omega = omega.expand(*A.shape[:-2], -1, -1).clone()
+        # unit rows beside random columns of length 1 too, so that neither drowns the other
+        omega[..., known:] /= A.shape[-1] ** 0.5
+        omega[..., :known] = start[..., :known, :].mT.to(A)
     Q = _orthonormal(A @ omega)
     previous = None
     for step in range(iterations + 1):

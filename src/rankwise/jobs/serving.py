@@ -14,11 +14,11 @@ import yaml
 from peft import PeftModel
 from torch import nn
 
-from rankwise.adapt.job import AdaptConfig, Job, load_adapted
-from rankwise.adapt.speech import SpeechTask
-from rankwise.adapt.tasks import TextTask
 from rankwise.data import read_audio
 from rankwise.files import read_json, whole_folder
+from rankwise.jobs.adapt import AdaptConfig, Job, load_adapted
+from rankwise.jobs.speech import SpeechTask
+from rankwise.jobs.tasks import TextTask
 from rankwise.models import load, load_processor, load_tokenizer
 from rankwise.nearest import unknown
 

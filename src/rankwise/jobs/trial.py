@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from rankwise.adapt.methods import method
-from rankwise.adapt.tasks import Example, Task
+from rankwise.jobs.methods import method
+from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
 from rankwise.tuning.eva import EvaConfig, initialize

@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
-from rankwise.adapt.tasks import TextTask
-from rankwise.adapt.trial import Training, TrialResult, last_checkpoint, ordered, rank_map, train
+from rankwise.jobs.tasks import TextTask
+from rankwise.jobs.trial import Training, TrialResult, last_checkpoint, ordered, rank_map, train
 from rankwise.models import load_tokenizer
 from rankwise.tuning import S2LoraConfig
 from small_models import bert, llama, randomise

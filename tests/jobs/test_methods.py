@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
 
-from rankwise.adapt.methods import METHODS, affordable_rank, parse_budget
+from rankwise.jobs.methods import METHODS, affordable_rank, parse_budget
 from rankwise.models import target_modules
 from small_models import bert, llama
 

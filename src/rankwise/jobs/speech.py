@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
-from rankwise.adapt.tasks import Example, batches
 from rankwise.data import Corpus
 from rankwise.data.audio import RATE, read_audio
+from rankwise.jobs.tasks import Example, batches
 from rankwise.models.loading import load_processor, resolve
 
 EVALUATION_BATCH = 16

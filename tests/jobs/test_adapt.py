@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from rankwise.adapt.job import AdaptConfig, Job, spread
+from rankwise.jobs.adapt import AdaptConfig, Job, spread
 from rankwise.models import resolve
 
 TINY = {"steps": 3, "batch_size": 4, "max_length": 16, "train_limit": 64, "eval_limit": 24, "dropout": 0.0}

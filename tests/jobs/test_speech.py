@@ -6,10 +6,10 @@ import soundfile
 import torch
 from peft import PeftModel
 
-from rankwise.adapt.job import AdaptConfig, Job
-from rankwise.adapt.serving import export_merged, load_adapter, predict_audio, predict_texts
-from rankwise.adapt.speech import SpeechTask
 from rankwise.data import speech
+from rankwise.jobs.adapt import AdaptConfig, Job
+from rankwise.jobs.serving import export_merged, load_adapter, predict_audio, predict_texts
+from rankwise.jobs.speech import SpeechTask
 from rankwise.models import load, load_processor
 from rankwise.models.whisper import encoder_of, shorten
 from rankwise.report.tables import comparison
@@ -135,7 +135,7 @@ def test_adapters_transcribe_export_and_load_in_stock_tools(finished, task, exam
 
 
 def test_a_frozen_encoder_is_kept_during_training(task, examples, tmp_path):
-    from rankwise.adapt.trial import Training, TrialResult, build, train
+    from rankwise.jobs.trial import Training, TrialResult, build, train
 
     model = shorten(load(MODEL))
     names = ["model.decoder.layers.0.fc1"]

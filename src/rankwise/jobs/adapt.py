@@ -31,12 +31,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rankwise import data as corpora
-from rankwise.adapt.methods import METHODS, affordable_rank, method, parse_budget
-from rankwise.adapt.speech import SpeechTask
-from rankwise.adapt.tasks import Task, TextTask, batches
-from rankwise.adapt.trial import Training, TrialResult, build, describe, set_seed, train
 from rankwise.data import Corpus
 from rankwise.files import read_json, whole_folder, write_json, write_text
+from rankwise.jobs.methods import METHODS, affordable_rank, method, parse_budget
+from rankwise.jobs.speech import SpeechTask
+from rankwise.jobs.tasks import Task, TextTask, batches
+from rankwise.jobs.trial import Training, TrialResult, build, describe, set_seed, train
 from rankwise.ledger import count_parameters
 from rankwise.models import load, load_tokenizer, target_modules
 from rankwise.models.whisper import shorten

@@ -21,7 +21,7 @@ Example = dict[str, object]
 
 
 class Task(Protocol):
-    """Text (`TextTask`) or speech (`rankwise.adapt.speech.SpeechTask`)."""
+    """Text (`TextTask`) or speech (`rankwise.jobs.speech.SpeechTask`)."""
 
     @property
     def peft_type(self) -> str | None:

@@ -1,0 +1,23 @@
+"""Making models smaller by rank: factorised layers (WeLore), factorised attention (LAMA)."""
+
+from rankwise.compression import lama, welore
+from rankwise.compression.lama import LamaClassifier, LamaConfig, LowRankAttentionPooling
+from rankwise.compression.welore import Component, Plan, apply, compress, load, plan, to_dense, train_only
+from rankwise.models.low_rank import LowRankLinear
+
+__all__ = [
+    "Component",
+    "LamaClassifier",
+    "LamaConfig",
+    "LowRankAttentionPooling",
+    "LowRankLinear",
+    "Plan",
+    "apply",
+    "compress",
+    "lama",
+    "load",
+    "plan",
+    "to_dense",
+    "train_only",
+    "welore",
+]

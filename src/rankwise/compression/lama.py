@@ -1,0 +1,380 @@
+"""LAMA: attention pooling whose heads share one low-rank factorisation, and a small text classifier built on it.
+
+Token states ``H: (n, d)`` are read by m heads, each of rank k, with one query c for the whole text:
+
+    F_t = Σ_k (Pᵀ c) ∘ (Qᵀ h_t)  ∈ R^m,      P, Q ∈ R^{d × mk},      that is f_i(c, h) = cᵀ W_i h,  W_i = P_i Q_iᵀ
+    A = softmax over t of F  (n, m),          S = Aᵀ H  (m, d)  →  dropout  →  linear  →  classes
+
+The query is a learned vector (``context="global"``) or the mean of H (``"mean"``). Cost is linear in n: no token
+attends to another. ``2·d·m·k`` numbers (and d for a learned query), against ``4·d²`` of a Transformer's attention.
+
+Source: Mehta, Rangwala & Ramakrishnan, "Low Rank Factorization for Compact Multi-Head Self-Attention", arXiv
+1912.00835.
+
+What people get wrong: packing a GRU's input for speed and then masking by the unpacked positions. Here the packed
+output is padded back to the mask's length, so that padding changes nothing.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# (attributes of transformers' classes are only known at run time)
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+Context = Literal["global", "mean"]
+
+
+class LowRankAttentionPooling(nn.Module):
+    """Several attention distributions over a sequence, for the price of a vector pair each.
+
+    Parameters
+    ----------
+    d_model : int
+        Width d of the token states.
+    heads : int
+        m.
+    rank : int
+        k of each head's affinity matrix; 1 is the paper's, ``d_model`` leaves it free.
+    context : {"global", "mean"}
+        The query: a learned vector, or the mean of the unpadded states.
+    dropout : float
+        Of the attention weights, in training.
+    nonlinear : bool
+        ``tanh`` on both factors (an option of low-rank bilinear pooling).
+    normalize : bool
+        Scale both factors to unit length over a head's k entries (all entries, at rank 1), with a learned temperature.
+
+    Raises
+    ------
+    ValueError
+        Sizes that are not positive, a rank above ``d_model``, an unknown context.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        *,
+        rank: int = 1,
+        context: Context = "global",
+        dropout: float = 0.0,
+        nonlinear: bool = False,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(d_model, heads, rank) < 1:
+            raise ValueError(f"{d_model=}, {heads=} and {rank=} must be at least 1")
+        if rank > d_model:
+            raise ValueError(f"{rank=} is above {d_model=}: a {d_model} x {d_model} matrix has no more directions")
+        if context not in ("global", "mean"):
+            raise ValueError(f"{context=}; 'global' or 'mean' is accepted")
+        if heads * rank > 4 * d_model:
+            warnings.warn(f"{heads} heads of rank {rank} on {d_model} features say the same thing often", stacklevel=2)
+        self.d_model, self.heads, self.rank, self.context = d_model, heads, rank, context
+        self.dropout, self.nonlinear, self.normalize = dropout, nonlinear, normalize
+        self.P = nn.Parameter(torch.empty(d_model, heads * rank))
+        self.Q = nn.Parameter(torch.empty(d_model, heads * rank))
+        self.query = nn.Parameter(torch.empty(d_model)) if context == "global" else None
+        self.scale = nn.Parameter(torch.tensor(1.0)) if normalize else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """P and Q of unit-length columns in expectation; a query whose ``Pᵀ c`` is of size one."""
+        nn.init.normal_(self.P, std=1 / math.sqrt(self.d_model))
+        nn.init.normal_(self.Q, std=1 / math.sqrt(self.d_model))
+        if self.query is not None:
+            nn.init.normal_(self.query)
+
+    def forward(
+        self, x: Tensor, key_padding_mask: Tensor | None = None, need_weights: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Pool a batch of sequences.
+
+        Parameters
+        ----------
+        x : Tensor
+            ``(batch, seq, d_model)``; float32, float64 or bfloat16.
+        key_padding_mask : Tensor, optional
+            ``(batch, seq)`` bool, True where a position is padding (as in ``nn.MultiheadAttention``).
+        need_weights : bool
+            Also return the attention weights ``(batch, heads, seq)``.
+
+        Returns
+        -------
+        Tensor
+            ``(batch, heads, d_model)``.
+
+        Raises
+        ------
+        ValueError
+            An empty sequence, a mask of another shape or dtype, or a text that is all padding.
+        """
+        _check(x, key_padding_mask, self.d_model)
+        scores = self.affinities(x, key_padding_mask)
+        if key_padding_mask is not None:
+            scores = scores.masked_fill(key_padding_mask[:, None], float("-inf"))
+        weights = scores.softmax(-1)
+        pooled = F.dropout(weights, self.dropout, self.training) @ x
+        return (pooled, weights) if need_weights else pooled
+
+    def affinities(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """``F``: the scores before the softmax, ``(batch, heads, seq)``."""
+        if self.query is not None:
+            c = self.query.expand(len(x), -1)
+        else:
+            c = masked_mean(x, key_padding_mask)
+        left = self._factor(c @ self.P)  # (batch, heads·rank)
+        if not (self.nonlinear or self.normalize):
+            # diag(Pᵀc) folded into Q, and k summed away, before the long side is touched: (batch, heads, d)
+            keys = (left[:, None] * self.Q).unflatten(-1, (self.heads, self.rank)).sum(-1).mT
+            return keys @ x.mT
+        right = self._factor(x @ self.Q)
+        scores = (left[:, None] * right).unflatten(-1, (self.heads, self.rank)).sum(-1)
+        scores = scores if self.scale is None else self.scale * scores
+        return scores.mT
+
+    def _factor(self, y: Tensor) -> Tensor:
+        y = y.tanh() if self.nonlinear else y
+        return F.normalize(y, dim=-1) * math.sqrt(self.heads) if self.normalize else y
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Linear:
+        """For inference with a learned query: one linear map ``(d_model → heads)`` that gives the same scores.
+
+        Raises
+        ------
+        ValueError
+            The query depends on the text, or the factors are not linear.
+        """
+        if self.query is None or self.nonlinear or self.normalize:
+            raise ValueError("only context='global' without nonlinear and normalize folds into one matrix")
+        folded = (self.Q * (self.query @ self.P)).unflatten(-1, (self.heads, self.rank)).sum(-1)
+        fused = nn.Linear(self.d_model, self.heads, bias=False, device=folded.device, dtype=folded.dtype)
+        fused.weight.copy_(folded.mT)
+        return fused
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"{self.d_model}, heads={self.heads}, rank={self.rank}, context={self.context!r}"
+
+
+def masked_mean(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """Mean of the unpadded states, ``(batch, d)``."""
+    if key_padding_mask is None:
+        return x.mean(1)
+    keep = (~key_padding_mask).to(x.dtype)
+    return (keep[:, None] @ x).squeeze(1) / keep.sum(1, keepdim=True)
+
+
+def redundancy(weights: Tensor) -> Tensor:
+    """``‖A Aᵀ - I‖_F²`` of weights ``(batch, heads, seq)``, mean over the batch: are heads alike? (Lin et al., 2017)"""
+    eye = torch.eye(weights.shape[1], device=weights.device, dtype=weights.dtype)
+    return (weights @ weights.mT - eye).square().sum((-2, -1)).mean()
+
+
+def head_distance(weights: Tensor) -> Tensor:
+    """Mean pairwise Jensen-Shannon distance of the heads' distributions ``(batch, heads, seq)``: ``(batch,)``."""
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.clamp(min=1e-30).log2()).sum(-1)
+
+    mixed = entropy((weights[:, :, None] + weights[:, None]) / 2)
+    own = entropy(weights)
+    divergence = (mixed - (own[:, :, None] + own[:, None]) / 2).clamp(min=0)
+    m = weights.shape[1]
+    return divergence.sqrt().sum((1, 2)) / max(m * (m - 1), 1)
+
+
+class LamaConfig(PretrainedConfig):
+    """Configuration of `LamaClassifier`.
+
+    Parameters
+    ----------
+    vocab_size, embedding_size : int
+    encoder : {"gru", "transformer", "none"}
+        What turns embeddings into token states: a bidirectional GRU of ``hidden_size`` units a direction, a Transformer
+        encoder layer of width ``embedding_size``, or nothing.
+    hidden_size : int
+        GRU units u; token states have d = 2u.
+    pooling : {"lama", "mean", "max", "structured"}
+        ``lama``, or a baseline: mean, maximum, structured self-attention (Lin et al., 2017, ``attention_size`` units).
+    heads, rank, context, nonlinear, normalize
+        See `LowRankAttentionPooling`.
+    train_attention : bool
+        False freezes the attention's parameters at their random start (a control).
+    dropout : float
+        Of embeddings, attention output and classifier input.
+    redundancy_penalty : float
+        Coefficient of `redundancy` in the loss.
+    """
+
+    model_type = "lama"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        embedding_size: int = 384,
+        encoder: str = "gru",
+        hidden_size: int = 128,
+        pooling: str = "lama",
+        heads: int = 16,
+        rank: int = 1,
+        context: str = "global",
+        nonlinear: bool = False,
+        normalize: bool = False,
+        attention_size: int = 128,
+        train_attention: bool = True,
+        dropout: float = 0.3,
+        redundancy_penalty: float = 0.0,
+        pad_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size, self.embedding_size, self.encoder, self.hidden_size = (
+            vocab_size,
+            embedding_size,
+            encoder,
+            hidden_size,
+        )
+        self.pooling, self.heads, self.rank, self.context = pooling, heads, rank, context
+        self.nonlinear, self.normalize, self.attention_size = nonlinear, normalize, attention_size
+        self.train_attention, self.dropout, self.redundancy_penalty = train_attention, dropout, redundancy_penalty
+        for name, seen, accepted in (
+            ("encoder", encoder, ("gru", "transformer", "none")),
+            ("pooling", pooling, ("lama", "mean", "max", "structured")),
+        ):
+            if seen not in accepted:
+                raise ValueError(f"{name}='{seen}'; accepted: {', '.join(accepted)}")
+        super().__init__(pad_token_id=pad_token_id, **kwargs)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the token states."""
+        return 2 * self.hidden_size if self.encoder == "gru" else self.embedding_size
+
+
+class LamaClassifier(PreTrainedModel):
+    """Embeddings → encoder → attention pooling → classes, as a `transformers` model.
+
+    ``Trainer``, ``save_pretrained``, ``AutoModelForSequenceClassification.from_pretrained`` and ``rankwise adapt`` work
+    with it. ``forward`` takes ``input_ids`` and ``attention_mask`` ``(batch, seq)`` and, for a loss, ``labels``.
+    """
+
+    config_class = LamaConfig
+    base_model_prefix = "lama"
+
+    def __init__(self, config: LamaConfig) -> None:
+        super().__init__(config)
+        c, d = config, config.d_model
+        self.embeddings = nn.Embedding(c.vocab_size, c.embedding_size, padding_idx=c.pad_token_id)
+        self.encoder: nn.Module | None = None
+        if c.encoder == "gru":
+            self.encoder = nn.GRU(c.embedding_size, c.hidden_size, batch_first=True, bidirectional=True)
+        elif c.encoder == "transformer":
+            self.encoder = nn.TransformerEncoderLayer(
+                d, max(1, d // 64), 2 * d, c.dropout, batch_first=True, norm_first=True
+            )
+        self.pool: nn.Module | None = None
+        width = d
+        if c.pooling == "lama":
+            self.pool = LowRankAttentionPooling(
+                d, c.heads, rank=c.rank, context=c.context, nonlinear=c.nonlinear, normalize=c.normalize
+            ).requires_grad_(c.train_attention)
+            width = c.heads * d
+        elif c.pooling == "structured":
+            self.pool = nn.Sequential(
+                nn.Linear(d, c.attention_size, bias=False), nn.Tanh(), nn.Linear(c.attention_size, c.heads, bias=False)
+            )
+            width = c.heads * d
+        self.drop = nn.Dropout(c.dropout)
+        self.classifier = nn.Linear(width, c.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LowRankAttentionPooling):
+            module.reset_parameters()
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.1)
+        elif hasattr(module, "reset_parameters") and not isinstance(module, nn.MultiheadAttention):
+            module.reset_parameters()  # type: ignore[operator]
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token states ``H: (batch, seq, d)``, zero where padded."""
+        x = self.drop(self.embeddings(input_ids))
+        if isinstance(self.encoder, nn.GRU):
+            lengths = attention_mask.sum(1).cpu()
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.encoder(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        if self.encoder is not None:
+            x = self.encoder(x + positions(x), src_key_padding_mask=attention_mask == 0)
+        return x * (attention_mask != 0)[..., None]
+
+    def pooled(self, H: Tensor, padding: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the classifier reads ``(batch, width)``, and the attention weights where there are some."""
+        if isinstance(self.pool, LowRankAttentionPooling):
+            S, weights = self.pool(H, padding, need_weights=True)
+            return S.flatten(1), weights
+        if self.pool is not None:
+            weights = self.pool(H).mT.masked_fill(padding[:, None], float("-inf")).softmax(-1)
+            return (weights @ H).flatten(1), weights
+        if self.config.pooling == "max":
+            return H.masked_fill(padding[..., None], float("-inf")).amax(1), None
+        return masked_mean(H, padding), None
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        """``logits: (batch, labels)``, ``attentions: ((batch, heads, seq),)`` and, with labels, ``loss``."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        _check_right_padded(mask)
+        read, weights = self.pooled(self.states(input_ids, mask), mask == 0)
+        logits = self.classifier(self.drop(read))
+        loss = None
+        if labels is not None:
+            regression = self.config.num_labels == 1
+            loss = F.mse_loss(logits.flatten(), labels.float()) if regression else F.cross_entropy(logits, labels)
+            if self.config.redundancy_penalty and weights is not None:
+                loss = loss + self.config.redundancy_penalty * redundancy(weights)
+        attentions = None if weights is None else (weights,)
+        return SequenceClassifierOutput(loss=loss, logits=logits, attentions=attentions)
+
+
+def positions(x: Tensor) -> Tensor:
+    """Sinusoidal positions ``(seq, d)`` for states ``(batch, seq, d)``, a tenth of unit size like the embeddings."""
+    n, d = x.shape[1:]
+    angle = torch.arange(n, device=x.device)[:, None] / 10_000 ** (torch.arange(0, d, 2, device=x.device) / d)
+    return 0.1 * torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d].to(x.dtype)
+
+
+def _check(x: Tensor, mask: Tensor | None, d_model: int) -> None:
+    if x.dim() != 3 or x.shape[-1] != d_model or x.shape[1] == 0:
+        raise ValueError(f"states of shape (batch, seq >= 1, {d_model}) are needed, got {tuple(x.shape)}")
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"key_padding_mask must be bool of shape {tuple(x.shape[:2])}, True where padded; got {mask.dtype} "
+            f"{tuple(mask.shape)}"
+        )
+    empty = mask.all(1)
+    if empty.any():
+        rows = empty.nonzero().flatten().tolist()
+        raise ValueError(f"every position is padding in row(s) {rows[:5]}: there is nothing to attend to")
+
+
+def _check_right_padded(mask: Tensor) -> None:
+    if not bool((mask[:, 0] != 0).all()):
+        raise ValueError("attention_mask must start with 1 in every row: pad on the right, and leave no text empty")
+
+
+AutoConfig.register(LamaConfig.model_type, LamaConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(LamaConfig, LamaClassifier, exist_ok=True)

@@ -1,0 +1,89 @@
+"""Outlier scores of layers: how many of a layer's weights stand out far above the rest.
+
+With inputs ``x: (d_in,)`` of a linear layer ``W: (out, in)`` seen n times:
+
+    A_ij = ‖X_·j‖₂ · |W_ij|,     D_ℓ = 100 · #{A_ij > M · mean(A)} / #A
+
+over all linear layers of block ℓ together. Without data ``A_ij = |W_ij|``. Scaling W changes nothing.
+
+Source: Yin et al., "Outlier Weighed Layerwise Sparsity (OWL)", ICML 2024, arXiv 2310.05175; what OwLore
+samples layers by.
+
+What people get wrong: averaging the scores of a block's matrices. The mean that the threshold multiplies is that of the
+whole block, so a matrix of large entries beside small ones is what makes the block stand out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.models.activations import Batch, input_norms
+from rankwise.models.targets import blocks, linear_layers
+
+
+@torch.no_grad()
+def outlier_scores(
+    model: nn.Module,
+    dataloader: Iterable[Batch] | None = None,
+    *,
+    threshold: float = 13.0,
+    max_batches: int = 8,
+    layers_attribute: str | None = None,
+) -> Tensor:
+    """``D_ℓ`` of every block, in per cent.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of any dtype and device; left as it was.
+    dataloader : iterable of dict of Tensor, optional
+        Keyword arguments of the model; a few batches suffice. Without it the weights alone decide.
+    threshold : float
+        M; the authors of OwLore use 13, OWL's 3 to 10 also occur.
+    max_batches : int
+        The most batches read.
+    layers_attribute : str, optional
+        Dotted name of the list of blocks, where it cannot be found.
+
+    Returns
+    -------
+    Tensor
+        ``(blocks,)``, float64.
+
+    Raises
+    ------
+    ValueError
+        No list of blocks, a threshold that is not positive, an empty loader, or weights with NaN.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold={threshold} must be positive")
+    name, layers = blocks(model, layers_attribute=layers_attribute)
+    linear = linear_layers(model)
+    norms = None if dataloader is None else input_norms(model, dataloader, linear, max_batches=max_batches)
+    scores = []
+    for index in range(len(layers)):
+        inside = [n for n in linear if n.startswith(f"{name}.{index}.")]
+        magnitudes = [_magnitude(linear[n], None if norms is None else norms[n]) for n in inside]
+        scores.append(_share_above(magnitudes, threshold) if magnitudes else 0.0)
+    found = torch.tensor(scores, dtype=torch.float64)
+    if not torch.isfinite(found).all():
+        broken = [f"{name}.{i}" for i in (~torch.isfinite(found)).nonzero().flatten().tolist()]
+        raise ValueError(f"weights with NaN or Inf in {', '.join(broken[:5])}: they have no outlier score")
+    return 100 * found
+
+
+def _magnitude(layer: nn.Module, norms: Tensor | None) -> Tensor:
+    """``A: (out, in)``, float32."""
+    W = layer.weight.detach().float()  # type: ignore[union-attr]
+    W = W if isinstance(layer, nn.Linear) else W.mT
+    return W.abs() if norms is None else W.abs() * norms.to(W)
+
+
+def _share_above(magnitudes: list[Tensor], threshold: float) -> float:
+    entries = sum(a.numel() for a in magnitudes)
+    mean = sum(float(a.double().sum()) for a in magnitudes) / entries
+    above = sum(int((a > threshold * mean).sum()) for a in magnitudes)
+    return above / entries if mean == mean and mean != float("inf") else float("nan")
