@@ -18,6 +18,10 @@ RECIPES = {
         {"text": "s2lora", "speech": "s2lora_speech"},
     ),
     "eva": Recipe("EVA against LoRA: convergence, final score, and what its parts contribute", {"text": "eva"}),
+    "owlore": Recipe(
+        "OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: editorials, and sentiment as text-to-label",
+        {"text": "owlore", "label": "owlore_label"},
+    ),
     "whisper": Recipe(
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 import warnings
@@ -30,6 +31,7 @@ def run() -> None:
     """Entry point: exit status 0 when what was asked was done, 2 with one clear line when the input was wrong."""
     for category in (UserWarning, FutureWarning, RuntimeWarning):
         warnings.filterwarnings("ignore", category=category)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nothing here uses
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -3,7 +3,18 @@
 from rankwise.data.audio import read_audio, read_manifest
 from rankwise.data.corpus import Corpus, Splits, load
 from rankwise.data.files import read_file
-from rankwise.data.sentiment import DOMAINS, sentiment
+from rankwise.data.sentiment import DOMAINS, documents, sentiment
 from rankwise.data.synthesis import speech
 
-__all__ = ["DOMAINS", "Corpus", "Splits", "load", "read_audio", "read_file", "read_manifest", "sentiment", "speech"]
+__all__ = [
+    "DOMAINS",
+    "Corpus",
+    "Splits",
+    "documents",
+    "load",
+    "read_audio",
+    "read_file",
+    "read_manifest",
+    "sentiment",
+    "speech",
+]

@@ -90,10 +90,12 @@ def load(
     Parameters
     ----------
     spec : str
-        ``sentiment:movies`` (or ``tweets``, ``amazon``, ``nyt``), ``speech:child`` (or ``adult``, ``accents``), or a
-        ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file; for ``asr`` a manifest of audio, or the folder of one.
-    task : {"polarity", "rating", "classification", "regression", "causal-lm", "asr"}
-        ``rating`` and ``regression`` give numbers, ``classification`` classes; ``causal-lm`` and ``asr`` ignore labels.
+        ``sentiment:movies`` (or ``tweets``, ``amazon``, ``nyt``), ``text:nyt`` (or ``amazon``: whole documents),
+        ``speech:child`` (or ``adult``, ``accents``), or a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file; for
+        ``asr`` a manifest of audio, or the folder of one.
+    task : {"polarity", "rating", "classification", "text-to-label", "regression", "causal-lm", "asr"}
+        ``rating`` and ``regression`` give numbers, ``classification`` and ``text-to-label`` classes; ``causal-lm`` and
+        ``asr`` ignore labels.
     text_column, label_column, audio_column : str
         Columns of a user file.
     normalize, skip_bad
@@ -102,15 +104,20 @@ def load(
     if task == "asr":
         return _speech(spec, text_column=text_column, audio_column=audio_column, normalize=normalize, skip_bad=skip_bad)
     from rankwise.data.files import read_file
-    from rankwise.data.sentiment import sentiment
+    from rankwise.data.sentiment import documents, sentiment
 
+    if spec.startswith("text:"):
+        if task != "causal-lm":
+            raise ValueError(f"{spec} has no labels: it is for causal-lm; sentiment:{spec[5:]} has them")
+        return documents(spec.partition(":")[2])
     if spec.startswith("sentiment:"):
         return sentiment(spec.partition(":")[2], task="rating" if task in ("rating", "regression") else "polarity")
     path = Path(spec).expanduser()
     if not path.is_file():
         if path.suffix:
             raise ValueError(f"no such data file: {path}")
-        raise unknown("data", spec, [f"sentiment:{d}" for d in ("movies", "tweets", "amazon", "nyt")])
+        known = [f"sentiment:{d}" for d in ("movies", "tweets", "amazon", "nyt")]
+        raise unknown("data", spec, [*known, "text:nyt", "text:amazon"])
     return read_file(
         path,
         text_column=text_column,

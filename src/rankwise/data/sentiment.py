@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 
 from rankwise.archive import Archive, members
 from rankwise.data.corpus import Corpus
@@ -27,6 +28,7 @@ DOMAINS = {
     "tweets": "tweets",
     "amazon": "amazonReviewSnippets",
 }
+DOCUMENTS = ("amazon", "nyt")
 _ARCHIVE = Archive(
     package="vaderSentiment",
     version="3.3.2",
@@ -34,6 +36,24 @@ _ARCHIVE = Archive(
     source=True,
 )
 _OUTER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+
+
+def documents(domain: str) -> Corpus:
+    """Running text: the sentences of each Amazon review or NYT editorial in their order, a text a document, unlabelled.
+
+    Raises
+    ------
+    ValueError
+        A domain whose texts are single sentences.
+    """
+    if domain not in DOCUMENTS:
+        raise unknown("text", domain, DOCUMENTS)
+    sentences: dict[str, list[tuple[int, str]]] = {}
+    for name, _, text in _rows(domain):
+        document, _, number = name.partition("_")
+        sentences.setdefault(document, []).append((int(number), text))
+    texts = [" ".join(text for _, text in sorted(parts)) for parts in sentences.values()]
+    return Corpus(name=f"text:{domain}", texts=texts, labels=[], groups=[f"{domain}/{d}" for d in sentences])
 
 
 def sentiment(domain: str, *, task: str = "polarity") -> Corpus:
@@ -48,21 +68,15 @@ def sentiment(domain: str, *, task: str = "polarity") -> Corpus:
         raise unknown("sentiment domain", domain, DOMAINS)
     if task not in ("polarity", "rating"):
         raise unknown("sentiment task", task, ("polarity", "rating"))
-    names = [f"{_OUTER}::hutto_ICWSM_2014/{stem}_GroundTruth.txt" for stem in DOMAINS.values()]
-    path = members(_ARCHIVE, names, folder="data/sentiment-3.3.2") / f"{DOMAINS[domain]}_GroundTruth.txt"
     texts, ratings, groups = [], [], []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row = line.split("\t")
-        if len(row) != 3:
-            raise ValueError(f"{path}, line {number}: 3 tab-separated columns expected, found {len(row)}")
-        text = re.sub(r"\s+", " ", html.unescape(row[2])).strip()
+    for name, rating, text in _rows(domain):
         if text.casefold() in seen:
             continue
         seen.add(text.casefold())
         texts.append(text)
-        ratings.append(float(row[1]))
-        groups.append(f"{domain}/{row[0].partition('_')[0]}")
+        ratings.append(rating)
+        groups.append(f"{domain}/{name.partition('_')[0]}")
     corpus = Corpus(name=f"sentiment:{domain}", texts=texts, labels=ratings, groups=groups)
     if task == "rating":
         return corpus
@@ -74,3 +88,14 @@ def sentiment(domain: str, *, task: str = "polarity") -> Corpus:
         groups=polar.groups,
         label_names=["negative", "positive"],
     )
+
+
+def _rows(domain: str) -> Iterator[tuple[str, float, str]]:
+    """Id, mean rating and text of every row of a domain's file."""
+    names = [f"{_OUTER}::hutto_ICWSM_2014/{stem}_GroundTruth.txt" for stem in DOMAINS.values()]
+    path = members(_ARCHIVE, names, folder="data/sentiment-3.3.2") / f"{DOMAINS[domain]}_GroundTruth.txt"
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        row = line.split("\t")
+        if len(row) != 3:
+            raise ValueError(f"{path}, line {number}: 3 tab-separated columns expected, found {len(row)}")
+        yield row[0], float(row[1]), re.sub(r"\s+", " ", html.unescape(row[2])).strip()

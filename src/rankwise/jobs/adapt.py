@@ -6,7 +6,8 @@ use it; test corpora are scored once a seed, after that choice. The run folder h
     config.yaml         the resolved configuration
     results.json        everything measured (schema in the documentation)
     trials/NAME/        one finished training run each: result.json, and adapter/ in PEFT's format
-    adapters/METHOD/    the first seed's adapter of each method
+    adapters/METHOD/    the first seed's adapter of each method; of a method that trains the model itself, the whole
+                        model, which `transformers` loads
 
 A killed job continues where it was: finished trials are read back, an unfinished one resumes from its checkpoint.
 """
@@ -29,11 +30,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from rankwise import data as corpora
 from rankwise.data import Corpus
 from rankwise.files import read_json, whole_folder, write_json, write_text
-from rankwise.jobs.methods import METHODS, affordable_rank, method, parse_budget
+from rankwise.jobs.lama import LAMA_RATES, build_lama, lama_variants
+from rankwise.jobs.methods import METHODS, Projection, affordable_rank, method, parse_budget
 from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import Task, TextTask, batches
 from rankwise.jobs.trial import Training, TrialResult, build, describe, set_seed, train
@@ -49,6 +52,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "classification": {"model": "minilm", "data": "sentiment:movies"},
     "regression": {"model": "minilm", "data": "sentiment:movies"},
     "causal-lm": {"model": "smollm2", "data": "sentiment:movies"},
+    "text-to-label": {"model": "smollm2", "data": "sentiment:movies"},
     "asr": {
         "model": "whisper-tiny.en",
         "data": "speech:child",
@@ -58,7 +62,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "budget": "1%",
     },
 }
-ZERO_SHOT = ("causal-lm", "asr")  # tasks that the pretrained model can do without training a head
+ZERO_SHOT = ("causal-lm", "text-to-label", "asr")  # tasks that the pretrained model can do without training a head
 
 
 class AdaptConfig(BaseModel):
@@ -66,13 +70,17 @@ class AdaptConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    task: Literal["classification", "regression", "causal-lm", "asr"] = Field(
+    task: Literal["classification", "regression", "causal-lm", "text-to-label", "asr"] = Field(
         default="classification", description="what to train"
     )
-    model: str = Field(default="minilm", description="minilm, smollm2, whisper-tiny.en, a model folder, or a hub id")
+    model: str = Field(
+        default="minilm",
+        description="minilm, smollm2, whisper-tiny.en, a model folder (compressed ones too), a hub id, or lama",
+    )
     data: str = Field(
         default="sentiment:movies",
-        description="sentiment:DOMAIN, or a csv, tsv, jsonl or parquet file; for asr speech:DOMAIN or a manifest",
+        description="sentiment:DOMAIN, or a csv, tsv, jsonl or parquet file; for causal-lm also text:DOMAIN, for asr "
+        "speech:DOMAIN or a manifest",
     )
     methods: list[str] = Field(default=["bitfit", "lora", "adalora", "s2lora", "eva"], description="methods to compare")
     budget: str = Field(default="0.5%", description="trainable parameters: share, count (100k) or bytes (400KB)")
@@ -84,6 +92,14 @@ class AdaptConfig(BaseModel):
     max_length: int = Field(default=64, ge=2, description="tokens an example")
     train_limit: int | None = Field(default=None, ge=1, description="most training examples")
     eval_limit: int | None = Field(default=None, ge=1, description="most examples scored a corpus")
+    optimizer: Literal["adamw", "galore", "owlore", "lisa"] = Field(
+        default="adamw", description="of full-parameter training; owlore alone is the method of that name"
+    )
+    projection_rank: int | None = Field(default=None, ge=1, description="of projected gradients; hidden size / 16")
+    update_gap: int | None = Field(default=None, ge=1, description="steps between refreshes of the projection")
+    active_layers: int | None = Field(default=None, ge=1, description="blocks that train at a time; 15% of them")
+    interval: int | None = Field(default=None, ge=1, description="steps between draws of blocks; 50")
+    question: str = Field(default="\nLabel:", description="for text-to-label: what stands between text and label")
     learning_rates: dict[str, list[float]] = Field(
         default={}, description="grids by method, instead of the built-in ones"
     )
@@ -109,8 +125,13 @@ class AdaptConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _task_defaults(cls, given: Any) -> Any:
-        task = given.get("task", "classification") if isinstance(given, dict) else None
-        return {**DEFAULTS[task], **given} if task in DEFAULTS else given
+        if not isinstance(given, dict) or given.get("task", "classification") not in DEFAULTS:
+            return given
+        if given.get("optimizer", "adamw") != "adamw" and "methods" not in given:
+            given = {"methods": [given["optimizer"]], "baseline": False, **given}
+        if str(given.get("model", "")) in lama_variants():
+            given = {"methods": ["full"], "baseline": False, "learning_rates": {"full": LAMA_RATES}, **given}
+        return {**DEFAULTS[given.get("task", "classification")], **given}
 
     @field_validator("methods")
     @classmethod
@@ -126,8 +147,10 @@ class AdaptConfig(BaseModel):
         """The methods, after the frozen-model baseline (where there is a head) and before the reference."""
         headless = self.task in ZERO_SHOT or "head" in self.methods
         baseline = ["head"] if self.baseline and not headless else []
-        reference = ["full"] if self.reference == "full" and "full" not in self.methods else []
-        return [*baseline, *self.methods, *reference]
+        full = self.optimizer if self.optimizer != "adamw" else "full"
+        methods = [full if m == "full" else m for m in self.methods]
+        reference = [full] if self.reference == "full" and full not in methods else []
+        return list(dict.fromkeys([*baseline, *methods, *reference]))
 
 
 class Job:
@@ -148,7 +171,17 @@ class Job:
         c = self.config
         if c.task == "asr":
             return SpeechTask.of(c.model, language=c.language)
-        return TextTask(kind=c.task, tokenizer=load_tokenizer(c.model), max_length=c.max_length)
+        if c.task == "text-to-label" and not self.corpus.label_names:
+            raise ValueError(f"{c.data} has no label names to answer with")
+        names = tuple(self.corpus.label_names) if c.task == "text-to-label" else ()
+        return TextTask(
+            kind=c.task, tokenizer=self.tokenizer, max_length=c.max_length, label_names=names, question=c.question
+        )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's, or MiniLM's for models that are made of its word embeddings."""
+        return load_tokenizer("minilm" if self.config.model in lama_variants() else self.config.model)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -162,7 +195,7 @@ class Job:
         tests = {self.corpus.name: splits.test}
         for spec in c.eval:
             tests[spec] = self._corpus(spec).split().test
-            if c.task == "classification" and tests[spec].label_names != self.corpus.label_names:
+            if c.task in ("classification", "text-to-label") and tests[spec].label_names != self.corpus.label_names:
                 raise ValueError(
                     f"{spec} has classes {', '.join(tests[spec].label_names)}; {c.data} has "
                     f"{', '.join(self.corpus.label_names)}"
@@ -181,20 +214,26 @@ class Job:
     @cached_property
     def ranks(self) -> dict[str, int]:
         """The rank of each method under the budget; raises before anything is trained."""
-        model = self.fresh_model()
-        names = target_modules(model, self.config.target)
+        model, methods = self.fresh_model(), self.config.all_methods
+        adapters = any(method(m).config is not None for m in methods)
+        names = target_modules(model, self.config.target) if adapters else []
         total = count_parameters(getattr(model, str(model.base_model_prefix), model))
         self.targets, self.total, self.budget = names, total, parse_budget(self.config.budget, total)
-        return {m: affordable_rank(m, self.budget, model, names) for m in self.config.all_methods}
+        return {m: affordable_rank(m, self.budget, model, names) for m in methods}
 
     def fresh_model(self) -> nn.Module:
         """The pretrained model with a new head (drawn from the current random state)."""
         c = self.config
         if c.task == "asr":
             return shorten(load(c.model, task="asr", dropout=c.dropout), stride=c.silence_stride)
-        kind = "causal-lm" if c.task == "causal-lm" else "classification"
+        kind = "causal-lm" if c.task in ("causal-lm", "text-to-label") else "classification"
         labels = 1 if c.task == "regression" else max(len(self.corpus.label_names), 2)
-        model = load(c.model, task=kind, num_labels=labels, dropout=c.dropout)
+        if c.model in lama_variants():
+            if kind != "classification":
+                raise ValueError(f"{c.model} classifies: its task is classification or regression, not {c.task}")
+            model = build_lama(c.model, num_labels=labels)
+        else:
+            model = load(c.model, task=kind, num_labels=labels, dropout=c.dropout)
         if c.task == "classification" and self.corpus.label_names:
             model.config.id2label = dict(enumerate(self.corpus.label_names))
             model.config.label2id = {n: i for i, n in enumerate(self.corpus.label_names)}
@@ -273,6 +312,9 @@ class Job:
         good = [t for t in trials if t.status == "done"]
         if self.process.is_main_process:
             self._publish(name, best)
+            if method(name).whole_model:  # published once; the others are scored, not kept
+                for t in [*first, *trials]:
+                    shutil.rmtree(self.trial_folder(name, t.learning_rate, t.seed) / "adapter", ignore_errors=True)
         return {
             **entry,
             "status": "done" if len(good) == len(trials) else "partly diverged",
@@ -312,6 +354,7 @@ class Job:
                 result=result,
                 on_step=lambda step, steps, loss: self.on_event(label, "train", step, steps, loss),
                 validation=examples["validation"][:VALIDATION_CURVE_ROWS],
+                optimizer=method(name).optimizer,
             )
             describe(model, result)
             bf16 = self.precision == "bf16"
@@ -332,6 +375,9 @@ class Job:
             precision=self.precision,
             checkpoint_steps=c.checkpoint_steps,
             validation_points=c.validation_points,
+            projection=Projection(
+                rank=c.projection_rank, update_gap=c.update_gap, active=c.active_layers, interval=c.interval
+            ),
         )
 
     def _adapted(self, model: nn.Module, name: str, rank: int, seed: int, result: TrialResult) -> nn.Module:
@@ -373,14 +419,18 @@ class Job:
         self.process.wait_for_everyone()
         if self.process.is_main_process:
             write_json(folder / "result.json", result.as_dict())
-            if result.method == "full":
-                shutil.rmtree(folder / "adapter")  # a whole model a seed: scored, not kept
         return result
 
     def _publish(self, name: str, best: TrialResult) -> None:
         source = self.trial_folder(name, best.learning_rate, best.seed) / "adapter"
-        if source.is_dir():
-            with whole_folder(self.out / "adapters" / name) as draft:
+        if not source.is_dir():
+            return
+        with whole_folder(self.out / "adapters" / name) as draft:
+            if method(name).whole_model and self.config.task != "asr":
+                set_seed(best.seed)
+                load_adapted(self.fresh_model(), source).save_pretrained(draft)
+                self.tokenizer.save_pretrained(draft)
+            else:
                 shutil.copytree(source, draft, dirs_exist_ok=True)
 
     def _zero_shot(self) -> None:
@@ -412,8 +462,12 @@ def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
         The file is broken, or belongs to another base model.
     """
     try:
-        if (folder / "trained.safetensors").exists():
-            model.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
+        whole = sorted(folder.glob("model*.safetensors"))
+        for file in [*whole, *folder.glob("trained.safetensors")]:
+            strange = model.load_state_dict(load_file(file), strict=False).unexpected_keys
+            if strange:
+                raise RuntimeError(f"it has no {', '.join(strange[:3])}")
+        if whole or (folder / "trained.safetensors").exists():
             return model
         return PeftModel.from_pretrained(model, str(folder))
     except (SafetensorError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The tuning methods by name, and the largest rank each affords under a budget of trainable parameters."""
+"""The ways to train by name, and the largest rank each affords under a budget of trainable parameters."""
 
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
@@ -10,18 +10,39 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 
 from rankwise.ledger import count_parameters
 from rankwise.nearest import unknown
+from rankwise.optim import GaLoreAdamW, OwLore, galore_groups
 from rankwise.tuning.bitfit import BitFitConfig, biased_modules
 from rankwise.tuning.eva import EvaConfig
 from rankwise.tuning.s2lora import S2LoraConfig
 
 Shapes = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """Settings of the optimisers that project gradients or sample layers; ``None`` is the optimiser's default."""
+
+    rank: int | None = None
+    update_gap: int | None = None
+    active: int | None = None
+    interval: int | None = None
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of the named settings that are set."""
+        return {n: v for n in names if (v := getattr(self, n)) is not None}
+
+
 ADALORA_START = 1.5  # initial over final rank, as in the AdaLoRA paper
 
 
@@ -42,6 +63,11 @@ class Method:
         ``(rank, target names, training steps) -> PeftConfig``; ``None`` trains without an adapter.
     initialise_on : str
         A corpus whose activations start the adapter instead of the training data's (an ablation of EVA).
+    trains : {"all", "head", "lrc", "n-lrc"}
+        What trains where there is no adapter: everything, the task head, or of a compressed model the factors or the
+        matrices left dense.
+    optimizer : callable, optional
+        ``(model, learning rate, settings) -> Optimizer``; AdamW by default.
     ablation : bool
         A variant for experiments, not offered first.
     """
@@ -53,6 +79,13 @@ class Method:
     initialise_on: str = ""
     ablation: bool = False
     speech_rates: tuple[float, ...] = ()
+    trains: str = "all"
+    optimizer: Callable[[nn.Module, float, Projection], torch.optim.Optimizer] | None = None
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether what is trained is the model itself: no adapter, and more than a head."""
+        return self.config is None and self.trains != "head"
 
     def grid(self, task: str) -> tuple[float, ...]:
         """Learning rates to try for a task."""
@@ -122,14 +155,48 @@ def _ev(title: str, *, rates: tuple[float, ...] = _EVA_RATES, initialise_on: str
     )
 
 
+def _galore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.optim.Optimizer]:
+    def make(model: nn.Module, lr: float, p: Projection) -> torch.optim.Optimizer:
+        groups = galore_groups(model)
+        rank = p.rank or max(1, max(min(w.shape) for w in groups[0]["params"]) // 16)
+        groups[0] |= {"rank": rank, **p.given("update_gap")}
+        optimizer = GaLoreAdamW(groups, lr, weight_decay=p.weight_decay, seed=p.seed, **{"scale": 1.0, **options})
+        optimizer.step_in_backward()
+        return optimizer
+
+    return make
+
+
+def _owlore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.optim.Optimizer]:
+    return lambda model, lr, p: OwLore(
+        model, lr, **{**p.given("rank", "update_gap", "active", "interval", "weight_decay", "seed"), **options}
+    )
+
+
+def _low_memory(title: str, optimizer: Callable, *, ablation: bool = False) -> Method:
+    return Method(title=title, learning_rates=(1e-4, 4e-4), optimizer=optimizer, ablation=ablation)
+
+
 METHODS: dict[str, Method] = {
-    "head": Method(title="head only", learning_rates=(3e-3, 1e-2)),
+    "head": Method(title="head only", learning_rates=(3e-3, 1e-2), trains="head"),
     "bitfit": Method(title="BitFit", learning_rates=(2e-3, 5e-3), config=_bitfit),
     "lora": Method(title="LoRA", learning_rates=_LORA_RATES, price=_lora_price, config=_lora),
     "adalora": Method(title="AdaLoRA", learning_rates=(1e-2, 3e-2), price=_adalora_price, config=_adalora),
     "s2lora": Method(title="S2-LoRA", learning_rates=_S2LORA_RATES, price=_s2lora_price, config=_s2lora()),
     "eva": Method(title="EVA", learning_rates=_EVA_RATES, price=_lora_price, config=_eva()),
     "full": Method(title="full tuning", learning_rates=(1e-4, 4e-4), speech_rates=(3e-5, 1e-4)),
+    "galore": _low_memory("GaLore", _galore()),
+    "owlore": _low_memory("OwLore", _owlore()),
+    "lisa": _low_memory("LISA", _owlore(mode="uniform", rank=0)),
+    "lrc": Method(title="factors only", learning_rates=(1e-4, 4e-4), trains="lrc"),
+    "n-lrc": Method(title="dense matrices only", learning_rates=(1e-4, 4e-4), trains="n-lrc"),
+    "galore-reset": _low_memory("GaLore, moments reset", _galore(on_refresh="reset"), ablation=True),
+    "galore-rotate": _low_memory("GaLore, moments rotated", _galore(on_refresh="rotate"), ablation=True),
+    "galore-full-svd": _low_memory("GaLore, full SVD", _galore(svd="full"), ablation=True),
+    "galore-random": _low_memory("GaLore, random directions", _galore(svd="random"), ablation=True),
+    "owlore-uniform": _low_memory("OwLore, uniform draws", _owlore(mode="uniform"), ablation=True),
+    "owlore-reverse": _low_memory("OwLore, reversed draws", _owlore(mode="owl_reverse"), ablation=True),
+    "owlore-keep": _low_memory("OwLore, state kept", _owlore(keep_state=True), ablation=True),
     "s2lora-dense": _s2("S2-LoRA, no L1", sparsity=0.0),
     "s2lora-penalty": _s2("S2-LoRA, L1 as penalty", l1="penalty"),
     "s2lora-unshared": _s2("S2-LoRA, not shared", price=_adalora_price, rates=(2e-3, 8e-3), share="none"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -61,28 +62,55 @@ class TextTask:
 
     Attributes
     ----------
-    kind : {"classification", "regression", "causal-lm"}
-        For ``causal-lm`` the label is the text itself.
+    kind : {"classification", "regression", "causal-lm", "text-to-label"}
+        For ``causal-lm`` the label is the text itself; ``text-to-label`` is classification by a language model, which
+        continues the text by the label's name.
     tokenizer : PreTrainedTokenizerBase
         With a padding token.
     max_length : int
         Tokens an example.
+    label_names : tuple of str
+        For ``text-to-label``, in the order of the classes.
+    question : str
+        For ``text-to-label``: what stands between text and label.
     """
 
     kind: str
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    label_names: tuple[str, ...] = ()
+    question: str = "\nLabel:"
 
     @property
     def peft_type(self) -> str:
-        return "CAUSAL_LM" if self.kind == "causal-lm" else "SEQ_CLS"
+        return "CAUSAL_LM" if self.kind in ("causal-lm", "text-to-label") else "SEQ_CLS"
+
+    @cached_property
+    def label_tokens(self) -> list[int]:
+        """The token that begins each label's name, for ``text-to-label``: they must differ."""
+        first = [self.tokenizer(f" {n}", add_special_tokens=False)["input_ids"][0] for n in self.label_names]
+        if len(set(first)) < len(first):
+            raise ValueError(f"labels {', '.join(self.label_names)} begin with the same token; rename them")
+        return first
 
     def encode(self, corpus: Corpus) -> list[Example]:
         """Token ids and label of every row."""
+        if self.kind == "text-to-label":
+            return self._prompts(corpus)
         ids = self.tokenizer(corpus.texts, truncation=True, max_length=self.max_length)["input_ids"]
         if self.kind == "causal-lm":
             return [{"input_ids": i} for i in ids if len(i) > 1]
         return [{"input_ids": i, "label": y} for i, y in zip(ids, corpus.labels, strict=True)]
+
+    def _prompts(self, corpus: Corpus) -> list[Example]:
+        """The text, cut to leave room, a question, and the label's first token at the end."""
+        ask = self.tokenizer(self.question, add_special_tokens=False)["input_ids"]
+        room = self.max_length - len(ask) - 1
+        if room < 1:
+            raise ValueError(f"max_length={self.max_length} leaves no room for the text beside the question")
+        ids = self.tokenizer(corpus.texts, truncation=True, max_length=room)["input_ids"]
+        answers = [self.label_tokens[int(y)] for y in corpus.labels]
+        return [{"input_ids": [*i, *ask, a], "label": y} for i, a, y in zip(ids, answers, corpus.labels, strict=True)]
 
     def length(self, example: Example) -> int:
         """Tokens."""
@@ -97,6 +125,9 @@ class TextTask:
             ids[row, :n], mask[row, :n] = torch.tensor(example["input_ids"]), 1
         if self.kind == "causal-lm":
             return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+        if self.kind == "text-to-label":
+            last = mask.cumsum(1) == mask.sum(1, keepdim=True)  # the answer is all there is to learn
+            return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~(last & (mask == 1)), -100)}
         dtype = torch.float32 if self.kind == "regression" else torch.long
         labels = torch.tensor([e["label"] for e in examples], dtype=dtype)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -109,8 +140,9 @@ class TextTask:
     def evaluate(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> dict[str, float]:
         """Metrics of a model on encoded examples.
 
-        ``classification``: accuracy, macro F1, loss; ``regression``: Pearson correlation, RMSE, loss; ``causal-lm``:
-        loss and perplexity per token. ``score`` is accuracy, correlation, or minus the loss.
+        ``classification`` and ``text-to-label``: accuracy, macro F1, loss over the classes; ``regression``: Pearson
+        correlation, RMSE, loss; ``causal-lm``: loss and perplexity per token. ``score`` is accuracy, correlation, or
+        minus the loss.
         """
         device, training = next(model.parameters()).device, model.training
         model.eval()
@@ -122,6 +154,12 @@ class TextTask:
             if self.kind == "causal-lm":
                 losses.append(F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten(), reduction="none"))
                 labels.append(wanted[:, 1:].flatten() != -100)
+            elif self.kind == "text-to-label":
+                at = (wanted != -100).int().argmax(1)
+                rows = torch.arange(len(at))
+                outputs.append(logits[rows, at - 1][:, self.label_tokens].cpu())
+                token = wanted[rows, at].cpu()[:, None]
+                labels.append((token == torch.tensor(self.label_tokens)).int().argmax(1))
             else:
                 outputs.append(logits.cpu())
                 labels.append(wanted.cpu())

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from rankwise.jobs.methods import method
+from rankwise.compression import train_only
+from rankwise.jobs.methods import Projection, method
 from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
+from rankwise.optim import OwLore
 from rankwise.tuning.eva import EvaConfig, initialize
 from rankwise.tuning.s2lora import S2LoraCallback, S2LoraModel
 
@@ -50,6 +52,8 @@ class Training:
         Steps between checkpoints.
     validation_points : int
         Validation losses taken along the way; 0 for none.
+    projection : Projection
+        Settings of GaLore and OwLore.
     """
 
     steps: int
@@ -60,6 +64,7 @@ class Training:
     precision: str = "fp32"
     checkpoint_steps: int = 100
     validation_points: int = 0
+    projection: Projection = field(default_factory=Projection)
 
 
 @dataclass(kw_only=True)
@@ -124,8 +129,10 @@ def build(
     chosen = method(name)
     if chosen.config is None:
         body = getattr(model, model.base_model_prefix, model)
-        if name == "head":
+        if chosen.trains == "head":
             body.requires_grad_(False)
+        elif chosen.trains != "all":
+            train_only(model, chosen.trains)  # type: ignore[arg-type]
         return model
     config = config or chosen.config(rank, targets, steps)
     config.task_type = task.peft_type
@@ -146,8 +153,11 @@ def train(
     result: TrialResult,
     on_step: OnStep | None = None,
     validation: list[Example] | None = None,
+    optimizer: Callable[[nn.Module, float, Projection], torch.optim.Optimizer] | None = None,
 ) -> None:
     """Train in place and fill in the result's loss curve and cost; resumes from ``folder`` where it can.
+
+    ``optimizer`` makes the optimiser of a method that has its own.
 
     Raises
     ------
@@ -159,6 +169,10 @@ def train(
     processes = PartialState().num_processes
     if training.batch_size % processes:
         raise ValueError(f"batch_size={training.batch_size} cannot be shared by {processes} processes")
+    if optimizer is not None and processes > 1:
+        raise ValueError(
+            f"{result.method} updates weights in the backward pass: it runs in one process, not {processes}"
+        )
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=training.batch_size // processes,
@@ -194,6 +208,9 @@ def train(
         data_collator=task.collate,
         callbacks=callbacks,
     )
+    if optimizer is not None:
+        settings = replace(training.projection, weight_decay=training.weight_decay, seed=seed)
+        trainer.make_optimizer = lambda: optimizer(model, learning_rate, settings)
     trainer.remove_callback(_printer())
     encoder = encoder_of(model)
     if encoder:
@@ -221,11 +238,18 @@ def last_checkpoint(folder: Path) -> str | None:
 class AdapterTrainer(Trainer):
     """`transformers.Trainer` with a fixed order of examples and checkpoints of exactly what is trained."""
 
+    make_optimizer: Callable[[], torch.optim.Optimizer] | None = None
+
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
 
     def create_optimizer(self, *args, **kwargs):
-        """AdamW; S2-LoRA's coefficients get their own learning rate."""
+        """AdamW, or the method's own; S2-LoRA's coefficients get their own learning rate."""
+        if self.optimizer is None and self.make_optimizer is not None:
+            self.optimizer = self.make_optimizer()
+            if isinstance(self.optimizer, OwLore):
+                self.add_callback(self.optimizer.callback())
+            return self.optimizer
         tuner = getattr(self.model, "base_model", None)
         if self.optimizer is None and isinstance(tuner, S2LoraModel):
             # the head is part of the tuner's model: one list holds everything that trains
@@ -247,7 +271,7 @@ class AdapterTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            save_file(_training_state(self.model), Path(output_dir) / "trainable.safetensors")
+            save_file(_training_state(self.model, self.optimizer), Path(output_dir) / "trainable.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         path = Path(resume_from_checkpoint) / "trainable.safetensors"
@@ -261,11 +285,13 @@ def _is_adalora(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) and isinstance(model.active_peft_config, AdaLoraConfig)
 
 
-def _training_state(model: nn.Module) -> dict[str, Tensor]:
+def _training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimiser knows, frozen at the moment or not."""
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     state = {
         f"p|{n}": p.detach().cpu().clone(memory_format=torch.contiguous_format)
         for n, p in model.named_parameters()
-        if p.requires_grad
+        if id(p) in known
     }
     if _is_adalora(model):
         allocator = model.base_model.rankallocator

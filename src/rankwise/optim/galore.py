@@ -40,6 +40,7 @@ from rankwise.nearest import unknown
 from rankwise.spectral import truncated_svd
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
+SVDS = ("subspace", "full", "random")
 ON_REFRESH = ("keep", "reset", "rotate")
 _OVERSAMPLE = 8
 _CHUNK = 1 << 20  # entries of a low-precision weight updated at a time, in float32
@@ -90,8 +91,8 @@ class GaLoreAdamW(Optimizer):
     on_refresh : {"keep", "reset", "rotate"}
         What happens to the moments when the basis changes: nothing (the reference's way), start anew (bias correction
         too), or the change of basis (exact for the mean, squared coefficients for the variance).
-    svd : {"subspace", "full"}
-        One power iteration from the old basis, or LAPACK's full SVD.
+    svd : {"subspace", "full", "random"}
+        One power iteration from the old basis, LAPACK's full SVD, or random directions (a control).
     stochastic_rounding : bool
         Round updates of bfloat16 weights at random, unbiased, so that small ones are not lost.
     max_skipped : int
@@ -117,7 +118,7 @@ class GaLoreAdamW(Optimizer):
         scale: float = 0.25,
         proj_type: Literal["std", "reverse_std", "left", "right", "full"] = "std",
         on_refresh: Literal["keep", "reset", "rotate"] = "keep",
-        svd: Literal["subspace", "full"] = "subspace",
+        svd: Literal["subspace", "full", "random"] = "subspace",
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
@@ -341,6 +342,12 @@ def leading_basis(
     """
     small = min(G.shape)
     rank = min(rank, small)
+    if svd == "random":
+        generator = torch.Generator().manual_seed(seed)
+        Y = torch.randn(G.shape[side == "right"], rank, generator=generator).to(G.device)
+        Q = torch.linalg.qr(Y).Q.mT.contiguous()
+        held = (G @ Q.mT if side == "right" else Q @ G).square().sum()
+        return Q, (held / G.square().sum().clamp(min=1e-30)).double()
     if svd == "full":
         full = truncated_svd(G, rank, method="full")
         return (full.Vh if side == "right" else full.U.mT).contiguous(), 1 - full.error.square()
@@ -405,7 +412,11 @@ def _split(params: list, rank: int | None) -> list[dict]:
 
 
 def _check(group: dict) -> None:
-    for name, accepted in (("proj_type", PROJECTIONS), ("on_refresh", ON_REFRESH), ("svd", ("subspace", "full"))):
+    for name, accepted in (
+        ("proj_type", PROJECTIONS),
+        ("on_refresh", ON_REFRESH),
+        ("svd", ("subspace", "full", "random")),
+    ):
         if group[name] not in accepted:
             raise unknown(name, str(group[name]), accepted)
     if group["update_gap"] < 1:

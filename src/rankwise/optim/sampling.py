@@ -115,12 +115,17 @@ class LayerSampler:
                 p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, current blocks and random state."""
-        return {"steps": self.steps, "active": list(self.active_layers), "random": self._generator.get_state()}
+        """Steps, current blocks, probabilities (they belong to the weights before training) and random state."""
+        return {
+            "steps": self.steps,
+            "active": list(self.active_layers),
+            "probabilities": self.probabilities.clone(),
+            "random": self._generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self.steps = state["steps"]
+        self.steps, self.probabilities = state["steps"], state["probabilities"].double().cpu()
         self._generator.set_state(state["random"].cpu().to(torch.uint8))
         self._train_only(list(state["active"]))
 
