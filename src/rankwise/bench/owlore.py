@@ -50,7 +50,7 @@ def run(
         command=f"rankwise bench owlore --part {'label' if data == LABEL else 'text'} --seeds {seeds}",
         setting=f"SmolLM2-135M, {data}, {steps} steps of {config.batch_size} texts of up to {config.max_length} "
         f"tokens, blocks drawn every {config.interval} steps, bases every {config.update_gap}, bfloat16 arithmetic, "
-        f"{seeds} seeds, {results['examples'][data]} test texts; untrained {metric} {shown}; mean ± standard deviation; "
+        f"{seeds} seeds, {results['examples'][data]} test texts; untrained {metric} {shown}; mean ± deviation; "
         "memory: above the loaded model",
         header=["method", "rate", "trained", "memory", "test accuracy" if metric == "accuracy" else "test loss"],
         rows=[row(e, {data: metric}) for e in found.values()],

@@ -161,7 +161,7 @@ def _galore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.op
         rank = p.rank or max(1, max(min(w.shape) for w in groups[0]["params"]) // 16)
         groups[0] |= {"rank": rank, **p.given("update_gap")}
         optimizer = GaLoreAdamW(groups, lr, weight_decay=p.weight_decay, seed=p.seed, **{"scale": 1.0, **options})
-        optimizer.step_in_backward()
+        optimizer.step_in_backward(model=model)
         return optimizer
 
     return make

@@ -37,6 +37,7 @@ from torch.optim.optimizer import Optimizer
 
 from rankwise.models.targets import linear_layers
 from rankwise.nearest import unknown
+from rankwise.optim.tied import gather_in_place
 from rankwise.spectral import truncated_svd
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
@@ -166,7 +167,7 @@ class GaLoreAdamW(Optimizer):
         self._count_skipped()
         return loss
 
-    def step_in_backward(self, *, max_norm: float | None = None) -> None:
+    def step_in_backward(self, *, model: nn.Module | None = None, max_norm: float | None = None) -> None:
         """Update each parameter as soon as its gradient is complete, and free that gradient at once.
 
         From here on ``step`` only closes the step (it must still be called: schedules and counters hang on it). A
@@ -174,6 +175,8 @@ class GaLoreAdamW(Optimizer):
 
         Parameters
         ----------
+        model : nn.Module, optional
+            Whose tied embedding, if it has one, gets its gradient in one buffer (`rankwise.optim.tied`).
         max_norm : float, optional
             Clip the norm of each gradient tensor to this; a norm over all parameters is not known in time.
         """
@@ -181,6 +184,8 @@ class GaLoreAdamW(Optimizer):
         for handle in self._in_backward:
             handle.remove()
         self._in_backward = []
+        if model is not None:
+            gather_in_place(model)
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 trains = p.requires_grad
@@ -248,12 +253,10 @@ class GaLoreAdamW(Optimizer):
         V = state["exp_avg_sq"].mul_(beta2).addcmul_(R, R, value=1 - beta2)
         size = group["lr"] * group["scale"] / (1 - beta1 ** state["age"])
         N = M / V.sqrt().div_(math.sqrt(1 - beta2 ** state["age"])).add_(group["eps"])
-        if p.dtype == torch.float32:
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            _add_back(p, N, state.get("left"), state.get("right"), -size)
-        else:
-            W = p.float().mul_(1 - group["lr"] * group["weight_decay"])
-            _add_back(W, N, state.get("left"), state.get("right"), -size)
+        W = p if p.dtype == torch.float32 else p.float()
+        left, right = back(N, state.get("left"), state.get("right"))
+        W.addmm_(left, right, beta=1 - group["lr"] * group["weight_decay"], alpha=-size)
+        if W is not p:
             self._store(p, W)
 
     def _plain(self, p: Tensor, grad: Tensor, group: dict, state: dict) -> None:
@@ -323,13 +326,12 @@ def project(G: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     return G if right is None else G @ right.to(G.dtype).mT
 
 
-def _add_back(W: Tensor, N: Tensor, left: Tensor | None, right: Tensor | None, size: float) -> None:
-    """``W += size · back(N)``, without another matrix of W's shape."""
+def back(N: Tensor, left: Tensor | None, right: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Two thin matrices whose product is ``back(N)``, the update ``(m, n)``."""
     if left is None:
         assert right is not None
-        W.addmm_(N, right, alpha=size)
-    else:
-        W.addmm_(left.mT, N if right is None else N @ right, alpha=size)
+        return N, right
+    return left.mT, N if right is None else N @ right
 
 
 def leading_basis(
@@ -435,4 +437,4 @@ def _check(group: dict) -> None:
             )
 
 
-__all__ = ["GaLoreAdamW", "galore_groups", "leading_basis", "project", "sides", "stochastic_round"]
+__all__ = ["GaLoreAdamW", "back", "galore_groups", "leading_basis", "project", "sides", "stochastic_round"]

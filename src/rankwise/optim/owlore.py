@@ -99,7 +99,7 @@ class OwLore(GaLoreAdamW):
             model, scores, mode=mode, active=active, interval=interval, seed=seed, layers_attribute=layers_attribute
         )
         if in_backward:
-            self.step_in_backward()
+            self.step_in_backward(model=model)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Close the step; at every ``interval``-th, switch blocks."""

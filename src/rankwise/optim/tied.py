@@ -1,0 +1,52 @@
+"""The gradient of a tied embedding in one buffer.
+
+A tied weight ``W: (vocabulary, d)`` is read by the embedding and by the output layer. Autograd keeps the output layer's
+gradient through the whole backward pass, then makes the embedding's as a second matrix of that size and their sum as a
+third. Here the output layer writes its part into ``W.grad`` itself and the embedding's part comes sparse, added in
+place: the same numbers, two matrices fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def gather_in_place(model: nn.Module) -> Callable[[], None]:
+    """Do so from now on, if the model ties ``nn.Embedding`` and a bias-free ``nn.Linear``; returns what undoes it."""
+    linears = [m for m in model.modules() if type(m) is nn.Linear and m.bias is None]
+    # exactly these types: a subclass may do more in its forward
+    pairs = [(e, h) for e in model.modules() if type(e) is nn.Embedding for h in linears if h.weight is e.weight]
+    if len(pairs) != 1:
+        return lambda: None
+    embedding, head = pairs[0]
+    embedding.sparse = True
+    head.forward = lambda x: _Head.apply(x, head.weight)  # type: ignore[method-assign]
+
+    def undo() -> None:
+        embedding.sparse = False
+        del head.forward
+
+    return undo
+
+
+class _Head(torch.autograd.Function):
+    """``x Wᵀ``, whose backward adds W's gradient to ``W.grad`` instead of handing it on."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, W: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        ctx.weight = W
+        return F.linear(x, W)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):  # type: ignore[override]
+        (x,), W = ctx.saved_tensors, ctx.weight
+        rows = g.reshape(-1, g.shape[-1])
+        if W.requires_grad:
+            part = (rows.mT @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(W.dtype)
+            W.grad = part if W.grad is None else W.grad.add_(part)
+        return g @ W.to(g.dtype), None
