@@ -102,10 +102,11 @@ CATALOGUE: tuple[Entry, ...] = (
         "welore",
         "WeLore",
         "compression",
-        "welore",
+        "plan",
         "Jaiswal, Yin, Zhang, Liu, Zhao, Tian & Wang, From GaLore to WeLore, 2024",
         "2407.11239",
         "Each matrix compressed to its own rank keeps more than one rank for all, and only the low-rank ones need training.",
+        "ready",
     ),
     _e(
         "codyra",
@@ -147,10 +148,11 @@ CATALOGUE: tuple[Entry, ...] = (
         "lama",
         "LAMA",
         "compression",
-        "lama",
+        "LamaClassifier",
         "Mehta, Rangwala & Ramakrishnan, Low Rank Factorization for Compact Multi-Head Self-Attention, 2019",
         "1912.00835",
         "A factorised affinity matrix gives all heads without parameters of their own.",
+        "ready",
     ),
     _e(
         "owlore",
@@ -160,6 +162,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "Li, Yin, Gao & Liu, OwLore, 2024",
         "2405.18380",
         "Sampling layers by their outliers, with low-rank gradients, fine-tunes everything in a fraction of the memory.",
+        "ready",
     ),
     _e(
         "dq-lore",

@@ -22,6 +22,13 @@ RECIPES = {
         "OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: editorials, and sentiment as text-to-label",
         {"text": "owlore", "label": "owlore_label"},
     ),
+    "galore": Recipe(
+        "GaLore against full AdamW on SmolLM2: moments at a refresh, and a random subspace", {"text": "galore"}
+    ),
+    "welore": Recipe(
+        "WeLore on SmolLM2: perplexity against uniform and OWL ranks, then tuning factors only", {"text": "welore"}
+    ),
+    "lama": Recipe("LAMA against other poolings and a Transformer layer on sentiment", {"text": "lama"}),
     "whisper": Recipe(
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,9 @@ def adapt(
     data: Annotated[
         str | None, typer.Option(help="sentiment:DOMAIN, speech:DOMAIN, a csv, tsv, jsonl or parquet file.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="classification, regression, causal-lm or asr.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification, regression, causal-lm, text-to-label or asr.")
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated, e.g. lora,s2lora,eva.")] = None,
     budget: Annotated[str | None, typer.Option(help="Trainable parameters: 0.5%, 100k or 400KB.")] = None,
     target: Annotated[str | None, typer.Option(help="auto, attention, mlp, or layer names.")] = None,
@@ -84,6 +87,14 @@ def adapt(
     dropout: Annotated[float | None, typer.Option(help="Dropout of the pretrained model.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     reference: Annotated[str | None, typer.Option(help="full: also fine-tune everything.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Fine-tune everything by adamw, galore, owlore or lisa.")
+    ] = None,
+    projection_rank: Annotated[int | None, typer.Option(help="Rank of projected gradients.")] = None,
+    update_gap: Annotated[int | None, typer.Option(help="Steps between bases (galore, owlore).")] = None,
+    active_layers: Annotated[int | None, typer.Option(help="Blocks that train at a time.")] = None,
+    interval: Annotated[int | None, typer.Option(help="Steps between draws of blocks.")] = None,
+    question: Annotated[str | None, typer.Option(help="Between text and label (text-to-label).")] = None,
     text_column: Annotated[str | None, typer.Option(help="Text column of a data file.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Label column of a data file.")] = None,
     audio_column: Annotated[str | None, typer.Option(help="Audio column of a manifest (asr).")] = None,
@@ -102,6 +113,7 @@ def adapt(
     Examples:
     rankwise adapt --data sentiment:movies --methods lora,s2lora --budget 0.5% --out runs/a
     rankwise adapt --task asr --data recordings/manifest.csv --out runs/speech
+    rankwise adapt --task causal-lm --data notes.jsonl --optimizer owlore --out runs/whole
     """
     import yaml
 
@@ -246,13 +258,23 @@ def methods(
 def inspect(
     model: Annotated[str, typer.Argument(help="minilm, smollm2, whisper-tiny.en, a folder, or a hub id.")],
     target: Annotated[str, typer.Option(help="auto, attention, mlp, or layer names.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for spectra.png and report.html.")] = None,
+    outliers: Annotated[
+        bool, typer.Option("--outliers", help="By block: outlier score, and how often OwLore draws it.")
+    ] = False,
+    data: Annotated[str | None, typer.Option(help="Texts to weigh outliers by, e.g. text:nyt.")] = None,
+    threshold: Annotated[float, typer.Option(help="An outlier is so many times the mean.")] = 13.0,
+    out: Annotated[Path | None, typer.Option(help="Folder for plots and report.html.")] = None,
     json_: Json = False,
 ) -> None:
     """Spectrum of every layer: effective and stable rank, heavy-tail index, outliers.
 
-    Example: rankwise inspect minilm --out runs/spectra
+    Examples:
+    rankwise inspect minilm --out runs/spectra
+    rankwise inspect smollm2 --outliers --data text:nyt
     """
+    if outliers:
+        _inspect_outliers(model, data, threshold, out, json_)
+        return
     from rich.progress import track
 
     from rankwise.models.spectra import HEADER, as_rows, layer_spectra
@@ -286,11 +308,107 @@ def inspect(
             console.print(f"report    {out}/report.html\nplot      {out}/spectra.png", highlight=False)
 
 
+def _inspect_outliers(model: str, data: str | None, threshold: float, out: Path | None, json_: bool) -> None:
+    from rankwise.models.spectra import block_outliers
+    from rankwise.report.tables import terminal
+
+    batches = None
+    if data is not None:
+        from rankwise import data as corpora
+        from rankwise.jobs import tasks
+        from rankwise.models import load_tokenizer
+
+        task = tasks.TextTask(kind="causal-lm", tokenizer=load_tokenizer(model), max_length=128)
+        rows = task.encode(corpora.load(data, task="causal-lm").split().train.head(32))
+        batches = [{k: v for k, v in b.items() if k != "labels"} for b in tasks.batches(task, rows, 8)]
+    with console.status("outliers and spectra") if console.is_terminal and not json_ else nullcontext():
+        records = block_outliers(model, batches, threshold=threshold)
+    header = ["block", "outliers", "draw", "tail"]
+    rows = [
+        [str(r["block"]), f"{r['outliers']:.4f}%", f"{100 * r['probability']:.1f}%", f"{r['hill_alpha']:.2f}"]
+        for r in records
+    ]
+    if json_:
+        print(json.dumps(records))
+    else:
+        console.print(terminal(header, rows))
+    if out is not None:
+        from rankwise.report import plots
+        from rankwise.report.page import render
+
+        plots.save(plots.outliers(records), out / "outliers.png")
+        render(
+            out / "report.html",
+            title=f"Outliers of {model}",
+            subtitle=f"{len(records)} blocks, threshold {threshold:g}, {'inputs of ' + data if data else 'weights only'}",
+            command=f"rankwise inspect {model} --outliers",
+            header=header,
+            rows=rows,
+            sections=[("Blocks", [("outliers", plots.outliers(records))])],
+        )
+        if not json_:
+            console.print(f"report    {out}/report.html\nplot      {out}/outliers.png", highlight=False)
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Option(help="smollm2, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write (replaced as a whole).")],
+    ratio: Annotated[float | None, typer.Option(help="Share of all directions to remove.")] = None,
+    parameters: Annotated[float | None, typer.Option(help="Parameters left; below 1 a share.")] = None,
+    bytes: Annotated[float | None, typer.Option(help="Bytes left; below 1 a share.")] = None,
+    method: Annotated[str, typer.Option(help="welore, uniform or owl.")] = "welore",
+    min_ratio: Annotated[float, typer.Option(help="Factorise what loses more than this share.")] = 0.5,
+    target: Annotated[str, typer.Option(help="auto, attention, mlp, or layer names.")] = "auto",
+    calibrate: Annotated[str | None, typer.Option(help="Texts to calibrate on, e.g. text:nyt.")] = None,
+    data: Annotated[str, typer.Option(help="Texts to measure perplexity on.")] = "text:nyt",
+    json_: Json = False,
+) -> None:
+    """Give every matrix the rank its spectrum asks for, and write a smaller model.
+
+    Examples:
+    rankwise compress --model smollm2 --ratio 0.3 --out small
+    rankwise compress --model smollm2 --parameters 0.8 --calibrate text:nyt --out small
+    """
+    from rich.progress import track
+
+    from rankwise.jobs.compress import compress_model
+    from rankwise.report.page import write_compression
+    from rankwise.report.tables import compressed, compression_summary, terminal
+
+    quiet = json_ or not console.is_terminal
+    done = compress_model(
+        model,
+        out,
+        data=data,
+        calibrate=calibrate,
+        progress=lambda names, what: track(names, what, console=console, transient=True, disable=quiet),
+        on_phase=lambda phase: None if quiet else console.print(phase, style="dim"),
+        ratio=ratio,
+        parameters=parameters,
+        bytes=bytes,
+        method=method,
+        min_ratio=min_ratio,
+        target=target,
+    )
+    write_compression(out, done, model, "rankwise " + " ".join(_shell(a) for a in sys.argv[1:]))
+    if json_:
+        print((out / "compression.json").read_text())
+        return
+    console.print(terminal(*compressed(done.plan)))
+    console.print(terminal(*compression_summary(done)))
+    if not any(c.low_rank for c in done.plan.components):
+        console.print("* no matrix loses enough to be factorised: raise --ratio, or lower --min-ratio", style="yellow")
+    console.print(f"\nmodel     {out}\nreport    {out}/report.html", highlight=False)
+
+
 @app.command()
 def export(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder, e.g. runs/first/adapters/s2lora.")],
     out: Annotated[Path, typer.Option(help="Folder to write (replaced as a whole).")],
-    to: Annotated[str, typer.Option(help="lora: plain LoRA; merged: the whole model.")] = "lora",
+    to: Annotated[
+        str, typer.Option(help="lora: plain LoRA; merged: the whole model; dense: a compressed model's.")
+    ] = "lora",
     pad: Annotated[bool, typer.Option(help="One rank for all layers (8, 16, …), for serving.")] = False,
     max_rank: Annotated[int | None, typer.Option(help="Truncate by SVD; the error is printed.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model, where the adapter's own is not here.")] = None,
@@ -300,11 +418,15 @@ def export(
 
     Example: rankwise export runs/first/adapters/s2lora --to lora --out exported
     """
-    from rankwise.jobs.serving import export_merged, load_adapter
+    from rankwise.jobs.serving import export_dense, export_merged, load_adapter
     from rankwise.nearest import unknown
 
-    if to not in ("lora", "merged"):
-        raise unknown("export format", to, ("lora", "merged"))
+    if to not in ("lora", "merged", "dense"):
+        raise unknown("export format", to, ("lora", "merged", "dense"))
+    if to == "dense":
+        export_dense(adapter, out)
+        print(json.dumps({"out": str(out), "format": "dense"}) if json_ else f"{out}: dense model")
+        return
     adapted = load_adapter(adapter, model=model)
     if to == "merged":
         export_merged(adapted, out)
@@ -337,6 +459,9 @@ def predict(
     method: Annotated[str, typer.Option(help="Whose adapter.")],
     text: Annotated[list[str] | None, typer.Option(help="Text; repeat for several.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="Recording; repeat for several.")] = None,
+    attention: Annotated[
+        Path | None, typer.Option(help="Draw where LAMA's heads look: a PNG a text in this folder.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Classify (or continue) texts, or transcribe recordings, with a run's adapter.
@@ -354,6 +479,12 @@ def predict(
         *(predict_texts(run, method, texts) if texts else []),
         *(predict_audio(run, method, audio) if audio else []),
     ]
+    if attention is not None:
+        from rankwise.jobs.serving import attention_maps
+        from rankwise.report import plots
+
+        for i, (tokens, weights, title) in enumerate(attention_maps(run, method, texts), 1):
+            plots.save(plots.attention(tokens, weights, title=title), attention / f"attention-{i}.png")
     if json_:
         print(json.dumps(predictions, ensure_ascii=False))
         return

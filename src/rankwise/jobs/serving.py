@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from peft import PeftModel
 from torch import nn
 
+from rankwise import compression
 from rankwise.data import read_audio
 from rankwise.files import read_json, whole_folder
 from rankwise.jobs.adapt import AdaptConfig, Job, load_adapted
@@ -42,6 +44,8 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
         near = (
             sorted(p.parent.name for p in folder.parent.glob("*/adapter_config.json")) if folder.parent.is_dir() else []
         )
+        if (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is a whole model already: transformers loads it as it is")
         raise ValueError(
             f"{folder} holds no adapter_config.json" + (f"; adapters beside it: {', '.join(near)}" if near else "")
         )
@@ -63,6 +67,39 @@ def export_merged(model: PeftModel, folder: Path) -> None:
         merged.save_pretrained(draft)
         speech = merged.config.model_type == "whisper"
         (load_processor if speech else load_tokenizer)(base).save_pretrained(draft)
+
+
+def export_dense(compressed: Path, folder: Path) -> None:
+    """Multiply a compressed model's factors out: a model that `transformers` loads by itself."""
+    model = compression.to_dense(compression.load(str(compressed)))
+    with whole_folder(folder) as draft:
+        model.save_pretrained(draft)
+        load_tokenizer(str(compressed)).save_pretrained(draft)
+
+
+@torch.no_grad()
+def attention_maps(run: Path, method: str, texts: list[str]) -> list[tuple[list[str], np.ndarray, str]]:
+    """Words, attention ``(heads, words)`` and predicted class of every text, by a run's LAMA classifier.
+
+    Raises
+    ------
+    ValueError
+        The run's model has no attention pooling.
+    """
+    job, model = _trained(run, method)
+    if not isinstance(model, compression.LamaClassifier) or not isinstance(job.task, TextTask):
+        raise ValueError(f"{run} has no attention pooling to draw; its model is {job.config.model}, not a lama")
+    maps = []
+    for text in texts:
+        batch = job.task.tokenizer(text, return_tensors="pt", truncation=True, max_length=job.config.max_length)
+        out = model(**batch)
+        if out.attentions is None:
+            raise ValueError(f"{job.config.model} pools without attention: there is nothing to draw")
+        tokens = job.task.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+        names = job.corpus.label_names
+        title = names[int(out.logits.argmax())] if names else f"{float(out.logits):.2f}"
+        maps.append((tokens, out.attentions[0][0].numpy(), title))
+    return maps
 
 
 @torch.no_grad()

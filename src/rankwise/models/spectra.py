@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from rankwise.models.loading import load
-from rankwise.models.targets import linear_layers, target_modules
+from rankwise.models.outliers import outlier_scores
+from rankwise.models.targets import blocks, linear_layers, target_modules
 from rankwise.spectral import (
     effective_rank,
     explained_variance,
@@ -57,6 +58,35 @@ def layer_spectra(
             }
         )
     return records
+
+
+@torch.no_grad()
+def block_outliers(
+    name_or_path: str, batches: Iterable[dict[str, torch.Tensor]] | None = None, *, threshold: float = 13.0
+) -> list[dict]:
+    """One record a block: ``block``, ``outliers`` (D, per cent), ``probability`` (OwLore's draw), ``hill_alpha``.
+
+    ``hill_alpha`` is the mean heavy-tail index of the block's matrices; with ``batches`` of inputs the outliers are
+    weighed by the size of the activations.
+    """
+    model = load(name_or_path, task="base" if name_or_path != "smollm2" else "causal-lm")
+    stack, layers = blocks(model)
+    scores = outlier_scores(model, batches, threshold=threshold)
+    total = float(scores.sum())
+    tails: dict[int, list[float]] = {}
+    for name, layer in linear_layers(model).items():
+        if name.startswith(f"{stack}."):
+            block = int(name.removeprefix(f"{stack}.").split(".")[0])
+            tails.setdefault(block, []).append(float(hill_index(singular_values(layer.weight).square())))
+    return [
+        {
+            "block": i,
+            "outliers": float(scores[i]),
+            "probability": float(scores[i]) / total if total else 1 / len(layers),
+            "hill_alpha": sum(tails[i]) / len(tails[i]) if i in tails else float("nan"),
+        }
+        for i in range(len(layers))
+    ]
 
 
 def as_rows(records: list[dict], *, full: bool = False) -> list[list[str]]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from rankwise.files import write_text
 from rankwise.report import plots
-from rankwise.report.tables import METRICS, comparison, markdown
+from rankwise.report.tables import METRICS, comparison, compression_summary, every_rank, markdown
+
+if TYPE_CHECKING:
+    from rankwise.jobs.compress import Compression
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -117,4 +121,33 @@ def write_run(folder: Path, results: dict, command: str) -> None:
             ("Where the rank went", maps),
         ],
         details=yaml.safe_dump(results["config"], sort_keys=False),
+    )
+
+
+def write_compression(folder: Path, done: Compression, model: str, command: str) -> None:
+    """``report.html`` of a compression: before and after, the rank of every matrix, spectra and rank map."""
+    from rankwise.compression.welore import normalized_spectrum
+
+    header, rows = compression_summary(done)
+    matrices = markdown(*every_rank(done.plan))
+    spectra = [(c.name, normalized_spectrum(c.spectrum).numpy()) for c in done.plan.components]
+    kept = {c.name: c.rank / c.full_rank for c in done.plan.components}
+    stored = {c.name: c.parameters / c.parameters_before for c in done.plan.components}
+    render(
+        folder / "report.html",
+        title=f"{model} compressed",
+        subtitle=f"{sum(c.low_rank for c in done.plan.components)} of {len(done.plan.components)} matrices factorised, "
+        f"method {done.plan.method}, {done.bytes_on_disk:,} bytes of weights on disk",
+        command=command,
+        header=header,
+        rows=rows,
+        caption="Directions removed are not memory: a matrix gets smaller only below rank out·in / (out + in).",
+        sections=[
+            (
+                "Ranks",
+                [("ranks", plots.heat_maps({"rank kept (share)": kept, "entries kept (share)": stored}, label=""))],
+            ),
+            ("Spectra", [("spectra", plots.singular_spectra(spectra))]),
+        ],
+        details=matrices,
     )

@@ -25,6 +25,11 @@ COLOURS = {
     "s2lora": "#d55e00",
     "eva": "#009e73",
     "full": "#000000",
+    "galore": "#cc79a7",
+    "owlore": "#882255",
+    "lisa": "#999933",
+    "lrc": "#44aa99",
+    "n-lrc": "#aa4499",
 }
 plt.rcParams.update(
     {"figure.dpi": 120, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
@@ -159,6 +164,64 @@ def spectra(rows: list[dict]) -> Figure:
     return figure
 
 
+def singular_spectra(components: list[tuple[str, np.ndarray]]) -> Figure:
+    """Normalised singular values of every matrix, a panel a projection, coloured by depth."""
+    panels: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for name, values in components:
+        match = re.search(r"\.(\d+)\.(.+)$", name)
+        block, projection = (int(match[1]), match[2]) if match else (0, name)
+        panels.setdefault(projection, []).append((block, values))
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 2.2 * rows), squeeze=False, sharey=True)
+    depth = max(block for lines in panels.values() for block, _ in lines) or 1
+    for axis, (projection, lines) in zip(axes.flat, panels.items(), strict=False):
+        for block, values in lines:
+            axis.plot(np.linspace(0, 1, len(values)), values, color=plt.get_cmap("viridis")(block / depth), lw=0.7)
+        axis.set_title(projection.split(".")[-1], fontsize=8)
+        axis.grid(alpha=0.25)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    axes[-1][0].set_xlabel("share of directions")
+    axes[0][0].set_ylabel("normalised value")
+    figure.suptitle("dark: first block, bright: last", fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def attention(tokens: list[str], weights: np.ndarray, *, title: str = "") -> Figure:
+    """Attention over a text's words, a row a head ``(heads, words)``."""
+    figure, axis = plt.subplots(figsize=(max(4.0, 0.38 * len(tokens) + 1.2), max(1.8, 0.2 * len(weights) + 1.2)))
+    image = axis.imshow(weights, aspect="auto", cmap="Blues", vmin=0)
+    axis.set_xticks(range(len(tokens)), tokens, rotation=45, ha="right", fontsize=7)
+    axis.set_yticks(range(len(weights)), [str(i + 1) for i in range(len(weights))], fontsize=6)
+    axis.set_ylabel("head")
+    axis.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axis, shrink=0.8, label="attention")
+    figure.tight_layout()
+    return figure
+
+
+def outliers(records: list[dict]) -> Figure:
+    """Outlier score, heavy-tail index and sampling probability of every block, and how the first two go together."""
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.0))
+    blocks = [r["block"] for r in records]
+    for axis, key, label in (
+        (axes[0], "outliers", "outlier score D (%)"),
+        (axes[1], "probability", "sampling probability"),
+    ):
+        axis.bar(blocks, [r[key] for r in records], color="#0072b2")
+        axis.set_xlabel("block")
+        axis.set_ylabel(label)
+    axes[2].scatter(
+        [r["hill_alpha"] for r in records], [r["outliers"] for r in records], c=blocks, cmap="viridis", s=18
+    )
+    axes[2].set_xlabel("heavy-tail index (low: heavy)")
+    axes[2].set_ylabel("outlier score D (%)")
+    figure.tight_layout()
+    return figure
+
+
 def bars(labels: list[str], means: list[float], spreads: list[float], *, title: str, unit: str) -> Figure:
     """Horizontal bars with their spread."""
     figure, axis = plt.subplots(figsize=(6.4, 0.32 * len(labels) + 1.1))
@@ -191,11 +254,14 @@ def save(figure: Figure, path: Path) -> None:
 
 __all__ = [
     "as_data_uri",
+    "attention",
     "bars",
     "heat_maps",
     "layer_grid",
     "loss_curves",
+    "outliers",
     "save",
     "score_versus_parameters",
+    "singular_spectra",
     "spectra",
 ]

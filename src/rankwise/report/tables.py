@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from rankwise.compression.welore import Component, Plan
+    from rankwise.jobs.compress import Compression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,52 @@ def comparison(results: dict) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return header, rows
+
+
+def compressed(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a compression plan, a row a projection and stack: ranks, what is factorised, parameters."""
+    groups: dict[str, list[Component]] = {}
+    for c in plan.components:
+        groups.setdefault(re.sub(r"^.*\.\d+\.", "", c.name), []).append(c)
+    rows = []
+    for name, parts in groups.items():
+        ranks = [c.rank for c in parts]
+        rows.append(
+            [
+                name,
+                f"{parts[0].shape[0]}x{parts[0].shape[1]}",
+                f"{min(ranks)} to {max(ranks)} of {parts[0].full_rank}",
+                f"{sum(c.low_rank for c in parts)} of {len(parts)}",
+                count(sum(c.parameters_before for c in parts)),
+                count(sum(c.parameters for c in parts)),
+            ]
+        )
+    return ["projection", "shape", "ranks kept", "factorised", "before", "after"], rows
+
+
+def every_rank(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """The same, a row a matrix."""
+    rows = [
+        [c.name, f"{c.shape[0]}x{c.shape[1]}", f"{c.rank} of {c.full_rank}", "factors" if c.low_rank else "dense",
+         size(c.parameters_before * plan.item_size), size(c.parameters * plan.item_size)]
+        for c in plan.components
+    ]  # fmt: skip
+    return ["matrix", "shape", "rank kept", "stored as", "before", "after"], rows
+
+
+def compression_summary(done: Compression) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the whole model before and after."""
+    p, a, b = done.plan, done.before, done.after
+    rows = [
+        ["directions removed", "-", f"{100 * p.applied_reduction:.1f}% (threshold {100 * p.reduction:.1f}%)"],
+        ["parameters", count(p.parameters_before), count(p.parameters)],
+        ["bytes", size(p.bytes_before), size(p.bytes)],
+        ["perplexity", f"{a['perplexity']:.2f}", f"{b['perplexity']:.2f}"],
+        ["tokens/s, forward", f"{a['tokens_per_second']:.0f}", f"{b['tokens_per_second']:.0f}"],
+        ["tokens/s, decoding", f"{a['decoded_per_second']:.1f}", f"{b['decoded_per_second']:.1f}"],
+        ["seconds to compress", "-", f"{done.seconds:.1f}"],
+    ]
+    return ["model", "before", "after"], rows
 
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
