@@ -22,9 +22,7 @@ RECIPES = {
         "OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: editorials, and sentiment as text-to-label",
         {"text": "owlore", "label": "owlore_label"},
     ),
-    "galore": Recipe(
-        "GaLore against full AdamW on SmolLM2: moments at a refresh, and a random subspace", {"text": "galore"}
-    ),
+    "galore": Recipe("GaLore against full AdamW and a random subspace on SmolLM2", {"text": "galore"}),
     "welore": Recipe(
         "WeLore on SmolLM2: perplexity against uniform and OWL ranks, then tuning factors only", {"text": "welore"}
     ),
@@ -33,6 +31,8 @@ RECIPES = {
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),
     "speed": Recipe(
-        "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, speech training", {"all": "speed"}
+        "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, speech training; memory and speed of "
+        "GaLore, OwLore, WeLore and LAMA",
+        {"core": "speed", "footprint": "footprint"},
     ),
 }

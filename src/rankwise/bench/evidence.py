@@ -70,7 +70,7 @@ class Paired:
         return f"{100 * self.mean:+.2f}±{100 * self.error:.2f} points, p={self.p_value:.2g}"
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
+def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired:
     """``a - b`` by seed. The p-value is the share of all sign flips whose mean is at least the one seen."""
     d = np.subtract(a, b)
     flips = [1 - 2 * np.isin(range(len(d)), c) for k in range(len(d) + 1) for c in combinations(range(len(d)), k)]

@@ -1,8 +1,9 @@
 """LAMA's claims: as accurate as structured self-attention and a Transformer layer with fewer attention parameters.
 
 Sentiment of movie snippets (polarity), with tweets, Amazon reviews and editorials as further tests; all models start
-from MiniLM's word embeddings and train everything. Baselines: structured self-attention (Lin et al., 2017), a Transformer
-encoder layer (``nn.MultiheadAttention``), mean and max pooling over the same GRU. Control: frozen random P and Q.
+from MiniLM's word embeddings and train everything. Baselines: structured self-attention (Lin et al., 2017), a
+Transformer encoder layer (``nn.MultiheadAttention``), mean and max pooling over the same GRU. Control: frozen random P
+and Q.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VARIANTS = {
 TESTS = ["sentiment:tweets", "sentiment:amazon", "sentiment:nyt"]
 
 
-def run(out: Path, *, seeds: int = 5, steps: int = 150, on_event: OnEvent | None = None) -> Evidence:
+def run(out: Path, *, seeds: int = 5, steps: int = 60, on_event: OnEvent | None = None) -> Evidence:
     """Train all variants (finished ones are read back), judge the claims."""
     start, scores, outside, rows, jobs = time.perf_counter(), {}, {}, [], {}
     for name, title in VARIANTS.items():

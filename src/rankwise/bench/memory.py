@@ -35,7 +35,7 @@ def _galore_torch(model: nn.Module) -> torch.optim.Optimizer:
     from galore_torch import GaLoreAdamW as Reference
 
     settings = {"rank": RANK, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}
-    return Reference(galore_groups(model, **settings), lr=1e-4, no_deprecation_warning=True)
+    return Reference(galore_groups(model, **settings), lr=1e-4, no_deprecation_warning=True)  # type: ignore[arg-type]
 
 
 def _lora(model: nn.Module) -> torch.optim.Optimizer:

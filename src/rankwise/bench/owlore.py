@@ -123,7 +123,7 @@ def layer_statistics() -> dict[str, list[float]]:
 def _tails(layers: dict[str, list[float]]) -> list[Claim]:
     if not layers:
         return []
-    rho, p = spearmanr(layers["outliers"], layers["hill_alpha"])
+    rho, p = (float(x) for x in spearmanr(layers["outliers"], layers["hill_alpha"]))  # type: ignore[arg-type]
     return [
         Claim(
             text="blocks with more outliers have heavier tails (Spearman correlation with the tail index below -0.3)",

@@ -43,7 +43,7 @@ def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None 
         title="WeLore: compression by each matrix's own rank",
         command=f"rankwise bench welore --seeds {seeds}",
         setting=f"SmolLM2-135M, {TEXT}; perplexity of {perplexity['texts']} test texts of up to 128 tokens at a given "
-        f"share of directions removed, every matrix truncated (dense: {before:.2f}), before any training; then WeLore at "
+        f"share of directions removed, every matrix truncated (dense: {before:.2f}), before training; then WeLore at "
         f"{TUNED_AT:.0%} (matrices that lose more than half of their directions and get smaller) tuned for {steps} "
         f"steps of {config.batch_size} texts, {seeds} seeds, untuned loss {results['zero_shot'][TEXT]['loss']:.3f}",
         header=["what", *[f"{r:.0%}" for r in RATIOS], "memory", "tuned loss"],

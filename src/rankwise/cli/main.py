@@ -340,7 +340,7 @@ def _inspect_outliers(model: str, data: str | None, threshold: float, out: Path 
         render(
             out / "report.html",
             title=f"Outliers of {model}",
-            subtitle=f"{len(records)} blocks, threshold {threshold:g}, {'inputs of ' + data if data else 'weights only'}",
+            subtitle=f"{len(records)} blocks, threshold {threshold:g}, {data or 'weights only'}",
             command=f"rankwise inspect {model} --outliers",
             header=header,
             rows=rows,

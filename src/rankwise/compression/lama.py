@@ -254,7 +254,8 @@ class LamaConfig(PretrainedConfig):
         ):
             if seen not in accepted:
                 raise ValueError(f"{name}='{seen}'; accepted: {', '.join(accepted)}")
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        super().__init__(**kwargs)
+        self.pad_token_id = pad_token_id
 
     @property
     def d_model(self) -> int:

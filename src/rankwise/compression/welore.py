@@ -334,12 +334,17 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     if record_of(config) is None:
         raise ValueError(f"{path} is not compressed: its config.json has no '{KEY}'; load it with rankwise.models.load")
     architecture = (config.architectures or [""])[0]
-    heads: dict[str, Task] = {"CausalLM": "causal-lm", "LMHeadModel": "causal-lm"}
-    heads |= {"SequenceClassification": "classification", "Model": "base"}
-    task = next((t for end, t in heads.items() if architecture.endswith(end)), None)
+    heads: dict[str, Task] = {
+        "CausalLM": "causal-lm",
+        "LMHeadModel": "causal-lm",
+        "SequenceClassification": "classification",
+        "Model": "base",
+    }
+    task: Task | None = next((t for end, t in heads.items() if architecture.endswith(end)), None)
     if task is None:
         raise ValueError(f"{path} holds a {architecture or 'model without a class'}; accepted: {', '.join(heads)}")
-    return load_model(str(path), task=task, num_labels=config.num_labels, dtype=dtype or config.dtype)
+    saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return load_model(str(path), task=task, num_labels=config.num_labels or 2, dtype=dtype or saved)
 
 
 @torch.no_grad()

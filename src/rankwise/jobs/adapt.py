@@ -428,7 +428,7 @@ class Job:
         with whole_folder(self.out / "adapters" / name) as draft:
             if method(name).whole_model and self.config.task != "asr":
                 set_seed(best.seed)
-                load_adapted(self.fresh_model(), source).save_pretrained(draft)
+                load_adapted(self.fresh_model(), source).save_pretrained(draft)  # type: ignore[operator]
                 self.tokenizer.save_pretrained(draft)
             else:
                 shutil.copytree(source, draft, dirs_exist_ok=True)

@@ -32,7 +32,7 @@ def lama_variants() -> tuple[str, ...]:
 def build_lama(name: str, *, num_labels: int) -> LamaClassifier:
     """A new classifier (weights drawn from the current random state) on MiniLM's word embeddings."""
     embeddings = _word_embeddings()
-    config = LamaConfig(*embeddings.shape, num_labels=num_labels, **VARIANTS[name])
+    config = LamaConfig(embeddings.shape[0], embeddings.shape[1], num_labels=num_labels, **VARIANTS[name])
     model = LamaClassifier(config)
     with torch.no_grad():
         model.embeddings.weight.copy_(embeddings)
@@ -42,5 +42,5 @@ def build_lama(name: str, *, num_labels: int) -> LamaClassifier:
 @cache
 def _word_embeddings() -> Tensor:
     """``(vocabulary, 384)``, scaled to entries of size 0.1 on average."""
-    weight = load("minilm", task="base").get_input_embeddings().weight.detach()
+    weight = load("minilm", task="base").get_parameter("embeddings.word_embeddings.weight").detach()
     return 0.1 * weight / weight.square().mean().sqrt()
