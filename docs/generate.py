@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rankwise import bench
 from rankwise.catalogue import CATALOGUE
 from rankwise.report.tables import markdown
 
 HERE = Path(__file__).parent
-RECIPES = ("s2lora", "s2lora_speech", "eva", "whisper", "speed")
+RECIPES = tuple(module for recipe in bench.RECIPES.values() for module in recipe.parts.values())
 FIGURES = {
     "s2lora_speech": "![AdaLoRA's ranks and S2-LoRA's mass by layer](img/s2lora_speech_ranks.png)\n\n"
     "In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and what is "
@@ -61,7 +62,7 @@ def readme(text: str) -> str:
     """The README with the demonstration's table and the verdicts between their marks."""
     table = (HERE / "evidence" / "demo.md").read_text(encoding="utf-8")
     rows = []
-    for recipe in RECIPES:
+    for recipe in (r for r in RECIPES if (HERE / "evidence" / f"{r}.json").exists()):
         e = json.loads((HERE / "evidence" / f"{recipe}.json").read_text(encoding="utf-8"))
         rows += [["held" if c["held"] else "**not held**", f"{recipe}: {c['text']}", c["found"]] for c in e["claims"]]
     for mark, content in (("demo", table), ("claims", markdown(["verdict", "claim", "found"], rows))):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
+from rankwise.jobs.methods import METHODS, Projection
 from rankwise.jobs.tasks import TextTask
 from rankwise.jobs.trial import Training, TrialResult, last_checkpoint, ordered, rank_map, train
 from rankwise.models import load_tokenizer
@@ -76,6 +77,44 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_unbroken_one(name, stop_at, 
     resumed, result = run(CONFIGS[name](), tmp_path / "broken", validation_points=5)
     assert result.loss_curve == expected.loss_curve
     assert result.validation_curve == expected.validation_curve
+    for (n, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), n
+
+
+def whole_model(name, folder, *, stop_at=None):
+    """Train every parameter of a small decoder by a method's own optimiser."""
+    torch.manual_seed(0)
+    model, result = llama(), TrialResult(method=name, learning_rate=1e-2, seed=0)
+
+    def on_step(step, steps, loss):
+        if stop_at is not None and step > stop_at:
+            raise KeyboardInterrupt
+
+    projection = Projection(rank=4, update_gap=3, active=1, interval=4)
+    train(
+        model,
+        [{"input_ids": e["input_ids"]} for e in examples()],
+        training=Training(steps=STEPS, batch_size=4, max_length=12, checkpoint_steps=2, projection=projection),
+        learning_rate=1e-2,
+        seed=0,
+        task=CONTINUE,
+        folder=folder,
+        result=result,
+        on_step=on_step,
+        optimizer=METHODS[name].optimizer,
+    )
+    return model, result
+
+
+@pytest.mark.parametrize("name", ["owlore", "lisa", "galore"])
+@pytest.mark.parametrize("stop_at", [3, 6, 8])
+def test_training_all_parameters_resumes_within_and_at_an_interval(name, stop_at, tmp_path):
+    whole, expected = whole_model(name, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        whole_model(name, tmp_path / "broken", stop_at=stop_at)
+    resumed, result = whole_model(name, tmp_path / "broken")
+    assert result.loss_curve == expected.loss_curve
+    assert all(p.requires_grad for p in resumed.parameters())
     for (n, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(a, b), n
 

@@ -1,6 +1,7 @@
 """GaLore's claims: close to full AdamW at a fraction of its state, and the subspace must come from the gradient.
 
-SmolLM2-135M on newspaper editorials, as in `rankwise.bench.owlore`. Control: a random subspace of the same rank, which must be worse.
+SmolLM2-135M on newspaper editorials, as in `rankwise.bench.owlore`. Control: a random subspace of
+the same rank, which must be worse.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ WAYS = {"uniform": "uniform", "owl": "OWL", "welore": "WeLore", "calibrated": "W
 TUNED_AT, METHODS = 0.5, ["lrc", "n-lrc", "full", "lora"]
 
 
-def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None = None) -> Evidence:
+def run(out: Path, *, seeds: int = 3, steps: int = 10, on_event: OnEvent | None = None) -> Evidence:
     """Compress, tune (finished parts are read back), judge the claims."""
     start = time.perf_counter()
     perplexity = compared(out / "perplexity.json", on_event)
