@@ -24,7 +24,8 @@ RECIPES = {
     ),
     "galore": Recipe("GaLore against full AdamW and a random subspace on SmolLM2", {"text": "galore"}),
     "welore": Recipe(
-        "WeLore on SmolLM2: perplexity against uniform and OWL ranks, then tuning factors only", {"text": "welore"}
+        "WeLore on SmolLM2: perplexity against uniform and OWL ranks, then tuning factors only",
+        {"perplexity": "welore", "tuned": "welore_tuned"},
     ),
     "lama": Recipe("LAMA against other poolings and a Transformer layer on sentiment", {"text": "lama"}),
     "whisper": Recipe(

@@ -1,0 +1,70 @@
+"""WeLore's second claim: after compression, tuning the factors is enough.
+
+SmolLM2-135M compressed by WeLore and tuned on newspaper editorials: the factors only, everything, LoRA. Control: the
+dense matrices only, which must be worse.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rankwise.bench.evidence import Claim, Evidence, paired
+from rankwise.bench.language import TEXT, by_seed, row, settings, trained
+from rankwise.bench.owlore import difference
+from rankwise.compression import compress
+from rankwise.files import whole_folder
+from rankwise.jobs.adapt import OnEvent, environment
+from rankwise.models import load, load_tokenizer
+
+REDUCTION, METHODS = 0.5, ["lrc", "n-lrc", "full", "lora"]
+
+
+def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None = None) -> Evidence:
+    """Compress once, tune (finished runs are read back), judge the claims."""
+    start = time.perf_counter()
+    config = settings(TEXT, METHODS, seeds=seeds, steps=steps, model=str(_compressed(out / "model")))
+    results, found = trained(out / "tuned", config, on_event)
+    scores = {n: -by_seed(e, TEXT, "loss") for n, e in found.items()}
+    against = {n: paired(scores["lrc"], scores[n]) for n in METHODS if n != "lrc"}
+    return Evidence(
+        recipe="welore_tuned",
+        title="WeLore: tuning the compressed model",
+        command=f"rankwise bench welore --part tuned --seeds {seeds}",
+        setting=f"SmolLM2-135M after WeLore at {REDUCTION:.0%} (what loses more than half of its directions and gets "
+        f"smaller), {TEXT}, {steps} steps of {config.batch_size} texts of up to {config.max_length} tokens, {seeds} "
+        f"seeds, untuned loss {results['zero_shot'][TEXT]['loss']:.3f}; mean ± standard deviation",
+        header=["what trains", "rate", "trained", "memory", "test loss"],
+        rows=[row(e, {TEXT: "loss"}) for e in found.values()],
+        claims=[
+            Claim(
+                text="tuning the factors only is as good as tuning everything (within the standard error)",
+                held=against["full"].mean >= -against["full"].error,
+                found=difference(against["full"], "loss"),
+            ),
+            Claim(
+                text="tuning the factors is at least as good as LoRA on the compressed model",
+                held=against["lora"].mean >= -against["lora"].error,
+                found=difference(against["lora"], "loss"),
+            ),
+            Claim(
+                text="control: tuning the dense matrices only is worse than tuning the factors only",
+                control=True,
+                held=against["n-lrc"].mean > 0 and against["n-lrc"].p_value <= 0.125,
+                found=difference(against["n-lrc"], "loss"),
+            ),
+        ],
+        seconds=time.perf_counter() - start,
+        environment=environment("bf16", 1),
+    )
+
+
+def _compressed(folder: Path) -> Path:
+    """SmolLM2 after WeLore, as a folder, written once."""
+    if not folder.is_dir():
+        model = load("smollm2")
+        compress(model, ratio=REDUCTION)
+        with whole_folder(folder) as draft:
+            model.save_pretrained(draft)
+            load_tokenizer("smollm2").save_pretrained(draft)
+    return folder
