@@ -32,6 +32,7 @@ def test_methods_are_registered_whichever_is_imported_first():
         "import peft, rankwise",
         "import rankwise.tuning, peft",
         "import peft, rankwise.tuning",
+        "import rankwise.optim, transformers; transformers.Trainer; import rankwise.tuning",
     ):
         check = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as m\n"
         check += "assert {'S2LORA', 'BITFIT'} <= {t.value for t in m}"

@@ -2,10 +2,13 @@
 
 import peft  # noqa: F401  (first: its import registers our methods, which imports the modules below)
 
+from rankwise.tuning import registration
 from rankwise.tuning.bitfit import BitFitConfig
 from rankwise.tuning.eva import ActivationSpectra, EvaConfig, activation_spectra, initialize
 from rankwise.tuning.export import export_lora, low_rank_factors
 from rankwise.tuning.s2lora import S2LoraCallback, S2LoraConfig
+
+registration.register()  # also where something asked for peft's place before, and the hook was used up
 
 __all__ = [
     "ActivationSpectra",
