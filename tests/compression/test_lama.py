@@ -157,7 +157,8 @@ def test_bad_input_is_named(call, match):
 
 def test_too_many_heads_warn():
     with pytest.warns(UserWarning, match="say the same thing"):
-        LowRankAttentionPooling(2, 5, rank=2)
+        pool = LowRankAttentionPooling(2, 5, rank=2)
+    assert pool(torch.ones(1, 3, 2)).shape == (1, 5, 2)
 
 
 def test_heads_are_told_apart():

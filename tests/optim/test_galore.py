@@ -169,33 +169,17 @@ def test_refresh_modes_treat_the_moments_as_they_say(mode):
 
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_updating_in_the_backward_pass_changes_nothing_but_when(make, dtype):
+def test_updating_in_the_backward_pass_changes_not_a_bit(make, dtype):
+    # exact bases: random directions are drawn in the order of the updates, which differs
     ids = torch.randint(0, 50, (3, 9))
     models = [make().to(dtype).train(), make().to(dtype).train()]
-    optimizers = [GaLoreAdamW(galore_groups(m, rank=4, update_gap=2), lr=1e-2) for m in models]
+    optimizers = [GaLoreAdamW(galore_groups(m, rank=4, update_gap=2, svd="full"), lr=1e-2) for m in models]
     optimizers[1].step_in_backward()
     for _ in range(5):
         for model, optimizer in zip(models, optimizers, strict=True):
             model(input_ids=ids, labels=ids).loss.backward()
             freed = all(p.grad is None for p in model.parameters())
             assert freed == (optimizer is optimizers[1])
-            optimizer.step()
-            optimizer.zero_grad()
-    same = all(
-        torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True)
-    )  # refreshes draw their random directions in another order, unless the basis is exact
-    close = max(float((a - b).abs().max()) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
-    assert same or close < 1e-2
-
-
-def test_in_backward_equals_plain_bit_for_bit_with_exact_bases():
-    ids = torch.randint(0, 50, (3, 9))
-    models = [llama().train(), llama().train()]
-    optimizers = [GaLoreAdamW(galore_groups(m, rank=4, update_gap=2, svd="full"), lr=1e-2) for m in models]
-    optimizers[1].step_in_backward()
-    for _ in range(5):
-        for model, optimizer in zip(models, optimizers, strict=True):
-            model(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
