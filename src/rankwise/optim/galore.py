@@ -136,6 +136,7 @@ class GaLoreAdamW(Optimizer):
         self._generator = torch.Generator().manual_seed(seed)
         self._in_backward: list[torch.utils.hooks.RemovableHandle] = []
         self._max_norm: float | None = None
+        self._untie: Callable[[], None] = lambda: None
         self._updated: set[int] = set()
         self._bad = False
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "update_gap": update_gap}
@@ -185,7 +186,7 @@ class GaLoreAdamW(Optimizer):
             handle.remove()
         self._in_backward = []
         if model is not None:
-            gather_in_place(model)
+            self._untie = gather_in_place(model)
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 trains = p.requires_grad

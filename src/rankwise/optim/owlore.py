@@ -111,6 +111,8 @@ class OwLore(GaLoreAdamW):
     def release(self) -> None:
         """Let all blocks train again: call it after training."""
         self.sampler.release()
+        self._untie()
+        self._untie = lambda: None
 
     def _drop_sleeping(self) -> None:
         for group in self.param_groups:
