@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.spectral import singular_values, truncated_eigh, truncated_svd
+from rankwise.spectral import balanced_factors, singular_values, truncated_eigh, truncated_svd
 
 
 def optimal_error(A, rank):
@@ -91,3 +91,21 @@ def test_truncated_eigh_agrees_with_the_full_decomposition(d):
     values, vectors = truncated_eigh(C, 8)
     torch.testing.assert_close(values, torch.linalg.eigvalsh(C).flip(0)[:8], rtol=1e-8, atol=0)
     torch.testing.assert_close(vectors @ C, values[:, None] * vectors, rtol=0, atol=float(values[0]) * 1e-6)
+
+
+@pytest.mark.parametrize(("shape", "dtype", "tol"), [((80, 50), torch.float32, 2e-6), ((50, 80), torch.float64, 1e-9)])
+def test_balanced_factors_reach_the_least_error_and_share_the_singular_values(shape, dtype, tol):
+    A = torch.randn(shape, dtype=dtype)
+    B, C = balanced_factors(A, 12)
+    error = torch.linalg.matrix_norm((A - B @ C).double()) / torch.linalg.matrix_norm(A.double())
+    torch.testing.assert_close(error, optimal_error(A, 12), atol=tol, rtol=0)
+    root = torch.linalg.svdvals(A)[:12].sqrt()
+    torch.testing.assert_close(B.norm(dim=0), root, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(C.norm(dim=1), root, atol=1e-4, rtol=1e-4)
+
+
+def test_balanced_factors_of_a_deficient_matrix_are_finite_and_exact():
+    A = torch.randn(30, 3) @ torch.randn(3, 20)
+    B, C = balanced_factors(A, 8)
+    assert torch.isfinite(B).all()
+    torch.testing.assert_close(B @ C, A, atol=1e-4, rtol=1e-4)

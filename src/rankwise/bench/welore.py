@@ -66,14 +66,15 @@ def compared(path: Path, on_event: OnEvent | None = None) -> dict:
                 method=way if way != "calibrated" else "welore",
                 min_ratio=0.0,
                 only_if_smaller=False,
-                calibrate=_inputs(task, train) if way == "calibrated" else None,
+                calibrate=inputs(task, train) if way == "calibrated" else None,
             )
             found[way][str(ratio)] = task.evaluate(model, test)["perplexity"]
             write_json(path, found)
     return found
 
 
-def _inputs(task: TextTask, examples: list) -> list[dict[str, torch.Tensor]]:
+def inputs(task: TextTask, examples: list) -> list[dict[str, torch.Tensor]]:
+    """Batches of eight for calibration."""
     return [{k: v for k, v in b.items() if k != "labels"} for b in batches(task, examples, 8)]
 
 

@@ -39,7 +39,7 @@ from rankwise.models.low_rank import replace as replace_module
 from rankwise.models.outliers import outlier_scores
 from rankwise.models.targets import blocks, linear_layers, target_modules
 from rankwise.nearest import unknown
-from rankwise.spectral import singular_values, truncated_svd
+from rankwise.spectral import balanced_factors, each, singular_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -206,10 +206,12 @@ def plan(
         raise ValueError(f"min_ratio={min_ratio} is outside [0, 1)")
     layers = _components(model, target)
     whitening = None if calibrate is None else _whitening(model, calibrate, layers, max_batches)
-    spectra = [
-        singular_values(_weight(layers[n]) if whitening is None else _weight(layers[n]).double() @ whitening[n])
-        for n in progress(list(layers), "spectra")
-    ]
+
+    def spectrum(name: str) -> Tensor:
+        W = _weight(layers[name])
+        return singular_values(W if whitening is None else W.double() @ whitening[name])
+
+    spectra = [S for _, S in zip(progress(list(layers), "spectra"), each(spectrum, layers), strict=True)]
     shapes = [dense_shape(m) for m in layers.values()]
     full = np.array([len(S) for S in spectra])
     rank_at, threshold_at = _family(method, model, list(layers), spectra, full)
@@ -274,7 +276,7 @@ def apply(
 ) -> PreTrainedModel | nn.Module:
     """Factorise the low-rank components in place; the model's configuration notes it. Returns the model.
 
-    Factors are computed in float64 and stored in the model's dtype. Modules and weights that are shared stay shared.
+    Factors are stored in the model's dtype. Modules and weights that are shared stay shared.
     """
     layers = _components(model, "auto")
     chosen = {c.name: c for c in plan.components if c.low_rank}
@@ -285,9 +287,13 @@ def apply(
     for module in model.modules():
         if isinstance(getattr(module, "weight", None), nn.Parameter):
             sharing.setdefault(id(module.weight), []).append(module)
-    for name in progress(list(chosen), "factors"):
+
+    def factorised(name: str) -> tuple[Tensor, Tensor]:
+        L = None if plan.whitening is None else plan.whitening[name]
+        return factors(_weight(layers[name]), chosen[name].rank, L)
+
+    for name, (B, A) in zip(progress(list(chosen), "factors"), each(factorised, chosen), strict=True):
         layer, rank = layers[name], chosen[name].rank
-        B, A = factors(_weight(layer), rank, None if plan.whitening is None else plan.whitening[name])
         first: LowRankLinear | None = None
         for old in sharing[id(layer.weight)]:
             new = _low_rank(old, rank)
@@ -408,12 +414,10 @@ def removal_order(spectra: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
 
 def factors(W: Tensor, rank: int, L: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``B: (out, k)`` and ``A: (k, in)`` with ``B A`` the best rank-k approximation of W (in the norm ``‖· L‖_F``)."""
-    svd = truncated_svd(W if L is None else W.double() @ L, rank, method="gram")
-    root = svd.S.double().sqrt()
-    A = root[:, None] * svd.Vh.double()
-    if L is not None:
-        A = torch.linalg.solve_triangular(L.mT, A.mT, upper=True).mT
-    return svd.U.double() * root, A
+    if L is None:
+        return balanced_factors(W, rank)
+    B, A = balanced_factors(W.double() @ L, rank)
+    return B, torch.linalg.solve_triangular(L.mT, A.mT, upper=True).mT
 
 
 def _family(method: str, model: nn.Module, names: list[str], spectra: list[Tensor], full: np.ndarray):

@@ -1,6 +1,7 @@
 """The numerics every method shares: SVD, spectra, subspaces and rank budgets, as pure functions on tensors."""
 
 from rankwise.spectral.budget import allocate, allocate_threshold
+from rankwise.spectral.concurrent import each
 from rankwise.spectral.spectrum import (
     effective_rank,
     explained_variance,
@@ -18,13 +19,15 @@ from rankwise.spectral.subspace import (
     projection,
     subspace_overlap,
 )
-from rankwise.spectral.svd import TruncatedSVD, singular_values, truncated_eigh, truncated_svd
+from rankwise.spectral.svd import TruncatedSVD, balanced_factors, singular_values, truncated_eigh, truncated_svd
 
 __all__ = [
     "StreamingSVD",
     "TruncatedSVD",
     "allocate",
     "allocate_threshold",
+    "balanced_factors",
+    "each",
     "effective_rank",
     "explained_variance",
     "gini",

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 Method = Literal["auto", "gram", "randomized", "full"]
+_SEPARATE = 1e-4  # of σ₁: above it the columns of A V / S are orthonormal to 1e-8, (σ₁/σ)² times float64's precision
 
 
 class TruncatedSVD(NamedTuple):
@@ -105,6 +106,29 @@ def truncated_svd(
     return TruncatedSVD(U, S, Vh, (left / total.clamp(min=torch.finfo(torch.float64).tiny)).sqrt())
 
 
+def balanced_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """``B: (m, k)`` and ``A: (k, n)`` with ``B A`` the best rank-k approximation, ``B = U √σ`` and ``A = √σ Vᵀ``.
+
+    Computed as a projection, ``B A = W V Vᵀ`` (``U Uᵀ W`` for wide matrices), from the Gram matrix in W's precision:
+    what the squaring costs only turns the subspace among directions whose σ nearly coincide, which leaves the
+    approximation error within ``1e-6 ‖W‖`` of the least possible in float32, at half of `truncated_svd`'s time.
+
+    Parameters
+    ----------
+    W : Tensor
+        ``(m, n)``, float32 or float64, any device.
+    rank : int
+        Between 1 and ``min(m, n)``.
+    """
+    if W.shape[0] < W.shape[1]:
+        B, A = balanced_factors(W.mT, rank)
+        return A.mT, B.mT
+    V = torch.linalg.eigh(W.mT @ W)[1].flip(1)[:, :rank]
+    WV = W @ V
+    root = WV.norm(dim=0).clamp(min=torch.finfo(W.dtype).tiny).sqrt()
+    return WV / root, root[:, None] * V.mT
+
+
 def singular_values(A: Tensor) -> Tensor:
     """All singular values, descending: ``(..., min(m, n))`` in float64, by the Gram matrix of the smaller side.
 
@@ -176,8 +200,11 @@ def _gram(A: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     D = A.double()
     values, V = torch.linalg.eigh(D.mT @ D)
     S, V = values.flip(-1)[..., :rank].clamp(min=0).sqrt(), V.flip(-1)[..., :rank]
-    # QR rather than A V / S: where S is zero the columns must still be orthonormal
-    U, R = torch.linalg.qr(D @ V)
+    AV = D @ V
+    if (S[..., -1] > _SEPARATE * S[..., 0]).all():
+        return (AV / S.unsqueeze(-2)).to(A.dtype), S.to(A.dtype), V.mT.to(A.dtype)
+    # QR where a σ is small or zero: the columns must still be orthonormal
+    U, R = torch.linalg.qr(AV)
     U = U * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
     return U.to(A.dtype), S.to(A.dtype), V.mT.to(A.dtype)
 

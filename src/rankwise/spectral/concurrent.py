@@ -1,0 +1,57 @@
+"""Many small decompositions at a time.
+
+A symmetric eigenproblem of a few hundred rows is bound by memory and hardly gains from a second thread inside LAPACK;
+two such problems at once on two threads do.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def each(f: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None) -> Iterator[Result]:
+    """``map(f, items)`` in order, several at a time, each on one thread.
+
+    At most ``workers + 1`` results are held before they are consumed. An exception of ``f`` is raised where its result
+    would be; gradients are not recorded inside.
+
+    Parameters
+    ----------
+    f : callable
+        Releases the interpreter most of the time, as torch's operations do.
+    items : iterable
+        Read from the calling thread, lazily.
+    workers : int, optional
+        ``torch.get_num_threads()`` by default; 1 calls ``f`` directly.
+    """
+    threads = torch.get_num_threads()
+    workers = workers or threads
+    if workers == 1:
+        yield from map(f, items)
+        return
+
+    def alone(item: Item) -> Result:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            return f(item)
+
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append(pool.submit(alone, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
