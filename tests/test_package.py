@@ -33,6 +33,8 @@ def test_methods_are_registered_whichever_is_imported_first():
         "import rankwise.tuning, peft",
         "import peft, rankwise.tuning",
         "import rankwise.optim, transformers; transformers.Trainer; import rankwise.tuning",
+        "import rankwise; from transformers import Trainer; import peft",
+        "import rankwise, importlib.util; importlib.util.find_spec('peft'); import peft",
     ):
         check = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as m\n"
         check += "assert {'S2LORA', 'BITFIT'} <= {t.value for t in m}"

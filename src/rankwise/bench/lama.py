@@ -34,7 +34,7 @@ VARIANTS = {
 TESTS = ["sentiment:tweets", "sentiment:amazon", "sentiment:nyt"]
 
 
-def run(out: Path, *, seeds: int = 5, steps: int = 60, on_event: OnEvent | None = None) -> Evidence:
+def run(out: Path, *, seeds: int = 5, steps: int = 150, on_event: OnEvent | None = None) -> Evidence:
     """Train all variants (finished ones are read back), judge the claims."""
     start, scores, outside, rows, jobs = time.perf_counter(), {}, {}, [], {}
     for name, title in VARIANTS.items():

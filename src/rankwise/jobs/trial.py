@@ -31,8 +31,9 @@ from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
 from rankwise.optim import OwLore
+from rankwise.tuning.callback import S2LoraCallback
 from rankwise.tuning.eva import EvaConfig, initialize
-from rankwise.tuning.s2lora import S2LoraCallback, S2LoraModel
+from rankwise.tuning.s2lora import S2LoraModel
 
 OnStep = Callable[[int, int, float], None]
 

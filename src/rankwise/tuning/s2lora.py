@@ -34,7 +34,6 @@ from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
-from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.models import target_modules
@@ -446,17 +445,6 @@ class S2LoraModel(BaseTuner):
             for name, row in zip(names, rows if rows is not None else (), strict=False):
                 flat[f"base_model.model.{name}.s2lora_lambda"] = row.clone()
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, flat)
-
-
-class S2LoraCallback(TrainerCallback):
-    """The proximal step for `transformers.Trainer`: ``Trainer(..., callbacks=[S2LoraCallback()])``."""
-
-    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        """Shrink the coefficients right after the optimiser moved them, at the learning rate it used."""
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        for module in model.modules():
-            if isinstance(module, S2LoraModel):
-                module.proximal_step(rates)
 
 
 def _pair_key(name: str, shape: tuple[int, int], share: str) -> str:
