@@ -3,6 +3,8 @@
 `transformers` imports `peft` while its own Trainer is still being imported, and that import registers our methods.
 """
 
+# pyright: reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 from transformers import TrainerCallback
