@@ -8,7 +8,9 @@ import os
 import sys
 import warnings
 
-from rankwise.cli import tuning  # noqa: F401, I001  (each import adds its commands, in the order of the help)
+from rankwise.cli import tuning  # noqa: F401  (each import adds its commands, in the order of the help)
+
+# isort: split
 from rankwise.cli import compression, evidence  # noqa: F401
 from rankwise.cli.app import app, errors
 
