@@ -122,3 +122,17 @@ def test_bad_input_leaves_no_folder(tmp_path):
 
 def test_spread_of_one_value_has_no_deviation():
     assert spread([0.5]) == {"mean": 0.5, "std": 0.0, "min": 0.5, "max": 0.5, "n": 1}
+
+
+def test_text_to_label_runs_from_data_to_scores(tmp_path):
+    config = AdaptConfig(
+        **TINY | {"steps": 1, "batch_size": 2, "train_limit": 4, "eval_limit": 4},
+        task="text-to-label",
+        model="smollm2",
+        methods=["lora"],
+        seeds=1,
+        baseline=False,
+        learning_rates={"lora": [1e-3]},
+    )
+    (lora,) = Job(config, tmp_path / "run").run()["methods"]
+    assert 0 <= lora["scores"]["sentiment:movies"]["mean"] <= 100

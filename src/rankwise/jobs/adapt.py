@@ -242,7 +242,10 @@ class Job:
     def _corpus(self, spec: str) -> Corpus:
         c = self.config
         columns = {"text_column": c.text_column, "label_column": c.label_column, "audio_column": c.audio_column}
-        speech = {"normalize": self.task.normalize, "skip_bad": c.skip_bad} if isinstance(self.task, SpeechTask) else {}
+        speech = {}
+        if c.task == "asr":  # asked of the configuration: other tasks need the corpus before they can be made
+            assert isinstance(self.task, SpeechTask)
+            speech = {"normalize": self.task.normalize, "skip_bad": c.skip_bad}
         corpus = corpora.load(spec, task=c.task, **columns, **speech)
         self.notes = list(dict.fromkeys([*self.notes, *corpus.notes]))
         return corpus

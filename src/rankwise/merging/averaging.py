@@ -1,0 +1,143 @@
+"""Averages of models and sums of task vectors.
+
+    linear            θ = Σ w_t θ_t / Σ w_t                    (a weight average, or a rewarded soup with w on the simplex)
+    task arithmetic   θ = θ₀ + λ Σ w_t τ_t
+    model stock       θ = r mean θ_t + (1 - r) θ₀,   r = T c / (1 + (T - 1) c),   c = mean pairwise cosine of the τ_t
+
+Sources: Wortsman et al., "Model soups", arXiv 2203.05482; Ramé et al., "Rewarded soups", arXiv 2306.04488; Ilharco et
+al., "Editing models with task arithmetic", arXiv 2212.04089; Jang et al., "Model Stock", arXiv 2403.19522.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from rankwise.merging.entries import as_rows, blocks, delta, fuse, weighted_sum
+from rankwise.merging.low_rank import LowRank
+from rankwise.merging.registry import lambda_, register, switch, weights
+
+
+@register(
+    "linear", title="Weight average", paper="arXiv 2203.05482", parameters=weights() | switch("normalize", True),
+    needs_base=False,
+)  # fmt: skip
+def linear(
+    base: Tensor | None,
+    experts: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
+    weight: Sequence[float],
+    normalize: bool = True,
+) -> Tensor:
+    """``Σ w_t θ_t``, divided by ``Σ w_t`` if ``normalize``."""
+    total = sum(weight) if normalize else 1.0
+    if total == 0:
+        raise ValueError(f"weights {list(weight)} sum to zero: normalize must be false")
+    return weighted_sum(experts, [w / total for w in weight], dtype=dtype)
+
+
+@register(
+    "task_arithmetic", title="Task arithmetic", paper="arXiv 2212.04089", low_rank=True,
+    parameters=weights() | lambda_() | switch("normalize", False),
+)  # fmt: skip
+def task_arithmetic(
+    base: Tensor,
+    experts: Sequence[Tensor | LowRank],
+    *,
+    dtype: torch.dtype,
+    weight: Sequence[float],
+    scale: float = 1.0,
+    normalize: bool = False,
+) -> Tensor:
+    """``θ₀ + λ Σ w_t τ_t``."""
+    total = sum(weight) if normalize and abs(sum(weight)) > 1e-8 else 1.0
+    factors = [scale * w / total for w in weight]
+    if not any(isinstance(e, LowRank) for e in experts):
+        return fuse(base, experts, factors, [None] * len(experts), dtype=dtype)  # type: ignore[arg-type]
+    out = base.to(torch.float32, copy=True)
+    for e, w in zip(experts, factors, strict=True):
+        if isinstance(e, LowRank):
+            as_rows(out).addmm_(e.B.float(), e.A.float(), alpha=w * e.scale)
+        else:
+            out.add_(e.float() - base.float(), alpha=w)
+    return out.to(dtype)
+
+
+@register(
+    "model_stock", title="Model Stock", paper="arXiv 2403.19522", least=2, parameters=switch("filter_wise", False)
+)
+def model_stock(
+    base: Tensor, experts: Sequence[Tensor], *, dtype: torch.dtype, filter_wise: bool = False
+) -> Tensor:
+    """The point nearest to the base in the plane of the experts; ``filter_wise`` takes the cosine row by row."""
+    T, rows = len(experts), as_rows(base).shape[0]
+    norms, dots = _products(base, experts)
+    if not filter_wise:
+        norms = [n.sum().expand(rows) for n in norms]
+        dots = [d.sum().expand(rows) for d in dots]
+    cosines = [
+        (d / (norms[i] * norms[j]).sqrt().clamp(min=1e-6)).clamp(-1, 1)
+        for (i, j), d in zip(combinations(range(T), 2), dots, strict=True)
+    ]
+    c = torch.stack(cosines).mean(0)
+    denominator = 1 + (T - 1) * c
+    # where opposing task vectors leave no direction, the base stays
+    r = torch.where(denominator.abs() < 1e-6, 0.0, T * c / denominator.where(denominator.abs() >= 1e-6, 1.0)).float()
+    out = torch.empty(base.shape, dtype=dtype, device=base.device)
+    b, flat, into = as_rows(base), [as_rows(e) for e in experts], as_rows(out)
+    for part in blocks(*into.shape):
+        mean = sum((delta(b, x, part) for x in flat[1:]), start=delta(b, flat[0], part)).div_(T)
+        into[part] = mean.mul_(r[part, None]).add_(b[part].float())
+    return out
+
+
+def _products(base: Tensor, experts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Row by row, float64: ``‖τ_t‖²`` of each, and ``⟨τ_i, τ_j⟩`` of each pair."""
+    b, flat = as_rows(base), [as_rows(e) for e in experts]
+    norms: list[list[Tensor]] = [[] for _ in experts]
+    dots: list[list[Tensor]] = [[] for _ in combinations(experts, 2)]
+    for part in blocks(*b.shape):
+        taus = [delta(b, x, part) for x in flat]
+        for into, tau in zip(norms, taus, strict=True):
+            into.append(tau.square().sum(1).double())
+        for into, (u, v) in zip(dots, combinations(taus, 2), strict=True):
+            into.append((u * v).sum(1).double())
+    return [torch.cat(n) for n in norms], [torch.cat(d) for d in dots]
+
+
+def simplex(models: int, parts: int) -> Iterator[tuple[float, ...]]:
+    """All weights ``w ≥ 0, Σ w = 1`` on a grid of step ``1 / parts``."""
+    if models == 1:
+        yield (1.0,)
+        return
+    for bars in combinations(range(parts + models - 1), models - 1):
+        edges = [-1, *bars, parts + models - 1]
+        yield tuple((b - a - 1) / parts for a, b in zip(edges, edges[1:], strict=False))
+
+
+def rewarded_soup(
+    score: Callable[[tuple[float, ...]], float], models: int, *, parts: int = 4
+) -> tuple[tuple[float, ...], float]:
+    """The simplex weights of the best score, by looking at a whole grid.
+
+    Parameters
+    ----------
+    score : callable
+        Weights to a number, higher is better: usually a merge with ``linear`` and an evaluation.
+    models : int
+    parts : int
+        The grid's step is ``1 / parts``; it has ``C(parts + models - 1, models - 1)`` points.
+
+    Returns
+    -------
+    (tuple of float, float)
+        The weights and their score; the first of equals.
+    """
+    found = [(w, score(w)) for w in simplex(models, parts)]
+    return max(found, key=lambda pair: pair[1])
+
+

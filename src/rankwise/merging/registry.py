@@ -1,0 +1,201 @@
+"""The table of merging methods: adding one is writing a function and registering it.
+
+A method merges one tensor of all models::
+
+    @register("name", title="Name", paper="arXiv …", parameters={"weight": Parameter(1.0, per_model=True), …})
+    def name(base, experts, *, dtype, weight, …) -> Tensor
+
+``base`` is the tensor θ₀ of the base model (``None`` where there is none), ``experts`` those of the experts, all of one
+shape in the dtype they are stored in; arithmetic is in float32, the result in ``dtype``. Per-model parameters come as
+a list, a value an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor
+
+from rankwise.nearest import unknown
+
+Scalar: TypeAlias = float | int | bool | str
+MergeFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One option of a method.
+
+    Attributes
+    ----------
+    default : float, int, bool, str or None
+        ``None``: must be given.
+    per_model : bool
+        Whether every expert has its own.
+    low, high : float, optional
+        Bounds of a number; ``low_open``: the lower one itself is refused.
+    choices : tuple of str
+        Accepted words; empty for numbers and switches.
+    """
+
+    default: Scalar | None
+    per_model: bool = False
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+    choices: tuple[str, ...] = ()
+
+    def checked(self, name: str, value: object) -> Scalar:
+        """The value, of the parameter's kind; a wrong one is an error that says what is accepted."""
+        if self.choices:
+            if isinstance(value, bool) and {"l1", "none"} <= set(self.choices):
+                value = "l1" if value else "none"  # mergekit's rescale is a switch
+            if value not in self.choices:
+                raise unknown(name, str(value), self.choices)
+            return str(value)
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: true or false is needed")
+            return value
+        if isinstance(value, bool) or not isinstance(value, float | int | str):
+            raise ValueError(f"{name}={value!r}: a number is needed")
+        try:
+            number = float(value)
+        except ValueError as error:
+            raise ValueError(f"{name}={value!r}: a number is needed") from error
+        too_low = self.low is not None and (number < self.low or (self.low_open and number == self.low))
+        if number != number or too_low or (self.high is not None and number > self.high):
+            left = "(" if self.low_open or self.low is None else "["
+            low = "-inf" if self.low is None else f"{self.low:g}"
+            high = "inf)" if self.high is None else f"{self.high:g}]"
+            raise ValueError(f"{name}={value} is outside {left}{low}, {high}")
+        return int(number) if isinstance(self.default, int) else number
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeMethod:
+    """A registered method.
+
+    Attributes
+    ----------
+    name, title, paper : str
+    function : callable
+    parameters : dict of Parameter
+    needs_base : bool
+        It works on task vectors.
+    least : int
+        The fewest experts it makes sense for.
+    low_rank : bool
+        It takes adapters' tensors as `rankwise.merging.LowRank`, never dense.
+    seeded : bool
+        It draws random numbers: it takes ``seed``.
+    matrix : bool
+        It treats matrices in its own way, others (norms, biases, embeddings) plainly: it takes ``matrix``.
+    """
+
+    name: str
+    title: str
+    paper: str
+    function: MergeFunction
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    needs_base: bool = True
+    least: int = 1
+    low_rank: bool = False
+    seeded: bool = False
+    matrix: bool = False
+
+
+METHODS: dict[str, MergeMethod] = {}
+
+
+def register(
+    name: str, *, title: str, paper: str, parameters: Mapping[str, Parameter], **options: bool | int
+) -> Callable[[MergeFunction], MergeFunction]:
+    """Enter a function into `METHODS`; see the module for what it takes and returns."""
+
+    def enter(function: MergeFunction) -> MergeFunction:
+        METHODS[name] = MergeMethod(
+            name=name,
+            title=title,
+            paper=paper,
+            function=function,
+            parameters=parameters,
+            **options,  # type: ignore[arg-type]
+        )
+        return function
+
+    return enter
+
+
+# methods of mergekit that are not built here, so that a configuration that asks for one is answered
+ELSEWHERE = {
+    "slerp", "nuslerp", "multislerp", "karcher", "sce", "passthrough", "nearswap", "arcee_fusion", "ram", "ramplus_tl"
+}  # fmt: skip
+
+
+def find(name: str) -> MergeMethod:
+    """The method of that name.
+
+    Raises
+    ------
+    ValueError
+        No such method; mergekit's that are not built here are told apart from typing errors.
+    """
+    if name in ELSEWHERE:
+        raise ValueError(f"merge_method '{name}' is not built here; mergekit has it. Here: {', '.join(sorted(METHODS))}")
+    if name not in METHODS:
+        raise unknown("merge_method", name, METHODS)
+    return METHODS[name]
+
+
+def weights(default: float = 1.0) -> dict[str, Parameter]:
+    """The parameter every method has: ``weight``, a number an expert."""
+    return {"weight": Parameter(default=default, per_model=True)}
+
+
+def density(default: float) -> dict[str, Parameter]:
+    """Share of entries kept."""
+    return {"density": Parameter(default=default, per_model=True, low=0.0, high=1.0, low_open=True)}
+
+
+def lambda_(default: float = 1.0) -> dict[str, Parameter]:
+    """λ, the global scale; ``lambda`` in configuration files."""
+    return {"scale": Parameter(default=default)}
+
+
+def switch(name: str, default: bool) -> dict[str, Parameter]:
+    """True or false."""
+    return {name: Parameter(default=default)}
+
+
+def rescale(default: str) -> dict[str, Parameter]:
+    """How what is left of a task vector is scaled up again."""
+    return {"rescale": Parameter(default=default, choices=("expectation", "l1", "none"))}
+
+
+def checked_options(method: MergeMethod, given: Mapping[str, object], experts: int) -> dict[str, object]:
+    """A method's arguments from options: defaults filled in, one value for all experts spread over them.
+
+    Raises
+    ------
+    ValueError
+        An unknown option, a value out of range, a list of another length.
+    """
+    for name in given:
+        if name not in method.parameters:
+            raise unknown(f"option of {method.name}", name, method.parameters)
+    out: dict[str, object] = {}
+    for name, parameter in method.parameters.items():
+        value = given.get(name, parameter.default)
+        if value is None:
+            raise ValueError(f"{method.name} needs '{name}'")
+        if not parameter.per_model:
+            out[name] = parameter.checked(name, value)
+            continue
+        values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * experts
+        if len(values) != experts:
+            raise ValueError(f"{name} has {len(values)} values for {experts} experts")
+        out[name] = [parameter.checked(name, v) for v in values]
+    return out
