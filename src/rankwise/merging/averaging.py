@@ -1,6 +1,6 @@
 """Averages of models and sums of task vectors.
 
-    linear            θ = Σ w_t θ_t / Σ w_t                    (a weight average, or a rewarded soup with w on the simplex)
+    linear            θ = Σ w_t θ_t / Σ w_t                    (a weight average; a rewarded soup)
     task arithmetic   θ = θ₀ + λ Σ w_t τ_t
     model stock       θ = r mean θ_t + (1 - r) θ₀,   r = T c / (1 + (T - 1) c),   c = mean pairwise cosine of the τ_t
 
@@ -11,7 +11,7 @@ al., "Editing models with task arithmetic", arXiv 2212.04089; Jang et al., "Mode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor
@@ -70,9 +70,7 @@ def task_arithmetic(
 @register(
     "model_stock", title="Model Stock", paper="arXiv 2403.19522", least=2, parameters=switch("filter_wise", False)
 )
-def model_stock(
-    base: Tensor, experts: Sequence[Tensor], *, dtype: torch.dtype, filter_wise: bool = False
-) -> Tensor:
+def model_stock(base: Tensor, experts: Sequence[Tensor], *, dtype: torch.dtype, filter_wise: bool = False) -> Tensor:
     """The point nearest to the base in the plane of the experts; ``filter_wise`` takes the cosine row by row."""
     T, rows = len(experts), as_rows(base).shape[0]
     norms, dots = _products(base, experts)
@@ -116,7 +114,7 @@ def simplex(models: int, parts: int) -> Iterator[tuple[float, ...]]:
         return
     for bars in combinations(range(parts + models - 1), models - 1):
         edges = [-1, *bars, parts + models - 1]
-        yield tuple((b - a - 1) / parts for a, b in zip(edges, edges[1:], strict=False))
+        yield tuple((b - a - 1) / parts for a, b in pairwise(edges))
 
 
 def rewarded_soup(
@@ -139,5 +137,3 @@ def rewarded_soup(
     """
     found = [(w, score(w)) for w in simplex(models, parts)]
     return max(found, key=lambda pair: pair[1])
-
-

@@ -144,7 +144,8 @@ def find(name: str) -> MergeMethod:
         No such method; mergekit's that are not built here are told apart from typing errors.
     """
     if name in ELSEWHERE:
-        raise ValueError(f"merge_method '{name}' is not built here; mergekit has it. Here: {', '.join(sorted(METHODS))}")
+        here = ", ".join(sorted(METHODS))
+        raise ValueError(f"merge_method '{name}' is not built here; mergekit has it. Accepted: {here}")
     if name not in METHODS:
         raise unknown("merge_method", name, METHODS)
     return METHODS[name]

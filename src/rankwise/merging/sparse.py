@@ -8,8 +8,8 @@ Each keeps a share ``density`` of a tensor's τ_t and zeroes the rest:
     DELLA         at random, p from density - ε for a row's smallest |τ| to density + ε for its largest, linear in the
                   rank; what stays is divided by its own p
 
-then ``θ = θ₀ + λ Σ w_t τ̂_t``, or, with *sign election*, ``θ = θ₀ + λ s Σ_agree w_t |τ̂_t| / Σ_agree w_t`` over the experts
-whose sign is the elected ``s = sign Σ w_t τ̂_t`` (zero counts as plus), entry by entry.
+then ``θ = θ₀ + λ Σ w_t τ̂_t``, or, with *sign election*, ``θ = θ₀ + λ s Σ_agree w_t |τ̂_t| / Σ_agree w_t`` over the
+experts whose sign is the elected ``s = sign Σ w_t τ̂_t`` (zero counts as plus), entry by entry.
 
 Sources: Yadav et al., "TIES-Merging", arXiv 2306.01708; Yu et al., "Language models are super Mario" (DARE), arXiv
 2311.03099; Deep et al., "DELLA-Merging", arXiv 2406.11617; Davari & Belilovsky, "Model Breadcrumbs", arXiv 2312.06795.
@@ -129,8 +129,7 @@ def _breadcrumbs(elect: bool) -> Callable[..., Tensor]:
     ) -> Tensor:
         """Drop the largest entries, then the smallest."""
         thin = [
-            _rescaled(middle(base, e, d, g), base, e, rescale)
-            for e, d, g in zip(experts, density, gamma, strict=True)
+            _rescaled(middle(base, e, d, g), base, e, rescale) for e, d, g in zip(experts, density, gamma, strict=True)
         ]
         way = election if elect else None
         return fuse(base, experts, weight, thin, dtype=dtype, elect=way, normalize=normalize, scale=scale)
@@ -209,7 +208,9 @@ def dropped_by_rank(density: float, epsilon: float, rescale: str, seed: int) -> 
 
     def thin(tau: Tensor, part: slice) -> Tensor:
         columns = tau.shape[1]
-        steps = torch.linspace(density - epsilon, density + epsilon, columns) if columns > 1 else tau.new_tensor([density])
+        steps = (
+            torch.linspace(density - epsilon, density + epsilon, columns) if columns > 1 else tau.new_tensor([density])
+        )
         p = torch.empty_like(tau)
         p.scatter_(1, tau.abs().argsort(1), steps.to(tau).expand_as(tau))
         tau.mul_(_draw(tau, p, seed, part))

@@ -30,14 +30,12 @@ from torch import Tensor
 from rankwise.merging.entries import as_rows, fuse
 from rankwise.merging.low_rank import LowRank
 from rankwise.merging.registry import Parameter, lambda_, register, weights
-from rankwise.spectral import leading_right_vectors, proportional
+from rankwise.spectral import inverse_root, leading_right_vectors, proportional
 
-_NULL = 1e-6  # of the largest eigenvalue of UᵀU: directions below are shared ones, counted once
+_NULL = 1e-5  # of σ₁: what lies below is rounding, and no direction of the task
 
 
-@register(
-    "tsvm", title="TSVM", paper="arXiv 2412.00081", parameters=weights() | lambda_(), low_rank=True, matrix=True
-)
+@register("tsvm", title="TSVM", paper="arXiv 2412.00081", parameters=weights() | lambda_(), low_rank=True, matrix=True)
 def tsvm(
     base: Tensor,
     experts: Sequence[Tensor | LowRank],
@@ -108,20 +106,17 @@ def adaptive_ranks(taus: Sequence[Tensor], total: int, epsilon: float = 0.1) -> 
 
 def orthogonal_sum(pieces: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """``U⊥ Σ V⊥ᵀ`` of ``(U_t Σ_t, V_tᵀ)`` pairs: ``(out, k_t)`` with orthogonal columns, ``(k_t, in)`` orthonormal."""
-    US, Vh = torch.cat([us for us, _ in pieces], 1), torch.cat([vh for _, vh in pieces])
-    S = US.norm(dim=0)
-    U = US / S.clamp(min=torch.finfo(S.dtype).tiny)
+    Us, Ss, Vs = [], [], []
+    for US, Vh in pieces:
+        S = US.norm(dim=0)
+        real = _NULL * S.max() < S
+        Us.append(torch.where(real, US / S.where(real, 1.0), 0.0))
+        Ss.append(S)
+        Vs.append(torch.where(real[:, None], Vh, 0.0))
+    U, S, Vh = torch.cat(Us, 1), torch.cat(Ss), torch.cat(Vs)
     # (UᵀU)^{-1/2} Σ (VVᵀ)^{-1/2} is a small matrix between two thin ones
     middle = inverse_root(U.mT @ U) @ (S[:, None] * inverse_root(Vh @ Vh.mT))
     return U @ (middle @ Vh)
-
-
-def inverse_root(G: Tensor) -> Tensor:
-    """``G^{-1/2}`` of a symmetric positive semi-definite matrix on the range of G, zero on its null space."""
-    values, vectors = torch.linalg.eigh(G)
-    kept = values > _NULL * values[-1]
-    roots = torch.where(kept, values.where(kept, 1.0).rsqrt(), 0.0)
-    return (vectors * roots) @ vectors.mT
 
 
 def _task_vector(base: Tensor, expert: Tensor | LowRank) -> Tensor | LowRank:
@@ -144,7 +139,9 @@ def _triplets(tau: Tensor | LowRank, weight: float, rank: int) -> tuple[Tensor, 
 
 def _mean(base: Tensor, experts: Sequence, weight: Sequence[float], scale: float, dtype: torch.dtype) -> Tensor:
     T = len(experts)
-    dense = [e.dense().add_(as_rows(base).float()).reshape(base.shape) if isinstance(e, LowRank) else e for e in experts]
+    dense = [
+        e.dense().add_(as_rows(base).float()).reshape(base.shape) if isinstance(e, LowRank) else e for e in experts
+    ]
     return fuse(base, dense, [w / T for w in weight], [None] * T, dtype=dtype, scale=scale)
 
 

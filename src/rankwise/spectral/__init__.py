@@ -1,6 +1,6 @@
 """The numerics every method shares: SVD, spectra, subspaces and rank budgets, as pure functions on tensors."""
 
-from rankwise.spectral.budget import allocate, allocate_threshold
+from rankwise.spectral.budget import allocate, allocate_threshold, proportional
 from rankwise.spectral.concurrent import each
 from rankwise.spectral.spectrum import (
     effective_rank,
@@ -13,13 +13,21 @@ from rankwise.spectral.spectrum import (
 )
 from rankwise.spectral.streaming import StreamingSVD
 from rankwise.spectral.subspace import (
+    inverse_root,
     orthogonality_error,
     principal_angles,
     procrustes,
     projection,
     subspace_overlap,
 )
-from rankwise.spectral.svd import TruncatedSVD, balanced_factors, singular_values, truncated_eigh, truncated_svd
+from rankwise.spectral.svd import (
+    TruncatedSVD,
+    balanced_factors,
+    leading_right_vectors,
+    singular_values,
+    truncated_eigh,
+    truncated_svd,
+)
 
 __all__ = [
     "StreamingSVD",
@@ -32,12 +40,15 @@ __all__ = [
     "explained_variance",
     "gini",
     "hill_index",
+    "inverse_root",
+    "leading_right_vectors",
     "orthogonality_error",
     "outlier_ratio",
     "power_law_fit",
     "principal_angles",
     "procrustes",
     "projection",
+    "proportional",
     "singular_values",
     "stable_rank",
     "subspace_overlap",

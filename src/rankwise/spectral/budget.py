@@ -123,3 +123,26 @@ def _checked(values, total, cost, min_rank, max_rank):
     if need > total:
         raise ValueError(f"a total of {total} cannot hold the minimum ranks, which cost {need}")
     return lists, costs, floors, limits
+
+
+def proportional(shares: Sequence[float], total: int, *, least: int = 0) -> list[int]:
+    """Whole numbers in proportion to ``shares`` that sum to ``total``, by largest remainders (ties to the earlier).
+
+    Parameters
+    ----------
+    shares : sequence of float
+        Not negative; all zero counts as all equal.
+    total : int
+    least : int
+        The smallest each may get, before the rest is shared out. Where ``total`` does not suffice, all get ``least``.
+    """
+    if any(not 0 <= s < float("inf") for s in shares):
+        raise ValueError(f"shares {list(shares)} must be finite and not negative")
+    weights = list(shares) if sum(shares) > 0 else [1.0] * len(shares)
+    free = max(0, total - least * len(weights))
+    exact = [least + free * w / sum(weights) for w in weights]
+    parts = [int(x) for x in exact]
+    order = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for i in order[: max(0, least * len(parts) + free - sum(parts))]:
+        parts[i] += 1
+    return parts

@@ -50,3 +50,15 @@ def procrustes(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     U, _, Vh = torch.linalg.svd(A.double().mT @ B.double())
     R = U @ Vh
     return R, torch.linalg.matrix_norm(A.double() @ R - B.double())
+
+
+def inverse_root(G: Tensor, *, tol: float = 1e-6) -> Tensor:
+    """``G^{-1/2}`` of a symmetric positive semi-definite ``(n, n)`` on the range of G, zero on its null space.
+
+    ``U (UᵀU)^{-1/2}`` is the polar factor of U: the nearest matrix with orthonormal columns. Eigenvalues up to ``tol``
+    times the largest count as null.
+    """
+    values, vectors = torch.linalg.eigh(G)
+    kept = values > tol * values[-1]
+    roots = torch.where(kept, values.where(kept, 1.0).rsqrt(), 0.0)
+    return (vectors * roots) @ vectors.mT

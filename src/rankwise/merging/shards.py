@@ -1,0 +1,270 @@
+"""Safetensors files read and written a tensor at a time, with no more than that tensor in memory.
+
+A file is the length of a JSON header (8 bytes, little-endian), the header ``{name: {dtype, shape, data_offsets}}``, and
+the tensors' bytes. The offsets are known before anything is computed, so a merge writes each tensor to its place as
+soon as it is done, in any order. Reading goes by plain reads rather than a memory map, whose pages would count as
+memory in use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankwise.files import write_json
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {v: k for k, v in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+_MOST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies.
+
+    Attributes
+    ----------
+    file : Path
+    dtype : torch.dtype
+    shape : tuple of int
+    start : int
+        Byte of the file at which it begins.
+    """
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The tensor, in memory of its own."""
+        if self.bytes == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        data = bytearray(self.bytes)
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(self.start)
+            view, done = memoryview(data), 0
+            while done < len(data):
+                got = stream.readinto(view[done:])
+                if not got:
+                    raise ValueError(f"{self.file} ends before its tensors do")
+                done += got
+        return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape)
+
+
+def entries(file: Path) -> dict[str, Entry]:
+    """What a safetensors file holds, by its header; nothing else is read.
+
+    Raises
+    ------
+    ValueError
+        Not a safetensors file: a header that is too long or no JSON, an unknown dtype, offsets outside the file or not
+        of the size that dtype and shape ask for.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(_MOST_HEADER, size - 8):
+            raise ValueError(f"{file} is not a safetensors file (its header would have {length:,} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            found = {n: _entry(file, d, 8 + length, size) for n, d in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is not a valid safetensors file: {error}") from error
+    return found
+
+
+def _entry(file: Path, d: dict, origin: int, size: int) -> Entry:
+    if d["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {d['dtype']} is unknown")
+    begin, end = (int(x) for x in d["data_offsets"])
+    shape = tuple(int(x) for x in d["shape"])
+    entry = Entry(file, DTYPES[d["dtype"]], shape, origin + begin)
+    if min((*shape, 0)) < 0 or begin < 0 or end - begin != entry.bytes or origin + end > size:
+        raise ValueError(f"bytes {begin}..{end} do not fit shape {list(shape)} of {d['dtype']}, or the file")
+    return entry
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that will be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def split(slots: Iterable[Slot], most: int) -> list[list[Slot]]:
+    """In order, into shards of at most ``most`` bytes (a larger tensor gets one of its own)."""
+    shards: list[list[Slot]] = [[]]
+    used = 0
+    for slot in slots:
+        if shards[-1] and used + slot.bytes > most:
+            shards.append([])
+            used = 0
+        shards[-1].append(slot)
+        used += slot.bytes
+    return shards
+
+
+class ShardWriter:
+    """Writes tensors of a planned checkpoint in any order; what was written is found again after a kill.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the shards go; it may hold what an earlier writer of the same plan left.
+    slots : iterable of Slot
+    shard_size : int
+        Bytes a shard.
+
+    Attributes
+    ----------
+    done : set of str
+        Tensors that are safely on disk already.
+    """
+
+    def __init__(self, folder: Path, slots: Iterable[Slot], *, shard_size: int) -> None:
+        shards = split(slots, shard_size)
+        count = len(shards)
+        names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+        names = ["model.safetensors"] if count == 1 else names
+        self.folder, self.places = folder, {}
+        self.weight_map: dict[str, str] = {}
+        self.total = sum(s.bytes for shard in shards for s in shard)
+        self._journal, self._lock = folder / "written.txt", threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        noted = self._journal.read_text(encoding="utf-8") if self._journal.exists() else ""
+        self.done = set(noted.split("\n")[:-1])  # a line that a kill cut short has no end
+        self._files = {}
+        for name, shard in zip(names, shards, strict=True):
+            self._lay_out(folder / name, shard)
+        self._pending: list[str] = []
+        self._unsynced = 0
+
+    def _lay_out(self, file: Path, shard: list[Slot]) -> None:
+        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        for slot in shard:
+            header[slot.name] = {  # type: ignore[assignment]
+                "dtype": NAMES[slot.dtype],
+                "shape": list(slot.shape),
+                "data_offsets": [offset, offset + slot.bytes],
+            }
+            offset += slot.bytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        self._files[file.name] = handle
+        start = 8 + len(text)
+        os.pwrite(handle, len(text).to_bytes(8, "little") + text, 0)
+        if hasattr(os, "posix_fallocate") and start + offset > os.fstat(handle).st_size:
+            os.posix_fallocate(handle, 0, start + offset)  # a full disk is met now rather than after hours
+        for slot in shard:
+            self.places[slot.name] = (handle, start, slot)
+            self.weight_map[slot.name] = file.name
+            start += slot.bytes
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Put a tensor in its place; any thread."""
+        handle, start, slot = self.places[name]
+        assert tensor.dtype == slot.dtype, name
+        assert tuple(tensor.shape) == slot.shape, name
+        data = memoryview(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data) if slot.bytes else b""
+        done = 0
+        while done < len(data):
+            done += os.pwrite(handle, data[done:], start + done)
+        with self._lock:
+            self._pending.append(name)
+            self._unsynced += slot.bytes
+            if self._unsynced > 1 << 28:
+                self._sync()
+
+    def _sync(self) -> None:
+        """First the bytes, then the note that they are there."""
+        for handle in self._files.values():
+            os.fdatasync(handle)
+        with self._journal.open("a", encoding="utf-8") as stream:
+            stream.writelines(f"{n}\n" for n in self._pending)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._pending, self._unsynced = [], 0
+
+    def close(self, *, finished: bool) -> None:
+        """Flush; when ``finished``, also write the index and drop the journal."""
+        with self._lock:
+            self._sync()
+        for handle in self._files.values():
+            os.close(handle)
+        if finished:
+            if len(self._files) > 1:
+                index = {"metadata": {"total_size": self.total}, "weight_map": self.weight_map}
+                write_json(self.folder / INDEX, index)
+            self._journal.unlink(missing_ok=True)
+
+
+def checkpoint_entries(folder: Path) -> dict[str, Entry]:
+    """All tensors of a folder: by its index, or of its only safetensors file.
+
+    Raises
+    ------
+    ValueError
+        No safetensors, pickled weights only, an index that points outside the folder or to what is not there.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        single = folder / "model.safetensors"
+        if single.exists():
+            return entries(single)
+        pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
+        hint = f"; {pickled[0]} is pickled and is not opened: save it as safetensors first" if pickled else ""
+        raise ValueError(f"{folder} has no model.safetensors{hint}")
+    try:
+        weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not a valid index: {error}") from error
+    found: dict[str, Entry] = {}
+    for name in files:
+        if Path(name).name != name:
+            raise ValueError(f"{index} points outside its folder: {name}")
+        if not (folder / name).exists():
+            raise ValueError(f"{index} names {name}, which is not there")
+        held = entries(folder / name)
+        found |= {k: e for k, e in held.items() if weight_map.get(k) == name}
+    absent = set(weight_map) - set(found)
+    if absent:
+        raise ValueError(f"{index} names tensors that its files do not hold: {', '.join(sorted(absent)[:3])}")
+    return found
