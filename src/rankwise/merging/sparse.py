@@ -141,19 +141,19 @@ for _elect, _dare_name, _della_name, _crumbs_name in (
     (False, "dare_linear", "della_linear", "breadcrumbs"),
     (True, "dare_ties", "della", "breadcrumbs_ties"),
 ):
-    _common = weights() | lambda_() | switch("normalize", _elect) | (_ELECTION if _elect else {})
+    _common = weights() | lambda_() | (_ELECTION if _elect else {})
     _signs = ", sign election" if _elect else ""
     register(
         _dare_name, title=f"DARE{_signs}", paper="arXiv 2311.03099", seeded=True,
-        parameters=_common | density(0.2) | rescale("expectation"),
+        parameters=_common | switch("normalize", False) | density(0.2) | rescale("expectation"),
     )(_dare(_elect))  # fmt: skip
     register(
         _della_name, title=f"DELLA{_signs}", paper="arXiv 2406.11617", seeded=True,
-        parameters=_common | density(0.5) | _EPSILON | rescale("expectation"),
+        parameters=_common | switch("normalize", _elect) | density(0.5) | _EPSILON | rescale("expectation"),
     )(_della(_elect))  # fmt: skip
     register(
         _crumbs_name, title=f"Breadcrumbs{_signs}", paper="arXiv 2312.06795",
-        parameters=_common | density(0.9) | _GAMMA | rescale("none"),
+        parameters=_common | switch("normalize", False) | density(0.9) | _GAMMA | rescale("none"),
     )(_breadcrumbs(_elect))  # fmt: skip
 
 
