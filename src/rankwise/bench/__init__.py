@@ -28,6 +28,7 @@ RECIPES = {
         {"perplexity": "welore", "tuned": "welore_tuned"},
     ),
     "lama": Recipe("LAMA against other poolings and a Transformer layer on sentiment", {"text": "lama"}),
+    "rtsvm": Recipe("R-TSVM against other merges and against mixing the data, on three experts", {"text": "rtsvm"}),
     "whisper": Recipe(
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),
