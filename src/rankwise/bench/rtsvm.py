@@ -109,7 +109,7 @@ def _best(b: Bench, experts: list[State], base: State, method: str, options: dic
     scales = SCALES if "scale" in METHODS[method].parameters else (None,)
     merged = {}
     for s in scales:
-        given = options if s is None else options | {"scale": s}
+        given: dict = options if s is None else options | {"scale": s}
         merged[s] = merge(experts, base=base, method=method, seed=seed, **given)
     best = max(scales, key=lambda s: b.accuracies(merged[s], "validation").mean())
     return b.accuracies(merged[best], "test"), best

@@ -175,9 +175,10 @@ def _layout(config: MergeConfig, sources: Mapping[str, Source], base: Source | N
         yield [(n, _position(n, depth), lambda i, n=n: n) for n in names], group
         return
     first = base or sources[config.groups[0].sources[0].model]
-    last_group, offset = config.groups[-1], 0
+    offset = 0
     layered = {n: m for n in first.tensors if (m := LAYER.match(n))}
-    before = [n for n in first.tensors if n not in layered]
+    outside = [n for n in first.tensors if n not in layered]
+    entry = [n for n in outside if is_embedding(n) and not is_output(n)]
     patterns = list(dict.fromkeys((m[1], m[3]) for m in layered.values()))
     for group in config.groups:
         spans = [s.layer_range for s in config.experts(group) if isinstance(s, SliceInput)]
@@ -194,7 +195,9 @@ def _layout(config: MergeConfig, sources: Mapping[str, Source], base: Source | N
                 names.append((f"{prefix}{offset + j}{rest}", j / (depth - 1) if depth > 1 else 1.0, at))
         yield names, group
         offset += depth
-    yield [(n, 0.0, lambda i, n=n: n) for n in before], last_group
+    # what comes before the layers is merged as the first slice says, what comes after as the last
+    yield [(n, 0.0, lambda i, n=n: n) for n in entry], config.groups[0]
+    yield [(n, 0.0, lambda i, n=n: n) for n in outside if n not in entry], config.groups[-1]
 
 
 def _position(name: str, depth: int) -> float:

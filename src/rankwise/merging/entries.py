@@ -30,7 +30,7 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
 
 def as_rows(x: Tensor) -> Tensor:
     """``(out, …)`` as a matrix ``(out, rest)``; vectors and scalars are one row. A view of contiguous tensors."""
-    return x.reshape(len(x), -1) if x.ndim > 1 else x.reshape(1, -1)
+    return x.flatten(1) if x.ndim > 1 else x.reshape(1, -1)
 
 
 def widened(x: Tensor, part: slice) -> Tensor:

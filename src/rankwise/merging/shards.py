@@ -8,8 +8,10 @@ memory in use.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -167,6 +169,9 @@ class ShardWriter:
         self.total = sum(s.bytes for shard in shards for s in shard)
         self._journal, self._lock = folder / "written.txt", threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free + sum(p.stat().st_blocks * 512 for p in folder.glob("*.safetensors"))
+        if self.total > free:  # said now rather than after hours
+            raise OSError(errno.ENOSPC, f"{self.total:,} bytes are to be written and {free:,} are free", str(folder))
         noted = self._journal.read_text(encoding="utf-8") if self._journal.exists() else ""
         self.done = set(noted.split("\n")[:-1])  # a line that a kill cut short has no end
         self._files = {}
@@ -190,8 +195,7 @@ class ShardWriter:
         self._files[file.name] = handle
         start = 8 + len(text)
         os.pwrite(handle, len(text).to_bytes(8, "little") + text, 0)
-        if hasattr(os, "posix_fallocate") and start + offset > os.fstat(handle).st_size:
-            os.posix_fallocate(handle, 0, start + offset)  # a full disk is met now rather than after hours
+        os.truncate(handle, start + offset)
         for slot in shard:
             self.places[slot.name] = (handle, start, slot)
             self.weight_map[slot.name] = file.name

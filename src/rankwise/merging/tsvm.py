@@ -78,7 +78,7 @@ def rtsvm(
     """TSVM with rows weighted by their outliers and ranks by how dense each task vector is."""
     if not matrix:
         return _mean(base, experts, weight, scale, dtype)
-    taus = [as_rows(e.float() - base.float()) for e in experts]
+    taus = [delta(as_rows(base), as_rows(e), slice(None)) for e in experts]
     n, T = min(taus[0].shape), len(experts)
     ranks = [max(1, n // T)] * T if rank == "uniform" else adaptive_ranks(taus, n, epsilon)
     if weighting == "outliers":
@@ -120,7 +120,7 @@ def orthogonal_sum(pieces: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _task_vector(base: Tensor, expert: Tensor | LowRank) -> Tensor | LowRank:
-    return expert if isinstance(expert, LowRank) else as_rows(expert.float() - base.float())
+    return expert if isinstance(expert, LowRank) else delta(as_rows(base), as_rows(expert), slice(None))
 
 
 def _triplets(tau: Tensor | LowRank, weight: float, rank: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rankwise.compression.welore import Component, Plan
     from rankwise.jobs.compress import Compression
+    from rankwise.merging import Merge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,31 @@ def compression_summary(done: Compression) -> tuple[list[str], list[list[str]]]:
         ["seconds to compress", "-", f"{done.seconds:.1f}"],
     ]
     return ["model", "before", "after"], rows
+
+
+def merge_tensors(ready: Merge) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the tensors of a merge by name, layers together."""
+    groups: dict[tuple[str, str, str, str], int] = {}
+    for t in ready.tensors:
+        name = re.sub(r"\.\d+\.", ".*.", t.name)
+        how = "copied" if t.copied else "matrix" if t.matrix and ready.method.matrix else "merged"
+        key = (name, "×".join(map(str, t.shape)), str(t.dtype).removeprefix("torch."), how)
+        groups[key] = groups.get(key, 0) + 1
+    return ["tensor", "shape", "dtype", "how", "times"], [[*key, str(n)] for key, n in groups.items()]
+
+
+def merge_summary(ready: Merge) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what a merge reads, writes and holds."""
+    c = ready.cost
+    rows = [
+        ["method", f"{ready.method.title} ({ready.method.paper})"],
+        ["models", ", ".join(s.label for s in ready.sources.values())],
+        ["tensors", str(c["tensors"])],
+        ["read", size(c["read_bytes"])],
+        ["written", size(c["written_bytes"])],
+        ["memory for tensors, two at once", size(c["memory_bytes"])],
+    ]
+    return ["merge", ""], rows
 
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:

@@ -1,0 +1,351 @@
+"""Each method against its formula, its limits and its symmetries."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankwise.merging import METHODS, LowRank, rewarded_soup
+from rankwise.merging.averaging import simplex
+from rankwise.merging.masks import balance
+from rankwise.merging.registry import checked_options, find
+from rankwise.merging.sparse import dropped, dropped_by_rank, largest, middle
+from rankwise.merging.tsvm import adaptive_ranks, orthogonal_sum, row_weights
+from rankwise.spectral import inverse_root, proportional
+
+FULL = {"density": 1.0, "rank": "uniform", "weighting": "none", "kappa": 0.0}
+
+
+def models(T=3, shape=(20, 14), seed=0, size=0.1):
+    g = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=g)
+    return base, [base + size * torch.randn(shape, generator=g) for _ in range(T)]
+
+
+def run(name, base, experts, *, dtype=torch.float32, seed=0, **options):
+    method = find(name)
+    given_options = checked_options(method, options, len(experts))
+    extra = {"seed": seed} if method.seeded else {}
+    return method.function(base, experts, dtype=dtype, **given_options, **extra)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"model_stock", "consensus"}))
+def test_one_expert_with_nothing_dropped_is_that_expert(name):
+    base, (expert,) = models(1)
+    options = {k: v for k, v in FULL.items() if k in METHODS[name].parameters}
+    torch.testing.assert_close(run(name, base, [expert], **options), expert, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "model_stock", "ties", "pcb"])
+def test_identical_experts_give_the_expert(name):
+    base, (expert,) = models(1)
+    options = {k: v for k, v in FULL.items() if k in METHODS[name].parameters}
+    torch.testing.assert_close(run(name, base, [expert] * 3, **options), expert, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in METHODS if not METHODS[n].seeded))
+@settings(max_examples=10)
+@given(seed=st.integers(0, 100))
+def test_the_order_of_experts_does_not_matter(name, seed):
+    base, (a, b, c) = models(seed=seed)
+    # nearly parallel directions of different experts make UᵀU ill-conditioned: float32 keeps three digits there
+    tol = 5e-4 if "tsvm" in name else 2e-6
+    torch.testing.assert_close(run(name, base, [a, b, c]), run(name, base, [c, a, b]), atol=tol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_bfloat16_inputs_are_their_float32_values_and_the_result_is_rounded_once(name):
+    base, experts = models()
+    base, experts = base.bfloat16(), [e.bfloat16() for e in experts]
+    narrow = run(name, base, experts, dtype=torch.bfloat16)
+    wide = run(name, base.float(), [e.float() for e in experts])
+    assert torch.equal(narrow, wide.bfloat16())
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"linear"}))
+def test_equal_to_the_base_adds_nothing(name):
+    base, _ = models()
+    torch.testing.assert_close(run(name, base, [base.clone()] * 3), base, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["task_arithmetic", "ties", "breadcrumbs", "tsvm", "rtsvm", "consensus", "pcb"])
+def test_scaling_every_task_vector_scales_the_result(name):
+    base, experts = models()
+    scaled = [base + 3 * (e - base) for e in experts]
+    once, thrice = run(name, base, experts) - base, run(name, base, scaled) - base
+    torch.testing.assert_close(thrice, 3 * once, atol=1e-4, rtol=1e-3)
+
+
+def test_task_arithmetic_takes_low_rank_task_vectors_without_making_them_dense():
+    base, _ = models()
+    low = [LowRank(B=torch.randn(20, 3), A=torch.randn(3, 14), scale=0.5) for _ in range(2)]
+    dense = [base + x.dense() for x in low]
+    for name in ("task_arithmetic", "tsvm"):
+        got, expected = run(name, base, low), run(name, base, dense)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    mixed = run("task_arithmetic", base, [low[0], dense[1]], weight=[1.0, 0.5])
+    torch.testing.assert_close(mixed, base + low[0].dense() + 0.5 * low[1].dense(), atol=1e-5, rtol=1e-5)
+
+
+def test_low_rank_svd_is_that_of_the_product():
+    low = LowRank(B=torch.randn(20, 3), A=torch.randn(3, 14), scale=0.5)
+    svd = low.svd(3)
+    torch.testing.assert_close(svd.U * svd.S @ svd.Vh, low.dense(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(low.svd(2).S, torch.linalg.svdvals(low.dense())[:2], atol=1e-5, rtol=1e-5)
+
+
+# averaging
+
+
+def test_weights_that_sum_to_zero_are_refused():
+    base, experts = models(2)
+    with pytest.raises(ValueError, match="sum to zero"):
+        run("linear", base, experts, weight=[1.0, -1.0])
+
+
+def test_model_stock_ratio_is_that_of_the_cosine():
+    base = torch.zeros(1, 4)
+    a, b = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0.6, 0.8, 0, 0]])  # cosine 0.6
+    r = 2 * 0.6 / (1 + 0.6)
+    torch.testing.assert_close(run("model_stock", base, [a, b]), r * (a + b) / 2, atol=1e-6, rtol=1e-6)
+
+
+def test_model_stock_by_rows_is_model_stock_of_each_row():
+    base, experts = models()
+    whole = run("model_stock", base, experts, filter_wise=True)
+    for i in range(len(base)):
+        row = run("model_stock", base[i : i + 1], [e[i : i + 1] for e in experts])
+        torch.testing.assert_close(whole[i : i + 1], row, atol=1e-6, rtol=1e-5)
+
+
+def test_opposing_experts_leave_the_base_to_model_stock():
+    base, (expert,) = models(1)
+    torch.testing.assert_close(run("model_stock", base, [expert, 2 * base - expert]), base, atol=1e-5, rtol=1e-5)
+
+
+def test_the_simplex_grid_is_complete_and_the_soup_finds_its_best_point():
+    grid = list(simplex(3, 4))
+    assert len(grid) == len(set(grid)) == 15
+    assert all(abs(sum(w) - 1) < 1e-12 and min(w) >= 0 for w in grid)
+    best, score = rewarded_soup(lambda w: -abs(w[0] - 0.5) - abs(w[1] - 0.25), 3)
+    assert best == (0.5, 0.25, 0.25)
+    assert score == 0
+
+
+# thinning
+
+
+@given(st.floats(0.05, 1.0), st.integers(0, 10))
+def test_ties_keeps_exactly_the_largest_share(share, seed):
+    base, (expert,) = models(1, seed=seed)
+    thin, tau = largest(base, expert, share), expert - base
+    kept = tau if thin is None else thin(tau.clone(), slice(None))
+    count = max(1, int(share * tau.numel()))
+    assert int((kept != 0).sum()) == count
+    assert kept.abs().sum() == pytest.approx(float(tau.abs().flatten().topk(count).values.sum()), rel=1e-5)
+
+
+@given(st.floats(0.05, 0.95), st.floats(0.0, 0.5), st.integers(0, 5))
+def test_breadcrumbs_drop_the_largest_then_the_smallest(share, gamma, seed):
+    base, (expert,) = models(1, seed=seed)
+    tau = expert - base
+    kept = middle(base, expert, share, gamma)(tau.clone(), slice(None))
+    n = tau.numel()
+    count, top = int(share * n), min(int(gamma * n), n - int(share * n))
+    order = tau.abs().flatten().argsort(descending=True)
+    expected = torch.zeros(n)
+    expected[order[top : top + count]] = tau.flatten()[order[top : top + count]]
+    torch.testing.assert_close(kept.flatten(), expected)
+
+
+def test_breadcrumbs_without_outliers_is_the_largest_share():
+    base, experts = models()
+    crumbs = run("breadcrumbs", base, experts, density=0.3, gamma=0.0)
+    thin = [largest(base, e, 0.3) for e in experts]
+    expected = base + sum(t(e - base, slice(None)) for t, e in zip(thin, experts, strict=True))
+    torch.testing.assert_close(crumbs, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "della_linear"])
+def test_random_dropping_keeps_the_expectation(name):
+    base, experts = models(2, shape=(6, 50), size=1.0)
+    draws = torch.stack([run(name, base, experts, density=0.5, seed=10 * s) for s in range(300)])
+    expected = base + sum(e - base for e in experts)
+    error = (draws.mean(0) - expected) / (draws.std(0) / len(draws) ** 0.5).clamp(min=1e-6)
+    assert error.abs().mean() < 1.2  # of a normal: 0.8
+    assert error.abs().max() < 5
+
+
+def test_della_keeps_large_entries_more_often():
+    tau = torch.arange(1.0, 101.0).repeat(2000, 1)
+    kept = (dropped_by_rank(0.5, 0.2, "none", 0)(tau.clone(), slice(0, 2000)) != 0).float().mean(0)
+    expected = torch.linspace(0.3, 0.7, 100)
+    assert (kept - expected).abs().max() < 0.06
+    assert abs(float(kept.mean()) - 0.5) < 0.01
+
+
+def test_draws_depend_on_the_seed_alone():
+    tau = torch.ones(4, 50)
+    once, again, other = (dropped(0.5, "none", s)(tau.clone(), slice(0, 4)) for s in (1, 1, 2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "della_linear", "breadcrumbs", "ties"])
+def test_l1_rescaling_restores_the_norm_of_one_expert(name):
+    base, (expert,) = models(1)
+    base = torch.zeros_like(base)
+    got = run(name, base, [expert], density=0.4, rescale="l1")
+    assert float(got.abs().sum()) == pytest.approx(float(expert.abs().sum()), rel=1e-5)
+
+
+def test_epsilon_that_leaves_the_unit_interval_is_named():
+    base, experts = models(2)
+    with pytest.raises(ValueError, match=r"density=0.9 ± epsilon=0.15"):
+        run("della", base, experts, density=0.9)
+
+
+# masks
+
+
+def test_consensus_keeps_what_two_experts_claim():
+    base = torch.zeros(1, 4)
+    a, b, c = (torch.tensor([row]) for row in ([1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.1, -0.1]))
+    got = run("consensus", base, [a, b, c], kappa=0.5)
+    assert got.tolist() == [[3.0, 0.0, 0.0, pytest.approx(1.9)]]
+
+
+def test_pcb_weighs_entries_by_the_formula():
+    _, taus = models(3, shape=(3, 4))
+    tau, flat = taus[0], [t.flatten() for t in taus]
+    intra = torch.softmax(3 * (flat[0] ** 2) / (flat[0] ** 2).max(), 0) * 12
+    inter = sum(torch.softmax(flat[0] * f / (flat[0] * f).abs().max(), 0) * 12 for f in flat)
+    torch.testing.assert_close(balance(tau, taus).flatten(), intra * inter, atol=1e-5, rtol=1e-5)
+
+
+# singular vectors
+
+
+def reference_tsvm(base, experts):
+    """By full SVDs, as the equations are written."""
+    k = min(base.shape) // len(experts)
+    U, S, V = [], [], []
+    for e in experts:
+        u, s, vh = torch.linalg.svd((e - base).double(), full_matrices=False)
+        U.append(u[:, :k]), S.append(s[:k]), V.append(vh[:k])
+    pu, _, qu = torch.linalg.svd(torch.cat(U, 1), full_matrices=False)
+    pv, _, qv = torch.linalg.svd(torch.cat(V), full_matrices=False)
+    return base.double() + pu @ qu @ torch.diag(torch.cat(S)) @ pv @ qv
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (24, 24), (37, 20)])
+def test_tsvm_is_that_of_full_svds(shape):
+    base, experts = models(3, shape=shape)
+    mine, theirs = run("tsvm", base, experts), reference_tsvm(base, experts)
+    assert float((mine - theirs).norm() / (theirs - base).norm()) < 1e-4
+
+
+def test_disjoint_singular_subspaces_are_summed_exactly():
+    base = torch.randn(12, 12)
+    Q = torch.linalg.qr(torch.randn(12, 12)).Q
+    P = torch.linalg.qr(torch.randn(12, 12)).Q
+    taus = [Q[:, 4 * i : 4 * i + 4] @ torch.diag(torch.rand(4) + 0.1) @ P[:, 4 * i : 4 * i + 4].T for i in range(3)]
+    got = run("tsvm", base, [base + t for t in taus])
+    torch.testing.assert_close(got, base + sum(taus), atol=1e-5, rtol=1e-5)
+
+
+def test_shared_directions_count_once_and_bring_nothing_arbitrary():
+    base, (expert,) = models(1, shape=(18, 12))
+    U, S, Vh = torch.linalg.svd(expert - base, full_matrices=False)
+    torch.testing.assert_close(run("tsvm", base, [expert] * 3), base + U[:, :4] * S[:4] @ Vh[:4], atol=1e-4, rtol=1e-4)
+
+
+@given(st.integers(0, 20))
+def test_polar_factor_by_eigenvalues_is_that_of_the_svd(seed):
+    U = torch.randn(30, 8, generator=torch.Generator().manual_seed(seed))
+    P, _, Qh = torch.linalg.svd(U, full_matrices=False)
+    polar = U @ inverse_root(U.mT @ U)
+    torch.testing.assert_close(polar, P @ Qh, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(polar.mT @ polar, torch.eye(8), atol=1e-5, rtol=0)
+
+
+def test_an_expert_that_is_the_base_adds_no_direction():
+    base, (expert,) = models(1, shape=(18, 12))
+    U, S, Vh = torch.linalg.svd(expert - base, full_matrices=False)
+    got = run("tsvm", base, [expert, base.clone()])
+    torch.testing.assert_close(got, base + U[:, :6] * S[:6] @ Vh[:6], atol=1e-4, rtol=1e-4)
+
+
+def test_rtsvm_with_its_parts_off_is_tsvm():
+    base, experts = models()
+    off = run("rtsvm", base, experts, weighting="none", rank="uniform")
+    torch.testing.assert_close(off, run("tsvm", base, experts), atol=1e-6, rtol=1e-6)
+    for part in ({"weighting": "none"}, {"rank": "uniform"}):
+        assert not torch.allclose(run("rtsvm", base, heavy(base, experts), **part), off, atol=1e-4)
+
+
+def heavy(base, experts):
+    """Experts whose task vectors differ in outliers and in how many entries they use."""
+    out = []
+    for i, e in enumerate(experts):
+        tau = e - base
+        tau[:, : 3 * i] = 0
+        tau[i::4, 5] *= 30
+        out.append(base + tau)
+    return out
+
+
+def test_row_weights_average_one_and_follow_the_outliers():
+    a, b = torch.full((4, 50), 0.01), torch.full((4, 50), 0.01)
+    a[0, 0], b[1, 0], a[2, 0], b[2, 0] = 1.0, 1.0, 3.0, 1.0
+    wa, wb = row_weights([a, b])
+    torch.testing.assert_close(wa + wb, torch.full((4,), 2.0))
+    torch.testing.assert_close(wa, torch.tensor([2.0, 0.0, 1.5, 1.0]))
+
+
+def test_ranks_follow_how_dense_a_task_vector_is():
+    dense, sparse = torch.randn(40, 40), torch.randn(40, 40)
+    sparse[:, :30] = 0
+    ranks = adaptive_ranks([dense, sparse], 40)
+    assert sum(ranks) == 40
+    assert ranks[0] > 2.5 * ranks[1] >= 2.5
+
+
+def test_vectors_and_embeddings_get_the_mean():
+    base, experts = models(3, shape=(9,))
+    method = find("tsvm")
+    got = method.function(base, experts, dtype=torch.float32, weight=[1.0] * 3, scale=0.5, matrix=False)
+    torch.testing.assert_close(got, base + 0.5 * sum(e - base for e in experts) / 3)
+
+
+def test_orthogonal_sum_of_one_piece_is_that_piece():
+    U, S, Vh = torch.linalg.svd(torch.randn(9, 6), full_matrices=False)
+    torch.testing.assert_close(orthogonal_sum([(U * S, Vh)]), U * S @ Vh, atol=1e-5, rtol=1e-5)
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=6), st.integers(0, 60), st.integers(0, 2))
+def test_proportional_numbers_sum_to_the_total_and_keep_the_least(shares, total, least):
+    parts = proportional(shares, total, least=least)
+    assert sum(parts) == max(total, least * len(shares))
+    assert min(parts) >= least
+
+
+def test_largest_remainders():
+    assert proportional([1, 1, 1], 10) == [4, 3, 3]
+    assert proportional([5, 3, 2], 7) == [4, 2, 1]
+    with pytest.raises(ValueError, match="not negative"):
+        proportional([1, -1], 3)
+
+
+def test_options_are_checked_by_name_range_and_length():
+    ties = find("ties")
+    with pytest.raises(ValueError, match="did you mean density"):
+        checked_options(ties, {"densty": 0.2}, 2)
+    with pytest.raises(ValueError, match=r"density=0 is outside \(0, 1\]"):
+        checked_options(ties, {"density": 0}, 2)
+    with pytest.raises(ValueError, match="weight has 3 values for 2 experts"):
+        checked_options(ties, {"weight": [1, 2, 3]}, 2)
+    with pytest.raises(ValueError, match="true or false"):
+        checked_options(ties, {"normalize": 1}, 2)
+    with pytest.raises(ValueError, match="slerp' is not built here"):
+        find("slerp")

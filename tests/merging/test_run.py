@@ -1,0 +1,337 @@
+"""Merges of whole checkpoints: against mergekit, in memory against streamed, interrupted, misfitting, hostile."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from rankwise.merging import Conflict, merge, merge_checkpoints, prepare
+from small_models import gpt2, llama
+
+WEIGHTS = [1.0, 0.5, 0.7]
+
+
+def tiny(**changes):
+    config = {
+        "vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 64, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**(config | changes)))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A base and three experts on disk, sharded and not."""
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    base = tiny()
+    base.save_pretrained(root / "base")
+    for i in range(3):
+        expert = tiny()
+        expert.load_state_dict(base.state_dict())
+        with torch.no_grad():
+            for p in expert.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+        expert.save_pretrained(root / f"e{i}", max_shard_size="40KB" if i else "5GB")
+    return root
+
+
+def recipe(root, method, parameters=None, per_model=None, **changes):
+    def own(i):
+        return {k: (v[i] if isinstance(v, tuple) else v) for k, v in (per_model or {}).items()}
+
+    models = [{"model": str(root / f"e{i}"), "parameters": own(i)} for i in range(3)]
+    config = {
+        "merge_method": method,
+        "base_model": str(root / "base"),
+        "models": models,
+        "parameters": parameters or {},
+        "dtype": "float32",
+    }
+    return config | changes
+
+
+def tensors(folder):
+    return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+THREE = tuple(WEIGHTS)
+GRADIENT = [{"filter": "mlp", "value": [0.2, 1.0, 0.4]}, {"value": 0.6}]
+SAME_AS_MERGEKIT = [
+    ("linear", {}, {"weight": THREE}),
+    ("linear", {"normalize": False}, {"weight": GRADIENT}),
+    ("task_arithmetic", {"lambda": 0.4}, {"weight": THREE}),
+    ("task_arithmetic", {"normalize": True}, {"weight": GRADIENT}),
+    ("ties", {"lambda": 0.8}, {"weight": THREE, "density": (0.2, 0.5, 0.9)}),
+    ("ties", {"normalize": False, "rescale": True}, {"weight": GRADIENT, "density": 0.3}),
+    ("breadcrumbs", {}, {"weight": THREE, "density": 0.9, "gamma": 0.01}),
+    ("breadcrumbs_ties", {}, {"weight": THREE, "density": 0.5, "gamma": 0.1}),
+    ("model_stock", {"filter_wise": False}, {}),
+    ("model_stock", {"filter_wise": True}, {}),
+]
+
+
+@pytest.fixture(scope="module")
+def mergekit(folders, tmp_path_factory):
+    """All recipes through mergekit in one process: most of its time is its import."""
+    out = tmp_path_factory.mktemp("mergekit")
+    for i, (method, parameters, per_model) in enumerate(SAME_AS_MERGEKIT):
+        config = recipe(folders, method, parameters, per_model)
+        if method == "linear":
+            del config["base_model"]
+        (out / f"{i}.yaml").write_text(yaml.safe_dump(config))
+    code = (
+        "import sys, yaml\nfrom pathlib import Path\nfrom mergekit.config import MergeConfiguration\n"
+        "from mergekit.merge import run_merge\nfrom mergekit.options import MergeOptions\n"
+        "for p in Path(sys.argv[1]).glob('*.yaml'):\n"
+        "    c = MergeConfiguration.model_validate(yaml.safe_load(p.read_text()))\n"
+        "    run_merge(c, str(p.with_suffix('')), MergeOptions(copy_tokenizer=False))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+@pytest.mark.parametrize("i", range(len(SAME_AS_MERGEKIT)))
+def test_the_same_recipe_gives_mergekits_model(mergekit, tmp_path, i):
+    merge_checkpoints(mergekit / f"{i}.yaml", tmp_path / "out")
+    mine, theirs = tensors(tmp_path / "out"), tensors(mergekit / str(i))
+    assert set(mine) == set(theirs)
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "rtsvm", "linear"])
+def test_streamed_in_shards_equals_in_memory_bit_for_bit(folders, tmp_path, method):
+    models = [str(folders / f"e{i}") for i in range(3)]
+    held = merge(models, base=str(folders / "base"), method=method, dtype=torch.bfloat16, seed=3)
+    config = recipe(folders, method, dtype="bfloat16", seed=3)
+    merge_checkpoints(config, tmp_path / "out", shard_size=30_000)
+    streamed = tensors(tmp_path / "out")
+    assert set(streamed) == set(held)
+    assert all(torch.equal(streamed[n], t) for n, t in held.items())
+
+
+def test_the_result_loads_and_generates_in_transformers(folders, tmp_path):
+    merge_checkpoints(recipe(folders, "tsvm", dtype="bfloat16"), tmp_path / "out", shard_size=30_000)
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.dtype == torch.bfloat16
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape == (1, 7)
+    assert "tsvm" in (tmp_path / "out" / "README.md").read_text()
+    told = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert told["method"] == "tsvm"
+    assert {m["name"] for m in told["merged"]} == set(tensors(tmp_path / "out"))
+    assert merge_checkpoints(tmp_path / "out" / "merge.yaml", tmp_path / "again")
+    assert all(torch.equal(t, tensors(tmp_path / "again")[n]) for n, t in tensors(tmp_path / "out").items())
+
+
+def test_a_killed_merge_goes_on_and_ends_the_same(folders, tmp_path):
+    config = recipe(folders, "dare_ties", seed=5)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    code = (
+        "import sys, time\nfrom rankwise.merging import merge_checkpoints\nfrom rankwise.merging import shards\n"
+        "write = shards.ShardWriter.write\n"
+        "def slow(self, name, tensor):\n    write(self, name, tensor); self._sync(); time.sleep(0.2)\n"
+        "shards.ShardWriter.write = slow\n"
+        f"merge_checkpoints({str(tmp_path / 'c.yaml')!r}, {str(tmp_path / 'out')!r})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    journal = tmp_path / ".out.partial" / "written.txt"
+    for _ in range(600):
+        if journal.exists() and len(journal.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = set(journal.read_text().splitlines())
+    assert not (tmp_path / "out").exists()
+    seen = []
+    merge_checkpoints(tmp_path / "c.yaml", tmp_path / "out", progress=lambda name, done, total: seen.append(name))
+    assert len(before) >= 3
+    assert not before & set(seen)
+    merge_checkpoints(tmp_path / "c.yaml", tmp_path / "whole")
+    assert all(torch.equal(t, tensors(tmp_path / "whole")[n]) for n, t in tensors(tmp_path / "out").items())
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_a_left_over_of_another_merge_is_not_continued(folders, tmp_path):
+    draft = tmp_path / ".out.partial"
+    draft.mkdir()
+    (draft / "fingerprint").write_text("another")
+    (draft / "written.txt").write_text("model.norm.weight\n")
+    merge_checkpoints(recipe(folders, "linear"), tmp_path / "out")
+    assert float(tensors(tmp_path / "out")["model.norm.weight"].abs().sum()) > 0
+
+
+def test_a_folder_that_is_no_merge_is_not_replaced(folders, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is not a merge"):
+        merge_checkpoints(recipe(folders, "linear"), tmp_path / "out")
+
+
+def test_every_misfit_is_told_at_once(folders, tmp_path):
+    state = tensors(folders / "e0")
+    other = {**state, "model.norm.weight": torch.ones(33), "model.extra.weight": torch.ones(2)}
+    del other["model.layers.0.mlp.up_proj.weight"]
+    other["model.layers.1.mlp.up_proj.weight"] = other["model.layers.1.mlp.up_proj.weight"].int()
+    with pytest.raises(Conflict) as error:
+        merge([state, other], base=tensors(folders / "base"), method="ties")
+    told = str(error.value)
+    assert "at 4 tensors" in told
+    assert "model.norm.weight" in told
+    assert "shape [32] in base, [33] in model 2" in told
+    assert "model.layers.0.mlp.up_proj.weight  missing in model 2" in told
+    assert "torch.int32 in model 2" in told
+    assert "model.extra.weight                 missing in base, model 1" in told
+
+
+def test_nan_names_the_file_and_the_tensor(folders, tmp_path):
+    state = {k: v.clone() for k, v in tensors(folders / "e0").items()}
+    state["model.layers.2.mlp.up_proj.weight"][3, 3] = float("inf")
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text((folders / "e0" / "config.json").read_text())
+    for method in ("ties", "linear", "tsvm", "consensus"):
+        config = recipe(folders, method)
+        config["models"][1]["model"] = str(folder)
+        with pytest.raises(ValueError, match=r"layers.2.mlp.up_proj.weight: .*bad/model.safetensors\) has NaN or Inf"):
+            merge_checkpoints(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_integers_are_copied_and_narrow_floats_refused(folders):
+    state = {"a": torch.randn(4, 4), "steps": torch.tensor(7), "mask": torch.tensor([True, False])}
+    done = merge([state, {**state, "steps": torch.tensor(9)}], base=state, method="ties")
+    assert done["steps"] == 7
+    assert torch.equal(done["mask"], state["mask"])
+    with pytest.raises(Conflict, match="quantised in model 1"):
+        merge([{"a": torch.ones(2, 2).to(torch.float8_e4m3fn)}], base={"a": torch.ones(2, 2)}, method="ties")
+
+
+def test_half_precision_overflow_is_said(folders):
+    big = {"a": torch.full((2, 2), 6e4)}
+    with pytest.raises(ValueError, match="beyond float16's range"):
+        merge([big, big], base={"a": torch.zeros(2, 2)}, method="task_arithmetic", dtype=torch.float16)
+
+
+def test_an_expert_that_is_the_base_is_allowed_and_noted(folders):
+    config = recipe(folders, "ties")
+    config["models"].append({"model": str(folders / "base") + "/."})
+    assert any("adds nothing" in n for n in prepare(config).notes)
+
+
+def test_no_models_and_an_unwritable_dtype():
+    with pytest.raises(ValueError, match="list of models is empty"):
+        merge([], method="linear")
+    with pytest.raises(ValueError, match=r"torch.int8 is not written"):
+        merge([{"a": torch.ones(1)}], method="linear", dtype=torch.int8)
+
+
+def test_tied_and_untied_experts_meet(folders, tmp_path):
+    untied = tiny(tie_word_embeddings=False)
+    untied.save_pretrained(tmp_path / "untied")
+    config = recipe(folders, "linear")
+    config["models"] = [{"model": str(folders / "e0")}, {"model": str(tmp_path / "untied")}]
+    merge_checkpoints(config, tmp_path / "out")
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    embedding = tensors(folders / "e0")["model.embed_tokens.weight"]
+    expected = (embedding + untied.lm_head.weight) / 2
+    torch.testing.assert_close(model.lm_head.weight, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_slices_stack_layers_as_mergekit_does(folders, tmp_path):
+    def part(first, last, density):
+        sources = [{"model": str(folders / f"e{i}"), "layer_range": [first, last]} for i in range(2)]
+        return {"sources": sources, "parameters": {"density": density, "weight": [0.2, 1.0]}}
+
+    config = {
+        "merge_method": "ties",
+        "base_model": str(folders / "base"),
+        "slices": [part(0, 3, 0.5), part(1, 4, 0.9)],
+        "dtype": "float32",
+    }
+    # mergekit wants the base among the sources
+    theirs = json.loads(json.dumps(config))
+    for piece in theirs["slices"]:
+        piece["sources"].append(piece["sources"][0] | {"model": config["base_model"]})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(theirs))
+    merge_checkpoints(config, tmp_path / "out")
+    command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(tmp_path / "c.yaml"), str(tmp_path / "mk")]
+    done = subprocess.run([*command, "--no-copy-tokenizer"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    mine, other = tensors(tmp_path / "out"), tensors(tmp_path / "mk")
+    assert set(mine) == set(other)
+    for name in mine:
+        torch.testing.assert_close(mine[name], other[name], atol=1e-6, rtol=1e-6)
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert len(model.model.layers) == 6
+    assert not info["missing_keys"]
+    config["slices"][0] = part(2, 5, 0.5)
+    with pytest.raises(Conflict, match="missing in"):
+        prepare(config)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("method", ["task_arithmetic", "tsvm", "ties"])
+def test_adapters_merge_as_what_they_stand_for(tmp_path, make, method):
+    make().save_pretrained(tmp_path / "base")
+    targets = ["q_proj", "up_proj"] if make is llama else ["c_attn", "c_fc"]
+    for i, rank in enumerate((3, 2)):
+        torch.manual_seed(i)
+        config = LoraConfig(
+            r=rank, lora_alpha=8, target_modules=targets, init_lora_weights=False, use_rslora=i == 1,
+            fan_in_fan_out=make is gpt2, alpha_pattern={targets[0]: 2} if i == 0 else {},
+        )  # fmt: skip
+        adapted = get_peft_model(make(), config)
+        adapted.save_pretrained(tmp_path / f"adapter{i}")
+        adapted.merge_and_unload().save_pretrained(tmp_path / f"dense{i}")
+    low = [f"{tmp_path}/base+{tmp_path}/adapter{i}" for i in range(2)]
+    dense = [str(tmp_path / f"dense{i}") for i in range(2)]
+    mine, expected = (merge(m, base=str(tmp_path / "base"), method=method) for m in (low, dense))
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=1e-4)
+
+
+def test_an_adapter_that_is_not_plain_lora_is_answered(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    get_peft_model(llama(), config).save_pretrained(tmp_path / "dora")
+    with pytest.raises(ValueError, match=r"is DoRA, not plain LoRA; make it so: rankwise export"):
+        merge([f"{tmp_path}/base+{tmp_path}/dora"], base=str(tmp_path / "base"), method="ties")
+
+
+def test_memory_stays_far_below_the_checkpoint(tmp_path):
+    """24 tensors of 8 MB a model: a process that held one model would need 192 MB."""
+    for name in ("base", "a", "b"):
+        (tmp_path / name).mkdir()
+        state = {f"layers.{i}.weight": torch.randn(1024, 2048) for i in range(24)}
+        save_file(state, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "import resource, sys\nfrom rankwise.merging import merge, merge_checkpoints\n"
+        "x = {'a': torch.randn(64, 64)}\nmerge([x, x], base=x, method='ties')\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
+        "p = sys.argv[1]\n"
+        "merge_checkpoints({'merge_method': 'ties', 'base_model': p + '/base', "
+        "'models': [{'model': p + '/a'}, {'model': p + '/b'}]}, p + '/out')\nprint(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) * 1024 < 120e6
+    os.sync()
