@@ -27,7 +27,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rankwise.merging.entries import as_rows, fuse
+from rankwise.merging.averaging import task_arithmetic
+from rankwise.merging.entries import as_rows, delta
 from rankwise.merging.low_rank import LowRank
 from rankwise.merging.registry import Parameter, lambda_, register, weights
 from rankwise.spectral import inverse_root, leading_right_vectors, proportional
@@ -138,11 +139,8 @@ def _triplets(tau: Tensor | LowRank, weight: float, rank: int) -> tuple[Tensor, 
 
 
 def _mean(base: Tensor, experts: Sequence, weight: Sequence[float], scale: float, dtype: torch.dtype) -> Tensor:
-    T = len(experts)
-    dense = [
-        e.dense().add_(as_rows(base).float()).reshape(base.shape) if isinstance(e, LowRank) else e for e in experts
-    ]
-    return fuse(base, dense, [w / T for w in weight], [None] * T, dtype=dtype, scale=scale)
+    shares = [w / len(experts) for w in weight]
+    return task_arithmetic(base, experts, dtype=dtype, weight=shares, scale=scale)
 
 
 def _added(base: Tensor, tau: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
