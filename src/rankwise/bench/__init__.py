@@ -34,7 +34,7 @@ RECIPES = {
     ),
     "speed": Recipe(
         "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, speech training; memory and speed of "
-        "GaLore, OwLore, WeLore and LAMA",
-        {"core": "speed", "footprint": "footprint"},
+        "GaLore, OwLore, WeLore and LAMA; merging against mergekit",
+        {"core": "speed", "footprint": "footprint", "merging": "merging"},
     ),
 }

@@ -19,6 +19,7 @@ from torch import Tensor
 
 BLOCK = 1 << 17  # entries: half a megabyte of float32
 _SAMPLE = 1 << 15
+_TINY = 1.2e-38  # the smallest normal float32
 Sparsify = Callable[[Tensor, slice], Tensor]  # a block of τ_t and which rows it is → the same, thinned out
 
 
@@ -121,7 +122,7 @@ def _elected(parts: list[Tensor], weights: Sequence[float], elect: str, normaliz
     ballot = parts[0].clone() if elect == "sum" else parts[0].sign()
     for tau in parts[1:]:
         ballot.add_(tau if elect == "sum" else tau.sign())
-    s = torch.copysign(torch.ones_like(ballot), ballot.add_(0.0))  # adding +0 turns -0 into +0
+    s = ballot.add_(_TINY).sign_()  # zero becomes plus
     merged, divisor = torch.zeros_like(s), torch.zeros_like(s)
     for tau, w in zip(parts, weights, strict=True):
         agreeing = tau.mul_(s).relu_()
@@ -129,7 +130,8 @@ def _elected(parts: list[Tensor], weights: Sequence[float], elect: str, normaliz
         if normalize:
             divisor.add_(agreeing.sign_(), alpha=w)
     if normalize:
-        merged.div_(divisor.add_(divisor.eq(0)))
+        # where nothing took part, 0 / 0 is to be 0
+        merged.div_(divisor.clamp_(min=_TINY) if min(weights) > 0 else divisor.add_(divisor.eq(0)))
     return merged.mul_(s)
 
 

@@ -31,7 +31,7 @@ from rankwise.merging.averaging import task_arithmetic
 from rankwise.merging.entries import as_rows, delta
 from rankwise.merging.low_rank import LowRank
 from rankwise.merging.registry import Parameter, lambda_, register, weights
-from rankwise.spectral import inverse_root, leading_right_vectors, proportional
+from rankwise.spectral import leading_right_vectors, polar_factor, proportional
 
 _NULL = 1e-5  # of σ₁: what lies below is rounding, and no direction of the task
 
@@ -115,9 +115,7 @@ def orthogonal_sum(pieces: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         Ss.append(S)
         Vs.append(torch.where(real[:, None], Vh, 0.0))
     U, S, Vh = torch.cat(Us, 1), torch.cat(Ss), torch.cat(Vs)
-    # (UᵀU)^{-1/2} Σ (VVᵀ)^{-1/2} is a small matrix between two thin ones
-    middle = inverse_root(U.mT @ U) @ (S[:, None] * inverse_root(Vh @ Vh.mT))
-    return U @ (middle @ Vh)
+    return (polar_factor(U) * S) @ polar_factor(Vh.mT).mT
 
 
 def _task_vector(base: Tensor, expert: Tensor | LowRank) -> Tensor | LowRank:

@@ -13,8 +13,8 @@ from rankwise.spectral.spectrum import (
 )
 from rankwise.spectral.streaming import StreamingSVD
 from rankwise.spectral.subspace import (
-    inverse_root,
     orthogonality_error,
+    polar_factor,
     principal_angles,
     procrustes,
     projection,
@@ -40,10 +40,10 @@ __all__ = [
     "explained_variance",
     "gini",
     "hill_index",
-    "inverse_root",
     "leading_right_vectors",
     "orthogonality_error",
     "outlier_ratio",
+    "polar_factor",
     "power_law_fit",
     "principal_angles",
     "procrustes",

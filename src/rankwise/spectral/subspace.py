@@ -52,13 +52,15 @@ def procrustes(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return R, torch.linalg.matrix_norm(A.double() @ R - B.double())
 
 
-def inverse_root(G: Tensor, *, tol: float = 1e-6) -> Tensor:
-    """``G^{-1/2}`` of a symmetric positive semi-definite ``(n, n)`` on the range of G, zero on its null space.
+def polar_factor(U: Tensor, *, tol: float = 1e-6) -> Tensor:
+    """``U (UᵀU)^{-1/2}``: the nearest matrix with orthonormal columns, ``(m, n)`` like U, in U's precision.
 
-    ``U (UᵀU)^{-1/2}`` is the polar factor of U: the nearest matrix with orthonormal columns. Eigenvalues up to ``tol``
-    times the largest count as null.
+    On the range of U alone: directions in which U is null (eigenvalues of ``UᵀU`` up to ``tol`` times the largest) stay
+    zero, where an SVD would fill in arbitrary ones. The eigenvalue route loses digits as the square of U's condition; a
+    Newton-Schulz step, ``P ← P (3 - PᵀP) / 2``, brings the error back to its first power, that of an SVD.
     """
-    values, vectors = torch.linalg.eigh(G)
-    kept = values > tol * values[-1]
+    values, vectors = torch.linalg.eigh(U.mT @ U)
+    kept = values > tol * values[-1].clamp(min=torch.finfo(U.dtype).tiny)
     roots = torch.where(kept, values.where(kept, 1.0).rsqrt(), 0.0)
-    return (vectors * roots) @ vectors.mT
+    P = U @ ((vectors * roots) @ vectors.mT)
+    return torch.addmm(P, P, P.mT @ P, beta=1.5, alpha=-0.5)
