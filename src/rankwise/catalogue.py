@@ -231,10 +231,11 @@ CATALOGUE: tuple[Entry, ...] = (
         "rtsvm",
         "R-TSVM merging",
         "merging",
-        "RTSVM",
+        "rtsvm",
         "Yang et al., Mix Data or Merge Models?, 2025",
         "2502.06876",
         "Outlier-aware weights and adaptive ranks merge models with less interference.",
+        "ready",
     ),
     _e(
         "clip-lit",

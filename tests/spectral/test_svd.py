@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.spectral import balanced_factors, singular_values, truncated_eigh, truncated_svd
+from rankwise.spectral import balanced_factors, leading_right_vectors, singular_values, truncated_eigh, truncated_svd
 
 
 def optimal_error(A, rank):
@@ -109,3 +109,20 @@ def test_balanced_factors_of_a_deficient_matrix_are_finite_and_exact():
     B, C = balanced_factors(A, 8)
     assert torch.isfinite(B).all()
     torch.testing.assert_close(B @ C, A, atol=1e-4, rtol=1e-4)
+
+
+def test_where_float32_eigenvalues_fail_float64_takes_over(monkeypatch):
+    A = torch.randn(12, 8)
+    expected, eigh, seen = leading_right_vectors(A, 3), torch.linalg.eigh, []
+
+    def failing(G):
+        seen.append(G.dtype)
+        if G.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("did not converge")
+        return eigh(G)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    V = leading_right_vectors(A, 3)
+    assert seen == [torch.float32, torch.float64]
+    assert V.dtype == torch.float32
+    torch.testing.assert_close(V @ V.mT, expected @ expected.mT, atol=1e-5, rtol=0)

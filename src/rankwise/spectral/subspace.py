@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rankwise.spectral.svd import symmetric_eigh
+
 
 def principal_angles(A: Tensor, B: Tensor) -> Tensor:
     """Principal angles between the column spaces of ``A: (d, p)`` and ``B: (d, q)``, radians, ascending, float64.
@@ -59,7 +61,7 @@ def polar_factor(U: Tensor, *, tol: float = 1e-6) -> Tensor:
     zero, where an SVD would fill in arbitrary ones. The eigenvalue route loses digits as the square of U's condition; a
     Newton-Schulz step, ``P ← P (3 - PᵀP) / 2``, brings the error back to its first power, that of an SVD.
     """
-    values, vectors = torch.linalg.eigh(U.mT @ U)
+    values, vectors = symmetric_eigh(U.mT @ U)
     kept = values > tol * values[-1].clamp(min=torch.finfo(U.dtype).tiny)
     roots = torch.where(kept, values.where(kept, 1.0).rsqrt(), 0.0)
     P = U @ ((vectors * roots) @ vectors.mT)

@@ -113,7 +113,17 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
     within ``1e-6 ‖A‖`` of the best approximation, at half of `truncated_svd`'s time. For tall matrices, float32 or
     float64, any device.
     """
-    return torch.linalg.eigh(A.mT @ A)[1].flip(1)[:, :rank]
+    return symmetric_eigh(A.mT @ A)[1].flip(1)[:, :rank]
+
+
+def symmetric_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.linalg.eigh`` in G's precision; where LAPACK's float32 does not converge (it happens on real Gram
+    matrices with many zero rows), in float64, rounded back."""
+    try:
+        values, vectors = torch.linalg.eigh(G)
+    except RuntimeError:  # torch.linalg.LinAlgError
+        values, vectors = torch.linalg.eigh(G.double())
+    return values.to(G.dtype), vectors.to(G.dtype)
 
 
 def balanced_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
