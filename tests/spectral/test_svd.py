@@ -1,9 +1,18 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.spectral import balanced_factors, leading_right_vectors, singular_values, truncated_eigh, truncated_svd
+from rankwise.spectral import (
+    balanced_factors,
+    leading_right_vectors,
+    singular_values,
+    spectrum_and_directions,
+    truncated_eigh,
+    truncated_svd,
+)
 
 
 def optimal_error(A, rank):
@@ -126,3 +135,16 @@ def test_where_float32_eigenvalues_fail_float64_takes_over(monkeypatch):
     assert seen == [torch.float32, torch.float64]
     assert V.dtype == torch.float32
     torch.testing.assert_close(V @ V.mT, expected @ expected.mT, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (40, 40)])
+@pytest.mark.parametrize("smallest", [0.5, 1e-3, 1e-6])
+def test_one_eigenproblem_gives_the_values_of_a_float32_svd_and_its_directions(shape, smallest):
+    U, _, Vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    S = torch.logspace(0, math.log10(smallest), 40, dtype=torch.float64)
+    A = (U * S @ Vh).float()
+    values, V = spectrum_and_directions(A)
+    torch.testing.assert_close(values, torch.linalg.svdvals(A.double()), atol=1e-5, rtol=0)
+    B, C = balanced_factors(A, 10, directions=V)
+    error = torch.linalg.matrix_norm((A - B @ C).double()) / torch.linalg.matrix_norm(A.double())
+    torch.testing.assert_close(error, optimal_error(A, 10), atol=2e-6, rtol=1e-5)

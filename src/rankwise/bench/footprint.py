@@ -259,7 +259,7 @@ def attention() -> Measured:
     x = torch.randn(2, 2048, 256)
     pool, full = LowRankAttentionPooling(256, 16), nn.MultiheadAttention(256, 16, batch_first=True)
 
-    def trained(call):
+    def trained(call, x: Tensor = x):
         def run() -> None:
             y = x.clone().requires_grad_()
             call(y).sum().backward()
@@ -271,8 +271,14 @@ def attention() -> Measured:
 
     a, b = alternate(trained(pool), trained(everything), times=3)
     fused = alternate(trained(pool), trained(lambda y: full(y, y, y, need_weights=False)[0]), times=3)
+    rows = []
+    for n in (32, 128, 512):
+        mine, theirs = alternate(trained(pool, x[:, :n]), trained(everything, x[:, :n]), times=5)
+        cells = [f"{1e3 * mine:.1f}ms", "nn.MultiheadAttention", f"{1e3 * theirs:.1f}ms", f"{theirs / mine:.1f}x"]
+        rows.append([f"LAMA, {n} x 256", *cells])
     kept = [saved_bytes(call, x) for call in (pool, everything, lambda y: full(y, y, y, need_weights=False)[0])]
     return [
+        *rows,
         [
             "LAMA, 2048 x 256, 16 heads",
             f"{1e3 * a:.0f}ms",

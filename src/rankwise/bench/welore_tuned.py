@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from rankwise.bench.evidence import Claim, Evidence, paired
-from rankwise.bench.language import TEXT, by_seed, row, settings, trained
+from rankwise.bench.language import LOW_MEMORY_RATES, TEXT, by_seed, row, settings, trained
 from rankwise.bench.owlore import difference
 from rankwise.bench.welore import inputs
 from rankwise.compression import compress
@@ -27,6 +27,8 @@ def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None 
     """Compress once, tune (finished runs are read back), judge the claims."""
     start = time.perf_counter()
     config = settings(TEXT, METHODS, seeds=seeds, steps=steps, model=str(_compressed(out / "model")))
+    rates = {m: [*LOW_MEMORY_RATES] for m in METHODS if m != "lora"}  # one grid for whatever trains dense or factored
+    config = config.model_copy(update={"learning_rates": config.learning_rates | rates})
     results, found = trained(out / "tuned", config, on_event)
     scores = {n: -by_seed(e, TEXT, "loss") for n, e in found.items()}
     against = {n: paired(scores["lrc"], scores[n]) for n in METHODS if n != "lrc"}

@@ -24,7 +24,7 @@ What people get wrong: ERR is not memory. A square matrix saves nothing until ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -39,7 +39,7 @@ from rankwise.models.low_rank import replace as replace_module
 from rankwise.models.outliers import outlier_scores
 from rankwise.models.targets import blocks, linear_layers, target_modules
 from rankwise.nearest import unknown
-from rankwise.spectral import balanced_factors, each, singular_values
+from rankwise.spectral import balanced_factors, each, singular_values, spectrum_and_directions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 Method = Literal["welore", "uniform", "owl"]
 METHODS = ("welore", "uniform", "owl")
 OWL_SPREAD = 0.08  # OWL's λ: how far a block's ratio may lie from the target
+_KEEP = 1 << 30  # bytes of singular vectors that a plan may hold, so that `apply` need not find them again
 _DAMPING = 1e-6  # of the second moment's mean diagonal, so that it has a Cholesky factor
 Progress = Callable[[Sequence[str], str], Iterable[str]]
 
@@ -101,6 +102,10 @@ class Plan:
         Parameters outside the components, each tensor once.
     item_size : int
         Bytes a parameter.
+    whitening : dict of Tensor, optional
+        Of a calibrated plan: every layer's L.
+    directions : dict of Tensor
+        Leading singular vectors of the low-rank components, where planning found them.
     """
 
     components: tuple[Component, ...]
@@ -109,6 +114,7 @@ class Plan:
     other_parameters: int
     item_size: int
     whitening: dict[str, Tensor] | None = None
+    directions: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def reduction(self) -> float:
@@ -207,11 +213,16 @@ def plan(
     layers = _components(model, target)
     whitening = None if calibrate is None else _whitening(model, calibrate, layers, max_batches)
 
-    def spectrum(name: str) -> Tensor:
-        W = _weight(layers[name])
-        return singular_values(W if whitening is None else W.double() @ whitening[name])
+    kept = whitening is None and 4 * sum(min(dense_shape(m)) ** 2 for m in layers.values()) <= _KEEP
 
-    spectra = [S for _, S in zip(progress(list(layers), "spectra"), each(spectrum, layers), strict=True)]
+    def spectrum(name: str) -> tuple[Tensor, Tensor | None]:
+        W = _weight(layers[name])
+        if whitening is not None:
+            return singular_values(W.double() @ whitening[name]), None
+        return spectrum_and_directions(W) if kept else (singular_values(W), None)
+
+    found = [pair for _, pair in zip(progress(list(layers), "spectra"), each(spectrum, layers), strict=True)]
+    spectra = [S for S, _ in found]
     shapes = [dense_shape(m) for m in layers.values()]
     full = np.array([len(S) for S in spectra])
     rank_at, threshold_at = _family(method, model, list(layers), spectra, full)
@@ -244,9 +255,15 @@ def plan(
         components = tuple(component(i, r) for i, r in enumerate(ranks))
         return replace(draft, components=components, threshold=threshold_at(removed))
 
+    def final(removed: int) -> Plan:
+        chosen = plan_at(removed)
+        pairs = zip(chosen.components, found, strict=True)
+        known = {c.name: V[:, : c.rank].clone() for c, (_, V) in pairs if c.low_rank and V is not None}
+        return replace(chosen, directions=known)
+
     limit = int((full - 1).sum())
     if ratio is not None and parameters is None and bytes is None:
-        return plan_at(_removals(ratio, int(full.sum()), limit))
+        return final(_removals(ratio, int(full.sum()), limit))
     if (parameters is None) == (bytes is None) or ratio is not None:
         raise ValueError("give exactly one of ratio, parameters and bytes")
     if not only_if_smaller:
@@ -267,7 +284,7 @@ def plan(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if size(plan_at(middle)) <= wanted else (middle + 1, high)
-    return plan_at(low)
+    return final(low)
 
 
 @torch.no_grad()
@@ -290,7 +307,7 @@ def apply(
 
     def factorised(name: str) -> tuple[Tensor, Tensor]:
         L = None if plan.whitening is None else plan.whitening[name]
-        return factors(_weight(layers[name]), chosen[name].rank, L)
+        return factors(_weight(layers[name]), chosen[name].rank, L, plan.directions.get(name))
 
     for name, (B, A) in zip(progress(list(chosen), "factors"), each(factorised, chosen), strict=True):
         layer, rank = layers[name], chosen[name].rank
@@ -412,10 +429,10 @@ def removal_order(spectra: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     return owner[order], values[order]
 
 
-def factors(W: Tensor, rank: int, L: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def factors(W: Tensor, rank: int, L: Tensor | None = None, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``B: (out, k)`` and ``A: (k, in)`` with ``B A`` the best rank-k approximation of W (in the norm ``‖· L‖_F``)."""
     if L is None:
-        return balanced_factors(W, rank)
+        return balanced_factors(W, rank, directions=directions)
     B, A = balanced_factors(W.double() @ L, rank)
     return B, torch.linalg.solve_triangular(L.mT, A.mT, upper=True).mT
 

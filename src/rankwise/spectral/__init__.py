@@ -25,6 +25,7 @@ from rankwise.spectral.svd import (
     balanced_factors,
     leading_right_vectors,
     singular_values,
+    spectrum_and_directions,
     truncated_eigh,
     truncated_svd,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "projection",
     "proportional",
     "singular_values",
+    "spectrum_and_directions",
     "stable_rank",
     "subspace_overlap",
     "truncated_eigh",

@@ -126,7 +126,30 @@ def symmetric_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(G.dtype), vectors.to(G.dtype)
 
 
-def balanced_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def spectrum_and_directions(A: Tensor) -> tuple[Tensor, Tensor]:
+    """All singular values, and the singular vectors of the smaller side, from one eigenproblem.
+
+    Values are as accurate as LAPACK's float32 SVD: where the smallest lies below ``1e-2 σ₁``, too low for a Gram matrix
+    in float32, they are taken anew in float64. The vectors serve `balanced_factors`.
+
+    Parameters
+    ----------
+    A : Tensor
+        ``(m, n)``, float32, any device.
+
+    Returns
+    -------
+    (Tensor, Tensor)
+        ``(min(m, n),)`` descending, float64, and ``(min(m, n), min(m, n))`` float32, a column a direction.
+    """
+    tall = A if A.shape[0] >= A.shape[1] else A.mT
+    values, V = symmetric_eigh(tall.mT @ tall)
+    if values[0] <= 1e-4 * values[-1]:
+        return singular_values(A), V.flip(1)
+    return values.flip(0).double().sqrt(), V.flip(1)
+
+
+def balanced_factors(W: Tensor, rank: int, *, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``B: (m, k)`` and ``A: (k, n)`` with ``B A`` the best rank-k approximation, ``B = U √σ`` and ``A = √σ Vᵀ``.
 
     Computed as a projection, ``B A = W V Vᵀ`` (``U Uᵀ W`` for wide matrices), see `leading_right_vectors`.
@@ -137,11 +160,13 @@ def balanced_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         ``(m, n)``, float32 or float64, any device.
     rank : int
         Between 1 and ``min(m, n)``.
+    directions : Tensor, optional
+        Singular vectors of the smaller side, a column each, if they are known; at least ``rank`` of them.
     """
     if W.shape[0] < W.shape[1]:
-        B, A = balanced_factors(W.mT, rank)
+        B, A = balanced_factors(W.mT, rank, directions=directions)
         return A.mT, B.mT
-    V = leading_right_vectors(W, rank)
+    V = leading_right_vectors(W, rank) if directions is None else directions[:, :rank]
     WV = W @ V
     root = WV.norm(dim=0).clamp(min=torch.finfo(W.dtype).tiny).sqrt()
     return WV / root, root[:, None] * V.mT
