@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.spatial.distance import cdist
+
+from rankwise.prompting import TextDepth, depth, depth_rank_test, pooled_quality, quality
+
+
+def corpus(n=30, d=8, seed=0, shift=1.0):
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    x[:, 0] += shift
+    return x
+
+
+def by_definition(F, G, distance):
+    """Mean distances from the whole matrix, as the paper writes them."""
+
+    def matrix(A, B):
+        cosine = cdist(A, B, "cosine")
+        return cosine if distance == "cosine" else np.sqrt(np.maximum(2 * cosine, 0))
+
+    own = matrix(F, F)
+    np.fill_diagonal(own, 0)
+    return 2 - own.sum(1) / (len(F) - 1), 2 - matrix(G, F).mean(1)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "chord"])
+@pytest.mark.parametrize("m", [20, 30])  # 30: as many as F, where the released code goes wrong
+def test_depths_are_those_of_the_definition(distance, m):
+    F, G = corpus(30), corpus(m, seed=1, shift=0.3)
+    fitted = TextDepth(distance).fit(F)
+    f, g = by_definition(F, G, distance)
+    np.testing.assert_allclose(fitted.depths_, f, atol=1e-10)
+    np.testing.assert_allclose(fitted.score_samples(G), g, atol=1e-10)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    F = corpus(50)
+    whole = TextDepth("chord").fit(F).depths_
+    monkeypatch.setattr(depth, "_BLOCK", 120)
+    np.testing.assert_allclose(TextDepth("chord").fit(F).depths_, whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "chord"])
+@given(seed=st.integers(0, 30))
+def test_rotations_and_lengths_change_nothing_and_depth_lies_between_zero_and_two(distance, seed):
+    F, rng = corpus(12, seed=seed), np.random.default_rng(seed)
+    turned = F @ np.linalg.qr(rng.normal(size=(8, 8)))[0] * rng.uniform(0.1, 9, (12, 1))
+    a, b = TextDepth(distance).fit(F).depths_, TextDepth(distance).fit(turned).depths_
+    np.testing.assert_allclose(a, b, atol=1e-10)
+    assert ((a >= -1e-12) & (a <= 2 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("distance", ["cosine", "chord"])
+def test_identical_points_have_depth_two_and_an_antipodal_pair_none(distance):
+    for dtype in (np.float32, np.float64):
+        same = TextDepth(distance).fit(np.tile(corpus(1).astype(dtype), (5, 1)))
+        np.testing.assert_allclose(same.depths_, 2, atol=1e-6)
+    x = corpus(1)
+    np.testing.assert_allclose(TextDepth(distance).fit(np.concatenate([x, -x])).depths_, 0, atol=1e-7)
+
+
+def test_the_mean_direction_is_the_deepest():
+    F = stats.vonmises_fisher(np.eye(5)[0], 20).rvs(400, random_state=0)
+    fitted = TextDepth().fit(F)
+    assert fitted.rank(np.concatenate([F, np.eye(5)[:1]]))[0] == 400
+    assert fitted.score_samples(np.eye(5)[:1]) > fitted.depths_.max() - 0.05
+    assert list(fitted.rank()) == list(np.argsort(-fitted.depths_))
+
+
+@pytest.mark.parametrize("distance", ["cosine", "chord"])
+def test_float32_agrees_with_float64(distance):
+    F = corpus(200, 64)
+    a, b = (TextDepth(distance).fit(F.astype(t)).depths_ for t in (np.float32, np.float64))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.lists(st.integers(0, 5), min_size=1, max_size=12))
+def test_quality_counts_pairs_with_ties_half_and_swapping_complements(f, g):
+    pairs = [(a < b) + (a == b) / 2 for a in f for b in g]
+    assert quality(f, g) == pytest.approx(np.mean(pairs))
+    assert quality(f, g) + quality(g, f) == pytest.approx(1)
+    ranks = stats.rankdata([*f, *g])
+    pooled = np.mean([(ranks < r).mean() for r in ranks[len(f) :]])
+    assert pooled_quality(f, g) == pytest.approx(pooled)
+
+
+def test_quality_of_a_corpus_with_itself_is_one_half():
+    x = np.random.default_rng(0).normal(size=50)
+    assert quality(x, x) == 0.5
+
+
+def test_the_rank_sum_is_scipys_and_a_shift_is_found():
+    F, G = corpus(80), corpus(60, seed=1, shift=-1.0)
+    found = depth_rank_test(F, G)
+    expected = stats.ranksums(found.depths_f, found.depths_g, alternative="greater")
+    assert (found.statistic, found.pvalue) == (expected.statistic, expected.pvalue)
+    u = stats.mannwhitneyu(found.depths_f, found.depths_g, alternative="greater", method="asymptotic")
+    assert found.pvalue == pytest.approx(u.pvalue, rel=0.02)
+    assert found.q_low < found.q < found.q_high < 0.5
+    assert depth_rank_test(F, G, method="permutation", permutations=199).pvalue == pytest.approx(1 / 200)
+
+
+def test_the_permutation_test_is_level_on_halves_of_one_sample():
+    values = []
+    for seed in range(60):
+        F = corpus(24, seed=seed)
+        values.append(depth_rank_test(F[:12], F[12:], method="permutation", permutations=99, bootstrap=0).pvalue)
+    assert stats.kstest(values, "uniform").pvalue > 0.01
+
+
+def test_texts_are_embedded_by_the_bundled_model():
+    texts = ["The film was a joy.", "A joyful, lovely film.", "I loved this film.", "Interest rates rose in May."]
+    assert TextDepth().fit(texts).rank()[-1] == 3
+    given = TextDepth(encoder=lambda t: np.array([[len(x), 1.0] for x in t])).fit(["a", "bb", "cccccccc"])
+    assert given.n_features_in_ == 2
+
+
+@pytest.mark.parametrize(
+    ("F", "message"),
+    [
+        (np.ones((1, 3)), "one text"),
+        (np.array([[1.0, 0], [0, 0], [1, 1]]), "zero vectors.* rows 1"),
+        (np.array([[1.0, np.nan], [0, 1]]), "NaN"),
+        (np.zeros((0, 3)), "0 sample"),
+        ("a single text", "a list of texts"),
+    ],
+)
+def test_bad_corpora_are_named(F, message):
+    with pytest.raises(ValueError, match=message):
+        TextDepth().fit(F)
+
+
+def test_other_bad_input_is_named():
+    with pytest.raises(ValueError, match="did you mean cosine"):
+        TextDepth("cosin").fit(corpus())
+    with pytest.raises(ValueError, match="X has 3 dimensions, the corpus 8"):
+        TextDepth().fit(corpus()).score_samples(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="unknown method 'perm'"):
+        depth_rank_test(corpus(), corpus(), method="perm")
