@@ -29,6 +29,7 @@ RECIPES = {
     ),
     "lama": Recipe("LAMA against other poolings and a Transformer layer on sentiment", {"text": "lama"}),
     "rtsvm": Recipe("R-TSVM against other merges and against mixing the data, on three experts", {"text": "rtsvm"}),
+    "tte-depth": Recipe("TTE depth: domains told apart, halves of one domain not", {"corpora": "tte_depth"}),
     "whisper": Recipe(
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),

@@ -115,7 +115,7 @@ class TextDepth(BaseEstimator):
             if encoder is None:
                 from rankwise.models.embedding import embed as encoder
             X = encoder(list(X))  # type: ignore[arg-type]
-        return check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1)
+        return check_array(X, dtype=[np.float64, np.float32])  # type: ignore[arg-type]  (a list of dtypes is documented)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.table import Table
 
 if TYPE_CHECKING:
     from rankwise.compression.welore import Component, Plan
     from rankwise.jobs.compress import Compression
     from rankwise.merging import Merge
+    from rankwise.prompting import DepthTest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,32 @@ def merge_summary(ready: Merge) -> tuple[list[str], list[list[str]]]:
         ["memory for tensors, two at once", size(c["memory_bytes"])],
     ]
     return ["merge", ""], rows
+
+
+def corpora(test: DepthTest, names: Sequence[str], texts: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: two corpora, their sizes, lengths and depths."""
+    rows = []
+    for name, own, depths in zip(names, texts, (test.depths_f, test.depths_g), strict=True):
+        words = sum(len(t.split()) for t in own) / len(own)
+        cells = [f"{q:.3f}" for q in np.quantile(depths, [0.05, 0.5, 0.95])]
+        rows.append([name, str(len(own)), f"{words:.1f}", *cells])
+    return ["corpus", "texts", "words a text", "depth: 5%", "median", "95%"], rows
+
+
+def extreme_texts(
+    test: DepthTest, names: Sequence[str], texts: Sequence[list[str]], n: int
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the most central and the most outlying texts of both corpora, with their depths."""
+    rows = []
+    for name, own, depths in zip(names, texts, (test.depths_f, test.depths_g), strict=True):
+        order = np.argsort(-depths, kind="stable")
+        for kind, picked in (("central", order[:n]), ("outlying", order[::-1][:n])):
+            rows += [[name, kind, f"{depths[i]:.3f}", _shortened(own[i], 44)] for i in picked]
+    return ["corpus", "", "depth", "text"], rows
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
