@@ -195,10 +195,11 @@ CATALOGUE: tuple[Entry, ...] = (
         "tte-depth",
         "TTE depth",
         "prompting",
-        "TTEDepth",
+        "TextDepth",
         "Seegmiller & Preum, Statistical Depth for Ranking and Characterizing Transformer-Based Text Embeddings, EMNLP 2023",
         "2310.15010",
         "A depth of embeddings orders texts from central to outlying and tells corpora apart.",
+        "ready",
     ),
     _e(
         "vida",

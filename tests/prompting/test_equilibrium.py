@@ -1,0 +1,181 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankwise.prompting.equilibrium import EquilibriumRanker, baselines, merged
+
+
+def game(B=3, K=5, seed=0, scale=2.0):
+    g = torch.Generator().manual_seed(seed)
+    G = scale * torch.randn(B, 2, K, generator=g, dtype=torch.float64)
+    return G, scale * torch.randn(B, K, 2, generator=g, dtype=torch.float64)
+
+
+def by_history(G, D, *, lam, eta, iterations):
+    """One question, every past policy kept: the equations as they are written, from initial policies."""
+    log_g, log_d = G.log(), D.log()
+    past_g, past_d = [], []
+    for t in range(1, iterations + 1):
+        past_g.append(G)
+        past_d.append(D)
+        Q_g, Q_d = sum(past_d).T / (2 * t), sum(past_g).T / (2 * t)
+        G = torch.softmax((Q_g + lam * log_g) / (1 / (eta * t) + lam), 1)
+        D = torch.softmax((Q_d + lam * log_d) / (1 / (eta * t) + lam), 1)
+    return G, D
+
+
+def initial(ranker, G, D):
+    log_g, log_d, _ = ranker._initial(G, D, None)
+    return log_g.exp(), log_d.exp()
+
+
+def test_running_averages_equal_the_whole_history():
+    ranker = EquilibriumRanker(iterations=60, tol=0)
+    G, D = game(1)
+    found, (g0, d0) = ranker.rank(G, D), initial(ranker, G, D)
+    g, d = by_history(g0[0], d0[0], lam=0.1, eta=0.1, iterations=60)
+    torch.testing.assert_close(found.policy_g[0], g, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.policy_d[0], d, atol=1e-12, rtol=0)
+
+
+@given(st.integers(0, 50), st.sampled_from(["both", "own"]))
+def test_policies_sum_to_one_and_permuting_candidates_permutes_them(seed, normalise):
+    ranker, order = EquilibriumRanker(iterations=200, normalise=normalise), torch.randperm(5)
+    G, D = game(seed=seed)
+    a, b = ranker.rank(G, D), ranker.rank(G[:, :, order], D[:, order])
+    torch.testing.assert_close(a.policy_g.sum(2), torch.ones(3, 2, dtype=torch.float64))
+    torch.testing.assert_close(a.policy_d.sum(2), torch.ones(3, 5, dtype=torch.float64))
+    torch.testing.assert_close(a.policy_g[:, :, order], b.policy_g, atol=1e-10, rtol=0)
+    torch.testing.assert_close(a.policy_d[:, order], b.policy_d, atol=1e-10, rtol=0)
+
+
+def test_a_batch_is_its_questions_and_masked_candidates_are_not_there():
+    ranker = EquilibriumRanker(iterations=300, tol=0)
+    G, D = game(4, 5)
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    G[1, :, 3:], D[1, 3:] = math.nan, math.nan  # whatever stands there
+    whole = ranker.rank(G, D, mask)
+    for i, k in enumerate((5, 3, 5, 5)):
+        one = ranker.rank(G[i : i + 1, :, :k], D[i : i + 1, :k])
+        torch.testing.assert_close(whole.policy_g[i, :, :k], one.policy_g[0], atol=1e-12, rtol=0)
+        torch.testing.assert_close(whole.policy_d[i, :k], one.policy_d[0], atol=1e-12, rtol=0)
+        torch.testing.assert_close(whole.gap[i], one.gap[0], atol=1e-12, rtol=0)
+        assert whole.order_d[i, :k].tolist() == one.order_d[0].tolist()
+    assert set(whole.order_d[1, 3:].tolist()) == {3, 4}
+
+
+def test_one_candidate_is_certain():
+    found = EquilibriumRanker().rank(*game(2, 1))
+    torch.testing.assert_close(found.policy_g, torch.ones(2, 2, 1, dtype=torch.float64))
+
+
+def test_infinite_lambda_keeps_the_initial_policies_and_large_lambda_nearly():
+    G, D = game()
+    for lam, tol in ((math.inf, 1e-15), (1e5, 1e-4)):
+        ranker = EquilibriumRanker(lambda_g=lam, lambda_d=lam, iterations=500)
+        found, (g0, d0) = ranker.rank(G, D), initial(ranker, G, D)
+        torch.testing.assert_close(found.policy_g, g0, atol=tol, rtol=0)
+        torch.testing.assert_close(found.policy_d, d0, atol=tol, rtol=0)
+
+
+def test_without_lambda_the_discriminator_is_always_right():
+    found = EquilibriumRanker(lambda_g=0, lambda_d=0, tol=0).rank(*game(20, 4, seed=3))
+    right = (found.policy_g * found.policy_d.mT).sum((1, 2)) / 2
+    assert (right > 0.99).all()
+    assert found.gap.max() < 0.02
+
+
+def test_symmetric_policies_stay_symmetric():
+    zero = torch.zeros(1, 2, 4)
+    found = EquilibriumRanker(iterations=500).rank(zero, zero.mT)
+    torch.testing.assert_close(found.policy_g, torch.full((1, 2, 4), 0.25, dtype=torch.float64))
+    torch.testing.assert_close(found.policy_d, torch.full((1, 4, 2), 0.5, dtype=torch.float64))
+
+
+def test_the_refined_end_of_a_two_by_two_game_solves_both_softmax_equations():
+    lam, ranker = 0.6, EquilibriumRanker(lambda_g=0.6, lambda_d=0.6, refine=200)
+    G, D = game(1, 2, scale=0.7)
+    found, (g0, d0) = ranker.rank(G, D), initial(ranker, G, D)
+    g, d = found.policy_g, found.policy_d
+    assert (g - torch.softmax(d.mT / (2 * lam) + g0.log(), 2)).abs().max() < 1e-8
+    assert (d - torch.softmax(g.mT / (2 * lam) + d0.log(), 2)).abs().max() < 1e-8
+    plain = EquilibriumRanker(lambda_g=0.6, lambda_d=0.6).rank(G, D)
+    torch.testing.assert_close(plain.policy_g, g, atol=0.02, rtol=0)  # the dynamics were on their way there
+
+
+def test_the_gap_falls_and_is_small_in_the_end():
+    G, D = game(200, 6, seed=5)
+    gaps = [EquilibriumRanker(iterations=n, tol=0).rank(G, D).gap for n in (10, 500, 5000)]
+    assert (gaps[0] >= gaps[2]).all()
+    assert gaps[0].median() > gaps[1].median() > gaps[2].median()
+    assert gaps[2].median() < 1e-3
+    assert gaps[2].max() < 2e-2
+    assert EquilibriumRanker(refine=200).rank(G, D).gap.max() < 1e-6
+    early = EquilibriumRanker(tol=5e-2).rank(G, D)
+    assert early.iterations < 5000
+    assert early.gap.max() < 5e-2
+
+
+def test_sides_that_agree_keep_their_order():
+    scores = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    G = torch.stack([scores, -scores], 1)
+    found = EquilibriumRanker().rank(G, torch.stack([scores, -scores], 2))
+    assert found.order_d.tolist() == found.order_g.tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_constant_on_one_side_and_extreme_scores_change_nothing_or_give_no_nan():
+    ranker = EquilibriumRanker(iterations=300)
+    G, D = game()
+    a, b = ranker.rank(G, D), ranker.rank(G + torch.tensor([5.0, -7.0])[:, None], D + 3)
+    torch.testing.assert_close(a.policy_d, b.policy_d, atol=1e-10, rtol=0)
+    G[0, :, 1], D[1, 2, 0] = -1e4, -1e4
+    assert ranker.rank(G, D).policy_g.isfinite().all()
+    G[0, :, 1] = -math.inf
+    found = ranker.rank(G, D)
+    assert found.policy_g.isfinite().all()
+    assert found.gap.isfinite().all()
+    assert found.policy_g[0, :, 1].max() == 0
+
+
+def test_baselines_are_what_they_are_called():
+    G, D = game(2, 3)
+    plain = G[:, 0]
+    scores = baselines(G, D, plain)
+    torch.testing.assert_close(scores["MI"], plain.log_softmax(1) + D.log_softmax(2)[:, :, 0])
+    torch.testing.assert_close(scores["SC"].exp(), G.softmax(2)[:, 0] / G.softmax(2)[:, 1])
+
+
+def test_equal_candidates_are_merged_and_their_mass_summed():
+    names, logp = merged(["a", "b", "a"], torch.tensor([[0.2, 0.3, 0.5]]).log())
+    assert names == ["a", "b"]
+    torch.testing.assert_close(logp.exp(), torch.tensor([[0.7, 0.3]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda G, D: (G[:, :1], D), "do not fit"),
+        (lambda G, D: (G[:, :, :0], D[:, :0]), "without a candidate"),
+        (lambda G, D: (G * math.nan, D), "NaN"),
+        (lambda G, D: (G - math.inf, D), "all have probability 0"),
+    ],
+)
+def test_bad_scores_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        EquilibriumRanker().rank(*change(*game()))
+
+
+def test_bad_settings_are_named():
+    for settings, message in (
+        ({"lambda_g": -1}, "lambda_g=-1 must not be negative"),
+        ({"eta_d": 0}, "eta_d=0 must be positive"),
+        ({"normalise": "bth"}, "did you mean both"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EquilibriumRanker(**settings)
+    with pytest.raises(ValueError, match="no candidate"):
+        merged([], torch.zeros(0))
