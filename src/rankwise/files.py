@@ -39,6 +39,24 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it to make it anew") from error
 
 
+def read_yaml(path: Path) -> object:
+    """What a YAML file holds, by the safe loader: nothing in it runs.
+
+    Raises
+    ------
+    ValueError
+        No such file, or no YAML in it.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"no such configuration file: {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A fresh folder beside ``path`` that takes its place only when the block ends well."""

@@ -48,8 +48,9 @@ def test_identical_experts_give_the_expert(name):
 @given(seed=st.integers(0, 100))
 def test_the_order_of_experts_does_not_matter(name, seed):
     base, (a, b, c) = models(seed=seed)
-    tol = 1e-4 if "tsvm" in name else 2e-6  # nearly parallel directions of different experts cost digits
-    torch.testing.assert_close(run(name, base, [a, b, c]), run(name, base, [c, a, b]), atol=tol, rtol=1e-4)
+    # a random square U has a condition number of up to 1e3, and an orthonormalisation loses as many digits
+    tol = 1e-3 if "tsvm" in name else 2e-6
+    torch.testing.assert_close(run(name, base, [a, b, c]), run(name, base, [c, a, b]), atol=tol, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,21 +26,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 def typed() -> str:
     """The command as it was given, for reports."""
     return "rankwise " + " ".join(map(shlex.quote, sys.argv[1:]))
-
-
-def read_yaml(path: Path) -> dict:
-    """A mapping of options, by the safe loader; what is wrong with the file is said."""
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"no such configuration file: {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: a mapping of options is needed")
-    return loaded
 
 
 class Progress:

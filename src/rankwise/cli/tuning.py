@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.app import Json, Progress, app, console, read_yaml, typed
+from rankwise.cli.app import Json, Progress, app, console, typed
+from rankwise.files import read_yaml
 
 
 @app.command()
@@ -68,6 +69,8 @@ def adapt(
         if key in given:
             given[key] = [part.strip() for part in given[key].split(",") if part.strip()]
     loaded = read_yaml(config) if config else {}
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{config}: a mapping of options is needed")
     folder = out or (Path(loaded["out"]) if "out" in loaded else None)
     if folder is None:
         raise ValueError("no run folder: give --out, or 'out' in the configuration file")

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from rankwise.files import read_yaml
 from rankwise.merging.registry import MergeMethod, Scalar, find
 from rankwise.nearest import unknown
 
@@ -210,13 +210,7 @@ def read(path: Path) -> MergeConfig:
     ValueError
         Not YAML, unknown keys (the nearest is offered), values out of range.
     """
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"no such configuration file: {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    return parse(loaded, str(path))
+    return parse(read_yaml(path), str(path))
 
 
 def parse(loaded: object, where: str = "the configuration") -> MergeConfig:

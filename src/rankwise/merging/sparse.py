@@ -20,7 +20,8 @@ threshold all of them stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,15 +37,7 @@ from rankwise.merging.entries import (
 )
 from rankwise.merging.registry import Parameter, density, lambda_, register, rescale, switch, weights
 
-_ELECTION = {"election": Parameter(default="sum", choices=("sum", "count"))}
-_GAMMA = {"gamma": Parameter(default=0.01, per_model=True, low=0.0, high=1.0)}
-_EPSILON = {"epsilon": Parameter(default=0.15, per_model=True, low=0.0, high=1.0)}
 
-
-@register(
-    "ties", title="TIES", paper="arXiv 2306.01708",
-    parameters=weights() | density(0.2) | lambda_() | switch("normalize", True) | rescale("none") | _ELECTION,
-)  # fmt: skip
 def ties(
     base: Tensor,
     experts: Sequence[Tensor],
@@ -58,103 +51,97 @@ def ties(
     election: str = "sum",
 ) -> Tensor:
     """Keep the largest entries, elect a sign, average what agrees."""
-    thin = [_rescaled(largest(base, e, d), base, e, rescale) for e, d in zip(experts, density, strict=True)]
+    return _thinned(
+        [largest(base, e, d) for e, d in zip(experts, density, strict=True)], base, experts,
+        dtype=dtype, weight=weight, scale=scale, normalize=normalize, rescale=rescale, election=election,
+    )  # fmt: skip
+
+
+def dare(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
+    weight: Sequence[float],
+    density: Sequence[float],
+    rescale: str = "expectation",
+    seed: int = 0,
+    **fusing: Any,
+) -> Tensor:
+    """Keep entries at random, scaled up; sign election where ``election`` is given."""
+    thin = [dropped(d, rescale, seed + i) for i, d in enumerate(density)]
+    return _thinned(thin, base, experts, dtype=dtype, weight=weight, rescale=rescale, **fusing)
+
+
+def della(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
+    weight: Sequence[float],
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    rescale: str = "expectation",
+    seed: int = 0,
+    **fusing: Any,
+) -> Tensor:
+    """Keep entries at random, large ones rather than small ones, scaled up; sign election as for `dare`."""
+    pairs = zip(density, epsilon, strict=True)
+    thin = [dropped_by_rank(d, eps, rescale, seed + i) for i, (d, eps) in enumerate(pairs)]
+    return _thinned(thin, base, experts, dtype=dtype, weight=weight, rescale=rescale, **fusing)
+
+
+def breadcrumbs(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
+    weight: Sequence[float],
+    density: Sequence[float],
+    gamma: Sequence[float],
+    **fusing: Any,
+) -> Tensor:
+    """Drop the largest entries, then the smallest; sign election as for `dare`."""
+    thin = [middle(base, e, d, g) for e, d, g in zip(experts, density, gamma, strict=True)]
+    return _thinned(thin, base, experts, dtype=dtype, weight=weight, **fusing)
+
+
+def _thinned(
+    thin: Sequence[Sparsify | None],
+    base: Tensor,
+    experts: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
+    weight: Sequence[float],
+    scale: float = 1.0,
+    normalize: bool = False,
+    rescale: str = "none",
+    election: str | None = None,
+) -> Tensor:
+    if rescale == "l1":
+        thin = [_rescaled(t, base, e) for t, e in zip(thin, experts, strict=True)]
     return fuse(base, experts, weight, thin, dtype=dtype, elect=election, normalize=normalize, scale=scale)
 
 
-def _dare(elect: bool) -> Callable[..., Tensor]:
-    def dare(
-        base: Tensor,
-        experts: Sequence[Tensor],
-        *,
-        dtype: torch.dtype,
-        weight: Sequence[float],
-        density: Sequence[float],
-        scale: float = 1.0,
-        normalize: bool = False,
-        rescale: str = "expectation",
-        election: str = "sum",
-        seed: int = 0,
-    ) -> Tensor:
-        """Keep entries at random, scaled up."""
-        thin = [
-            _rescaled(dropped(d, rescale, seed + i), base, e, rescale)
-            for i, (e, d) in enumerate(zip(experts, density, strict=True))
-        ]
-        way = election if elect else None
-        return fuse(base, experts, weight, thin, dtype=dtype, elect=way, normalize=normalize, scale=scale)
+_PLAIN = weights() | lambda_()
+_ELECT = _PLAIN | {"election": Parameter(default="sum", choices=("sum", "count"))}
+_GAMMA = {"gamma": Parameter(default=0.01, per_model=True, low=0.0, high=1.0)}
+_EPSILON = {"epsilon": Parameter(default=0.15, per_model=True, low=0.0, high=1.0)}
+_DARE = density(0.2) | rescale("expectation") | switch("normalize", False)
+_DELLA = density(0.5) | _EPSILON | rescale("expectation")
+_CRUMBS = density(0.9) | _GAMMA | rescale("none") | switch("normalize", False)
 
-    return dare
-
-
-def _della(elect: bool) -> Callable[..., Tensor]:
-    def della(
-        base: Tensor,
-        experts: Sequence[Tensor],
-        *,
-        dtype: torch.dtype,
-        weight: Sequence[float],
-        density: Sequence[float],
-        epsilon: Sequence[float],
-        scale: float = 1.0,
-        normalize: bool = False,
-        rescale: str = "expectation",
-        election: str = "sum",
-        seed: int = 0,
-    ) -> Tensor:
-        """Keep entries at random, large ones rather than small ones, scaled up."""
-        thin = [
-            _rescaled(dropped_by_rank(d, eps, rescale, seed + i), base, e, rescale)
-            for i, (e, d, eps) in enumerate(zip(experts, density, epsilon, strict=True))
-        ]
-        way = election if elect else None
-        return fuse(base, experts, weight, thin, dtype=dtype, elect=way, normalize=normalize, scale=scale)
-
-    return della
-
-
-def _breadcrumbs(elect: bool) -> Callable[..., Tensor]:
-    def breadcrumbs(
-        base: Tensor,
-        experts: Sequence[Tensor],
-        *,
-        dtype: torch.dtype,
-        weight: Sequence[float],
-        density: Sequence[float],
-        gamma: Sequence[float],
-        scale: float = 1.0,
-        normalize: bool = False,
-        rescale: str = "none",
-        election: str = "sum",
-    ) -> Tensor:
-        """Drop the largest entries, then the smallest."""
-        thin = [
-            _rescaled(middle(base, e, d, g), base, e, rescale) for e, d, g in zip(experts, density, gamma, strict=True)
-        ]
-        way = election if elect else None
-        return fuse(base, experts, weight, thin, dtype=dtype, elect=way, normalize=normalize, scale=scale)
-
-    return breadcrumbs
-
-
-for _elect, _dare_name, _della_name, _crumbs_name in (
-    (False, "dare_linear", "della_linear", "breadcrumbs"),
-    (True, "dare_ties", "della", "breadcrumbs_ties"),
+for _name, _title, _paper, _function, _parameters in (
+    ("ties", "TIES", "2306.01708", ties, _ELECT | density(0.2) | rescale("none") | switch("normalize", True)),
+    ("dare_linear", "DARE", "2311.03099", dare, _PLAIN | _DARE),
+    ("dare_ties", "DARE, sign election", "2311.03099", dare, _ELECT | _DARE),
+    ("della_linear", "DELLA", "2406.11617", della, _PLAIN | _DELLA | switch("normalize", False)),
+    ("della", "DELLA, sign election", "2406.11617", della, _ELECT | _DELLA | switch("normalize", True)),
+    ("breadcrumbs", "Breadcrumbs", "2312.06795", breadcrumbs, _PLAIN | _CRUMBS),
+    ("breadcrumbs_ties", "Breadcrumbs, sign election", "2312.06795", breadcrumbs, _ELECT | _CRUMBS),
 ):
-    _common = weights() | lambda_() | (_ELECTION if _elect else {})
-    _signs = ", sign election" if _elect else ""
-    register(
-        _dare_name, title=f"DARE{_signs}", paper="arXiv 2311.03099", seeded=True,
-        parameters=_common | switch("normalize", False) | density(0.2) | rescale("expectation"),
-    )(_dare(_elect))  # fmt: skip
-    register(
-        _della_name, title=f"DELLA{_signs}", paper="arXiv 2406.11617", seeded=True,
-        parameters=_common | switch("normalize", _elect) | density(0.5) | _EPSILON | rescale("expectation"),
-    )(_della(_elect))  # fmt: skip
-    register(
-        _crumbs_name, title=f"Breadcrumbs{_signs}", paper="arXiv 2312.06795",
-        parameters=_common | switch("normalize", False) | density(0.9) | _GAMMA | rescale("none"),
-    )(_breadcrumbs(_elect))  # fmt: skip
+    _seeded = _function in (dare, della)
+    register(_name, title=_title, paper=f"arXiv {_paper}", parameters=_parameters, seeded=_seeded)(_function)
 
 
 def largest(base: Tensor, expert: Tensor, density: float) -> Sparsify | None:
@@ -225,10 +212,10 @@ def _draw(tau: Tensor, p: float | Tensor, seed: int, part: slice) -> Tensor:
     return (torch.rand(tau.shape, generator=generator).to(tau.device) < p).to(tau.dtype)
 
 
-def _rescaled(thin: Sparsify | None, base: Tensor, expert: Tensor, rescale: str) -> Sparsify | None:
-    """With ``l1``: what stays, times ``‖τ‖₁ / ‖what stays‖₁`` over the whole tensor."""
-    if thin is None or rescale != "l1":
-        return thin
+def _rescaled(thin: Sparsify | None, base: Tensor, expert: Tensor) -> Sparsify | None:
+    """What stays, times ``‖τ‖₁ / ‖what stays‖₁`` over the whole tensor."""
+    if thin is None:
+        return None
     b, x = as_rows(base), as_rows(expert)
     whole = left = 0.0
     for part in blocks(*b.shape):
