@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rankwise.merging import METHODS, LowRank, rewarded_soup
@@ -48,6 +48,10 @@ def test_identical_experts_give_the_expert(name):
 @given(seed=st.integers(0, 100))
 def test_the_order_of_experts_does_not_matter(name, seed):
     base, (a, b, c) = models(seed=seed)
+    if name == "rtsvm":  # of equally dense experts the first gets the rank that is left over
+        ranks = adaptive_ranks([e - base for e in (a, b, c)], 14)
+        moved = adaptive_ranks([e - base for e in (c, a, b)], 14)
+        assume(ranks == [*moved[1:], moved[0]])
     # a random square U has a condition number of up to 1e3, and an orthonormalisation loses as many digits
     tol = 1e-3 if "tsvm" in name else 2e-6
     torch.testing.assert_close(run(name, base, [a, b, c]), run(name, base, [c, a, b]), atol=tol, rtol=1e-3)
