@@ -59,7 +59,7 @@ def run(out: Path, *, seeds: int = 3, steps: int = 60, on_event: OnEvent | None 
         "accuracy in per cent, mean ± standard deviation; normalised: by the expert's own",
         header=["model", "λ", *TASKS, "normalised", "smallest"],
         rows=rows,
-        claims=_claims(normal, interference),
+        claims=_claims(test, normal),
         seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
         extra={"interference": interference, "normalised": {n: v.tolist() for n, v in normal.items()}},
@@ -152,7 +152,8 @@ def _scale(by_seed: list[dict], name: str) -> str:
     return ", ".join(f"{x:g}" for x in sorted({x for x in scales if x is not None})) or "-"
 
 
-def _claims(normal: dict[str, np.ndarray], interference: list[dict]) -> list[Claim]:
+def _claims(test: dict[str, np.ndarray], normal: dict[str, np.ndarray]) -> list[Claim]:
+    learned = (test["experts"] - test["untrained"]).mean(0)
     least = 0.5 ** len(normal["rtsvm"]) + 1e-9  # the smallest p-value so few seeds can give
     merges = [n for n in VARIANTS if "," not in n]
     ranking = sorted(merges, key=lambda n: -normal[n].mean())
@@ -177,6 +178,12 @@ def _claims(normal: dict[str, np.ndarray], interference: list[dict]) -> list[Cla
             text=f"merging by R-TSVM beats mixing the data (the best of three mixtures: {best_mixture})",
             held=mixture.mean > 0,
             found=str(mixture),
+        ),
+        Claim(
+            text="control: every expert is at least 10 points above the untrained model in its own ability",
+            control=True,
+            held=learned.min() >= 0.1,
+            found=", ".join(f"{t} {100 * x:+.1f}" for t, x in zip(TASKS, learned, strict=True)),
         ),
         Claim(
             text="control: rotated task vectors of the same spectra are worse",
