@@ -35,7 +35,7 @@ from rankwise.models.activations import Batch, gather
 from rankwise.models.loading import Task, resolve
 from rankwise.models.loading import load as load_model
 from rankwise.models.low_rank import KEY, LowRankLinear, dense_shape, low_rank_layers, record_of
-from rankwise.models.low_rank import replace as replace_module
+from rankwise.models.low_rank import replace as replace_modules
 from rankwise.models.outliers import outlier_scores
 from rankwise.models.targets import blocks, linear_layers, target_modules
 from rankwise.nearest import unknown
@@ -309,18 +309,14 @@ def apply(
         L = None if plan.whitening is None else plan.whitening[name]
         return factors(_weight(layers[name]), chosen[name].rank, L, plan.directions.get(name))
 
+    new: dict[nn.Module, nn.Module] = {}
     for name, (B, A) in zip(progress(list(chosen), "factors"), each(factorised, chosen), strict=True):
-        layer, rank = layers[name], chosen[name].rank
-        first: LowRankLinear | None = None
+        layer = layers[name]
+        dtype = layer.weight.dtype
+        A, B = nn.Parameter(A.to(dtype).contiguous()), nn.Parameter(B.to(dtype).contiguous())
         for old in sharing[id(layer.weight)]:
-            new = _low_rank(old, rank)
-            if first is None:
-                new.A.weight.copy_(A)
-                new.B.weight.copy_(B)
-                first = new
-            else:
-                new.A.weight, new.B.weight = first.A.weight, first.B.weight
-            replace_module(model, old, new)
+            new[old] = _low_rank(old, A, B)
+    replace_modules(model, new)
     if hasattr(model, "config") and chosen:
         new_layers = low_rank_layers(model)
         ranks = {n: m.rank for n, m in new_layers.items()}
@@ -373,8 +369,7 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
 @torch.no_grad()
 def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     """Multiply the factors out again, in place: a plain model that any tool loads. Returns it."""
-    for layer in low_rank_layers(model).values():
-        replace_module(model, layer, layer.to_dense())
+    replace_modules(model, {layer: layer.to_dense() for layer in low_rank_layers(model).values()})
     if hasattr(model.config, KEY):
         delattr(model.config, KEY)
     return model
@@ -499,14 +494,13 @@ def _weight(layer: nn.Module) -> Tensor:
     return (W if isinstance(layer, nn.Linear) else W.mT).float()
 
 
-def _low_rank(old: nn.Module, rank: int) -> LowRankLinear:
+def _low_rank(old: nn.Module, A: nn.Parameter, B: nn.Parameter) -> LowRankLinear:
     out_features, in_features = dense_shape(old)
-    weight: Tensor = old.weight  # type: ignore[assignment]
     bias = getattr(old, "bias", None)
     conv1d = not isinstance(old, nn.Linear)
-    new = LowRankLinear(
-        in_features, out_features, rank, bias=bias is not None, conv1d=conv1d, device=weight.device, dtype=weight.dtype
-    )
+    # on the meta device, so that nothing is drawn for weights that are replaced at once
+    new = LowRankLinear(in_features, out_features, len(A), bias=bias is not None, conv1d=conv1d, device="meta")
+    new.A.weight, new.B.weight = A, B
     if bias is not None:
         new.B.bias = bias  # the very parameter, so that what shares it still does
     return new.train(old.training)

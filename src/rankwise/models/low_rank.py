@@ -9,6 +9,7 @@ which, under ``rankwise_compression``, so that it loads without the model it cam
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -112,25 +113,26 @@ def dense_shape(layer: nn.Module) -> tuple[int, int]:
     return shape if isinstance(layer, nn.Linear) else shape[::-1]  # type: ignore[return-value]
 
 
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` stands: a shared module has several parents."""
+def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put new modules wherever the old ones stand, in one walk: a shared module has several parents."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, new)
+            if child in replacements:
+                setattr(parent, name, replacements[child])
 
 
 def install(model: PreTrainedModel, record: Record) -> None:
     """Swap the recorded layers for empty `LowRankLinear`, ready to take the weights of a checkpoint."""
     prefix = f"{model.base_model_prefix}."
     modules = dict(model.named_modules())
+    replacements: dict[nn.Module, nn.Module] = {}
     for name, rank in record["ranks"].items():
         found = next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in modules), None)
         if found is None:
             raise ValueError(f"the checkpoint's compressed layer {name} is not in a {type(model).__name__}")
         old = modules[found]
         out_features, in_features = dense_shape(old)
-        new = LowRankLinear(
+        replacements[old] = LowRankLinear(
             in_features,
             out_features,
             int(rank),
@@ -138,7 +140,7 @@ def install(model: PreTrainedModel, record: Record) -> None:
             conv1d=name in record["conv1d"],
             dtype=old.weight.dtype,  # type: ignore[union-attr]
         )
-        replace(model, old, new)
+    replace(model, replacements)
 
 
 def record_of(config: PretrainedConfig) -> Record | None:
