@@ -62,6 +62,16 @@ def test_an_interrupted_writer_knows_what_is_on_disk(tmp_path):
     assert all(torch.equal(e.read(), TENSORS[n]) for n, e in checkpoint_entries(tmp_path).items())
 
 
+def test_after_a_restart_of_the_machine_everything_is_written_anew(tmp_path, monkeypatch):
+    writer = ShardWriter(tmp_path, slots(), shard_size=30)
+    writer.write("a", TENSORS["a"])
+    writer.close(finished=False)
+    monkeypatch.setattr("rankwise.merging.shards.boot", lambda: "another")
+    again = ShardWriter(tmp_path, slots(), shard_size=30)
+    assert again.done == set()
+    again.close(finished=False)
+
+
 def test_shards_are_filled_in_order_and_large_tensors_stand_alone():
     sizes = [Slot(str(i), torch.uint8, (n,)) for i, n in enumerate((4, 4, 9, 1, 3))]
     assert [[s.name for s in shard] for shard in split(sizes, 8)] == [["0", "1"], ["2"], ["3", "4"]]

@@ -67,18 +67,16 @@ class Entry:
 
     def read(self) -> Tensor:
         """The tensor, in memory of its own."""
-        if self.bytes == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
-        data = bytearray(self.bytes)
+        data = torch.empty(self.bytes, dtype=torch.uint8)  # not zeroed first, as a bytearray would be
         with self.file.open("rb", buffering=0) as stream:
             stream.seek(self.start)
-            view, done = memoryview(data), 0
-            while done < len(data):
+            view, done = memoryview(data.numpy().data), 0
+            while done < len(view):
                 got = stream.readinto(view[done:])
                 if not got:
                     raise ValueError(f"{self.file} ends before its tensors do")
                 done += got
-        return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape)
+        return data.view(self.dtype).reshape(self.shape)
 
 
 def entries(file: Path) -> dict[str, Entry]:
@@ -172,13 +170,18 @@ class ShardWriter:
         free = shutil.disk_usage(folder).free + sum(p.stat().st_blocks * 512 for p in folder.glob("*.safetensors"))
         if self.total > free:  # said now rather than after hours
             raise OSError(errno.ENOSPC, f"{self.total:,} bytes are to be written and {free:,} are free", str(folder))
-        noted = self._journal.read_text(encoding="utf-8") if self._journal.exists() else ""
-        self.done = set(noted.split("\n")[:-1])  # a line that a kill cut short has no end
+        noted = self._journal.read_text(encoding="utf-8").split("\n") if self._journal.exists() else [boot(), ""]
+        # what the page cache held is lost with the machine, though not with the process: then all is written anew.
+        # A line that a kill cut short has no end.
+        self.done = set(noted[1:-1]) if noted[0] == boot() else set()
+        if not self.done:
+            self._journal.write_text(f"{boot()}\n", encoding="utf-8")
+        elif noted[-1]:
+            self._journal.write_text("\n".join(noted[:-1]) + "\n", encoding="utf-8")
         self._files = {}
         for name, shard in zip(names, shards, strict=True):
             self._lay_out(folder / name, shard)
-        self._pending: list[str] = []
-        self._unsynced = 0
+        self._noted = self._journal.open("a", encoding="utf-8")
 
     def _lay_out(self, file: Path, shard: list[Slot]) -> None:
         header, offset = {"__metadata__": {"format": "pt"}}, 0
@@ -211,25 +214,12 @@ class ShardWriter:
         while done < len(data):
             done += os.pwrite(handle, data[done:], start + done)
         with self._lock:
-            self._pending.append(name)
-            self._unsynced += slot.bytes
-            if self._unsynced > 1 << 28:
-                self._sync()
-
-    def _sync(self) -> None:
-        """First the bytes, then the note that they are there."""
-        for handle in self._files.values():
-            os.fdatasync(handle)
-        with self._journal.open("a", encoding="utf-8") as stream:
-            stream.writelines(f"{n}\n" for n in self._pending)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._pending, self._unsynced = [], 0
+            self._noted.write(f"{name}\n")
+            self._noted.flush()
 
     def close(self, *, finished: bool) -> None:
         """Flush; when ``finished``, also write the index and drop the journal."""
-        with self._lock:
-            self._sync()
+        self._noted.close()
         for handle in self._files.values():
             os.close(handle)
         if finished:
@@ -237,6 +227,12 @@ class ShardWriter:
                 index = {"metadata": {"total_size": self.total}, "weight_map": self.weight_map}
                 write_json(self.folder / INDEX, index)
             self._journal.unlink(missing_ok=True)
+
+
+def boot() -> str:
+    """Changes when the machine starts anew; constant where the system does not tell."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else "boot"
 
 
 def checkpoint_entries(folder: Path) -> dict[str, Entry]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankwise.spectral.svd import symmetric_eigh
-
 
 def principal_angles(A: Tensor, B: Tensor) -> Tensor:
     """Principal angles between the column spaces of ``A: (d, p)`` and ``B: (d, q)``, radians, ascending, float64.
@@ -54,15 +52,15 @@ def procrustes(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return R, torch.linalg.matrix_norm(A.double() @ R - B.double())
 
 
-def polar_factor(U: Tensor, *, tol: float = 1e-6) -> Tensor:
-    """``U (UᵀU)^{-1/2}``: the nearest matrix with orthonormal columns, ``(m, n)`` like U, in U's precision.
+def polar_factor(U: Tensor, *, tol: float = 1e-12) -> Tensor:
+    """``U (UᵀU)^{-1/2}``: the nearest matrix with orthonormal columns, ``(m, n)`` like U, in U's dtype.
 
     On the range of U alone: directions in which U is null (eigenvalues of ``UᵀU`` up to ``tol`` times the largest) stay
-    zero, where an SVD would fill in arbitrary ones. The eigenvalue route loses digits as the square of U's condition; a
-    Newton-Schulz step, ``P ← P (3 - PᵀP) / 2``, brings the error back to its first power, that of an SVD.
+    zero, where an SVD would fill in arbitrary ones. The Gram matrix and its eigenvalues are taken in float64: they go
+    with the square of U's condition number, and joined bases of many directions are badly conditioned.
     """
-    values, vectors = symmetric_eigh(U.mT @ U)
-    kept = values > tol * values[-1].clamp(min=torch.finfo(U.dtype).tiny)
+    D = U.double()
+    values, vectors = torch.linalg.eigh(D.mT @ D)
+    kept = values > tol * values[-1].clamp(min=torch.finfo(D.dtype).tiny)
     roots = torch.where(kept, values.where(kept, 1.0).rsqrt(), 0.0)
-    P = U @ ((vectors * roots) @ vectors.mT)
-    return torch.addmm(P, P, P.mT @ P, beta=1.5, alpha=-0.5)
+    return (D @ ((vectors * roots) @ vectors.mT)).to(U.dtype)
