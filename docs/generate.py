@@ -12,6 +12,7 @@ from rankwise.report.tables import markdown
 HERE = Path(__file__).parent
 RECIPES = tuple(module for recipe in bench.RECIPES.values() for module in recipe.parts.values())
 FIGURES = {
+    "rtsvm": "![what summing two experts costs against the overlap of their subspaces](img/rtsvm_interference.png)\n",
     "s2lora_speech": "![AdaLoRA's ranks and S2-LoRA's mass by layer](img/s2lora_speech_ranks.png)\n\n"
     "In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and what is "
     "compared is the coefficients' mass.\n"
