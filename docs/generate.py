@@ -15,7 +15,7 @@ FIGURES = {
     "rtsvm": "![what summing two experts costs against the overlap of their subspaces](img/rtsvm_interference.png)\n",
     "s2lora_speech": "![AdaLoRA's ranks and S2-LoRA's mass by layer](img/s2lora_speech_ranks.png)\n\n"
     "In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and what is "
-    "compared is the coefficients' mass.\n"
+    "compared is the coefficients' mass.\n",
 }
 
 
