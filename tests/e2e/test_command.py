@@ -1,7 +1,6 @@
 """The installed command, driven as a person would: every complaint is one line, exit status 2, no traceback."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-RANKWISE = str(Path(sys.executable).parent / "rankwise")
-ENV = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+from command import ENV, RANKWISE, rankwise
+
 SMALL = """
 model: minilm
 methods: [s2lora, adalora]
@@ -27,10 +26,6 @@ dropout: 0.0
 checkpoint_steps: 2
 learning_rates: {s2lora: [8.0e-3], adalora: [1.0e-2]}
 """
-
-
-def rankwise(*args, **options):
-    return subprocess.run([RANKWISE, *map(str, args)], capture_output=True, text=True, env=ENV, timeout=400, **options)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +207,7 @@ def test_listings_fit_80_columns_and_help_has_examples():
     assert "S2-LoRA" in listing.stdout
     assert max(map(len, listing.stdout.splitlines())) <= 80
     assert len(json.loads(rankwise("methods", "--json").stdout)) == 27
-    for command in ("adapt", "methods", "inspect", "export", "predict", "bench"):
+    for command in ("adapt", "methods", "inspect", "compress", "merge", "compare", "export", "predict", "bench"):
         shown = rankwise(command, "--help").stdout
         assert f"rankwise {command}" in shown, shown
         assert max(map(len, shown.splitlines())) <= 80

@@ -1,21 +1,11 @@
 """``rankwise compare`` on real sentences, as a person would run it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from command import rankwise
 from rankwise.data import sentiment
-
-RANKWISE = str(Path(sys.executable).parent / "rankwise")
-ENV = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-
-
-def rankwise(*args):
-    return subprocess.run([RANKWISE, *map(str, args)], capture_output=True, text=True, env=ENV, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +23,10 @@ def test_two_domains_differ_and_the_page_and_plot_are_written(files):
         assert word in done.stdout
     assert max(map(len, done.stdout.splitlines()[:-2])) <= 80
     assert (files / "out" / "depths.png").stat().st_size > 5000
-    assert "data:image/png" in (files / "out" / "report.html").read_text()
+    page = (files / "out" / "report.html").read_text()
+    assert "data:image/png" in page
+    assert "Extreme texts" in page
+    assert "…" not in page  # whole texts there, cut ones in the terminal
 
 
 def test_a_corpus_does_not_differ_from_itself(files):

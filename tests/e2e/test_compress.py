@@ -1,19 +1,12 @@
 """``rankwise compress`` and ``inspect --outliers`` on the bundled model, as a person would run them."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-RANKWISE = str(Path(sys.executable).parent / "rankwise")
-ENV = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-
-
-def rankwise(*args):
-    return subprocess.run([RANKWISE, *map(str, args)], capture_output=True, text=True, env=ENV, timeout=400)
+from command import ENV, rankwise
 
 
 @pytest.fixture(scope="module")

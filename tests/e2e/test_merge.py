@@ -1,10 +1,8 @@
 """``rankwise merge`` on the bundled model and adapters of it, as a person would run it."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +10,8 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from command import ENV, rankwise
 from rankwise.models import load
-
-RANKWISE = str(Path(sys.executable).parent / "rankwise")
-ENV = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-
-
-def rankwise(*args):
-    return subprocess.run([RANKWISE, *map(str, args)], capture_output=True, text=True, env=ENV, timeout=400)
 
 
 @pytest.fixture(scope="module")

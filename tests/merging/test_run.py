@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rankwise.merging import Conflict, merge, merge_checkpoints, prepare
+from rankwise.merging.config import read
 from small_models import gpt2, llama
 
 WEIGHTS = [1.0, 0.5, 0.7]
@@ -313,6 +316,25 @@ def test_an_adapter_that_is_not_plain_lora_is_answered(tmp_path):
     get_peft_model(llama(), config).save_pretrained(tmp_path / "dora")
     with pytest.raises(ValueError, match=r"is DoRA, not plain LoRA; make it so: rankwise export"):
         merge([f"{tmp_path}/base+{tmp_path}/dora"], base=str(tmp_path / "base"), method="ties")
+
+
+def test_an_adapter_of_an_embedding_is_not_dropped_silently(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"])
+    get_peft_model(llama(), config).save_pretrained(tmp_path / "both")
+    with pytest.raises(ValueError, match=r"adapts more than linear layers \(.*lora_embedding"):
+        merge([f"{tmp_path}/base+{tmp_path}/both"], base=str(tmp_path / "base"), method="ties")
+
+
+def test_a_folder_may_have_a_plus_in_its_name_and_the_model_keeps_its_configuration(folders, tmp_path):
+    shutil.copytree(folders / "e0", tmp_path / "a+b")
+    config = {"merge_method": "linear", "models": [{"model": f"{tmp_path}/a+b"}], "dtype": "bfloat16"}
+    (source,) = merge_checkpoints(config, tmp_path / "out").sources.values()
+    assert source.config == json.loads((tmp_path / "a+b" / "config.json").read_text())
+
+
+def test_the_example_is_a_valid_recipe():
+    assert read(Path(__file__).parents[2] / "examples" / "merge.yaml").merge_method == "tsvm"
 
 
 def test_memory_stays_far_below_the_checkpoint(tmp_path):

@@ -29,3 +29,10 @@ def test_items_are_read_lazily():
     next(results)
     assert len(read) <= 4
     results.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gradients_are_not_recorded_with_any_number_of_workers(workers):
+    x = torch.ones(2, requires_grad=True)
+    assert not any(y.requires_grad for y in each(lambda i: x * i, range(4), workers=workers))
+    assert torch.is_grad_enabled()

@@ -27,8 +27,9 @@ def inspect(
     """Spectrum of every layer: effective and stable rank, heavy-tail index, outliers.
 
     Examples:
-    rankwise inspect minilm --out runs/spectra
-    rankwise inspect smollm2 --outliers --data text:nyt
+
+    * rankwise inspect minilm --out runs/spectra
+    * rankwise inspect smollm2 --outliers --data text:nyt
     """
     if outliers:
         _inspect_outliers(model, data, threshold, out, json_)
@@ -50,17 +51,18 @@ def inspect(
         console.print(terminal(HEADER, as_rows(spectra)))
     if out is not None:
         from rankwise.report import plots
-        from rankwise.report.page import render
+        from rankwise.report.page import write_figure
 
-        plots.save(plots.spectra(spectra), out / "spectra.png")
-        render(
-            out / "report.html",
+        write_figure(
+            out,
+            "spectra",
+            lambda: plots.spectra(spectra),
+            section="Maps",
             title=f"Spectra of {model}",
             subtitle=f"{len(spectra)} linear layers",
             command=f"rankwise inspect {model}",
             header=HEADER,
             rows=as_rows(spectra, full=True),
-            sections=[("Maps", [("spectra", plots.spectra(spectra))])],
         )
         if not json_:
             console.print(f"report    {out}/report.html\nplot      {out}/spectra.png", highlight=False)
@@ -92,17 +94,18 @@ def _inspect_outliers(model: str, data: str | None, threshold: float, out: Path 
         console.print(terminal(header, rows))
     if out is not None:
         from rankwise.report import plots
-        from rankwise.report.page import render
+        from rankwise.report.page import write_figure
 
-        plots.save(plots.outliers(records), out / "outliers.png")
-        render(
-            out / "report.html",
+        write_figure(
+            out,
+            "outliers",
+            lambda: plots.outliers(records),
+            section="Blocks",
             title=f"Outliers of {model}",
             subtitle=f"{len(records)} blocks, threshold {threshold:g}, {data or 'weights only'}",
             command=f"rankwise inspect {model} --outliers",
             header=header,
             rows=rows,
-            sections=[("Blocks", [("outliers", plots.outliers(records))])],
         )
         if not json_:
             console.print(f"report    {out}/report.html\nplot      {out}/outliers.png", highlight=False)
@@ -125,8 +128,9 @@ def compress(
     """Give every matrix the rank its spectrum asks for, and write a smaller model.
 
     Examples:
-    rankwise compress --model smollm2 --ratio 0.3 --out small
-    rankwise compress --model smollm2 --parameters 0.8 --calibrate text:nyt --out small
+
+    * rankwise compress --model smollm2 --ratio 0.3 --out small
+    * rankwise compress --model smollm2 --parameters 0.8 --calibrate text:nyt --out small
     """
     from rich.progress import track
 

@@ -28,8 +28,9 @@ def merge(
     Reads a tensor of all models at a time; a killed merge continues.
 
     Examples:
-    rankwise merge examples/merge.yaml --out merged
-    rankwise merge recipe.yaml --dry-run
+
+    * rankwise merge examples/merge.yaml --out merged
+    * rankwise merge recipe.yaml --dry-run
     """
     from rankwise.merging import config as configuration
     from rankwise.merging import merge_checkpoints, prepare

@@ -37,7 +37,7 @@ def compare(
         F, G = (embed(t, model=model) for t in texts)
         found = depth_rank_test(F, G, distance=distance, method=method, seed=seed)  # type: ignore[arg-type]
     names = [first.stem, second.stem] if first.stem != second.stem else [str(first), str(second)]
-    table, shown = corpora(found, names, texts), extreme_texts(found, names, texts, extremes)
+    table = corpora(found, names, texts)
     if json_:
         print(
             json.dumps(
@@ -55,23 +55,24 @@ def compare(
             f"rank sum W = {found.statistic:.2f}, p = {found.pvalue:.3g} ({method}, one-sided)\n",
             highlight=False,
         )
-        console.print(terminal(*shown))
+        console.print(terminal(*extreme_texts(found, names, texts, extremes)))
     if out is not None:
         from rankwise.report import plots
-        from rankwise.report.page import render
+        from rankwise.report.page import write_figure
 
-        figure = plots.depths(found.depths_f, found.depths_g, names)
-        plots.save(figure, out / "depths.png")
-        render(
-            out / "report.html",
+        write_figure(
+            out,
+            "depths",
+            lambda: plots.depths(found.depths_f, found.depths_g, names),
+            section="Depths",
             title=f"{names[0]} and {names[1]} compared",
             subtitle=f"Q = {found.q:.3f} [{found.q_low:.3f}, {found.q_high:.3f}], p = {found.pvalue:.3g} ({method})",
             command=typed(),
             header=table[0],
             rows=table[1],
             caption="Depth with respect to the first: high is central. Q below ½: the second lies further out.",
-            sections=[("Depths", [("depths", plots.depths(found.depths_f, found.depths_g, names))])],
-            details="\n".join("  ".join(row) for row in shown[1]),
+            details="\n".join("  ".join(row) for row in extreme_texts(found, names, texts, extremes, width=None)[1]),
+            details_title="Extreme texts",
         )
         if not json_:
             console.print(f"\nreport    {out}/report.html\nplot      {out}/depths.png", highlight=False)

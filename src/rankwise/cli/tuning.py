@@ -60,9 +60,10 @@ def adapt(
     A killed run continues when the same command is given again.
 
     Examples:
-    rankwise adapt --data sentiment:movies --methods lora,s2lora --budget 0.5% --out runs/a
-    rankwise adapt --task asr --data recordings/manifest.csv --out runs/speech
-    rankwise adapt --task causal-lm --data notes.jsonl --optimizer owlore --out runs/whole
+
+    * rankwise adapt --data sentiment:movies --methods lora,s2lora --budget 0.5% --out runs/a
+    * rankwise adapt --task asr --data recordings/manifest.csv --out runs/speech
+    * rankwise adapt --task causal-lm --data notes.jsonl --optimizer owlore --out runs/whole
     """
     given = {k: v for k, v in locals().items() if k not in ("config", "out", "json_") and v is not None}
     for key in ("methods", "eval"):
@@ -178,8 +179,9 @@ def predict(
     """Classify (or continue) texts, or transcribe recordings, with a run's adapter.
 
     Examples:
-    rankwise predict runs/first --method eva --text "A quiet triumph."
-    rankwise predict runs/speech --method s2lora --audio hello.wav
+
+    * rankwise predict runs/first --method eva --text "A quiet triumph."
+    * rankwise predict runs/speech --method s2lora --audio hello.wav
     """
     from rankwise.jobs.serving import predict_audio, predict_texts
 

@@ -93,7 +93,7 @@ def plan(config: MergeConfig, sources: Mapping[str, Source], vocabulary: Vocabul
     for names, group in _layout(config, sources, base):
         experts = config.experts(group)
         for name, t, at in names:
-            homes = [(sources[e.model], s.name_of(at(i))) for i, e in enumerate(experts) if (s := sources[e.model])]
+            homes = [(sources[e.model], sources[e.model].name_of(at(i))) for i, e in enumerate(experts)]
             anchor = None if base is None else (base, base.name_of(at(None)))
             if is_output(name) and all(s.ties for s, _ in [*homes, *([anchor] if anchor else [])]):
                 continue  # the embedding is the output layer too: merged once

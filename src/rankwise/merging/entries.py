@@ -53,15 +53,12 @@ def delta(base: Tensor, expert: Tensor, part: slice) -> Tensor:
     return widened(expert, part).sub_(base[part].float())
 
 
-def weighted_sum(
-    tensors: Sequence[Tensor], weights: Sequence[float], *, dtype: torch.dtype, start: Tensor | None = None
-) -> Tensor:
-    """``start + Σ w_t θ_t``, accumulated in float32, in ``dtype``."""
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], *, dtype: torch.dtype) -> Tensor:
+    """``Σ w_t θ_t``, accumulated in float32, in ``dtype``."""
     out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
     flat, into = [as_rows(t) for t in tensors], as_rows(out)
-    first = None if start is None else as_rows(start)
     for part in blocks(*into.shape):
-        total = torch.zeros_like(into[part], dtype=torch.float32) if first is None else widened(first, part)
+        total = torch.zeros_like(into[part], dtype=torch.float32)
         for x, w in zip(flat, weights, strict=True):
             total.add_(widened(x, part), alpha=w)
         into[part] = total

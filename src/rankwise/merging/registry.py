@@ -71,7 +71,7 @@ class Parameter:
             low = "-inf" if self.low is None else f"{self.low:g}"
             high = "inf)" if self.high is None else f"{self.high:g}]"
             raise ValueError(f"{name}={value} is outside {left}{low}, {high}")
-        return int(number) if isinstance(self.default, int) else number
+        return number
 
 
 @dataclass(frozen=True, kw_only=True)

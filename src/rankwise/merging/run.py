@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from rankwise.merging.config import MergeConfig
 from rankwise.merging.low_rank import LowRank
 from rankwise.merging.registry import METHODS, MergeMethod, find
 from rankwise.merging.shards import ShardWriter, Slot
-from rankwise.merging.sources import Source, open_source
+from rankwise.merging.sources import Source, is_output, open_source
 from rankwise.merging.vocabulary import Vocabulary, aligned, differ, vocabulary
 from rankwise.spectral import each
 
@@ -57,13 +57,17 @@ class Merge:
     @property
     def cost(self) -> dict[str, int]:
         """Bytes to read and to write, and the most that two tensors at once hold in memory."""
-        held = sorted((t.read_bytes + t.bytes + (12 * len(t.experts) * t.bytes // t.dtype.itemsize if t.matrix and
-                       self.method.matrix else 0) for t in self.tensors), reverse=True)  # fmt: skip
+        # a matrix's task vectors are whole in float32 then, with as much again to work in
+        singular = self.method.matrix
+        held = [
+            t.read_bytes + t.bytes + (12 * len(t.experts) * prod(t.shape) if singular and t.matrix else 0)
+            for t in self.tensors
+        ]
         return {
             "tensors": len(self.tensors),
             "read_bytes": sum(t.read_bytes for t in self.tensors),
             "written_bytes": sum(t.bytes for t in self.tensors),
-            "memory_bytes": sum(held[:2]),
+            "memory_bytes": sum(sorted(held)[-2:]),
         }
 
     def tensor(self, t: TensorPlan) -> Tensor:
@@ -302,7 +306,7 @@ def _accompany(ready: Merge, draft: Path) -> None:
     """Configuration, tokenizer, model card, recipe and report beside the weights."""
     c = ready.config
     lead = ready.sources[c.base_model] if c.base_model is not None else next(iter(ready.sources.values()))
-    config = lead.config
+    config = dict(lead.config)
     if config:
         wanted = c.out_dtype or c.dtype
         config |= {"dtype": wanted} if wanted else {}
@@ -313,8 +317,7 @@ def _accompany(ready: Merge, draft: Path) -> None:
             config.pop("layer_types", None)
         if ready.vocabulary is not None:
             config["vocab_size"] = ready.vocabulary.size
-        names = {t.name for t in ready.tensors}
-        if any(re.search(r"(^|\.)lm_head\.weight$", n) for n in names):
+        if any(is_output(t.name) for t in ready.tensors):
             config["tie_word_embeddings"] = False
         write_json(draft / "config.json", config)
     if lead.folder is not None:

@@ -138,7 +138,8 @@ def open_source(reference: str | Mapping[str, Tensor], *, label: str | None = No
     """
     if not isinstance(reference, str):
         return Source(label=label or "state dict", tensors=dict(reference))
-    base, _, adapter = reference.partition("+")
+    # a folder may have a plus in its name
+    base, _, adapter = (reference, "", "") if Path(reference).expanduser().is_dir() else reference.partition("+")
     folder = _folder(base)
     if not adapter and (folder / "adapter_config.json").is_file():
         settings = read_json(folder / "adapter_config.json")
@@ -180,6 +181,11 @@ def _adapted(label: str, base: Path, folder: Path) -> Source:
         raise ValueError(f"{folder} has no adapter_model.safetensors")
     tensors: dict[str, Entry | Tensor] = dict(checkpoint_entries(base))
     held = entries(folder / "adapter_model.safetensors")
+    odd = [k for k, e in held.items() if "lora_" in k and (not re.search(r"\.lora_[AB]\.", k) or len(e.shape) != 2)]
+    if odd:
+        raise ValueError(
+            f"{label} adapts more than linear layers ({odd[0]}); merge it first: rankwise export --to merged"
+        )
     adapters = {}
     for key, A in held.items():
         module, found, _ = key.removeprefix("base_model.model.").partition(".lora_A")

@@ -169,7 +169,7 @@ def middle(base: Tensor, expert: Tensor, density: float, gamma: float) -> Sparsi
 
 
 def dropped(density: float, rescale: str, seed: int) -> Sparsify | None:
-    """Keep each entry with probability ``density``; blocks must come in order, each once."""
+    """Keep each entry with probability ``density``."""
     if density >= 1:
         return None
     up = 1 / density if rescale == "expectation" else 1.0
@@ -194,10 +194,8 @@ def dropped_by_rank(density: float, epsilon: float, rescale: str, seed: int) -> 
         raise ValueError(f"density={density} ± epsilon={epsilon} leaves (0, 1); choose a smaller epsilon")
 
     def thin(tau: Tensor, part: slice) -> Tensor:
-        columns = tau.shape[1]
-        steps = (
-            torch.linspace(density - epsilon, density + epsilon, columns) if columns > 1 else tau.new_tensor([density])
-        )
+        low, high = (density - epsilon, density + epsilon) if tau.shape[1] > 1 else (density, density)
+        steps = torch.linspace(low, high, tau.shape[1])
         p = torch.empty_like(tau)
         p.scatter_(1, tau.abs().argsort(1), steps.to(tau).expand_as(tau))
         tau.mul_(_draw(tau, p, seed, part))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ _PAGE = """<!doctype html>
 {% for section, figures in sections %}<h2>{{ section }}</h2>
 {% for name, uri in figures %}<figure><img class="plot" alt="{{ name }}" src="{{ uri }}"></figure>
 {% endfor %}{% endfor %}
-{% if details %}<h2>Configuration</h2><pre>{{ details }}</pre>{% endif %}
+{% if details %}<h2>{{ details_title }}</h2><pre>{{ details }}</pre>{% endif %}
 </body></html>
 """
 
@@ -57,6 +58,7 @@ def render(
     notes: list[str] | None = None,
     sections: list[tuple[str, list[tuple[str, Figure]]]],
     details: str = "",
+    details_title: str = "Configuration",
 ) -> None:
     """Write a page; every text is escaped, every figure is inlined as PNG."""
     inlined = [(name, [(alt, plots.as_data_uri(f)) for alt, f in figures]) for name, figures in sections if figures]
@@ -73,8 +75,15 @@ def render(
             notes=notes or [],
             sections=inlined,
             details=details,
+            details_title=details_title,
         ),
     )
+
+
+def write_figure(folder: Path, name: str, figure: Callable[[], Figure], *, section: str, **page: Any) -> None:
+    """A plot as ``name.png`` and, with its table, on ``report.html``; ``page`` as for `render`."""
+    plots.save(figure(), folder / f"{name}.png")
+    render(folder / "report.html", sections=[(section, [(name, figure())])], **page)
 
 
 def write_run(folder: Path, results: dict, command: str) -> None:
@@ -150,4 +159,5 @@ def write_compression(folder: Path, done: Compression, model: str, command: str)
             ("Spectra", [("spectra", plots.singular_spectra(spectra))]),
         ],
         details=matrices,
+        details_title="Every matrix",
     )

@@ -154,19 +154,19 @@ def corpora(test: DepthTest, names: Sequence[str], texts: Sequence[list[str]]) -
 
 
 def extreme_texts(
-    test: DepthTest, names: Sequence[str], texts: Sequence[list[str]], n: int
+    test: DepthTest, names: Sequence[str], texts: Sequence[list[str]], n: int, *, width: int | None = 44
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the most central and the most outlying texts of both corpora, with their depths."""
     rows = []
     for name, own, depths in zip(names, texts, (test.depths_f, test.depths_g), strict=True):
         order = np.argsort(-depths, kind="stable")
         for kind, picked in (("central", order[:n]), ("outlying", order[::-1][:n])):
-            rows += [[name, kind, f"{depths[i]:.3f}", _shortened(own[i], 44)] for i in picked]
+            rows += [[name, kind, f"{depths[i]:.3f}", _shortened(own[i], width)] for i in picked]
     return ["corpus", "", "depth", "text"], rows
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _shortened(text: str, most: int | None) -> str:
+    return text if most is None or len(text) <= most else text[: most - 1] + "…"
 
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:

@@ -35,13 +35,13 @@ def each(f: Callable[[Item], Result], items: Iterable[Item], *, workers: int | N
     threads = torch.get_num_threads()
     workers = workers or threads
     if workers == 1:
-        yield from map(f, items)
+        yield from map(torch.no_grad()(f), items)
         return
 
+    @torch.no_grad()
     def alone(item: Item) -> Result:
         torch.set_num_threads(1)
-        with torch.no_grad():
-            return f(item)
+        return f(item)
 
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers)
