@@ -132,7 +132,7 @@ def test_where_float32_eigenvalues_fail_float64_takes_over(monkeypatch):
 
     monkeypatch.setattr(torch.linalg, "eigh", failing)
     V = leading_right_vectors(A, 3)
-    assert seen == [torch.float32, torch.float64]
+    assert seen[:2] == [torch.float32, torch.float64]
     assert V.dtype == torch.float32
     torch.testing.assert_close(V @ V.mT, expected @ expected.mT, atol=1e-5, rtol=0)
 

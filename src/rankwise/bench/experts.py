@@ -1,12 +1,13 @@
 """Three abilities of one encoder, for merging: MiniLM with one head, and a word in front that says what is asked.
 
-*sentiment* of movie snippets (two classes), *source* of a sentence (movies, editorials, tweets, reviews), and
-*strength* of feeling in tweets (below or above the median). All experts share the head's eight classes and its start,
-so that their weights differ by what they learned alone.
+*sentiment* of movie snippets (two classes), *source* of a sentence (movies, editorials, tweets, reviews), and word
+*order* of editorials (as written, or shuffled; without punctuation). All experts share the head's eight classes and its
+start, so that their weights differ by what they learned alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +26,8 @@ from rankwise.jobs.tasks import Example, TextTask, batches
 from rankwise.jobs.trial import Training, TrialResult, train
 from rankwise.models import load, load_tokenizer
 
-CLASSES = ["negative", "positive", "movies", "nyt", "tweets", "amazon", "weak", "strong"]
-OWN = {"sentiment": slice(0, 2), "source": slice(2, 6), "strength": slice(6, 8)}  # classes of each ability
+CLASSES = ["negative", "positive", "movies", "nyt", "tweets", "amazon", "shuffled", "intact"]
+OWN = {"sentiment": slice(0, 2), "source": slice(2, 6), "order": slice(6, 8)}  # classes of each ability
 TASKS = tuple(OWN)
 RATES = (1e-4, 3e-4)
 State = dict[str, Tensor]
@@ -125,11 +126,19 @@ def _corpora() -> dict[str, Corpus]:
         labels=[y for p in parts for y in p.labels],
         groups=[g for p in parts for g in p.groups],
     )
-    tweets = rated["tweets"]
-    middle = float(np.median(np.abs(tweets.labels)))
-    strength = replace(tweets, name="strength", labels=[6 + int(abs(r) > middle) for r in tweets.labels])
-    asked = {"sentiment": sentiment("movies"), "source": source, "strength": strength}
+    asked = {"sentiment": sentiment("movies"), "source": source, "order": _order(rated["nyt"])}
     return {n: replace(c, texts=[f"{n}: {t}" for t in c.texts], label_names=list(CLASSES)) for n, c in asked.items()}
+
+
+def _order(corpus: Corpus) -> Corpus:
+    """Every other sentence with its words shuffled; six words at least, so that no order is right by chance."""
+    corpus = corpus.where(lambda i: len(re.findall(r"\w+", corpus.texts[i])) >= 6)
+    random = np.random.default_rng(0)
+    texts = []
+    for i, text in enumerate(corpus.texts):
+        words = re.findall(r"\w[\w'-]*", text)
+        texts.append(" ".join(words if i % 2 else [words[j] for j in random.permutation(len(words))]))
+    return replace(corpus, name="order", texts=texts, labels=[6 + i % 2 for i in range(len(texts))])
 
 
 def clearest(b: Bench, states: Mapping[str, State], share: float = 0.7) -> list[Example]:

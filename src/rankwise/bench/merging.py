@@ -159,7 +159,7 @@ def singular_vectors(note) -> tuple[list[list[str]], Claim]:
         mine = list(each(lambda p: tsvm(p[0], p[1], dtype=torch.float32, weight=[1.0] * 3), problems))
         ours = time.perf_counter() - begin
         begin = time.perf_counter()
-        theirs = [_full_svds(*p) for p in problems]
+        theirs = [full_svds(*p) for p in problems]
         full = time.perf_counter() - begin
         ratios.append(full / ours)
         for (base, _), a, b in zip(problems, mine, theirs, strict=True):
@@ -174,7 +174,7 @@ def singular_vectors(note) -> tuple[list[list[str]], Claim]:
 
 
 @torch.no_grad()
-def _full_svds(base: Tensor, experts: list[Tensor]) -> Tensor:
+def full_svds(base: Tensor, experts: list[Tensor]) -> Tensor:
     """A full SVD a task vector, and one a polar factor."""
     k = min(base.shape) // len(experts)
     U, S, V = [], [], []

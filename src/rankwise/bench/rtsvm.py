@@ -35,7 +35,7 @@ MIXTURES = ("mixture", "clearest mixture", "agreeing mixture")
 CONTROL = "rtsvm of rotated task vectors"
 
 
-def run(out: Path, *, seeds: int = 3, steps: int = 60, on_event: OnEvent | None = None) -> Evidence:
+def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None = None) -> Evidence:
     """Train, merge and score (finished parts are read back), judge the claims."""
     start = time.perf_counter()
     b = bench(out, steps=steps, on_event=on_event)

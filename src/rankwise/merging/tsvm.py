@@ -115,7 +115,7 @@ def orthogonal_sum(pieces: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         Ss.append(S)
         Vs.append(torch.where(real[:, None], Vh, 0.0))
     U, S, Vh = torch.cat(Us, 1), torch.cat(Ss), torch.cat(Vs)
-    return (polar_factor(U) * S) @ polar_factor(Vh.mT).mT
+    return (polar_factor(U) * S) @ polar_factor(Vh)
 
 
 def _task_vector(base: Tensor, expert: Tensor | LowRank) -> Tensor | LowRank:

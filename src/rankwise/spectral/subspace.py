@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rankwise.spectral.svd import spectrum_and_directions
+
 
 def principal_angles(A: Tensor, B: Tensor) -> Tensor:
     """Principal angles between the column spaces of ``A: (d, p)`` and ``B: (d, q)``, radians, ascending, float64.
@@ -52,15 +54,15 @@ def procrustes(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return R, torch.linalg.matrix_norm(A.double() @ R - B.double())
 
 
-def polar_factor(U: Tensor, *, tol: float = 1e-12) -> Tensor:
-    """``U (UᵀU)^{-1/2}``: the nearest matrix with orthonormal columns, ``(m, n)`` like U, in U's dtype.
+def polar_factor(U: Tensor, *, tol: float = 1e-6) -> Tensor:
+    """``U (UᵀU)^{-1/2}``: the nearest matrix with orthonormal columns (rows of a wide U), float32, shaped like U.
 
-    On the range of U alone: directions in which U is null (eigenvalues of ``UᵀU`` up to ``tol`` times the largest) stay
-    zero, where an SVD would fill in arbitrary ones. The Gram matrix and its eigenvalues are taken in float64: they go
-    with the square of U's condition number, and joined bases of many directions are badly conditioned.
+    On the range of U alone: directions whose singular value is at most ``tol`` times the largest stay zero, where an
+    SVD would fill in arbitrary ones. Joined bases of many directions are badly conditioned: the small singular values
+    have to be right, as `spectrum_and_directions` takes care of.
     """
-    D = U.double()
-    values, vectors = torch.linalg.eigh(D.mT @ D)
-    kept = values > tol * values[-1].clamp(min=torch.finfo(D.dtype).tiny)
-    roots = torch.where(kept, values.where(kept, 1.0).rsqrt(), 0.0)
-    return (D @ ((vectors * roots) @ vectors.mT)).to(U.dtype)
+    if U.shape[0] < U.shape[1]:
+        return polar_factor(U.mT, tol=tol).mT
+    S, V = spectrum_and_directions(U.float())
+    roots = torch.where(tol * S[0].clamp(min=torch.finfo(S.dtype).tiny) < S, 1 / S, 0.0)
+    return ((U.float() @ V) * roots.float()) @ V.mT
