@@ -26,6 +26,7 @@ from rankwise.spectral.svd import (
     leading_right_vectors,
     singular_values,
     spectrum_and_directions,
+    symmetric_eigh,
     truncated_eigh,
     truncated_svd,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "spectrum_and_directions",
     "stable_rank",
     "subspace_overlap",
+    "symmetric_eigh",
     "truncated_eigh",
     "truncated_svd",
 ]

@@ -1,0 +1,413 @@
+"""DQ-LoRe: two queries, and a low-rank re-ranking of what the second one finds.
+
+1. *First query*: with examples whose questions lie near, the language model writes a chain of thought ĉ for question x.
+2. *Second query*: ``x + ĉ`` is encoded and compared with every example's ``x_i + c_i``: the nearest M.
+3. *LoRe*: with the candidates' and the query's embeddings as rows of X ((M + 1, d)), columns centred to X_c,
+
+       X_c = U S Vᵀ,    Z = X_c V_k,    score_i = z_query · z_i
+
+   so that what all M share (they were chosen for being alike) no longer decides, nor do the least directions.
+
+``Z Zᵀ = U_k S_k² U_kᵀ`` is the best rank-k approximation of the Gram matrix ``X_c X_cᵀ``, so the scores are a row of
+it: an eigenproblem of (M + 1) rows, for many queries at once; with another kernel's Gram matrix it is kernel PCA.
+
+The encoder is trained (`train_retriever`) on what the language model says of examples: the log-probability of ``c_i``
+given example j and ``x_i`` tells which j are positives and which are negatives of i.
+
+Source: Xiong, Li, Zheng, Guo et al., "DQ-LoRe", ICLR 2024, arXiv 2310.02954.
+
+What people get wrong: the released code's re-ranking takes rows of Vᵀ cut to k features, not projections of the
+examples. With M + 1 points and k ≥ M nothing is reduced: k has to be below M. Rows are normalised first, then centred.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from rankwise.files import read_json, whole_folder, write_json
+from rankwise.models.embedding import TextEncoder
+from rankwise.nearest import unknown
+from rankwise.prompting.depth import Encoder
+from rankwise.prompting.examples import Example, as_row, few_shot, read_examples
+from rankwise.prompting.language_model import LanguageModel, Sampling
+from rankwise.prompting.selectors import KNNSelector, Selector, bm25_index, bm25_scores, embedded
+from rankwise.spectral import symmetric_eigh
+
+METHODS = ("pca", "kernel-pca", "none")
+SIMILARITIES = ("inner", "cosine")
+_SETTINGS = ("k_examples", "order", "candidates", "rank", "method", "similarity", "initial", "max_new_tokens", "style")
+_ENDS = ("\nQuestion:",)
+
+
+class DQLoReSelector(Selector):
+    """Examples by DQ-LoRe.
+
+    Parameters
+    ----------
+    language_model : LanguageModel, optional
+        Writes the chain of thought. Without one the second query is the question alone.
+    encoder : callable, optional
+        Texts to ``(n, d)``, e.g. what `train_retriever` returns; the bundled MiniLM by default.
+    k_examples : int
+    candidates : int
+        M, nearest examples that are re-ranked.
+    rank : int
+        k, directions kept, below M.
+    method : {"pca", "kernel-pca", "none"}
+        LoRe's kernel: linear, or Gaussian with the candidates' median distance as its width; ``none`` keeps the
+        second query's order.
+    similarity : {"inner", "cosine"}
+        Of the projections.
+    initial : int
+        Examples of the first query.
+    order : {"ascending", "descending"}
+        Most similar last, next to the question; or first.
+    max_new_tokens, style
+        Of the first query, see `few_shot`.
+
+    Attributes
+    ----------
+    embeddings_ : ndarray
+        ``(n, d)`` unit rows, of question and solution.
+    fallbacks_ : int
+        Questions so far for which the model wrote nothing, so that they were asked alone.
+    """
+
+    _known: NDArray | None = None  # embeddings of a saved pool
+
+    def __init__(
+        self,
+        language_model: LanguageModel | None = None,
+        encoder: Encoder | None = None,
+        k_examples: int = 8,
+        *,
+        candidates: int = 64,
+        rank: int = 16,
+        method: str = "pca",
+        similarity: str = "inner",
+        initial: int = 8,
+        order: str = "ascending",
+        max_new_tokens: int = 64,
+        style: str = "text",
+    ) -> None:
+        self.language_model, self.encoder, self.k_examples = language_model, encoder, k_examples
+        self.candidates, self.rank, self.method, self.similarity = candidates, rank, method, similarity
+        self.initial, self.order, self.max_new_tokens, self.style = initial, order, max_new_tokens, style
+
+    def save(self, folder: Path) -> None:
+        """Pool, embeddings (float16), settings, and the encoder if it is a `TextEncoder`."""
+        with whole_folder(folder) as draft:
+            rows = [json.dumps(as_row(e), ensure_ascii=False) for e in self.pool_]
+            (draft / "pool.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+            np.save(draft / "embeddings.npy", self.embeddings_.astype(np.float16))
+            write_json(draft / "settings.json", {k: getattr(self, k) for k in _SETTINGS})
+            if isinstance(self.encoder, TextEncoder):
+                self.encoder.save(draft / "encoder")
+
+    @classmethod
+    def load(
+        cls, folder: Path, language_model: LanguageModel | None = None, encoder: Encoder | None = None
+    ) -> DQLoReSelector:
+        """A saved selector; nothing is embedded again."""
+        if encoder is None and (folder / "encoder").is_dir():
+            encoder = TextEncoder(str(folder / "encoder"))
+        selector = cls(language_model, encoder, **read_json(folder / "settings.json"))
+        selector._known = np.load(folder / "embeddings.npy", allow_pickle=False).astype(np.float32)
+        selector.fit(read_examples(folder / "pool.jsonl"))
+        selector._known = None
+        return selector
+
+    def _prepare(self) -> None:
+        self._check()
+        X = embedded([_whole(e) for e in self.pool_], self.encoder) if self._known is None else self._known
+        if len(X) != len(self.pool_):
+            raise ValueError(f"{len(X)} embeddings for a pool of {len(self.pool_)}")
+        self.embeddings_ = _unit(X)
+        self._index = NearestNeighbors(metric="cosine", algorithm="brute").fit(self.embeddings_)
+        self._first = None
+        if self.language_model is not None:
+            size = min(self.initial, len(self.pool_))
+            self._first = KNNSelector(size, encoder=self.encoder).fit(self.pool_)
+        self.fallbacks_ = 0
+
+    def _check(self) -> None:
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        if self.similarity not in SIMILARITIES:
+            raise unknown("similarity", self.similarity, SIMILARITIES)
+        self._size = self.candidates
+        if self.candidates > len(self.pool_):
+            warnings.warn(f"candidates={self.candidates} of a pool of {len(self.pool_)}: all of it", stacklevel=4)
+            self._size = len(self.pool_)
+        if self.method != "none" and not 1 <= self.rank < self._size:
+            raise ValueError(f"rank={self.rank} with {self._size} candidates: 1 to {self._size - 1} reduces anything")
+
+    def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
+        if not queries:
+            return []
+        written = self.chains_of_thought(queries)
+        self.fallbacks_ += sum(not w for w in written)
+        Q = _unit(embedded([f"{q} {w}".strip() for q, w in zip(queries, written, strict=True)], self.encoder))
+        spare = len(self.pool_) - len(set(self._same.tolist())) + 1
+        near = self._index.kneighbors(Q, min(self._size + spare, len(self.pool_)), return_distance=False)
+        near = np.stack([self._without_question(q, row) for q, row in zip(queries, near, strict=True)])
+        if self.method == "none":
+            return near
+        near.sort(axis=1)  # ties by position
+        scores = lore(
+            torch.from_numpy(Q), torch.from_numpy(self.embeddings_[near]), min(self.rank, near.shape[1] - 1),
+            method=self.method, similarity=self.similarity,
+        ).numpy()  # fmt: skip
+        return np.take_along_axis(near, np.argsort(-scores, axis=1, kind="stable"), 1)
+
+    def _without_question(self, query: str, row: NDArray[np.intp]) -> NDArray[np.intp]:
+        """M candidates, those that ask the question itself and duplicates last."""
+        asked = " ".join(query.casefold().split())
+        wanted = [i for i in row if self._same[i] == i and " ".join(self.pool_[i].question.casefold().split()) != asked]
+        return np.array([*wanted, *(i for i in row if i not in set(wanted))][: min(self._size, len(row))], np.intp)
+
+    def chains_of_thought(self, queries: Sequence[str]) -> list[str]:
+        """The first query: what the model writes for each question; empty without a model."""
+        if self._first is None or self.language_model is None:
+            return [""] * len(queries)
+        prompts = [
+            few_shot(q, shots, model=self.language_model, max_new_tokens=self.max_new_tokens, style=self.style).prompt
+            for q, shots in zip(queries, self._first.select_batch(queries), strict=True)
+        ]
+        found = self.language_model.generate(prompts, Sampling(max_new_tokens=self.max_new_tokens, stop=_ENDS))
+        return [g.text.strip() for g in found]
+
+
+def lore(
+    query: Tensor,
+    candidates: Tensor,
+    rank: int,
+    *,
+    method: str = "pca",
+    similarity: str = "inner",
+    centre: bool = True,
+) -> Tensor:
+    """LoRe's scores of the candidates.
+
+    Parameters
+    ----------
+    query : Tensor
+        ``(…, d)``.
+    candidates : Tensor
+        ``(…, M, d)``; any floating dtype, any device.
+    rank : int
+        k, directions kept, 1 to M + 1.
+    method : {"pca", "kernel-pca"}
+    similarity : {"inner", "cosine"}
+    centre : bool
+
+    Returns
+    -------
+    Tensor
+        ``(…, M)``, float64.
+
+    Raises
+    ------
+    ValueError
+        Rank out of range, NaN, an unknown name.
+    """
+    X = torch.cat([candidates, query.unsqueeze(-2)], -2).double()
+    if not 1 <= rank <= X.shape[-2]:
+        raise ValueError(f"rank={rank} is outside 1..{X.shape[-2]} for {X.shape[-2] - 1} candidates and the query")
+    if not torch.isfinite(X).all():
+        raise ValueError("embeddings have NaN or Inf")
+    if similarity not in SIMILARITIES:
+        raise unknown("similarity", similarity, SIMILARITIES)
+    if method == "pca":
+        G = X @ X.mT
+    elif method == "kernel-pca":
+        distance = torch.cdist(X, X)
+        rows, columns = torch.triu_indices(X.shape[-2], X.shape[-2], 1)
+        upper = distance[..., rows, columns]
+        width = upper.median(-1).values.clamp(min=torch.finfo(X.dtype).tiny)[..., None, None]
+        G = torch.exp(-(distance**2) / (2 * width**2))
+    else:
+        raise unknown("method", method, METHODS[:2])
+    if centre:
+        G = G - G.mean(-1, keepdim=True) - G.mean(-2, keepdim=True) + G.mean((-2, -1), keepdim=True)
+    values, vectors = symmetric_eigh(G)
+    Z = vectors[..., -rank:] * values[..., None, -rank:].clamp(min=0).sqrt()
+    if similarity == "cosine":
+        Z = torch.nn.functional.normalize(Z, dim=-1)
+    return (Z[..., :-1, :] @ Z[..., -1, :, None])[..., 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """For each example that has them: its positives and hard negatives, ``(n, top)`` positions in the pool."""
+
+    queries: NDArray[np.intp]
+    positives: NDArray[np.intp]
+    negatives: NDArray[np.intp]
+
+
+def scored_pairs(
+    pool: Sequence[Example],
+    scorer: LanguageModel,
+    *,
+    candidates: int = 50,
+    top: int = 5,
+    queries: Sequence[int] | None = None,
+) -> Pairs:
+    """What the language model finds helpful: of each example's BM25 candidates the best and the worst.
+
+    Parameters
+    ----------
+    pool : sequence of Example
+    scorer : LanguageModel
+        Scores ``c_i`` after example j and question i; wrapped in `Recorded` this resumes.
+    candidates : int
+        A query, by its solution; never itself.
+    top : int
+        Positives, and as many negatives.
+    queries : sequence of int, optional
+        Positions for which to look; all by default.
+
+    Raises
+    ------
+    ValueError
+        Fewer than ``2 top`` candidates.
+    """
+    candidates = min(candidates, len(pool) - 1)
+    if candidates < 2 * top:
+        raise ValueError(f"{candidates} candidates of a pool of {len(pool)} for {top} positives and {top} negatives")
+    index, rows = bm25_index([e.solution for e in pool]), list(range(len(pool)) if queries is None else queries)
+    prompts, near = [], np.zeros((len(rows), candidates), np.intp)
+    for k, i in enumerate(rows):
+        scores = bm25_scores(index, pool[i].solution).copy()
+        scores[i] = -np.inf  # a query never retrieves itself
+        near[k] = np.argsort(-scores, kind="stable")[:candidates]
+        prompts += [few_shot(pool[i].question, [pool[j]], style="text").prompt for j in near[k]]
+    continuations = [[f" {pool[i].solution}"] for i in rows for _ in range(candidates)]
+    found = scorer.score(prompts, continuations)
+    logp = np.array([s[0].mean for s in found]).reshape(near.shape)
+    order = np.take_along_axis(near, np.argsort(-logp, axis=1, kind="stable"), 1)
+    return Pairs(queries=np.array(rows, np.intp), positives=order[:, :top], negatives=order[:, -top:])
+
+
+def train_retriever(
+    pool: Sequence[Example],
+    pairs: Pairs,
+    *,
+    encoder: str = "minilm",
+    epochs: int = 5,
+    batch_size: int = 16,
+    learning_rate: float = 2e-5,
+    warmup: float = 0.1,
+    scale: float = 20.0,
+    validation: float = 0.1,
+    patience: int = 2,
+    max_length: int = 128,
+    seed: int = 0,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> TextEncoder:
+    """An encoder for which helpful examples lie near.
+
+    Parameters
+    ----------
+    pool : sequence of Example
+    pairs : Pairs
+        See `scored_pairs`.
+    encoder : str
+        What training starts from, see `TextEncoder`.
+    epochs, patience : int
+        At most; stops when the validation loss has not fallen for ``patience`` epochs, and keeps the best.
+    batch_size : int
+        Queries a step, each with one positive and one hard negative, all of which all are compared with.
+    learning_rate, warmup : float
+        AdamW's, linear from 0 over the ``warmup`` share of steps, then down to 0.
+    scale : float
+        Of the inner products of unit vectors; the released code has 1.
+    validation : float
+        Share of the queries held out.
+    max_length : int
+        Tokens of a text.
+    on_step : callable, optional
+        ``(step, steps, loss)``.
+
+    Raises
+    ------
+    ValueError
+        Fewer queries than one batch.
+    """
+    from transformers import get_linear_schedule_with_warmup
+
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(pairs.queries))
+    held, rows = np.split(order, [round(validation * len(order))])
+    if len(rows) < batch_size:
+        raise ValueError(f"{len(rows)} queries to train on are fewer than batch_size={batch_size}")
+    torch.manual_seed(seed)
+    model = TextEncoder(encoder, max_length=max_length)
+    texts = [_whole(e) for e in pool]
+    each = len(rows) // batch_size
+    steps, optimizer = epochs * each, torch.optim.AdamW(model.model.parameters(), lr=learning_rate)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(warmup * steps), steps)
+
+    def loss(batch: NDArray, draw: np.random.Generator) -> Tensor:
+        picks = draw.integers(pairs.positives.shape[1], size=(2, len(batch)))
+        chosen = [pairs.queries[batch], pairs.positives[batch, picks[0]], pairs.negatives[batch, picks[1]]]
+        vectors = model.vectors([texts[i] for part in chosen for i in part])
+        return contrastive_loss(*vectors.split(len(batch)), scale=scale)
+
+    @torch.no_grad()
+    def held_out() -> float:
+        model.model.eval()
+        draw, parts = np.random.default_rng(seed), np.array_split(held, max(1, len(held) // batch_size))
+        return float(np.mean([float(loss(p, draw)) for p in parts])) if len(held) else float("nan")
+
+    best, since, kept, step = held_out(), 0, _copied(model), 0
+    for _ in range(epochs):
+        rows = rng.permutation(rows)
+        for k in range(each):
+            model.model.train()
+            value = loss(rows[k * batch_size : (k + 1) * batch_size], rng)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(model.model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+            if on_step:
+                on_step(step, steps, float(value.detach()))
+        now = held_out()
+        if not len(held) or now < best:
+            best, since, kept = now, 0, _copied(model)
+        elif (since := since + 1) >= patience:
+            break
+    model.model.load_state_dict(kept)
+    model.model.eval()
+    return model
+
+
+def contrastive_loss(query: Tensor, positive: Tensor, negative: Tensor, *, scale: float = 1.0) -> Tensor:
+    """``-mean_i log exp(s q_i·p_i) / Σ_j [exp(s q_i·p_j) + exp(s q_i·n_j)]`` of ``(batch, d)`` each."""
+    logits = scale * query @ torch.cat([positive, negative]).mT
+    return torch.nn.functional.cross_entropy(logits, torch.arange(len(query), device=query.device))
+
+
+def _copied(model: TextEncoder) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in model.model.state_dict().items()}
+
+
+def _whole(example: Example) -> str:
+    return f"{example.question} {example.solution}"
+
+
+def _unit(X: NDArray) -> NDArray:
+    return X / np.linalg.norm(X, axis=1, keepdims=True).clip(min=np.finfo(X.dtype).tiny)

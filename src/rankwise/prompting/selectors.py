@@ -1,0 +1,272 @@
+"""Which examples go into a prompt: what the selectors share, and the ones that need no language model.
+
+Every selector is fitted on a pool and asked for a question's examples; scikit-learn's conventions for parameters
+(``get_params``, ``clone``), and ``select_examples`` / ``add_example`` as LangChain's example selectors have them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.validation import check_is_fitted
+
+from rankwise.nearest import unknown
+from rankwise.prompting.depth import Encoder, TextDepth
+from rankwise.prompting.examples import Example, as_example, as_row
+
+ORDERS = ("ascending", "descending")
+Indices = NDArray[np.intp]
+
+
+class Selector(BaseEstimator):
+    """What all selectors do; a subclass ranks the pool in ``_rank``.
+
+    Attributes
+    ----------
+    pool_ : list of Example
+        As fitted; of examples with the same question only the first can be selected.
+    """
+
+    k_examples: int
+    order: str
+
+    def fit(self, pool: Sequence[Example | dict], y: object = None) -> Selector:
+        """Take the pool.
+
+        Raises
+        ------
+        ValueError
+            An empty pool, an example without question or answer, ``k_examples`` below 1 or an unknown ``order``.
+        """
+        if self.k_examples < 1:
+            raise ValueError(f"k_examples={self.k_examples}; at least 1 is needed")
+        if self.order not in ORDERS:
+            raise unknown("order", self.order, ORDERS)
+        if not len(pool):
+            raise ValueError("the pool is empty: there are no examples to select from")
+        self.pool_ = [as_example(e) for e in pool]
+        if self.k_examples > len(self.pool_):
+            warnings.warn(
+                f"k_examples={self.k_examples} of a pool of {len(self.pool_)}: all of it is selected", stacklevel=2
+            )
+        first: dict[str, int] = {}
+        self._same = np.array([first.setdefault(_plain(e.question), i) for i, e in enumerate(self.pool_)])
+        self._prepare()
+        return self
+
+    def select(self, query: str) -> list[Example]:
+        """Examples for a question, in the order in which they go into the prompt."""
+        return self.select_batch([query])[0]
+
+    def select_batch(self, queries: Sequence[str]) -> list[list[Example]]:
+        """For many questions at a time. An example that asks the question itself is left out."""
+        return [[self.pool_[i] for i in chosen] for chosen in self.select_indices(queries)]
+
+    def select_indices(self, queries: Sequence[str]) -> list[Indices]:
+        """Positions in the pool instead of examples."""
+        check_is_fitted(self, "pool_")
+        if isinstance(queries, str):
+            raise ValueError("one question was given to a method for many: use select")
+        chosen = [self._chosen(q, ranked) for q, ranked in zip(queries, self._rank(list(queries)), strict=True)]
+        return [c[::-1] for c in chosen] if self.order == "ascending" else chosen
+
+    def select_examples(self, input_variables: dict) -> list[dict]:
+        """LangChain's: mappings for the question in ``input_variables["question"]``."""
+        if "question" not in input_variables:
+            raise ValueError(f"no question among {', '.join(map(str, input_variables)) or 'no variables'}")
+        return [as_row(e) for e in self.select(str(input_variables["question"]))]
+
+    def add_example(self, example: dict) -> None:
+        """LangChain's: add to the pool."""
+        self.fit([*getattr(self, "pool_", []), as_example(example)])
+
+    def _chosen(self, query: str, ranked: Iterable[int]) -> Indices:
+        out: list[int] = []
+        for i in ranked:
+            asks_the_same = _plain(self.pool_[i].question) == _plain(query)
+            if not asks_the_same and self._same[i] not in out:
+                out.append(int(self._same[i]))
+            if len(out) == self.k_examples:
+                break
+        return np.array(out, np.intp)
+
+    def _prepare(self) -> None:
+        """Index the pool."""
+
+    def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
+        """For each query, positions in the pool from best to worst; ties by position."""
+        raise NotImplementedError
+
+
+class RandomSelector(Selector):
+    """Examples drawn at random, anew for each question, the same for the same question and seed.
+
+    Parameters
+    ----------
+    k_examples : int
+    order : {"ascending", "descending"}
+        Most similar last (next to the question), or first.
+    seed : int
+    """
+
+    def __init__(self, k_examples: int = 8, *, order: str = "ascending", seed: int = 0) -> None:
+        self.k_examples, self.order, self.seed = k_examples, order, seed
+
+    def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
+        for query in queries:
+            yield np.random.default_rng([self.seed, *query.encode()]).permutation(len(self.pool_))
+
+
+class BM25Selector(Selector):
+    """The examples whose questions share the most telling words (Robertson's BM25, by `bm25s`).
+
+    Parameters
+    ----------
+    k_examples : int
+    order : {"ascending", "descending"}
+    field : {"question", "solution"}
+        What is indexed.
+    """
+
+    def __init__(self, k_examples: int = 8, *, order: str = "ascending", field: str = "question") -> None:
+        self.k_examples, self.order, self.field = k_examples, order, field
+
+    def _prepare(self) -> None:
+        if self.field not in ("question", "solution"):
+            raise unknown("field", self.field, ("question", "solution"))
+        self._index = bm25_index([getattr(e, self.field) for e in self.pool_])
+
+    def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
+        for query in queries:
+            yield np.argsort(-bm25_scores(self._index, query), kind="stable")
+
+
+class KNNSelector(Selector):
+    """The examples whose questions lie nearest in an encoder's space (cosine).
+
+    Parameters
+    ----------
+    k_examples : int
+    order : {"ascending", "descending"}
+    encoder : callable, optional
+        Texts to ``(n, d)``; the bundled MiniLM by default.
+    """
+
+    def __init__(self, k_examples: int = 8, *, order: str = "ascending", encoder: Encoder | None = None) -> None:
+        self.k_examples, self.order, self.encoder = k_examples, order, encoder
+
+    def _prepare(self) -> None:
+        self._index = NearestNeighbors(metric="cosine", algorithm="brute")
+        self._index.fit(embedded([e.question for e in self.pool_], self.encoder))
+
+    def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
+        if not queries:
+            return []
+        # what is left out (duplicates, the question itself) is made up for by further neighbours
+        spare = len(self.pool_) - len(set(self._same.tolist())) + 1
+        k = min(self.k_examples + spare, len(self.pool_))
+        return self._index.kneighbors(embedded(queries, self.encoder), k, return_distance=False)
+
+
+class DepthSelector(Selector):
+    """The deepest examples of the pool, the same for every question (see `TextDepth`).
+
+    Parameters
+    ----------
+    k_examples : int
+    order : {"ascending", "descending"}
+    balanced : bool
+        Take turns between the answers, each with depths within its own examples.
+    shallowest : bool
+        The other end: a control.
+    distance, encoder
+        See `TextDepth`.
+
+    Attributes
+    ----------
+    depths_ : ndarray
+        ``(n,)`` of the pool; within each answer's examples where ``balanced``.
+    """
+
+    def __init__(
+        self,
+        k_examples: int = 8,
+        *,
+        order: str = "ascending",
+        balanced: bool = False,
+        shallowest: bool = False,
+        distance: str = "cosine",
+        encoder: Encoder | None = None,
+    ) -> None:
+        self.k_examples, self.order, self.balanced, self.shallowest = k_examples, order, balanced, shallowest
+        self.distance, self.encoder = distance, encoder
+
+    def _prepare(self) -> None:
+        X = embedded([e.question for e in self.pool_], self.encoder)
+        kinds = np.array([e.answer if self.balanced else "" for e in self.pool_])
+        self.depths_ = np.full(len(X), 2.0)  # of an answer with one example: nothing lies further in
+        turn = np.zeros(len(X), np.intp)
+        for kind in np.unique(kinds):
+            rows = np.flatnonzero(kinds == kind)
+            if len(rows) > 1:
+                self.depths_[rows] = TextDepth(self.distance).fit(X[rows]).depths_
+            best_first = rows[np.argsort(self._sign() * self.depths_[rows], kind="stable")]
+            turn[best_first] = np.arange(len(rows))
+        self._ranking = np.lexsort(
+            (np.arange(len(X)), self._sign() * self.depths_, turn if self.balanced else 0 * turn)
+        )
+
+    def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
+        return [self._ranking] * len(queries)
+
+    def _sign(self) -> int:
+        return 1 if self.shallowest else -1
+
+
+def embedded(texts: list[str], encoder: Encoder | None) -> NDArray:
+    """``(n, d)``; an encoder's output is checked.
+
+    Raises
+    ------
+    ValueError
+        NaN or Inf in it, or another number of rows than texts.
+    """
+    if encoder is None:
+        from rankwise.models.embedding import embed as encoder
+    X = np.asarray(encoder(texts))
+    if X.ndim != 2 or len(X) != len(texts):
+        raise ValueError(f"the encoder gave {X.shape} for {len(texts)} texts; one row a text is needed")
+    bad = np.flatnonzero(~np.isfinite(X).all(1))
+    if len(bad):
+        raise ValueError(f"the encoder gave NaN or Inf for text {bad[0]}: {texts[bad[0]][:80]!r}")
+    return X
+
+
+def bm25_index(texts: Sequence[str]):
+    """An index of `bm25s` over lower-cased words."""
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(_words(texts), show_progress=False)
+    return index
+
+
+def bm25_scores(index, query: str) -> NDArray:
+    """``(n,)`` BM25 scores of the indexed texts; 0 where no word is known."""
+    words = [w for w in _words([query])[0] if w and w in index.vocab_dict]
+    return index.get_scores(words) if words else np.zeros(int(index.scores["num_docs"]))
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    import re
+
+    return [re.findall(r"\w+", t.lower()) or [""] for t in texts]
+
+
+def _plain(question: str) -> str:
+    return " ".join(question.casefold().split())

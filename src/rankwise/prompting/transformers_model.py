@@ -1,0 +1,304 @@
+"""A causal model of `transformers` as a `LanguageModel`, with the cache of shared prompt prefixes reused.
+
+Requests are sorted by their tokens; neighbours that begin alike form a group whose common prefix goes through the model
+once. In a batch the prefixes are padded on their right and what follows on its left, so that the gap lies in the
+middle, masked, and every row's scored tokens stand at its end:
+
+    [prefix tokens … pad | pad … rest of the prompt, continuation]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from rankwise.models.loading import load, load_tokenizer
+from rankwise.prompting.language_model import Generation, OnResult, Prompt, Sampling, Score
+
+_WORTH = 3  # tokens in common below which a pass of its own costs more
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Tokens whose last ``scored`` are asked for; ``place`` is (prompt, continuation)."""
+
+    ids: tuple[int, ...]
+    scored: int
+    place: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Requests that begin with the same ``shared`` tokens."""
+
+    shared: int
+    requests: list[_Request]
+
+
+class TransformersModel:
+    """A local model.
+
+    Parameters
+    ----------
+    model : str or PreTrainedModel
+        ``smollm2``, a folder, a hub id, or a loaded causal model (any device, any floating dtype).
+    tokenizer : PreTrainedTokenizerBase, optional
+        Needed with a loaded model.
+    batch_size : int
+        Sequences at a time.
+    batch_tokens : int
+        The most tokens of a batch, padding and cached prefix included: bounds the cache's memory.
+    share_prefixes : bool
+        False computes every sequence from its first token.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel = "smollm2",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        batch_size: int = 32,
+        batch_tokens: int = 16_384,
+        share_prefixes: bool = True,
+    ) -> None:
+        if isinstance(model, str):
+            self.model, self.tokenizer = load(model, task="causal-lm"), tokenizer or load_tokenizer(model)
+            self.name = model
+        elif tokenizer is None:
+            raise ValueError("a loaded model needs its tokenizer=")
+        else:
+            self.model, self.tokenizer, self.name = model, tokenizer, model.config.name_or_path or "model"
+        self.model.eval()
+        self.batch_size, self.batch_tokens, self.share_prefixes = batch_size, batch_tokens, share_prefixes
+        self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
+
+    def render(self, prompt: Prompt) -> str:
+        """The text the model sees: chat messages through its template, up to where its turn begins."""
+        if isinstance(prompt, str):
+            return prompt
+        if self.tokenizer.chat_template is None:
+            return "".join(f"{m['content']}\n" for m in prompt)
+        return self.tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)  # type: ignore[return-value]
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """See `LanguageModel`."""
+        return len(self._ids(prompt))
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling | None = None, *, on_result: OnResult | None = None
+    ) -> list[Generation]:
+        """See `LanguageModel`. With a temperature, a batch's draws depend on what is drawn beside them.
+
+        Raises
+        ------
+        ValueError
+            A prompt that leaves no room for ``max_new_tokens``.
+        """
+        sampling = sampling or Sampling()
+        ids = [self._ids(p) for p in prompts]
+        for i, tokens in enumerate(ids):
+            self._fits(len(tokens) + sampling.max_new_tokens, f"prompt {i} and {sampling.max_new_tokens} new tokens")
+        out: list[Generation | None] = [None] * len(prompts)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for rows in _batches(
+            order, lambda i: len(ids[i]) + sampling.max_new_tokens, self.batch_size, self.batch_tokens
+        ):
+            for i, found in zip(rows, self._continued([ids[i] for i in rows], sampling), strict=True):
+                out[i] = found
+                if on_result:
+                    on_result(i, found)
+        return out  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Sequence[str]],
+        *,
+        on_result: OnResult | None = None,
+    ) -> list[list[Score]]:
+        """See `LanguageModel`.
+
+        Raises
+        ------
+        ValueError
+            An empty prompt or continuation, or more tokens than the model's context.
+        """
+        requests = list(self._requests(prompts, continuations))
+        out: list[list[Score | None]] = [[None] * len(c) for c in continuations]
+        left = [len(c) for c in continuations]
+        groups = _grouped(requests, self.share_prefixes, self.batch_size)
+        for batch in _batches(groups, _weight, self.batch_size, self.batch_tokens):
+            for request, logprobs in self._scored(batch):
+                i, j = request.place
+                out[i][j] = Score(logprobs=tuple(logprobs))
+                left[i] -= 1
+                if on_result and not left[i]:
+                    on_result(i, out[i])
+        return out  # type: ignore[return-value]
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer(self.render(prompt), add_special_tokens=isinstance(prompt, str))["input_ids"]  # type: ignore[return-value]
+
+    def _fits(self, tokens: int, what: str) -> None:
+        if self.context is not None and tokens > self.context:
+            raise ValueError(f"{what} have {tokens} tokens; {self.name} takes {self.context}: drop examples")
+
+    def _requests(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> Iterator[_Request]:
+        for i, (prompt, given) in enumerate(zip(prompts, continuations, strict=True)):
+            start = self._ids(prompt)
+            if not start:
+                raise ValueError(f"prompt {i} is empty: the first token of a continuation needs one before it")
+            for j, text in enumerate(given):
+                end = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                if not end:
+                    raise ValueError(f"continuation {j} of prompt {i} is empty")
+                self._fits(len(start) + len(end), f"prompt {i} and its continuation {j}")  # type: ignore[arg-type]
+                yield _Request((*start, *end), len(end), (i, j))  # type: ignore[arg-type, misc]
+
+    def _scored(self, groups: list[_Group]) -> Iterator[tuple[_Request, list[float]]]:
+        """Log-probabilities of what is asked for, all requests of the groups in one batch."""
+        device, pad = self.model.device, self.tokenizer.pad_token_id
+        longest = max(g.shared for g in groups)
+        rows = [(k, r) for k, g in enumerate(groups) for r in g.requests]
+        rests = [r.ids[groups[k].shared :] for k, r in rows]
+        width = max(map(len, rests))
+        ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rests], device=device)
+        real = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rests], device=device)
+        before = torch.tensor([groups[k].shared for k, _ in rows], device=device)
+        cache, mask = None, real
+        if longest:
+            cache, prefix_mask = self._prefixes([g.requests[0].ids[: g.shared] for g in groups], longest)
+            index = torch.tensor([k for k, _ in rows], device=device)
+            cache.batch_select_indices(index)
+            mask = torch.cat([prefix_mask[index], real], 1)
+        positions = (before[:, None] + real.cumsum(1) - 1).clamp(min=0)
+        asked = max(r.scored for _, r in rows)
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=asked + 1,
+        ).logits[:, :-1]
+        targets = ids[:, -asked:]
+        logprobs = logits.float().gather(2, targets[..., None])[..., 0] - logits.float().logsumexp(2)
+        for (_, request), values in zip(rows, logprobs.tolist(), strict=True):
+            yield request, values[asked - request.scored :]
+
+    def _prefixes(self, prefixes: list[tuple[int, ...]], width: int) -> tuple[DynamicCache, Tensor]:
+        device, pad = self.model.device, self.tokenizer.pad_token_id
+        ids = torch.tensor([[*p, *[pad] * (width - len(p))] for p in prefixes], device=device)
+        mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prefixes], device=device)
+        cache = DynamicCache(config=self.model.config)
+        self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache, mask
+
+    def _continued(self, batch: list[list[int]], sampling: Sampling) -> Iterator[Generation]:
+        width = max(map(len, batch))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(b)) + b for b in batch], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(b)) + [1] * len(b) for b in batch], device=self.model.device)
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        stopping = {"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer} if sampling.stop else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(sampling.seed)
+            found = cast(Callable, self.model.generate)(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=sampling.max_new_tokens,
+                pad_token_id=pad,
+                return_dict_in_generate=True,
+                output_logits=True,
+                **(drawn if sampling.temperature > 0 else greedy),
+                **stopping,
+            )
+        new = found.sequences[:, width:]  # type: ignore[union-attr]
+        logp = [step.float().log_softmax(-1) for step in found.logits]  # type: ignore[union-attr]
+        top = torch.stack([step.amax(-1) for step in logp], 1)
+        chosen = torch.stack([step.gather(1, new[:, t, None])[:, 0] for t, step in enumerate(logp)], 1)
+        ends = self.model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        for row, tokens in enumerate(new.tolist()):
+            length = next((t + 1 for t, token in enumerate(tokens) if token in ends), len(tokens))
+            length = self._stopped(tokens[:length], sampling.stop)
+            kept = tokens[:length]
+            text = self.tokenizer.decode(kept, skip_special_tokens=True)
+            cut = [text.index(s) for s in sampling.stop if s in text]
+            yield Generation(
+                text=text[: min(cut)] if cut else text,  # type: ignore[arg-type]
+                tokens=tuple(self.tokenizer.convert_ids_to_tokens(kept)),
+                logprobs=tuple(chosen[row, :length].tolist()),
+                top_logprobs=tuple(top[row, :length].tolist()),
+                special=tuple(t in self.tokenizer.all_special_ids for t in kept),
+                prompt_tokens=len(batch[row]),
+            )
+
+    def _stopped(self, tokens: list[int], stop: tuple[str, ...]) -> int:
+        """Tokens up to the one that completes a stop string: others of the batch may have gone on."""
+        if not stop:
+            return len(tokens)
+        for length in range(1, len(tokens) + 1):
+            text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+            if any(s in text for s in stop):
+                return length
+        return len(tokens)
+
+
+def _grouped(requests: list[_Request], share: bool, size: int) -> list[_Group]:
+    """Neighbours in token order, joined while that saves more than it costs; ``size`` at most; in order of length.
+
+    A group of n with p tokens in common saves ``(n - 1) p``. Taking in one more may shorten p, and keeps it from the
+    requests behind it, which may have more in common with it.
+    """
+    ordered = sorted(requests, key=lambda r: r.ids)
+    free = [len(r.ids) - r.scored - 1 for r in ordered]  # the token before the first scored one has to be computed
+    shared = [_common(a.ids, b.ids, min(free[i : i + 2])) for i, (a, b) in enumerate(pairwise(ordered))] + [0]
+    groups: list[_Group] = []
+    for i, request in enumerate(ordered):
+        if share and groups and len(groups[-1].requests) < size:
+            last = groups[-1]
+            n = len(last.requests)
+            common = min(shared[i - 1], last.shared) if n > 1 else shared[i - 1]
+            if common > _WORTH and n * common > (n - 1) * last.shared and 2 * common >= shared[i]:
+                groups[-1] = _Group(common, [*last.requests, request])
+                continue
+        groups.append(_Group(0, [request]))
+    return sorted(groups, key=lambda g: (g.shared > 0, len(g.requests[0].ids)))
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...], limit: int) -> int:
+    n = 0
+    while n < limit and a[n] == b[n]:
+        n += 1
+    return n
+
+
+def _weight(group: _Group) -> int:
+    return len(group.requests) * max(len(r.ids) for r in group.requests)
+
+
+def _batches(items: Sequence, weight, size: int, tokens: int) -> Iterator[list]:
+    """Consecutive items, ``size`` sequences at most and about ``tokens`` in all; an item goes alone where it must."""
+    batch: list = []
+    sequences = total = 0
+    for item in items:
+        n = len(item.requests) if isinstance(item, _Group) else 1
+        w = weight(item)
+        mixed = isinstance(item, _Group) and batch and (batch[-1].shared > 0) != (item.shared > 0)
+        if batch and (sequences + n > size or total + w > tokens or mixed):
+            yield batch
+            batch, sequences, total = [], 0, 0
+        batch.append(item)
+        sequences, total = sequences + n, total + w
+    if batch:
+        yield batch

@@ -1,0 +1,184 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.base import clone
+
+from rankwise.prompting import TextDepth
+from rankwise.prompting.examples import Example, as_example, extract_answer, few_shot, read_examples
+from rankwise.prompting.selectors import (
+    BM25Selector,
+    DepthSelector,
+    KNNSelector,
+    RandomSelector,
+    bm25_index,
+    bm25_scores,
+)
+
+POOL = [
+    Example(question="How many apples are in two baskets of three?", answer="6", rationale="Two times three is six."),
+    Example(question="What is the colour of the sky?", answer="blue"),
+    Example(question="How many pears are in two baskets of four?", answer="8"),
+    Example(question="Who wrote Hamlet?", answer="Shakespeare"),
+    Example(question="who wrote  HAMLET?", answer="him"),
+    Example(question="¿Cuántas peras hay? 梨はいくつ", answer="2"),
+]
+
+
+def letters(texts):
+    """A transparent encoder: how often each letter occurs."""
+    return np.array([[t.lower().count(c) for c in "abcdefghijklmnopqrstuvwxyz "] for t in texts], float) + 0.01
+
+
+ALL = [
+    RandomSelector(3),
+    BM25Selector(3),
+    KNNSelector(3, encoder=letters),
+    DepthSelector(3, encoder=letters),
+    DepthSelector(3, encoder=letters, balanced=True),
+]
+
+
+@pytest.mark.parametrize("selector", ALL, ids=lambda s: type(s).__name__)
+def test_selectors_share_their_manners(selector):
+    selector = clone(selector).fit(POOL)
+    queries = ["How many plums are in two baskets?", "Who wrote Hamlet?", ""]
+    batch = selector.select_batch(queries)
+    assert batch == [selector.select(q) for q in queries]
+    for query, chosen in zip(queries, batch, strict=True):
+        assert len(chosen) == 3
+        assert len({e.question.casefold().replace("  ", " ") for e in chosen}) == 3  # duplicates once
+        assert query not in [e.question for e in chosen]  # nor the question itself
+    other = clone(selector).set_params(order="descending").fit(POOL)
+    assert other.select(queries[0]) == batch[0][::-1]
+    rows = selector.select_examples({"question": queries[0]})
+    assert [as_example(r) for r in rows] == batch[0]
+    selector.add_example({"question": "new?", "answer": "yes"})
+    assert len(selector.pool_) == 7
+    with pytest.raises(ValueError, match="empty"):
+        selector.fit([])
+    with pytest.raises(ValueError, match="use select"):
+        selector.select_batch("one")
+    with pytest.raises(ValueError, match="no question"):
+        selector.select_examples({"q": 1})
+    with pytest.raises(ValueError, match="no answer"):
+        selector.fit([{"question": "a"}])
+    with pytest.raises(ValueError, match="did you mean ascending"):
+        selector.set_params(order="ascend").fit(POOL)
+    with pytest.warns(UserWarning, match="all of it"):
+        chosen = clone(ALL[0]).set_params(k_examples=10).fit(POOL).select("x")
+    assert len(chosen) == 5
+
+
+def test_bm25_equals_its_formula():
+    texts = ["a b b c", "a a d", "b d d d e", "f"]
+    index = bm25_index(texts)
+    words, k1, b = [t.split() for t in texts], 1.5, 0.75
+    mean = np.mean([len(w) for w in words])
+
+    def score(i, query):
+        total = 0.0
+        for term in query.split():
+            df = sum(term in w for w in words)
+            tf = words[i].count(term)
+            idf = np.log(1 + (len(words) - df + 0.5) / (df + 0.5))
+            total += idf * tf / (tf + k1 * (1 - b + b * len(words[i]) / mean))  # lucene's variant
+        return total
+
+    got = bm25_scores(index, "b d unknown")
+    np.testing.assert_allclose(got, [score(i, "b d") for i in range(4)], rtol=1e-5)
+    assert not bm25_scores(index, "unknown words").any()
+
+
+def test_bm25_and_knn_find_the_question_about_fruit():
+    for selector in (BM25Selector(1), KNNSelector(1)):  # the second with the real encoder
+        assert selector.fit(POOL).select("How many oranges are in two baskets of five?")[0] in (POOL[0], POOL[2])
+
+
+def test_random_examples_depend_on_question_and_seed_alone():
+    one = RandomSelector(3, seed=1).fit(POOL)
+    assert one.select("a") == RandomSelector(3, seed=1).fit(POOL).select("a")
+    assert len({tuple(e.question for e in one.select(str(i))) for i in range(20)}) > 5
+
+
+def test_depth_takes_the_deepest_and_balanced_takes_turns():
+    pool = [Example(question=f"{'abc'[i % 3] * (i + 1)} {i}", answer=str(i % 2)) for i in range(12)]
+    depths = TextDepth().fit(letters([e.question for e in pool])).depths_
+    best = [pool[i] for i in np.argsort(-depths)]
+    assert DepthSelector(4, encoder=letters, order="descending").fit(pool).select("?") == best[:4]
+    assert (
+        DepthSelector(4, encoder=letters, order="descending", shallowest=True).fit(pool).select("?") == best[::-1][:4]
+    )
+    chosen = DepthSelector(4, encoder=letters, balanced=True).fit(pool).select("?")
+    assert sorted(e.answer for e in chosen) == ["0", "0", "1", "1"]
+
+
+def test_a_bad_encoder_is_named():
+    with pytest.raises(ValueError, match="NaN or Inf for text 0: 'How many apples"):
+        KNNSelector(encoder=lambda t: np.full((len(t), 2), np.nan)).fit(POOL * 2)
+    with pytest.raises(ValueError, match="one row a text"):
+        KNNSelector(encoder=lambda t: np.ones((1, 2))).fit(POOL * 2)
+
+
+class Words:
+    name, context = "words", 24
+
+    def count_tokens(self, prompt):
+        return len((prompt if isinstance(prompt, str) else " ".join(m["content"] for m in prompt)).split())
+
+
+@given(st.integers(0, 6), st.sampled_from(["chat", "text"]), st.booleans())
+def test_the_budget_is_kept_by_dropping_the_least_similar(n, style, first):
+    examples = [Example(question=f"q{i} " + "w " * i, answer="a") for i in range(n)]
+    built = few_shot("a question?", examples, model=Words(), max_new_tokens=4, style=style, least_similar_first=first)
+    assert Words().count_tokens(built.prompt) <= 20
+    k = len(built.dropped)
+    assert built.examples == (examples[k:] if first else examples[: n - k])
+    if k:  # one fewer dropped would not have fitted
+        more = examples[k - 1 :] if first else examples[: n - k + 1]
+        with_more = few_shot("a question?", more, style=style).prompt
+        assert Words().count_tokens(with_more) > 20
+
+
+def test_prompts_as_chat_and_as_text():
+    chat = few_shot("Why?", POOL[:2], instruction="Be brief.").prompt
+    assert [m["role"] for m in chat] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert chat[2]["content"] == "Two times three is six. The answer is 6."
+    text = few_shot("Why?", POOL[1:2], style="text").prompt
+    assert text == "Question: What is the colour of the sky?\nAnswer: blue\n\nQuestion: Why?\nAnswer:"
+    with pytest.raises(ValueError, match="does not fit"):
+        few_shot("w " * 30, [], model=Words(), max_new_tokens=4)
+    with pytest.raises(ValueError, match="style"):
+        few_shot("a", [], style="poem")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Two and two. The answer is 4.", "4"),
+        ("The answer is 3. No, the answer is 3.5. Surely", "3.5"),
+        ("the answer is: New York\nQuestion", "New York"),
+        ("\n positive.\nmore", "positive"),
+        ("", ""),
+    ],
+)
+def test_the_answer_is_found(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_files_of_examples(tmp_path):
+    path = tmp_path / "pool.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in [{"question": "é?", "answer": 3, "id": 1}, {"question": "b"}]))
+    with pytest.raises(ValueError, match="line 2: no answer among question"):
+        read_examples(path)
+    assert read_examples(path, answers=False)[0] == Example(question="é?", answer="3")
+    path.write_text("not json\n")
+    with pytest.raises(ValueError, match="line 1"):
+        read_examples(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="no examples"):
+        read_examples(path)
+    with pytest.raises(ValueError, match="no such file"):
+        read_examples(tmp_path / "none.jsonl")
