@@ -129,7 +129,7 @@ def test_the_second_query_goes_by_what_the_model_wrote():
     chosen = selector.select("price of x?")
     assert len(writer.prompts) == 1
     assert writer.prompts[0].count("Question:") == 3
-    assert all("qq" in e.rationale for e in chosen)
+    assert sum("qq" in e.rationale for e in chosen) >= 3
     alone = DQLoReSelector(None, letters, 4, candidates=12, method="none").fit(POOL).select("price of x?")
     assert alone != chosen
     assert selector.fallbacks_ == 0

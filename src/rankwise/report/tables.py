@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rankwise.jobs.compress import Compression
     from rankwise.merging import Merge
     from rankwise.prompting import DepthTest
+    from rankwise.prompting.answers import RankedAnswers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,15 @@ def extreme_texts(
         for kind, picked in (("central", order[:n]), ("outlying", order[::-1][:n])):
             rows += [[name, kind, f"{depths[i]:.3f}", _shortened(own[i], width)] for i in picked]
     return ["corpus", "", "depth", "text"], rows
+
+
+def answers(ranked: RankedAnswers, *, width: int | None = 30) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: candidates from best to worst, with their scores under every method."""
+    rows = [
+        [_shortened(c, width), *[f"{by_candidate[c]:.3g}" for by_candidate in ranked.scores.values()]]
+        for c in ranked.order
+    ]
+    return [_shortened(ranked.question, width), *ranked.scores], rows
 
 
 def _shortened(text: str, most: int | None) -> str:

@@ -1,0 +1,204 @@
+"""Choosing among candidate answers with a language model: prompts and scores for Equilibrium-Ranking and its baselines.
+
+For a question x and candidates y three kinds of log-probability are asked for:
+
+* ``generator`` ``(2, K)``: of y, when a correct (0) or an incorrect (1) answer is asked for;
+* ``discriminator`` ``(K, 2)``: of *yes* and *no*, when asked whether y is correct;
+* ``plain`` ``(K,)``: of y when nothing is said.
+
+Candidates of a question share their prompt, which the local model computes once.
+
+Source: Jacob et al., "The Consensus Game", ICLR 2024, arXiv 2310.09139, sections 2 and 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankwise.nearest import unknown
+from rankwise.prompting.equilibrium import CORRECT, EquilibriumRanker, baselines
+from rankwise.prompting.language_model import LanguageModel, Prompt, Sampling
+
+METHODS = ("equilibrium", "er-g", "g", "d", "mi", "sc")
+ASK = ("Give a correct answer.", "Give an incorrect answer.")
+JUDGE = "Is this answer correct? Reply with Yes or No."
+_WORDS = ("Yes", "No")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """A question and the answers to choose among.
+
+    Attributes
+    ----------
+    question : str
+    candidates : tuple of str
+        At least one; equal ones count once.
+    """
+
+    question: str
+    candidates: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "candidates", tuple(dict.fromkeys(c.strip() for c in self.candidates)))
+        if not self.question.strip():
+            raise ValueError("the question is empty")
+        if not self.candidates or "" in self.candidates:
+            raise ValueError(f"candidates {list(self.candidates)} of {self.question[:60]!r}: at least one, none empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Log-probabilities for B questions of at most K candidates, float64; padding is masked.
+
+    Attributes
+    ----------
+    generator, discriminator, plain : Tensor
+        ``(B, 2, K)``, ``(B, K, 2)``, ``(B, K)``.
+    mask : Tensor
+        ``(B, K)``, true where there is a candidate.
+    """
+
+    generator: Tensor
+    discriminator: Tensor
+    plain: Tensor
+    mask: Tensor
+
+    def table(self, ranker: EquilibriumRanker | None = None) -> dict[str, Tensor]:
+        """``(B, K)`` scores of every method in ``METHODS``, higher is better, -inf where there is no candidate."""
+        ranker = ranker or EquilibriumRanker()
+        ranking = ranker.rank(self.generator, self.discriminator, self.mask)
+        out = ~self.mask
+        plain = self.plain.masked_fill(out, -math.inf)
+        found = baselines(self.generator.masked_fill(out[:, None], -math.inf), self.discriminator, plain)
+        found |= {"equilibrium": ranking.policy_d[:, :, CORRECT], "er-g": ranking.policy_g[:, CORRECT]}
+        return {m: found[m if m in found else m.upper()].masked_fill(out, -math.inf) for m in METHODS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedAnswers:
+    """Candidates from best to worst, and their scores under the method and under all others."""
+
+    question: str
+    order: list[str]
+    scores: dict[str, dict[str, float]]
+
+    @property
+    def best(self) -> str:
+        """The answer."""
+        return self.order[0]
+
+
+def rank_answers(
+    model: LanguageModel,
+    questions: Sequence[Choices],
+    *,
+    method: str = "equilibrium",
+    ranker: EquilibriumRanker | None = None,
+    length: str = "sum",
+    style: str = "chat",
+) -> list[RankedAnswers]:
+    """Rank every question's candidates.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    questions : sequence of Choices
+    method : {"equilibrium", "er-g", "g", "d", "mi", "sc"}
+        ER-D and ER-G of the consensus game; the generator, the discriminator, their product, correct against incorrect.
+    ranker : EquilibriumRanker, optional
+    length : {"sum", "mean"}
+        A candidate's log-probability: of all its tokens, or per token.
+    style : {"chat", "text"}
+        Turns of a chat, or plain text for models without a chat template.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    table = score_answers(model, questions, length=length, style=style).table(ranker)
+    out = []
+    for b, q in enumerate(questions):
+        K = len(q.candidates)
+        order = table[method][b, :K].argsort(descending=True, stable=True).tolist()
+        scores = {m: dict(zip(q.candidates, t[b, :K].tolist(), strict=True)) for m, t in table.items()}
+        out.append(RankedAnswers(question=q.question, order=[q.candidates[k] for k in order], scores=scores))
+    return out
+
+
+def score_answers(
+    model: LanguageModel, questions: Sequence[Choices], *, length: str = "sum", style: str = "chat"
+) -> Scores:
+    """All log-probabilities that the methods need, in one call of the model.
+
+    Raises
+    ------
+    ValueError
+        No questions, an unknown ``length`` or ``style``, or a score that is not a number.
+    """
+    if not questions:
+        raise ValueError("there are no questions")
+    if length not in ("sum", "mean"):
+        raise unknown("length", length, ("sum", "mean"))
+    if style not in ("chat", "text"):
+        raise unknown("style", style, ("chat", "text"))
+    gap = " " if style == "text" else ""
+    prompts: list[Prompt] = []
+    given: list[list[str]] = []
+    for q in questions:
+        answers = [gap + c for c in q.candidates]
+        for ask in (*ASK, ""):
+            prompts.append(_asked(f"{q.question}\n{ask}".strip(), style))
+            given.append(answers)
+        for c in q.candidates:
+            prompts.append(_asked(f"{q.question}\nProposed answer: {c}\n{JUDGE}", style))
+            given.append([gap + w for w in _WORDS])
+    found = [[s.total if length == "sum" else s.mean for s in scores] for scores in model.score(prompts, given)]
+    if any(math.isnan(x) for row in found for x in row):
+        raise ValueError(f"{model.name} gave a log-probability that is not a number")
+    B, K = len(questions), max(len(q.candidates) for q in questions)
+    generator, discriminator, plain = torch.zeros(B, 2, K), torch.zeros(B, K, 2), torch.zeros(B, K)
+    generator, discriminator, plain = generator.double(), discriminator.double(), plain.double()
+    mask, rows = torch.zeros(B, K, dtype=torch.bool), iter(found)
+    for b, q in enumerate(questions):
+        k = len(q.candidates)
+        mask[b, :k] = True
+        generator[b, :, :k] = torch.tensor([next(rows), next(rows)], dtype=torch.float64)
+        plain[b, :k] = torch.tensor(next(rows), dtype=torch.float64)
+        discriminator[b, :k] = torch.tensor([next(rows) for _ in range(k)], dtype=torch.float64)
+    return Scores(generator=generator, discriminator=discriminator, plain=plain, mask=mask)
+
+
+def propose_answers(
+    model: LanguageModel,
+    question: str,
+    *,
+    samples: int = 8,
+    max_new_tokens: int = 32,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    style: str = "chat",
+) -> tuple[str, ...]:
+    """Candidates for an open question: the greedy answer and ``samples`` draws, each once, first lines only.
+
+    Raises
+    ------
+    ValueError
+        The model wrote nothing at all.
+    """
+    prompt, stop = _asked(question, style), ("\n",)
+    found = model.generate([prompt], Sampling(max_new_tokens=max_new_tokens, stop=stop))
+    for seed in range(samples):
+        drawn = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed)
+        found += model.generate([prompt], drawn)
+    answers = tuple(dict.fromkeys(g.text.strip() for g in found if g.text.strip()))
+    if not answers:
+        raise ValueError(f"{model.name} wrote no answer to {question[:60]!r}: give candidates")
+    return answers
+
+
+def _asked(text: str, style: str) -> Prompt:
+    return [{"role": "user", "content": text}] if style == "chat" else f"Question: {text}\nAnswer:"

@@ -1,0 +1,278 @@
+"""VideoICL: a few examples at a time, until the model is sure.
+
+The pool's items are ranked by their likeness to the query, and the best ``rounds · shots`` kept. Round t = 1, 2, …
+shows items ``(t - 1) shots + 1 … t · shots`` and the query, and takes the answer's confidence,
+
+    min-max    c = min_j max_w p(w | x, a_<j)        (over the answer's tokens j)
+
+If ``c > threshold`` the answer stands; else the next round; after the last one the most confident answer is returned.
+With features of the media V and of the question T an item's likeness is ``α cos(V, V_i) + (1 - α) cos(T, T_i)``.
+
+Nothing here knows of video: a query is a list of chat messages' content, of whatever modality the model reads.
+
+Source: Kim, Park, Lee, Yeo & Hwang, "VideoICL", CVPR 2025, arXiv 2412.02186.
+
+What people get wrong: the released script shows the same first examples in every round, and counts the token that ends
+the answer as part of it. Both are mended here; ``include_special=True`` gives the second as released.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rankwise.nearest import unknown
+from rankwise.prompting.language_model import Generation, LanguageModel, Message, Sampling
+
+CONFIDENCES = ("min-max", "mean", "product", "margin")
+Features = Callable[[list], ArrayLike]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A question about something, and its answer.
+
+    Attributes
+    ----------
+    question : str
+    answer : str
+        Empty for a query.
+    media : object
+        What a chat message's content holds beside the text, e.g. ``{"type": "video", "path": …}``; None for text alone.
+    """
+
+    question: str
+    answer: str = ""
+    media: object = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One try: which items were shown, what was asked and what came back."""
+
+    shown: tuple[int, ...]
+    prompt: list[Message]
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the model ended with.
+
+    Attributes
+    ----------
+    text : str
+    confidence : float
+        0 to 1 (``margin``: of probabilities).
+    rounds : int
+        Calls made.
+    examples : tuple of int
+        Items shown with the answer that was kept.
+    trace : tuple of Round
+    tokens : int
+        Read and written, all rounds together.
+    """
+
+    text: str
+    confidence: float
+    rounds: int
+    examples: tuple[int, ...]
+    trace: tuple[Round, ...]
+    tokens: int
+
+
+class SimilarityIndex:
+    """Items by likeness.
+
+    Parameters
+    ----------
+    text : callable, optional
+        Questions to ``(n, d)``; the bundled MiniLM by default. Not called where ``alpha`` is 1.
+    media : callable, optional
+        Media to ``(n, d)``; without it the questions alone decide.
+    alpha : float
+        α, the media's share.
+    """
+
+    def __init__(self, text: Features | None = None, media: Features | None = None, *, alpha: float = 0.5) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha={alpha} is outside [0, 1]")
+        self.text, self.media, self.alpha = text, media, alpha if media is not None else 0.0
+
+    def fit(self, items: Sequence[Item]) -> SimilarityIndex:
+        """Take the pool; its features are computed once."""
+        if not len(items):
+            raise ValueError("the pool is empty: there are no examples to show")
+        self.items = list(items)
+        self._features = self._of(self.items)
+        return self
+
+    def rank(self, queries: Sequence[Item], k: int) -> NDArray[np.intp]:
+        """``(m, k)`` positions, most alike first, ties by position."""
+        likeness = sum(
+            share * (mine @ pool.T)
+            for (share, mine), (_, pool) in zip(self._of(list(queries)), self._features, strict=True)
+        )
+        # rounded, so that ties are ties however many queries are multiplied together
+        return np.argsort(-np.round(np.asarray(likeness), 9), axis=1, kind="stable")[:, :k]
+
+    def _of(self, items: list[Item]) -> list[tuple[float, NDArray]]:
+        parts: list[tuple[float, NDArray]] = []
+        if self.alpha > 0 and self.media is not None:
+            parts.append((self.alpha, _unit(self.media([i.media for i in items]), "media")))
+        if self.alpha < 1:
+            encoder = self.text
+            if encoder is None:
+                from rankwise.models.embedding import TextEncoder
+
+                encoder = self.text = TextEncoder()
+            parts.append((1 - self.alpha, _unit(encoder([i.question for i in items]), "question")))
+        return parts
+
+
+class IterativeICL:
+    """The loop.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    index : SimilarityIndex
+        Fitted.
+    shots : int
+        Items a round.
+    rounds : int
+    threshold : float
+        In [0, 1]: above it an answer stands. Tune it on validation data: models differ in how sure they are.
+    confidence : {"min-max", "mean", "product", "margin"} or callable
+        Least of the likeliest tokens' probabilities; geometric mean, or product, of the chosen ones; the first token's
+        lead; or a function of a `Generation`.
+    max_new_tokens : int
+    instruction : str
+        System turn.
+    include_special : bool
+        Count the end of text among the answer's tokens, as the released code does.
+
+    Raises
+    ------
+    ValueError
+        Numbers out of range, an unknown confidence.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        index: SimilarityIndex,
+        *,
+        shots: int = 2,
+        rounds: int = 4,
+        threshold: float = 0.5,
+        confidence: str | Callable[[Generation], float] = "min-max",
+        max_new_tokens: int = 20,
+        instruction: str = "",
+        include_special: bool = False,
+    ) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold} is outside [0, 1]")
+        if shots < 1 or rounds < 1:
+            raise ValueError(f"shots={shots} and rounds={rounds}; both at least 1")
+        if isinstance(confidence, str) and confidence not in CONFIDENCES:
+            raise unknown("confidence", confidence, CONFIDENCES)
+        available = -(-len(index.items) // shots)
+        if rounds > available:
+            warnings.warn(f"rounds={rounds} of {shots} shots need more than {len(index.items)} items", stacklevel=2)
+        self.model, self.index, self.shots, self.rounds = model, index, shots, min(rounds, available)
+        self.threshold, self.confidence, self.instruction = threshold, confidence, instruction
+        self.sampling, self.include_special = Sampling(max_new_tokens=max_new_tokens), include_special
+
+    def answer(self, query: Item) -> Answer:
+        """For one query."""
+        return self.answer_batch([query])[0]
+
+    def answer_batch(self, queries: Sequence[Item]) -> list[Answer]:
+        """For many: in every round all that are still undecided go to the model together."""
+        if not queries:
+            return []
+        ranked = self.index.rank(queries, self.shots * self.rounds)
+        traces: list[list[Round]] = [[] for _ in queries]
+        tokens = [0] * len(queries)
+        open_ = list(range(len(queries)))
+        for t in range(self.rounds):
+            shown = {i: tuple(map(int, ranked[i, t * self.shots : (t + 1) * self.shots])) for i in open_}
+            prompts = {i: self.prompt(queries[i], shown[i]) for i in open_}
+            for i, found in zip(open_, self.model.generate([prompts[i] for i in open_], self.sampling), strict=True):
+                sure = self.sureness(found)
+                traces[i].append(Round(shown=shown[i], prompt=prompts[i], text=found.text.strip(), confidence=sure))
+                tokens[i] += found.prompt_tokens + len(found.tokens)
+            open_ = [i for i in open_ if not traces[i][-1].confidence > self.threshold]
+            if not open_:
+                break
+        return [self._ended(trace, n) for trace, n in zip(traces, tokens, strict=True)]
+
+    def prompt(self, query: Item, shown: Sequence[int]) -> list[Message]:
+        """Chat turns of the items shown, most alike last, and of the query."""
+        turns: list[Message] = [{"role": "system", "content": self.instruction}] if self.instruction else []
+        for i in reversed(shown):
+            item = self.index.items[i]
+            turns.append({"role": "user", "content": _content(item)})
+            turns.append({"role": "assistant", "content": item.answer})
+        turns.append({"role": "user", "content": _content(query)})
+        return turns
+
+    def sureness(self, found: Generation) -> float:
+        """The answer's confidence; 0 of an empty one, or where it is not a number."""
+        if callable(self.confidence):
+            value = float(self.confidence(found))
+        else:
+            value = confidence(found, self.confidence, include_special=self.include_special)
+        return value if math.isfinite(value) else 0.0
+
+    @staticmethod
+    def _ended(trace: list[Round], tokens: int) -> Answer:
+        best = max(trace, key=lambda r: r.confidence)  # the first of equals
+        return Answer(
+            text=best.text,
+            confidence=best.confidence,
+            rounds=len(trace),
+            examples=best.shown,
+            trace=tuple(trace),
+            tokens=tokens,
+        )
+
+
+def confidence(found: Generation, kind: str = "min-max", *, include_special: bool = False) -> float:
+    """How sure the model was of a generation, in [0, 1]; 0 where nothing was written.
+
+    ``margin`` is the first token's probability less what the others have together, at least 0.
+    """
+    kept = [j for j in range(len(found.tokens)) if include_special or not found.special[j]]
+    if not kept:
+        return 0.0
+    if kind == "min-max":
+        return math.exp(min(found.top_logprobs[j] for j in kept))
+    total = math.fsum(found.logprobs[j] for j in kept)
+    if kind == "mean":
+        return math.exp(total / len(kept))
+    if kind == "product":
+        return math.exp(total)
+    if kind == "margin":
+        return max(0.0, 2 * math.exp(found.logprobs[kept[0]]) - 1)
+    raise unknown("confidence", kind, CONFIDENCES)
+
+
+def _content(item: Item) -> object:
+    if item.media is None:
+        return item.question
+    return [item.media, {"type": "text", "text": item.question}]
+
+
+def _unit(X: ArrayLike, what: str) -> NDArray:
+    X = np.asarray(X, float)
+    if not np.isfinite(X).all():
+        raise ValueError(f"features of a {what} have NaN or Inf")
+    return X / np.linalg.norm(X, axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
