@@ -1,6 +1,7 @@
 import pytest
 
 from rankwise.data import DOMAINS, sentiment
+from rankwise.data.sentiment import lexicon
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,9 @@ def test_unknown_names_offer_the_nearest():
         sentiment("movie")
     with pytest.raises(ValueError, match="polarity"):
         sentiment("movies", task="polarty")
+
+
+def test_the_lexicon_rates_words_as_people_do():
+    words = lexicon()
+    assert len(words) > 7000
+    assert words["charming"] > 1 > -1 > words["dull"]

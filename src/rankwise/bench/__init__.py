@@ -29,7 +29,18 @@ RECIPES = {
     ),
     "lama": Recipe("LAMA against other poolings and a Transformer layer on sentiment", {"text": "lama"}),
     "rtsvm": Recipe("R-TSVM against other merges and against mixing the data, on three experts", {"text": "rtsvm"}),
-    "tte-depth": Recipe("TTE depth: domains told apart, halves of one domain not", {"corpora": "tte_depth"}),
+    "tte-depth": Recipe(
+        "TTE depth: domains told apart, halves of one domain not; prompts of the deepest examples",
+        {"corpora": "tte_depth", "prompts": "depth_prompts"},
+    ),
+    "dq-lore": Recipe(
+        "DQ-LoRe against random, BM25 and nearest examples: sentiment with rationales", {"text": "dq_lore"}
+    ),
+    "videoicl": Recipe("VideoICL's loop against all examples at once, on renamed labels", {"text": "videoicl"}),
+    "equilibrium": Recipe(
+        "Equilibrium-Ranking against G, D, MI and SC: capitals, sentiment",
+        {"choice": "equilibrium"},
+    ),
     "whisper": Recipe(
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),

@@ -90,6 +90,14 @@ def sentiment(domain: str, *, task: str = "polarity") -> Corpus:
     )
 
 
+def lexicon() -> dict[str, float]:
+    """Words and their mean rating, -4 to 4, by ten people each (the lexicon of VADER)."""
+    names = ["vaderSentiment-3.3.2/vaderSentiment/vader_lexicon.txt"]
+    path = members(_ARCHIVE, names, folder="data/lexicon-3.3.2") / "vader_lexicon.txt"
+    rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return {row[0]: float(row[1]) for row in rows}
+
+
 def _rows(domain: str) -> Iterator[tuple[str, float, str]]:
     """Id, mean rating and text of every row of a domain's file."""
     names = [f"{_OUTER}::hutto_ICWSM_2014/{stem}_GroundTruth.txt" for stem in DOMAINS.values()]

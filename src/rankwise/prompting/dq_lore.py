@@ -164,11 +164,12 @@ class DQLoReSelector(Selector):
         if self.method == "none":
             return near
         near.sort(axis=1)  # ties by position
-        scores = lore(
-            torch.from_numpy(Q), torch.from_numpy(self.embeddings_[near]), min(self.rank, near.shape[1] - 1),
-            method=self.method, similarity=self.similarity,
-        ).numpy()  # fmt: skip
+        scores = self._scores(torch.from_numpy(Q), torch.from_numpy(self.embeddings_[near])).numpy()
         return np.take_along_axis(near, np.argsort(-scores, axis=1, kind="stable"), 1)
+
+    def _scores(self, query: Tensor, candidates: Tensor) -> Tensor:
+        rank = min(self.rank, candidates.shape[-2] - 1)
+        return lore(query, candidates, rank, method=self.method, similarity=self.similarity)
 
     def _without_question(self, query: str, row: NDArray[np.intp]) -> NDArray[np.intp]:
         """M candidates, those that ask the question itself and duplicates last."""

@@ -262,6 +262,22 @@ def depths(f: np.ndarray, g: np.ndarray, names: list[str]) -> Figure:
     return figure
 
 
+def reliability(answers: dict[str, tuple[np.ndarray, np.ndarray]], *, bins: int = 8) -> Figure:
+    """Share of right answers against the model's confidence, in bins of as many answers, by name."""
+    figure, axis = plt.subplots(figsize=(4.2, 3.4))
+    axis.plot([0, 1], [0, 1], color="#aaaaaa", linewidth=1, linestyle="--")
+    colours = ("#d55e00", "#0072b2", "#009e73", "#cc79a7")
+    for (name, (sure, right)), colour in zip(answers.items(), colours, strict=False):
+        parts = np.array_split(np.argsort(sure, kind="stable"), min(bins, len(sure)))
+        axis.plot([sure[p].mean() for p in parts], [right[p].mean() for p in parts], "o-", color=colour, label=name)
+    axis.set_xlabel("confidence")
+    axis.set_ylabel("share of right answers")
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 def as_data_uri(figure: Figure) -> str:
     """The figure as a PNG data URI, closed."""
     stream = io.BytesIO()
