@@ -1,6 +1,6 @@
 """Equilibrium-Ranking against the generator, the discriminator and their combinations, on multiple choice.
 
-Two tasks: capitals of countries (four candidates of one continent) and polarity of movie snippets. Control: the same
+Two tasks: capitals of countries (four candidates of one continent) and continents. Control: the same
 with every question's discriminator scores dealt to other candidates; that must not help.
 """
 
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from rankwise.bench.evidence import Claim, Evidence
-from rankwise.bench.frozen import SETTING, difference, polarity, silent, smollm2
-from rankwise.data.countries import countries
+from rankwise.bench.frozen import SETTING, difference, silent, smollm2
+from rankwise.data.countries import CONTINENTS, countries
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.prompting.answers import METHODS, Choices, score_answers
+from rankwise.prompting.equilibrium import EquilibriumRanker
 
 QUESTIONS = 150
 TITLES = {"equilibrium": "ER-D", "er-g": "ER-G", "g": "generator", "d": "discriminator", "mi": "MI", "sc": "SC"}
@@ -28,7 +29,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     start, note = time.perf_counter(), silent(on_event)
     model = smollm2(out)
     rows, against, dealt, above = [], [], [], []
-    for task, (questions, gold) in {"capitals": _capitals(), "polarity": _polarity()}.items():
+    for task, (questions, gold) in {"capitals": _capitals(), "continents": _continents()}.items():
         note(task, "train", 0, 1, float("nan"))
         scores = score_answers(model, questions)
         right = {m: _right(t, gold) for m, t in scores.table().items()}
@@ -42,7 +43,9 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
             controls.append(_right(shuffled.table()["equilibrium"], gold))
         control = np.mean(controls, 0)
         note(task, "done", 1, 1, float("nan"))
+        own = _right(scores.table(EquilibriumRanker(normalise="own"))["equilibrium"], gold)
         rows += [[task, TITLES[m], *_cells(right[m], right["g"])] for m in METHODS]
+        rows.append([task, "ER-D, each side normalised over its own variable alone", *_cells(own, right["g"])])
         rows.append([task, "ER-D, discriminator dealt anew (control)", *_cells(control, right["g"])])
         rivals = {m: right[m].mean() for m in METHODS if m not in ("equilibrium", "er-g")}
         best = max(rivals, key=lambda m: rivals[m])
@@ -97,14 +100,18 @@ def _capitals() -> tuple[list[Choices], np.ndarray]:
     return questions, np.array(gold)
 
 
-def _polarity() -> tuple[list[Choices], np.ndarray]:
-    names = ("negative", "positive")
-    asked = polarity("movies", "test", QUESTIONS)
-    questions = [
-        Choices(question=f"Is the sentiment of this sentence negative or positive? {e.question}", candidates=names)
-        for e in asked
-    ]
-    return questions, np.array([names.index(e.answer) for e in asked])
+def _continents() -> tuple[list[Choices], np.ndarray]:
+    rng = np.random.default_rng(1)
+    names = [n for n in CONTINENTS.values() if n != "Antarctica"]
+    questions, gold = [], []
+    for c in countries()[:QUESTIONS]:
+        candidates = [c.continent, *rng.choice([n for n in names if n != c.continent], 3, replace=False)]
+        order = rng.permutation(4)
+        questions.append(
+            Choices(question=f"On which continent is {c.name}?", candidates=tuple(candidates[i] for i in order))
+        )
+        gold.append(int(np.flatnonzero(order == 0)[0]))
+    return questions, np.array(gold)
 
 
 def _derangement(k: int, rng: np.random.Generator, width: int) -> np.ndarray:

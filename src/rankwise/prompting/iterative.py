@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rankwise.nearest import unknown
-from rankwise.prompting.language_model import Generation, LanguageModel, Message, Sampling
+from rankwise.prompting.language_model import Generation, Message, Sampling, TextGenerator
 
 CONFIDENCES = ("min-max", "mean", "product", "margin")
 Features = Callable[[list], ArrayLike]
@@ -141,7 +141,8 @@ class IterativeICL:
 
     Parameters
     ----------
-    model : LanguageModel
+    model : TextGenerator
+        Of whatever modality the items have, e.g. `VideoModel`.
     index : SimilarityIndex
         Fitted.
     shots : int
@@ -166,7 +167,7 @@ class IterativeICL:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: TextGenerator,
         index: SimilarityIndex,
         *,
         shots: int = 2,

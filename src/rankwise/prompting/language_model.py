@@ -3,7 +3,7 @@
 A *prompt* is a text, or a list of chat messages ``{"role": …, "content": …}``, which the model's own chat template
 turns into text. Two things are asked of a model:
 
-* `LanguageModel.generate`: continue, and say how likely each token was and how likely the likeliest would have been;
+* `TextGenerator.generate`: continue, and say how likely each token was and how likely the likeliest would have been;
 * `LanguageModel.score`: the log-probability of given continuations.
 
 Where prompt and continuation meet, tokens never merge: the continuation is tokenised by itself, so a space between the
@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 Message = dict[str, object]
 Prompt = str | Sequence[Message]
@@ -101,8 +101,8 @@ class Sampling:
 OnResult = Callable[[int, object], None]
 
 
-class LanguageModel(Protocol):
-    """What selectors and decoders ask of a model.
+class TextGenerator(Protocol):
+    """What decoders ask of a model.
 
     ``on_result(i, result)`` is called as soon as the result of prompt i is there, in any order, so that nothing is
     lost when a later one fails.
@@ -118,6 +118,14 @@ class LanguageModel(Protocol):
         """One continuation a prompt."""
         ...
 
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, its template included; an estimate where the tokenizer is not known."""
+        ...
+
+
+class LanguageModel(TextGenerator, Protocol):
+    """What selectors and rankers ask of a model besides."""
+
     def score(
         self,
         prompts: Sequence[Prompt],
@@ -126,10 +134,6 @@ class LanguageModel(Protocol):
         on_result: OnResult | None = None,
     ) -> list[list[Score]]:
         """Of prompt i, the scores of ``continuations[i]``."""
-        ...
-
-    def count_tokens(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, its template included; an estimate where the tokenizer is not known."""
         ...
 
 
@@ -144,7 +148,7 @@ class Recorded:
 
     Parameters
     ----------
-    model : LanguageModel
+    model : TextGenerator or LanguageModel
     path : Path
         A ``.jsonl`` file; made where there is none.
 
@@ -154,7 +158,7 @@ class Recorded:
         Results that came from the model, and from the file.
     """
 
-    def __init__(self, model: LanguageModel, path: Path) -> None:
+    def __init__(self, model: TextGenerator, path: Path) -> None:
         self.model, self.path = model, path
         self.name, self.context = model.name, model.context
         self.asked = self.found = 0
@@ -185,7 +189,9 @@ class Recorded:
         """See `LanguageModel`."""
 
         def ask(missing: list[int], keep: OnResult) -> None:
-            self.model.score([prompts[i] for i in missing], [continuations[i] for i in missing], on_result=keep)
+            cast(LanguageModel, self.model).score(
+                [prompts[i] for i in missing], [continuations[i] for i in missing], on_result=keep
+            )
 
         def scores(stored: list) -> list[Score]:
             return [Score(logprobs=tuple(s)) for s in stored]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -203,55 +203,67 @@ class TransformersModel:
         return cache, mask
 
     def _continued(self, batch: list[list[int]], sampling: Sampling) -> Iterator[Generation]:
-        width = max(map(len, batch))
-        pad = self.tokenizer.pad_token_id
+        width, pad = max(map(len, batch)), self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(b)) + b for b in batch], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(b)) + [1] * len(b) for b in batch], device=self.model.device)
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        stopping = {"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer} if sampling.stop else {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(sampling.seed)
-            found = cast(Callable, self.model.generate)(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=pad,
-                return_dict_in_generate=True,
-                output_logits=True,
-                **(drawn if sampling.temperature > 0 else greedy),
-                **stopping,
-            )
-        new = found.sequences[:, width:]  # type: ignore[union-attr]
-        logp = [step.float().log_softmax(-1) for step in found.logits]  # type: ignore[union-attr]
-        top = torch.stack([step.amax(-1) for step in logp], 1)
-        chosen = torch.stack([step.gather(1, new[:, t, None])[:, 0] for t, step in enumerate(logp)], 1)
-        ends = self.model.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or ())
-        for row, tokens in enumerate(new.tolist()):
-            length = next((t + 1 for t, token in enumerate(tokens) if token in ends), len(tokens))
-            length = self._stopped(tokens[:length], sampling.stop)
-            kept = tokens[:length]
-            text = self.tokenizer.decode(kept, skip_special_tokens=True)
-            cut = [text.index(s) for s in sampling.stop if s in text]
-            yield Generation(
-                text=text[: min(cut)] if cut else text,  # type: ignore[arg-type]
-                tokens=tuple(self.tokenizer.convert_ids_to_tokens(kept)),
-                logprobs=tuple(chosen[row, :length].tolist()),
-                top_logprobs=tuple(top[row, :length].tolist()),
-                special=tuple(t in self.tokenizer.all_special_ids for t in kept),
-                prompt_tokens=len(batch[row]),
-            )
+        return continuations(self.model, self.tokenizer, {"input_ids": ids, "attention_mask": mask}, sampling)
 
-    def _stopped(self, tokens: list[int], stop: tuple[str, ...]) -> int:
-        """Tokens up to the one that completes a stop string: others of the batch may have gone on."""
-        if not stop:
-            return len(tokens)
+
+def continuations(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Tensor], sampling: Sampling
+) -> Iterator[Generation]:
+    """What ``model.generate`` continues a left-padded batch with, and how likely its tokens were.
+
+    Parameters
+    ----------
+    model, tokenizer
+    inputs : dict of Tensor
+        ``input_ids`` and ``attention_mask`` ``(batch, length)``, and whatever else the model reads (pixels).
+    sampling : Sampling
+    """
+    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    stopping = {"stop_strings": list(sampling.stop), "tokenizer": tokenizer} if sampling.stop else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(sampling.seed)
+        found = cast(Callable, model.generate)(
+            **inputs,
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **(drawn if sampling.temperature > 0 else greedy),
+            **stopping,
+        )
+    new = found.sequences[:, inputs["input_ids"].shape[1] :]
+    logp = [step.float().log_softmax(-1) for step in found.logits]
+    top = torch.stack([step.amax(-1) for step in logp], 1)
+    chosen = torch.stack([step.gather(1, new[:, t, None])[:, 0] for t, step in enumerate(logp)], 1)
+    ends = cast(Any, model.generation_config).eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    for row, tokens in enumerate(new.tolist()):
+        length = next((t + 1 for t, token in enumerate(tokens) if token in ends), len(tokens))
+        kept = tokens[: _stopped(tokens[:length], sampling.stop, tokenizer)]
+        text = str(tokenizer.decode(kept, skip_special_tokens=True))
+        cut = [text.index(s) for s in sampling.stop if s in text]
+        yield Generation(
+            text=text[: min(cut)] if cut else text,
+            tokens=tuple(tokenizer.convert_ids_to_tokens(kept)),
+            logprobs=tuple(chosen[row, : len(kept)].tolist()),
+            top_logprobs=tuple(top[row, : len(kept)].tolist()),
+            special=tuple(t in tokenizer.all_special_ids for t in kept),
+            prompt_tokens=int(inputs["attention_mask"][row].sum()),
+        )
+
+
+def _stopped(tokens: list[int], stop: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens up to the one that completes a stop string: others of the batch may have gone on."""
+    if stop:
         for length in range(1, len(tokens) + 1):
-            text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+            text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
             if any(s in text for s in stop):
                 return length
-        return len(tokens)
+    return len(tokens)
 
 
 def _grouped(requests: list[_Request], share: bool, size: int) -> list[_Group]:

@@ -1,0 +1,202 @@
+"""Videos in prompts: frames out of files, and multimodal models of `transformers` that read them.
+
+A video is part of a chat message's content, ``{"type": "video", "path": "clip.mp4"}``. Its frames are sampled
+uniformly, one a second by default. Models whose processor takes videos get them as a video; others, and all where
+torchvision (which `transformers` needs for videos) is not installed, get the frames as images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rankwise.prompting.language_model import Generation, Message, OnResult, Prompt, Sampling
+from rankwise.prompting.transformers_model import continuations
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Sampled frames.
+
+    Attributes
+    ----------
+    images : ndarray
+        ``(frames, height, width, 3)``, uint8, RGB.
+    seconds : ndarray
+        ``(frames,)``, when each is shown, from the video's first frame on.
+    duration : float
+        Seconds.
+    """
+
+    images: NDArray[np.uint8]
+    seconds: NDArray[np.float64]
+    duration: float
+
+
+def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int = 224) -> Frames:
+    """Frames of a video file, by their timestamps, so that a variable frame rate does not matter.
+
+    Parameters
+    ----------
+    path : str or Path
+        Anything FFmpeg reads.
+    fps : float
+        Frames a second; at least one frame.
+    most : int
+        Where there would be more, as many, spread over the whole video.
+    side : int
+        Pixels of the longer side at most; the aspect ratio stays.
+
+    Raises
+    ------
+    ValueError
+        No such file, no video stream in it, or no frame that can be decoded.
+    ImportError
+        PyAV is not installed.
+    """
+    if not fps > 0 or most < 1 or side < 1:
+        raise ValueError(f"fps={fps}, most={most}, side={side}; all must be positive")
+    try:
+        import av
+        from av.error import FFmpegError
+    except ImportError as error:
+        raise ImportError("videos are read by PyAV: pip install 'rankwise[video]'") from error
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path} has no video stream")
+            stream = container.streams.video[0]
+            shown = sorted(p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard)
+            if not shown:
+                raise ValueError(f"{path} has no frames")
+            unit = float(stream.time_base or 1)
+            times = (np.array(shown) - shown[0]) * unit
+            wanted = np.array(shown)[sampled(times, fps, most)]
+            container.seek(0)
+            kept = {}
+            for frame in container.decode(stream):
+                if frame.pts in wanted and frame.pts not in kept:
+                    scale = min(1.0, side / max(frame.width, frame.height))
+                    size = {"width": max(1, round(scale * frame.width)), "height": max(1, round(scale * frame.height))}
+                    kept[frame.pts] = frame.reformat(**size, format="rgb24").to_ndarray()
+                if len(kept) == len(wanted):
+                    break
+    except FileNotFoundError as error:
+        raise ValueError(f"no such video: {path}") from error
+    except (FFmpegError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+    if not kept:
+        raise ValueError(f"{path}: none of its {len(shown)} frames can be decoded")
+    order = sorted(kept)
+    last = times[-1] + (np.diff(times).mean() if len(times) > 1 else 0.0)
+    seconds = (np.array(order) - shown[0]) * unit
+    return Frames(images=np.stack([kept[p] for p in order]), seconds=seconds, duration=float(last))
+
+
+def sampled(times: NDArray[np.float64], fps: float, most: int) -> NDArray[np.intp]:
+    """Positions of the frames on screen at 0, 1 / fps, 2 / fps … seconds; ``most`` of them, evenly spread, if more."""
+    moments = np.arange(0, max(times[-1], 0) + 1e-9, 1 / fps)
+    if len(moments) > most:
+        moments = np.linspace(0, times[-1], most)
+    return np.unique(np.searchsorted(times, moments + 1e-9, side="right") - 1)
+
+
+class VideoModel:
+    """A multimodal model of `transformers` (Qwen2-VL, LLaVA-OneVision, SmolVLM …) that reads chats with videos.
+
+    Parameters
+    ----------
+    model : str or PreTrainedModel
+        A folder, a hub id, or a loaded image-text-to-text model.
+    processor : ProcessorMixin, optional
+        Needed with a loaded model.
+    fps : float
+        Frames a second.
+    query, example : (int, int)
+        Frames and pixels of the longer side at most: of the last turn's videos, and of those before it.
+    as_images : bool, optional
+        Give frames as images; by default where the processor takes no videos.
+    cache : int
+        Videos whose frames are kept: a pool's examples recur.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        *,
+        fps: float = 1.0,
+        query: tuple[int, int] = (32, 384),
+        example: tuple[int, int] = (16, 224),
+        as_images: bool | None = None,
+        cache: int = 256,
+    ) -> None:
+        if isinstance(model, str):
+            import transformers
+
+            self.name = model
+            self.model = transformers.AutoModelForImageTextToText.from_pretrained(model)
+            self.processor = transformers.AutoProcessor.from_pretrained(model)
+        elif processor is None:
+            raise ValueError("a loaded model needs its processor=")
+        else:
+            self.name, self.model, self.processor = model.config.name_or_path or "model", model, processor
+        self.model.eval()
+        self.context: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.fps, self.query, self.example = fps, query, example
+        takes_videos = getattr(self.processor, "video_processor", None) is not None
+        self.as_images = not takes_videos if as_images is None else as_images
+        self._frames = lru_cache(cache)(read_frames)
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """See `TextGenerator`: those that stand for pixels included."""
+        return int(self.inputs(prompt)["attention_mask"].sum())
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling | None = None, *, on_result: OnResult | None = None
+    ) -> list[Generation]:
+        """See `TextGenerator`. One prompt at a time: pixels, not padding, decide what fits into memory."""
+        out = []
+        for i, prompt in enumerate(prompts):
+            inputs = {k: v.to(self.model.device) for k, v in self.inputs(prompt).items()}
+            found = next(continuations(self.model, self.processor.tokenizer, inputs, sampling or Sampling()))
+            out.append(found)
+            if on_result:
+                on_result(i, found)
+        return out
+
+    def inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        """What the model is called with."""
+        messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        turns, seen = [], []
+        for n, message in enumerate(messages):
+            limits = self.query if n == len(messages) - 1 else self.example
+            content = message["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)  # type: ignore[call-overload]
+            turns.append(
+                {"role": message["role"], "content": [p for part in parts for p in self._part(part, limits, seen)]}
+            )
+        text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        pixels: dict[str, Any] = {}
+        if seen and self.as_images:
+            pixels["images"] = [image for frames in seen for image in frames.images]
+        elif seen:
+            pixels["videos"] = [frames.images for frames in seen]
+            pixels["do_sample_frames"] = False  # done already
+        return dict(self.processor(text=[text], return_tensors="pt", **pixels))
+
+    def _part(self, part: dict, limits: tuple[int, int], seen: list[Frames]) -> list[dict]:
+        if part.get("type") != "video":
+            return [part]
+        most, side = limits
+        frames = self._frames(str(part["path"]), fps=self.fps, most=most, side=side)
+        seen.append(frames)
+        return [{"type": "image"}] * len(frames.images) if self.as_images else [{"type": "video"}]
