@@ -36,7 +36,10 @@ RECIPES = {
     "dq-lore": Recipe(
         "DQ-LoRe against random, BM25 and nearest examples: sentiment with rationales", {"text": "dq_lore"}
     ),
-    "videoicl": Recipe("VideoICL's loop against all examples at once, on renamed labels", {"text": "videoicl"}),
+    "videoicl": Recipe(
+        "VideoICL's loop against all examples at once: renamed labels, videos of moving digits",
+        {"text": "videoicl", "digits": "moving_digits"},
+    ),
     "equilibrium": Recipe(
         "Equilibrium-Ranking against G, D, MI and SC: capitals, sentiment",
         {"choice": "equilibrium"},
