@@ -140,3 +140,17 @@ def test_other_bad_input_is_named():
         TextDepth().fit(corpus()).score_samples(np.ones((2, 3)))
     with pytest.raises(ValueError, match="unknown method 'perm'"):
         depth_rank_test(corpus(), corpus(), method="perm")
+
+
+@pytest.mark.parametrize("distance", ["cosine", "chord"])
+def test_depths_are_those_of_the_released_package_where_it_is_right(distance):
+    from tte_depth import StatDepth
+
+    rng = np.random.default_rng(0)
+    F, G = (rng.normal(size=(n, 12)) for n in (40, 30))  # of equal sizes the released code measures F against G
+    F, G = (X / np.linalg.norm(X, axis=1, keepdims=True) for X in (F, G))
+    expected_f, expected_g = StatDepth(distance).depths_paired(F, G)
+    depth = TextDepth(distance).fit(F)
+    np.testing.assert_allclose(depth.depths_, expected_f, atol=1e-10)
+    np.testing.assert_allclose(depth.score_samples(G), expected_g, atol=1e-10)
+    np.testing.assert_allclose(TextDepth(distance).fit(G).depths_, StatDepth(distance).depths(G), atol=1e-10)

@@ -48,7 +48,7 @@ def test_scores_equal_a_loop_without_cache_or_padding(tiny, share):
     tiny.share_prefixes = True
 
 
-def test_prefixes_are_shared_within_a_prompt_and_across_prompts():
+def test_prefixes_are_shared_within_a_prompt_and_across_prompts(tiny, monkeypatch):
     def request(*ids, scored=2):
         return _Request(ids, scored, (0, 0))
 
@@ -58,6 +58,25 @@ def test_prefixes_are_shared_within_a_prompt_and_across_prompts():
     assert sorted((g.shared, len(g.requests)) for g in groups) == [(0, 1), (19, 4)]
     assert all(g.shared == 0 and len(g.requests) == 1 for g in _grouped(same, False, 32))
     assert [len(g.requests) for g in _grouped(same, True, 3)] == [1, 3]
+
+    shots = "One and one are two. Two and two are four. Three and three are six. "
+    prompts = [f"{shots}Then {w} and {w} and {w} and {w} are surely" for w in ("nine", "ten", "five")]
+    given = [[" a", " b", " c"]] * 3
+    seen, forward = [], tiny.model.forward
+
+    def counted(*args, **options):
+        seen.append(tuple(options["input_ids"].shape))
+        return forward(*args, **options)
+
+    monkeypatch.setattr(tiny.model, "forward", counted)
+    monkeypatch.setattr(tiny, "batch_size", 16)
+    found = tiny.score(prompts, given)
+    long = tiny.count_tokens(shots) - 2
+    assert [rows for rows, _ in seen] == [1, 3, 9]  # what all share, what each prompt adds, the continuations
+    assert seen[0][1] >= long
+    for prompt, scores in zip(prompts, found, strict=True):
+        for text, score in zip(given[0], scores, strict=True):
+            assert score.logprobs == pytest.approx(naive(tiny, prompt, text), abs=1e-4)
 
 
 def test_generation_is_that_of_transformers_and_its_probabilities_those_of_a_forward_pass(tiny):

@@ -49,7 +49,7 @@ RECIPES = {
     ),
     "speed": Recipe(
         "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, speech training; memory and speed of "
-        "GaLore, OwLore, WeLore and LAMA; merging against mergekit",
-        {"core": "speed", "footprint": "footprint", "merging": "merging"},
+        "GaLore, OwLore, WeLore and LAMA; merging against mergekit; prompting",
+        {"core": "speed", "footprint": "footprint", "merging": "merging", "prompting": "prompting_speed"},
     ),
 }

@@ -26,8 +26,8 @@ TASKS = {
 
 
 def run(out: Path, *, seeds: int = DRAWS, on_event: OnEvent | None = None) -> Evidence:
-    """Score, judge the claims; ``seeds`` random prompts (recorded answers are read back)."""
-    start, note = time.perf_counter(), silent(on_event)
+    """Score, judge the claims; ``seeds`` random prompts, 20 at least (recorded answers are read back)."""
+    start, note, seeds = time.perf_counter(), silent(on_event), max(seeds, DRAWS)
     model, encoder = smollm2(out), TextEncoder()
     rows, deep, shallow, above = [], [], [], []
     for task, (labels, instruction) in TASKS.items():

@@ -1,10 +1,10 @@
 """A causal model of `transformers` as a `LanguageModel`, with the cache of shared prompt prefixes reused.
 
 Requests are sorted by their tokens; neighbours that begin alike form a group whose common prefix goes through the model
-once. In a batch the prefixes are padded on their right and what follows on its left, so that the gap lies in the
-middle, masked, and every row's scored tokens stand at its end:
+once; what several prefixes share again goes through it once, and so on. At every level a batch is padded on its left,
+so that gaps lie in the middle, masked, and every row's scored tokens stand at its end:
 
-    [prefix tokens … pad | pad … rest of the prompt, continuation]
+    [pad … prefix | pad … rest of the prompt | pad … continuation]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from rankwise.models.loading import load, load_tokenizer
 from rankwise.prompting.language_model import Generation, OnResult, Prompt, Sampling, Score
 
-_WORTH = 3  # tokens in common below which a pass of its own costs more
+_WORTH = 4  # tokens that are not worth a pass of their own
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class _Group:
 
     shared: int
     requests: list[_Request]
+
+
+class _Seen(NamedTuple):
+    """A cache, and its mask ``(rows, tokens)``."""
+
+    cache: DynamicCache
+    mask: Tensor
 
 
 class TransformersModel:
@@ -165,42 +172,51 @@ class TransformersModel:
 
     def _scored(self, groups: list[_Group]) -> Iterator[tuple[_Request, list[float]]]:
         """Log-probabilities of what is asked for, all requests of the groups in one batch."""
+        requests = [r for g in groups for r in g.requests]
+        asked = max(r.scored for r in requests)
+        logits, ids, _ = self._forward(groups, keep=asked + 1)
+        targets = ids[:, -asked:]
+        logits = logits[:, :-1].float()
+        logprobs = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(2)
+        for request, values in zip(requests, logprobs.tolist(), strict=True):
+            yield request, values[asked - request.scored :]
+
+    def _forward(self, groups: list[_Group], *, keep: int) -> tuple[Tensor, Tensor, _Seen]:
+        """Run the groups' requests, what each group shares once: logits of the last ``keep`` places, the tokens that
+        were put in, and what the model has seen then."""
         device, pad = self.model.device, self.tokenizer.pad_token_id
-        longest = max(g.shared for g in groups)
-        rows = [(k, r) for k, g in enumerate(groups) for r in g.requests]
-        rests = [r.ids[groups[k].shared :] for k, r in rows]
+        rests = [r.ids[g.shared :] for g in groups for r in g.requests]
         width = max(map(len, rests))
         ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rests], device=device)
-        real = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rests], device=device)
-        before = torch.tensor([groups[k].shared for k, _ in rows], device=device)
-        cache, mask = None, real
-        if longest:
-            cache, prefix_mask = self._prefixes([g.requests[0].ids[: g.shared] for g in groups], longest)
-            index = torch.tensor([k for k, _ in rows], device=device)
-            cache.batch_select_indices(index)
-            mask = torch.cat([prefix_mask[index], real], 1)
-        positions = (before[:, None] + real.cumsum(1) - 1).clamp(min=0)
-        asked = max(r.scored for _, r in rows)
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rests], device=device)
+        before = torch.tensor([g.shared for g in groups for _ in g.requests], device=device)
+        positions = (before[:, None] + mask.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        if all(g.shared for g in groups):
+            seen = self._prefixes([g.requests[0].ids[: g.shared] for g in groups])
+            rows = torch.tensor([k for k, g in enumerate(groups) for _ in g.requests], device=device)
+            cache, mask = seen.cache, torch.cat([seen.mask[rows], mask], 1)
+            cache.batch_select_indices(rows)
         logits = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=asked + 1,
-        ).logits[:, :-1]
-        targets = ids[:, -asked:]
-        logprobs = logits.float().gather(2, targets[..., None])[..., 0] - logits.float().logsumexp(2)
-        for (_, request), values in zip(rows, logprobs.tolist(), strict=True):
-            yield request, values[asked - request.scored :]
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+        return logits, ids, _Seen(cache, mask)
 
-    def _prefixes(self, prefixes: list[tuple[int, ...]], width: int) -> tuple[DynamicCache, Tensor]:
-        device, pad = self.model.device, self.tokenizer.pad_token_id
-        ids = torch.tensor([[*p, *[pad] * (width - len(p))] for p in prefixes], device=device)
-        mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prefixes], device=device)
-        cache = DynamicCache(config=self.model.config)
-        self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return cache, mask
+    def _prefixes(self, prefixes: list[tuple[int, ...]]) -> _Seen:
+        """The cache of every prefix; what prefixes themselves share is again computed once."""
+        groups = _grouped([_Request(p, 0, (i, 0)) for i, p in enumerate(prefixes)], True, len(prefixes))
+        if not all(g.shared for g in groups):
+            groups = [_Group(0, [r for g in groups for r in g.requests])]
+        _, _, seen = self._forward(groups, keep=1)
+        places = [r.place[0] for g in groups for r in g.requests]
+        back = torch.tensor(sorted(range(len(places)), key=places.__getitem__), device=self.model.device)
+        seen.cache.batch_select_indices(back)
+        return _Seen(seen.cache, seen.mask[back])
 
     def _continued(self, batch: list[list[int]], sampling: Sampling) -> Iterator[Generation]:
         width, pad = max(map(len, batch)), self.tokenizer.pad_token_id
@@ -267,10 +283,10 @@ def _stopped(tokens: list[int], stop: tuple[str, ...], tokenizer: PreTrainedToke
 
 
 def _grouped(requests: list[_Request], share: bool, size: int) -> list[_Group]:
-    """Neighbours in token order, joined while that saves more than it costs; ``size`` at most; in order of length.
+    """Neighbours in token order that begin alike, ``size`` at most; in order of length.
 
-    A group of n with p tokens in common saves ``(n - 1) p``. Taking in one more may shorten p, and keeps it from the
-    requests behind it, which may have more in common with it.
+    A request joins the group before it unless that shortens what the group shares, or it has more in common with the
+    request behind it, by more than a few tokens: what whole groups share is found one level up (`_prefixes`).
     """
     ordered = sorted(requests, key=lambda r: r.ids)
     free = [len(r.ids) - r.scored - 1 for r in ordered]  # the token before the first scored one has to be computed
@@ -279,9 +295,8 @@ def _grouped(requests: list[_Request], share: bool, size: int) -> list[_Group]:
     for i, request in enumerate(ordered):
         if share and groups and len(groups[-1].requests) < size:
             last = groups[-1]
-            n = len(last.requests)
-            common = min(shared[i - 1], last.shared) if n > 1 else shared[i - 1]
-            if common > _WORTH and n * common > (n - 1) * last.shared and 2 * common >= shared[i]:
+            common = min(shared[i - 1], last.shared or shared[i - 1])
+            if common > _WORTH and common + _WORTH >= max(last.shared, shared[i]):
                 groups[-1] = _Group(common, [*last.requests, request])
                 continue
         groups.append(_Group(0, [request]))
