@@ -12,6 +12,7 @@ from rankwise.report.tables import markdown
 HERE = Path(__file__).parent
 RECIPES = tuple(module for recipe in bench.RECIPES.values() for module in recipe.parts.values())
 FIGURES = {
+    "videoicl": "![share of right answers against the model's confidence](img/videoicl_reliability.png)\n",
     "rtsvm": "![what summing two experts costs against the overlap of their subspaces](img/rtsvm_interference.png)\n",
     "s2lora_speech": "![AdaLoRA's ranks and S2-LoRA's mass by layer](img/s2lora_speech_ranks.png)\n\n"
     "In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and what is "
@@ -29,7 +30,8 @@ def evidence() -> str:
     """Every recipe's table, claims and verdicts, as its JSON says."""
     parts = [
         "# Evidence\n\nWhat the papers claim, measured here on real data with a control that can fail. Differences are "
-        "paired by seed; p is the one-sided exact sign-flip p-value. A claim that did not hold is listed as such.\n"
+        "paired by seed (p is the one-sided exact sign-flip p-value) or by query (with bootstrap intervals). A claim "
+        "that did not hold is listed as such.\n"
     ]
     for recipe in RECIPES:
         path = HERE / "evidence" / f"{recipe}.json"
@@ -60,17 +62,23 @@ def _remark(claims: list[dict]) -> list[str]:
 
 
 def readme(text: str) -> str:
-    """The README with the demonstration's table and the verdicts between their marks."""
+    """The README with the demonstration's table and each recipe's count of verdicts between their marks."""
     table = (HERE / "evidence" / "demo.md").read_text(encoding="utf-8")
     rows = []
     for recipe in (r for r in RECIPES if (HERE / "evidence" / f"{r}.json").exists()):
         e = json.loads((HERE / "evidence" / f"{recipe}.json").read_text(encoding="utf-8"))
-        rows += [["held" if c["held"] else "**not held**", f"{recipe}: {c['text']}", c["found"]] for c in e["claims"]]
-    for mark, content in (("demo", table), ("claims", markdown(["verdict", "claim", "found"], rows))):
+        rows.append([e["title"], f"`{e['command']}`", _held(e["claims"], False), _held(e["claims"], True)])
+    found = markdown(["recipe", "command", "claims held", "controls held"], rows)
+    for mark, content in (("demo", table), ("claims", found)):
         before, _, rest = text.partition(f"<!-- {mark} -->")
         after = rest.partition(f"<!-- end {mark} -->")[2] if f"<!-- end {mark} -->" in rest else rest
         text = f"{before}<!-- {mark} -->\n{content}<!-- end {mark} -->{after}"
     return text
+
+
+def _held(claims: list[dict], control: bool) -> str:
+    verdicts = [c["held"] for c in claims if c["control"] == control]
+    return f"{sum(verdicts)} of {len(verdicts)}" if verdicts else "-"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
+import asyncio
 import json
+import sys
+from abc import ABC, abstractmethod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +74,23 @@ def test_selectors_share_their_manners(selector):
     with pytest.warns(UserWarning, match="all of it"):
         chosen = clone(ALL[0]).set_params(k_examples=10).fit(POOL).select("x")
     assert len(chosen) == 5
+
+
+def test_langchains_templates_take_a_selector_for_one_of_theirs(monkeypatch):
+    class BaseExampleSelector(ABC):
+        """As langchain_core has it; a template asks for an instance of it."""
+
+        @abstractmethod
+        def select_examples(self, input_variables): ...
+
+    there = SimpleNamespace(BaseExampleSelector=BaseExampleSelector)
+    monkeypatch.setitem(sys.modules, "langchain_core.example_selectors.base", there)
+    selector = BM25Selector(2).fit(POOL)
+    assert isinstance(selector, BaseExampleSelector)
+    question = {"question": "How many plums?"}
+    assert asyncio.run(selector.aselect_examples(question)) == selector.select_examples(question)
+    asyncio.run(selector.aadd_example({"question": "new?", "answer": "yes"}))
+    assert len(selector.pool_) == 7
 
 
 def test_bm25_equals_its_formula():

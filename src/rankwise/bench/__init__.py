@@ -40,7 +40,7 @@ RECIPES = {
         "VideoICL's loop against all examples at once: renamed labels, videos of moving digits",
         {"text": "videoicl", "digits": "moving_digits"},
     ),
-    "equilibrium": Recipe(
+    "equilibrium-ranking": Recipe(
         "Equilibrium-Ranking against G, D, MI and SC: capitals, sentiment",
         {"choice": "equilibrium"},
     ),

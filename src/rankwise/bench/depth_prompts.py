@@ -78,7 +78,7 @@ def run(out: Path, *, seeds: int = DRAWS, on_event: OnEvent | None = None) -> Ev
         rows=rows,
         claims=[
             Claim(
-                text="the deepest examples beat random ones in log-probability, each task, in turns between labels or not",
+                text="the deepest examples beat random ones in log-probability, each task, in turns or not",
                 held=all(d.low > 0 for _, d in deep),
                 found="; ".join(f"{t} {d}" for t, d in deep),
             ),

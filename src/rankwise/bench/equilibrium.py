@@ -57,7 +57,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     return Evidence(
         recipe="equilibrium",
         title="Equilibrium-Ranking: choosing among answers",
-        command="rankwise bench equilibrium",
+        command="rankwise bench equilibrium-ranking",
         setting=f"{SETTING}; {QUESTIONS} questions a task, chat prompts, sums of log-probabilities; λ = η = 0.1, 5,000 "
         "iterations; accuracy in per cent ± standard error; differences with 95% bootstrap intervals over questions",
         header=["task", "method", "accuracy", "against the generator"],

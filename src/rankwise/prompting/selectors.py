@@ -1,11 +1,13 @@
 """Which examples go into a prompt: what the selectors share, and the ones that need no language model.
 
 Every selector is fitted on a pool and asked for a question's examples; scikit-learn's conventions for parameters
-(``get_params``, ``clone``), and ``select_examples`` / ``add_example`` as LangChain's example selectors have them.
+(``get_params``, ``clone``). Fitted after LangChain is imported, they are example selectors of its prompt templates.
 """
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -57,6 +59,7 @@ class Selector(BaseEstimator):
         first: dict[str, int] = {}
         self._same = np.array([first.setdefault(_plain(e.question), i) for i, e in enumerate(self.pool_)])
         self._prepare()
+        _tell_langchain()
         return self
 
     def select(self, query: str) -> list[Example]:
@@ -84,6 +87,14 @@ class Selector(BaseEstimator):
     def add_example(self, example: dict) -> None:
         """LangChain's: add to the pool."""
         self.fit([*getattr(self, "pool_", []), as_example(example)])
+
+    async def aselect_examples(self, input_variables: dict) -> list[dict]:
+        """LangChain's, in a thread."""
+        return await asyncio.to_thread(self.select_examples, input_variables)
+
+    async def aadd_example(self, example: dict) -> None:
+        """LangChain's, in a thread."""
+        await asyncio.to_thread(self.add_example, example)
 
     def _chosen(self, query: str, ranked: Iterable[int]) -> Indices:
         out: list[int] = []
@@ -226,6 +237,13 @@ class DepthSelector(Selector):
 
     def _sign(self) -> int:
         return 1 if self.shallowest else -1
+
+
+def _tell_langchain() -> None:
+    """Let LangChain's templates, if they are loaded, take every selector for one of its own."""
+    base = getattr(sys.modules.get("langchain_core.example_selectors.base"), "BaseExampleSelector", None)
+    if base is not None:
+        base.register(Selector)
 
 
 def embedded(texts: list[str], encoder: Encoder | None) -> NDArray:
