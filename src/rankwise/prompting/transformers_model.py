@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from rankwise.models.loading import load, load_tokenizer
+from rankwise.models.loading import load, load_tokenizer, resolve
 from rankwise.prompting.language_model import Generation, OnResult, Prompt, Sampling, Score
 
 _WORTH = 4  # tokens that are not worth a pass of their own
@@ -75,15 +76,23 @@ class TransformersModel:
         share_prefixes: bool = True,
     ) -> None:
         if isinstance(model, str):
-            self.model, self.tokenizer = load(model, task="causal-lm"), tokenizer or load_tokenizer(model)
-            self.name = model
+            import transformers
+
+            self.name, self.tokenizer = model, tokenizer or load_tokenizer(model)
+            config = transformers.AutoConfig.from_pretrained(resolve(model))
         elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer=")
         else:
-            self.model, self.tokenizer, self.name = model, tokenizer, model.config.name_or_path or "model"
-        self.model.eval()
+            self.tokenizer, self.name, config = tokenizer, model.config.name_or_path or "model", model.config
+        self._given = model
         self.batch_size, self.batch_tokens, self.share_prefixes = batch_size, batch_tokens, share_prefixes
-        self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The weights, read when they are first needed: to count tokens they are not."""
+        model = load(self._given, task="causal-lm") if isinstance(self._given, str) else self._given
+        return model.eval()
 
     def render(self, prompt: Prompt) -> str:
         """The text the model sees: chat messages through its template, up to where its turn begins."""
