@@ -40,6 +40,15 @@ def test_full_rank_without_centring_is_nearest_neighbours_by_inner_product():
     torch.testing.assert_close(lore(query, candidates, 7, centre=False), candidates @ query)
 
 
+def test_a_candidate_that_repeats_the_query_scores_its_square_and_moves_no_other():
+    query, candidates = torch.randn(8, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)
+    alone = lore(query, candidates, 7, centre=False)
+    more = lore(query, torch.cat([candidates, query[None]]), 8, centre=False)
+    torch.testing.assert_close(more[:-1], alone)
+    torch.testing.assert_close(more[-1], query @ query)
+    assert int(lore(query, torch.cat([candidates, query[None]]), 8, similarity="cosine").argmax()) == 6
+
+
 def test_projections_give_the_best_approximation_of_the_gram_matrix():
     X = torch.randn(9, 20, dtype=torch.float64)
     X -= X.mean(0)
