@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
 from command import rankwise
+from rankwise.cli.main import app
 
 POOL = [
     {"question": f"What is {a} plus {b}?", "answer": str(a + b), "rationale": f"Start at {a} and count {b} more."}
@@ -26,14 +28,19 @@ def rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def inside(*args):
+    """The same without a process of its own, which takes seconds to start."""
+    return CliRunner(env={"COLUMNS": "80"}).invoke(app, [str(a) for a in args])
+
+
 @pytest.mark.parametrize("method", ["dq-lore", "knn", "bm25", "depth", "random"])
 def test_every_method_writes_a_prompt_a_query(files, method):
     out = files / f"{method}.jsonl"
-    done = rankwise(
+    done = inside(
         "select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "--method", method, "-k", 3,
         "--candidates", 12, "--rank", 4, "--max-new-tokens", 12, "--out", out,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.exception
     assert f"2 prompts of up to 3 examples from 24 by {method}" in done.stdout
     found = rows(out)
     assert [r["question"] for r in found] == [q["question"] for q in QUERIES]
@@ -60,11 +67,11 @@ def test_the_same_command_asks_the_model_nothing_twice(files):
 
 
 def test_examples_that_do_not_fit_are_dropped_and_told(files):
-    done = rankwise(
+    done = inside(
         "select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "--method", "knn", "-k", 6,
         "--context", 150, "--max-new-tokens", 20, "--out", files / "short.jsonl",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.exception
     assert "did not fit into the context" in done.stdout
     assert all(
         row["dropped"] and len(row["examples"]) + len(row["dropped"]) == 6 for row in rows(files / "short.jsonl")
@@ -106,7 +113,10 @@ def test_bad_input_is_named(files):
         (("select", "--pool", files / "none", "--queries", files / "x", "--out", files / "y"), "no such file"),
     ]
     for command, message in wrong:
-        done = rankwise(*command)
-        assert done.returncode == 2, command
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        done = inside(*command)
+        assert isinstance(done.exception, ValueError), command
+        assert message in str(done.exception)
+    done = rankwise("answer", "--questions", files / "bad.jsonl")
+    assert done.returncode == 2
+    assert "line 1" in done.stderr
+    assert "Traceback" not in done.stderr
