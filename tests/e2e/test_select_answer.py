@@ -6,7 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from command import rankwise
+from prompting.loopback import Loopback
 from rankwise.cli.main import app
+from rankwise.prompting.transformers_model import TransformersModel
 
 POOL = [
     {"question": f"What is {a} plus {b}?", "answer": str(a + b), "rationale": f"Start at {a} and count {b} more."}
@@ -99,6 +101,26 @@ def test_a_file_of_questions_gives_a_file_of_answers(files):
     assert found[0]["answer"] == "Madrid"
     assert found[1]["answer"]
     assert [json.loads(line) for line in done.stdout.splitlines()] == found
+
+
+def test_a_server_does_what_the_local_model_does(files):
+    local = TransformersModel("smollm2")
+    quiz = ("answer", "--question", "What is the capital of Spain?", "--choices", "Madrid", "--choices", "Lima")
+    with Loopback(local) as server:
+        done = inside(*quiz, "--style", "text", "--server", server.url, "--json")
+        assert done.exit_code == 0, done.exception
+        theirs = json.loads(done.stdout)
+        mine = json.loads(inside(*quiz, "--style", "text", "--json").stdout)
+        assert theirs["answer"] == mine["answer"] == "Madrid"
+        assert theirs["scores"]["g"] == pytest.approx(mine["scores"]["g"], abs=1e-2)
+        refused = inside(*quiz, "--server", server.url)
+        assert "--style text" in str(refused.exception)
+        done = inside(
+            "select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "-k", 2, "--candidates", 9,
+            "--rank", 3, "--max-new-tokens", 8, "--server", server.url, "--out", files / "served.jsonl",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.exception
+    assert rows(files / "served.jsonl") == rows(files / "again.jsonl")
 
 
 def test_bad_input_is_named(files):

@@ -201,6 +201,10 @@ def test_pairs_are_what_the_model_finds_helpful_and_never_the_query_itself():
         assert len(chosen) == 6
     word = POOL[0].rationale.split()[0]
     assert all(word in POOL[j].rationale for j in pairs.positives[0])
+    writer = Writer()
+    writer.score = lambda prompts, given: [[Score(logprobs=(math.nan,))]] * len(prompts)
+    with pytest.raises(ValueError, match="not a number"):
+        scored_pairs(POOL, writer, candidates=12, top=3)
     with pytest.raises(ValueError, match="12 positives"):
         scored_pairs(POOL, Writer(), candidates=12, top=12)
 

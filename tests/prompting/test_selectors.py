@@ -195,6 +195,9 @@ def test_files_of_examples(tmp_path):
     with pytest.raises(ValueError, match="line 2: no answer among question"):
         read_examples(path)
     assert read_examples(path, answers=False)[0] == Example(question="é?", answer="3")
+    odd = [{"question": "one\u2028two\x85three", "answer": 0}]
+    path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in odd), encoding="utf-8")
+    assert read_examples(path) == [Example(question="one\u2028two\x85three", answer="0")]
     path.write_text("not json\n")
     with pytest.raises(ValueError, match="line 1"):
         read_examples(path)

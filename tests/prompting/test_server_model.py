@@ -45,6 +45,8 @@ def test_scores_over_echo_equal_local_ones(local, server):
     for a, b in zip(mine, theirs, strict=True):
         for x, y in zip(a, b, strict=True):
             assert y.logprobs == pytest.approx(x.logprobs, abs=1e-3)
+    with pytest.raises(ValueError, match=r"continuation 1 of .* is empty"):
+        model.score(["The capital"], [[" of", ""]])
     with pytest.raises(ValueError, match="render="):
         ServerModel("smollm2", server.url).score([CHAT], [["Paris"]])
 

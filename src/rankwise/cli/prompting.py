@@ -128,18 +128,16 @@ def answer(
 
 
 def _quiz(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    from rankwise.data.files import json_lines
+
     out = []
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            row = json.loads(line)
-            choices = row.get("choices") or ()
-            if not isinstance(row["question"], str) or isinstance(choices, str):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: a JSON object with a question and, in a list, choices is needed"
-            ) from error
-        out.append((row["question"], tuple(map(str, choices))))
+    for number, row in json_lines(path):
+        question, choices = row.get("question"), row.get("choices") or []
+        if not isinstance(question, str) or not isinstance(choices, list):
+            raise ValueError(f"{path}, line {number}: a question and, in a list, choices are needed")
+        out.append((question, tuple(map(str, choices))))
+    if not out:
+        raise ValueError(f"{path} has no questions: a JSON object with question and choices a line is needed")
     return out
 
 

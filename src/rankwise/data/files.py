@@ -78,21 +78,10 @@ def _rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
         yield from _parquet(path)
         return
-    text = _decoded(path)
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}, column {error.colno}: not valid JSON ({error.msg})"
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a JSON object is needed, found {type(row).__name__}")
-            yield number, row
+        yield from json_lines(path)
         return
+    text = _decoded(path)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     for row in reader:
         if None in row:
@@ -100,6 +89,26 @@ def _rows(path: Path) -> Iterator[Row]:
                 f"{path}, line {reader.line_num}: more cells than the {len(reader.fieldnames or [])} columns"
             )
         yield reader.line_num, dict(row)
+
+
+def json_lines(path: Path) -> Iterator[Row]:
+    """Line numbers and objects of a file with a JSON object a line; blank lines are skipped.
+
+    Raises
+    ------
+    ValueError
+        No such file, not UTF-8, or a line that is no JSON object: which, and where.
+    """
+    for number, line in enumerate(_decoded(path).split("\n"), 1):  # not splitlines: texts may hold U+2028 and the like
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, column {error.colno}: not valid JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: a JSON object is needed, found {type(row).__name__}")
+        yield number, row
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -115,7 +124,10 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _decoded(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"no such file: {path}") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

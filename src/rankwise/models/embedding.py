@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -67,5 +68,8 @@ class TextEncoder:
 def embed(
     texts: Iterable[str], *, model: str = "minilm", max_length: int = 256, batch_size: int = 64
 ) -> NDArray[np.float32]:
-    """`TextEncoder` for once: ``(n, d)`` unit vectors."""
-    return TextEncoder(model, max_length=max_length, batch_size=batch_size)(texts)
+    """``(n, d)`` unit vectors by a `TextEncoder` that is kept for the next call."""
+    return _encoder(model, max_length=max_length, batch_size=batch_size)(texts)
+
+
+_encoder = lru_cache(maxsize=1)(TextEncoder)

@@ -160,8 +160,7 @@ def score_answers(
     if any(math.isnan(x) for row in found for x in row):
         raise ValueError(f"{model.name} gave a log-probability that is not a number")
     B, K = len(questions), max(len(q.candidates) for q in questions)
-    generator, discriminator, plain = torch.zeros(B, 2, K), torch.zeros(B, K, 2), torch.zeros(B, K)
-    generator, discriminator, plain = generator.double(), discriminator.double(), plain.double()
+    generator, discriminator, plain = (torch.zeros(s, dtype=torch.float64) for s in ((B, 2, K), (B, K, 2), (B, K)))
     mask, rows = torch.zeros(B, K, dtype=torch.bool), iter(found)
     for b, q in enumerate(questions):
         k = len(q.candidates)

@@ -40,7 +40,7 @@ from rankwise.nearest import unknown
 from rankwise.prompting.depth import Encoder
 from rankwise.prompting.examples import Example, as_row, few_shot, read_examples
 from rankwise.prompting.language_model import LanguageModel, Sampling
-from rankwise.prompting.selectors import KNNSelector, Selector, bm25_index, bm25_scores, embedded
+from rankwise.prompting.selectors import Indices, KNNSelector, Selector, bm25_index, bm25_scores, embedded
 from rankwise.spectral import symmetric_eigh
 
 METHODS = ("pca", "kernel-pca", "none")
@@ -158,9 +158,8 @@ class DQLoReSelector(Selector):
         written = self.chains_of_thought(queries)
         self.fallbacks_ += sum(not w for w in written)
         Q = _unit(embedded([f"{q} {w}".strip() for q, w in zip(queries, written, strict=True)], self.encoder))
-        spare = len(self.pool_) - len(set(self._same.tolist())) + 1
-        near = self._index.kneighbors(Q, min(self._size + spare, len(self.pool_)), return_distance=False)
-        near = np.stack([self._without_question(q, row) for q, row in zip(queries, near, strict=True)])
+        near = self._index.kneighbors(Q, self._reach(self._size), return_distance=False)
+        near = np.stack([self._candidates(q, row) for q, row in zip(queries, near, strict=True)])
         if self.method == "none":
             return near
         near.sort(axis=1)  # ties by position
@@ -171,11 +170,10 @@ class DQLoReSelector(Selector):
         rank = min(self.rank, candidates.shape[-2] - 1)
         return lore(query, candidates, rank, method=self.method, similarity=self.similarity)
 
-    def _without_question(self, query: str, row: NDArray[np.intp]) -> NDArray[np.intp]:
-        """M candidates, those that ask the question itself and duplicates last."""
-        asked = " ".join(query.casefold().split())
-        wanted = [i for i in row if self._same[i] == i and " ".join(self.pool_[i].question.casefold().split()) != asked]
-        return np.array([*wanted, *(i for i in row if i not in set(wanted))][: min(self._size, len(row))], np.intp)
+    def _candidates(self, query: str, row: Indices) -> Indices:
+        """M of the neighbours; those that ask the question itself and duplicates only where there are not enough."""
+        wanted = [i for i in row if self._same[i] == i and self._allowed(query, i)]
+        return np.array([*wanted, *(i for i in row if i not in set(wanted))][: self._size], np.intp)
 
     def chains_of_thought(self, queries: Sequence[str]) -> list[str]:
         """The first query: what the model writes for each question; empty without a model."""
@@ -282,7 +280,7 @@ def scored_pairs(
     Raises
     ------
     ValueError
-        Fewer than ``2 top`` candidates.
+        Fewer than ``2 top`` candidates, or a score that is not a number.
     """
     candidates = min(candidates, len(pool) - 1)
     if candidates < 2 * top:
@@ -297,6 +295,8 @@ def scored_pairs(
     continuations = [[f" {pool[i].solution}"] for i in rows for _ in range(candidates)]
     found = scorer.score(prompts, continuations)
     logp = np.array([s[0].mean for s in found]).reshape(near.shape)
+    if np.isnan(logp).any():
+        raise ValueError(f"{scorer.name} gave a log-probability that is not a number")
     order = np.take_along_axis(near, np.argsort(-logp, axis=1, kind="stable"), 1)
     return Pairs(queries=np.array(rows, np.intp), positives=order[:, :top], negatives=order[:, -top:])
 

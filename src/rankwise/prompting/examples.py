@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rankwise.data.files import json_lines
 from rankwise.prompting.language_model import LanguageModel, Message, Prompt
 
 ANSWER = "The answer is"
@@ -50,19 +50,12 @@ def read_examples(path: Path, *, answers: bool = True) -> list[Example]:
     ValueError
         No such file, no lines, or a line without what is needed (its number).
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise ValueError(f"no such file: {path}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                found.append(as_example(json.loads(line), answers=answers))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+    for number, row in json_lines(path):
+        try:
+            found.append(as_example(row, answers=answers))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
     if not found:
         raise ValueError(f"{path} has no examples: a JSON object with question and answer a line is needed")
     return found
@@ -80,7 +73,7 @@ def as_example(given: Example | dict, *, answers: bool = True) -> Example:
         raise ValueError(f"no {' and no '.join(missing)} among {', '.join(map(str, given)) or 'no keys'}")
     return Example(
         question=str(given["question"]),
-        answer=str(given.get("answer") or ""),
+        answer=str(given.get("answer", "")),
         rationale=str(given.get("rationale") or ""),
     )
 

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rankwise.nearest import unknown
 from rankwise.prompting.language_model import Generation, Message, Sampling, TextGenerator
+from rankwise.prompting.selectors import embedded
 
 CONFIDENCES = ("min-max", "mean", "product", "margin")
 Features = Callable[[list], ArrayLike]
@@ -53,12 +54,13 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One try: which items were shown, what was asked and what came back."""
+    """One try: which items were shown, what was asked and what came back; tokens read and written."""
 
     shown: tuple[int, ...]
     prompt: list[Message]
     text: str
     confidence: float
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +129,7 @@ class SimilarityIndex:
         if self.alpha > 0 and self.media is not None:
             parts.append((self.alpha, _unit(self.media([i.media for i in items]), "media")))
         if self.alpha < 1:
-            encoder = self.text
-            if encoder is None:
-                from rankwise.models.embedding import TextEncoder
-
-                encoder = self.text = TextEncoder()
-            parts.append((1 - self.alpha, _unit(encoder([i.question for i in items]), "question")))
+            parts.append((1 - self.alpha, _unit(embedded([i.question for i in items], self.text), "question")))
         return parts
 
 
@@ -201,19 +198,19 @@ class IterativeICL:
             return []
         ranked = self.index.rank(queries, self.shots * self.rounds)
         traces: list[list[Round]] = [[] for _ in queries]
-        tokens = [0] * len(queries)
         open_ = list(range(len(queries)))
         for t in range(self.rounds):
             shown = {i: tuple(map(int, ranked[i, t * self.shots : (t + 1) * self.shots])) for i in open_}
             prompts = {i: self.prompt(queries[i], shown[i]) for i in open_}
             for i, found in zip(open_, self.model.generate([prompts[i] for i in open_], self.sampling), strict=True):
                 sure = self.sureness(found)
-                traces[i].append(Round(shown=shown[i], prompt=prompts[i], text=found.text.strip(), confidence=sure))
-                tokens[i] += found.prompt_tokens + len(found.tokens)
+                tokens = found.prompt_tokens + len(found.tokens)
+                text = found.text.strip()
+                traces[i].append(Round(shown=shown[i], prompt=prompts[i], text=text, confidence=sure, tokens=tokens))
             open_ = [i for i in open_ if not traces[i][-1].confidence > self.threshold]
             if not open_:
                 break
-        return [self._ended(trace, n) for trace, n in zip(traces, tokens, strict=True)]
+        return [self._ended(trace) for trace in traces]
 
     def prompt(self, query: Item, shown: Sequence[int]) -> list[Message]:
         """Chat turns of the items shown, most alike last, and of the query."""
@@ -234,7 +231,7 @@ class IterativeICL:
         return value if math.isfinite(value) else 0.0
 
     @staticmethod
-    def _ended(trace: list[Round], tokens: int) -> Answer:
+    def _ended(trace: list[Round]) -> Answer:
         best = max(trace, key=lambda r: r.confidence)  # the first of equals
         return Answer(
             text=best.text,
@@ -242,7 +239,7 @@ class IterativeICL:
             rounds=len(trace),
             examples=best.shown,
             trace=tuple(trace),
-            tokens=tokens,
+            tokens=sum(r.tokens for r in trace),
         )
 
 

@@ -7,8 +7,10 @@ Every selector is fitted on a pool and asked for a question's examples; scikit-l
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,7 +27,7 @@ ORDERS = ("ascending", "descending")
 Indices = NDArray[np.intp]
 
 
-class Selector(BaseEstimator):
+class Selector(BaseEstimator, ABC):
     """What all selectors do; a subclass ranks the pool in ``_rank``.
 
     Attributes
@@ -99,19 +101,26 @@ class Selector(BaseEstimator):
     def _chosen(self, query: str, ranked: Iterable[int]) -> Indices:
         out: list[int] = []
         for i in ranked:
-            asks_the_same = _plain(self.pool_[i].question) == _plain(query)
-            if not asks_the_same and self._same[i] not in out:
+            if self._allowed(query, i) and self._same[i] not in out:
                 out.append(int(self._same[i]))
             if len(out) == self.k_examples:
                 break
         return np.array(out, np.intp)
 
+    def _allowed(self, query: str, i: int) -> bool:
+        """Whether an example asks something else than the query."""
+        return _plain(self.pool_[i].question) != _plain(query)
+
+    def _reach(self, k: int) -> int:
+        """Neighbours to look at for k of them: duplicates and the question itself will be left out."""
+        return min(k + len(self.pool_) - len(set(self._same.tolist())) + 1, len(self.pool_))
+
     def _prepare(self) -> None:
         """Index the pool."""
 
+    @abstractmethod
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
         """For each query, positions in the pool from best to worst; ties by position."""
-        raise NotImplementedError
 
 
 class RandomSelector(Selector):
@@ -178,9 +187,7 @@ class KNNSelector(Selector):
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
         if not queries:
             return []
-        # what is left out (duplicates, the question itself) is made up for by further neighbours
-        spare = len(self.pool_) - len(set(self._same.tolist())) + 1
-        k = min(self.k_examples + spare, len(self.pool_))
+        k = self._reach(self.k_examples)
         return self._index.kneighbors(embedded(queries, self.encoder), k, return_distance=False)
 
 
@@ -222,21 +229,16 @@ class DepthSelector(Selector):
         kinds = np.array([e.answer if self.balanced else "" for e in self.pool_])
         self.depths_ = np.full(len(X), 2.0)  # of an answer with one example: nothing lies further in
         turn = np.zeros(len(X), np.intp)
+        sign = 1 if self.shallowest else -1
         for kind in np.unique(kinds):
             rows = np.flatnonzero(kinds == kind)
             if len(rows) > 1:
                 self.depths_[rows] = TextDepth(self.distance).fit(X[rows]).depths_
-            best_first = rows[np.argsort(self._sign() * self.depths_[rows], kind="stable")]
-            turn[best_first] = np.arange(len(rows))
-        self._ranking = np.lexsort(
-            (np.arange(len(X)), self._sign() * self.depths_, turn if self.balanced else 0 * turn)
-        )
+            turn[rows[np.argsort(sign * self.depths_[rows], kind="stable")]] = np.arange(len(rows))
+        self._ranking = np.lexsort((np.arange(len(X)), sign * self.depths_, turn))
 
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
         return [self._ranking] * len(queries)
-
-    def _sign(self) -> int:
-        return 1 if self.shallowest else -1
 
 
 def _tell_langchain() -> None:
@@ -281,8 +283,6 @@ def bm25_scores(index, query: str) -> NDArray:
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    import re
-
     return [re.findall(r"\w+", t.lower()) or [""] for t in texts]
 
 

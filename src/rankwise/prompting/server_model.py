@@ -125,8 +125,13 @@ class ServerModel:
             prompt, given = request
             if not isinstance(prompt, str):
                 if self.render is None:
-                    raise ValueError("scores of chat messages need render=, e.g. the tokenizer's apply_chat_template")
+                    raise ValueError(
+                        "scores of chat messages need render=, e.g. the tokenizer's apply_chat_template; or ask in "
+                        "plain text (style='text', --style text)"
+                    )
                 prompt = self.render(prompt)
+            if "" in given:
+                raise ValueError(f"continuation {list(given).index('')} of {prompt[:60]!r} is empty")
             return [self._scored(prompt, text) for text in given]
 
         return self._all(ask, list(zip(prompts, continuations, strict=True)), on_result)
@@ -142,7 +147,7 @@ class ServerModel:
         def parse(answer: dict) -> Score:
             found = answer["choices"][0].get("logprobs")
             if not found or len(found["token_logprobs"]) < 2:
-                raise ValueError(
+                raise _NoLogprobs(
                     f"{self.name} returns no log-probabilities of the prompt: its server has to support echo with "
                     "logprobs on /completions (vLLM and llama-cpp-python do)"
                 )
@@ -186,11 +191,11 @@ class ServerModel:
                 raise ValueError(f"{self._client.base_url}{path} refused: {answer.status_code} {answer.text[:500]}")
             try:
                 return parse(answer.json())
+            except _NoLogprobs:
+                raise
             except (KeyError, IndexError, TypeError, AttributeError, UnicodeDecodeError) as error:
                 raise ConnectionError(f"an answer of another form ({error!r}): {answer.text[:200]}") from error
             except ValueError as error:
-                if "log-probabilities" in str(error):
-                    raise
                 raise ConnectionError(f"an answer that is no JSON: {answer.text[:200]}") from error
 
         trying = Retrying(
@@ -211,12 +216,16 @@ class ServerModel:
         return joined.join(str(m["content"]) for m in messages if isinstance(m, dict))
 
 
+class _NoLogprobs(ValueError):
+    """An answer that is whole but for its log-probabilities: asking again will not help."""
+
+
 def _chat(answer: dict) -> Generation:
     choice = answer["choices"][0]
     found = (choice.get("logprobs") or {}).get("content")
     text = choice["message"]["content"] or ""
     if found is None:
-        raise ValueError(_NONE)
+        raise _NoLogprobs(_NONE)
     return Generation(
         text=text,
         tokens=tuple(str(t["token"]) for t in found),
@@ -233,7 +242,7 @@ def _completion(answer: dict) -> Generation:
     choice = answer["choices"][0]
     found, text = choice.get("logprobs"), str(choice["text"])
     if found is None:
-        raise ValueError(_NONE)
+        raise _NoLogprobs(_NONE)
     tops = found.get("top_logprobs") or [{}] * len(found["tokens"])
     return Generation(
         text=text,

@@ -118,18 +118,18 @@ class TransformersModel:
             A prompt that leaves no room for ``max_new_tokens``.
         """
         sampling = sampling or Sampling()
-        ids = [self._ids(p) for p in prompts]
-        for i, tokens in enumerate(ids):
-            self._fits(len(tokens) + sampling.max_new_tokens, f"prompt {i} and {sampling.max_new_tokens} new tokens")
+        new, requests = sampling.max_new_tokens, []
+        for i, prompt in enumerate(prompts):
+            ids = self._ids(prompt)
+            self._fits(len(ids) + new, f"prompt {i} and {new} new tokens")
+            requests.append(_Request(tuple(ids), 0, (i, 0)))
         out: list[Generation | None] = [None] * len(prompts)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        for rows in _batches(
-            order, lambda i: len(ids[i]) + sampling.max_new_tokens, self.batch_size, self.batch_tokens
-        ):
-            for i, found in zip(rows, self._continued([ids[i] for i in rows], sampling), strict=True):
-                out[i] = found
+        for batch in self._batches(_grouped(requests, False, 1), extra=new):
+            rows = [r for g in batch for r in g.requests]
+            for request, found in zip(rows, self._continued([r.ids for r in rows], sampling), strict=True):
+                out[request.place[0]] = found
                 if on_result:
-                    on_result(i, found)
+                    on_result(request.place[0], found)
         return out  # type: ignore[return-value]
 
     @torch.no_grad()
@@ -151,7 +151,7 @@ class TransformersModel:
         out: list[list[Score | None]] = [[None] * len(c) for c in continuations]
         left = [len(c) for c in continuations]
         groups = _grouped(requests, self.share_prefixes, self.batch_size)
-        for batch in _batches(groups, _weight, self.batch_size, self.batch_tokens):
+        for batch in self._batches(groups):
             for request, logprobs in self._scored(batch):
                 i, j = request.place
                 out[i][j] = Score(logprobs=tuple(logprobs))
@@ -166,6 +166,23 @@ class TransformersModel:
     def _fits(self, tokens: int, what: str) -> None:
         if self.context is not None and tokens > self.context:
             raise ValueError(f"{what} have {tokens} tokens; {self.name} takes {self.context}: drop examples")
+
+    def _batches(self, groups: list[_Group], *, extra: int = 0) -> Iterator[list[_Group]]:
+        """Consecutive groups, within ``batch_size`` and ``batch_tokens`` (``extra`` more a sequence); a group goes
+        alone where it must, and those that share nothing are not mixed with those that do."""
+        batch: list[_Group] = []
+        sequences = total = 0
+        for group in groups:
+            n = len(group.requests)
+            tokens = n * (max(len(r.ids) for r in group.requests) + extra)
+            full = sequences + n > self.batch_size or total + tokens > self.batch_tokens
+            if batch and (full or (batch[-1].shared > 0) != (group.shared > 0)):
+                yield batch
+                batch, sequences, total = [], 0, 0
+            batch.append(group)
+            sequences, total = sequences + n, total + tokens
+        if batch:
+            yield batch
 
     def _requests(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> Iterator[_Request]:
         for i, (prompt, given) in enumerate(zip(prompts, continuations, strict=True)):
@@ -183,16 +200,16 @@ class TransformersModel:
         """Log-probabilities of what is asked for, all requests of the groups in one batch."""
         requests = [r for g in groups for r in g.requests]
         asked = max(r.scored for r in requests)
-        logits, ids, _ = self._forward(groups, keep=asked + 1)
+        logits, ids, _ = self._forward(groups, keep=asked + 1, last=True)
         targets = ids[:, -asked:]
         logits = logits[:, :-1].float()
         logprobs = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(2)
         for request, values in zip(requests, logprobs.tolist(), strict=True):
             yield request, values[asked - request.scored :]
 
-    def _forward(self, groups: list[_Group], *, keep: int) -> tuple[Tensor, Tensor, _Seen]:
+    def _forward(self, groups: list[_Group], *, keep: int, last: bool = False) -> tuple[Tensor, Tensor, _Seen | None]:
         """Run the groups' requests, what each group shares once: logits of the last ``keep`` places, the tokens that
-        were put in, and what the model has seen then."""
+        were put in, and what the model has seen then (None where nothing follows it)."""
         device, pad = self.model.device, self.tokenizer.pad_token_id
         rests = [r.ids[g.shared :] for g in groups for r in g.requests]
         width = max(map(len, rests))
@@ -200,7 +217,7 @@ class TransformersModel:
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rests], device=device)
         before = torch.tensor([g.shared for g in groups for _ in g.requests], device=device)
         positions = (before[:, None] + mask.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
+        cache = None if last else DynamicCache(config=self.model.config)
         if all(g.shared for g in groups):
             seen = self._prefixes([g.requests[0].ids[: g.shared] for g in groups])
             rows = torch.tensor([k for k, g in enumerate(groups) for _ in g.requests], device=device)
@@ -211,10 +228,10 @@ class TransformersModel:
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
             logits_to_keep=keep,
         ).logits
-        return logits, ids, _Seen(cache, mask)
+        return logits, ids, None if cache is None else _Seen(cache, mask)
 
     def _prefixes(self, prefixes: list[tuple[int, ...]]) -> _Seen:
         """The cache of every prefix; what prefixes themselves share is again computed once."""
@@ -222,14 +239,15 @@ class TransformersModel:
         if not all(g.shared for g in groups):
             groups = [_Group(0, [r for g in groups for r in g.requests])]
         _, _, seen = self._forward(groups, keep=1)
+        assert seen is not None
         places = [r.place[0] for g in groups for r in g.requests]
         back = torch.tensor(sorted(range(len(places)), key=places.__getitem__), device=self.model.device)
         seen.cache.batch_select_indices(back)
         return _Seen(seen.cache, seen.mask[back])
 
-    def _continued(self, batch: list[list[int]], sampling: Sampling) -> Iterator[Generation]:
+    def _continued(self, batch: list[tuple[int, ...]], sampling: Sampling) -> Iterator[Generation]:
         width, pad = max(map(len, batch)), self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(b)) + b for b in batch], device=self.model.device)
+        ids = torch.tensor([[pad] * (width - len(b)) + list(b) for b in batch], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(b)) + [1] * len(b) for b in batch], device=self.model.device)
         return continuations(self.model, self.tokenizer, {"input_ids": ids, "attention_mask": mask}, sampling)
 
@@ -249,7 +267,8 @@ def continuations(
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     stopping = {"stop_strings": list(sampling.stop), "tokenizer": tokenizer} if sampling.stop else {}
-    with torch.random.fork_rng(devices=[]):
+    device = model.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
         found = cast(Callable, model.generate)(
             **inputs,
@@ -317,24 +336,3 @@ def _common(a: tuple[int, ...], b: tuple[int, ...], limit: int) -> int:
     while n < limit and a[n] == b[n]:
         n += 1
     return n
-
-
-def _weight(group: _Group) -> int:
-    return len(group.requests) * max(len(r.ids) for r in group.requests)
-
-
-def _batches(items: Sequence, weight, size: int, tokens: int) -> Iterator[list]:
-    """Consecutive items, ``size`` sequences at most and about ``tokens`` in all; an item goes alone where it must."""
-    batch: list = []
-    sequences = total = 0
-    for item in items:
-        n = len(item.requests) if isinstance(item, _Group) else 1
-        w = weight(item)
-        mixed = isinstance(item, _Group) and batch and (batch[-1].shared > 0) != (item.shared > 0)
-        if batch and (sequences + n > size or total + w > tokens or mixed):
-            yield batch
-            batch, sequences, total = [], 0, 0
-        batch.append(item)
-        sequences, total = sequences + n, total + w
-    if batch:
-        yield batch

@@ -129,7 +129,7 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
 def symmetric_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.linalg.eigh`` in G's precision, ``(..., n, n)``; where LAPACK's float32 does not converge (it happens on
     real Gram matrices with many zero rows), in float64, rounded back. Of a batch on the CPU, parts at the same time."""
-    if G.ndim == 3 and len(G) > 32 and G.device.type == "cpu":
+    if G.ndim == 3 and len(G) > 32 and G.device.type == "cpu" and not G.requires_grad:
         found = list(each(symmetric_eigh, G.split(32)))
         return torch.cat([values for values, _ in found]), torch.cat([vectors for _, vectors in found])
     try:
