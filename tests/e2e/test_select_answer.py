@@ -105,7 +105,8 @@ def test_a_file_of_questions_gives_a_file_of_answers(files):
 
 def test_a_server_does_what_the_local_model_does(files):
     local = TransformersModel("smollm2")
-    quiz = ("answer", "--question", "What is the capital of Spain?", "--choices", "Madrid", "--choices", "Lima")
+    quiz = ("answer", "--method", "g", "--question", "What is the capital of Spain?")
+    quiz = (*quiz, "--choices", "Madrid", "--choices", "Lima")
     with Loopback(local) as server:
         done = inside(*quiz, "--style", "text", "--server", server.url, "--json")
         assert done.exit_code == 0, done.exception
