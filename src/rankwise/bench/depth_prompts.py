@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from rankwise.bench.evidence import Claim, Evidence
-from rankwise.bench.frozen import SETTING, Labelled, classified, difference, polarity, silent, smollm2, sources
+from rankwise.bench.frozen import (
+    SETTING,
+    Difference,
+    Labelled,
+    classified,
+    difference,
+    polarity,
+    silent,
+    smollm2,
+    sources,
+)
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.models.embedding import TextEncoder
 from rankwise.prompting.selectors import DepthSelector
@@ -76,25 +86,31 @@ def run(out: Path, *, seeds: int = DRAWS, on_event: OnEvent | None = None) -> Ev
         "intervals",
         header=["task", "examples", "accuracy", "log p"],
         rows=rows,
-        claims=[
-            Claim(
-                text="the deepest examples beat random ones in log-probability, each task, in turns or not",
-                held=all(d.low > 0 for _, d in deep),
-                found="; ".join(f"{t} {d}" for t, d in deep),
-            ),
-            Claim(
-                text="control: the shallowest do not",
-                control=True,
-                held=all(d.low <= 0 for _, d in shallow),
-                found="; ".join(f"{t} {d}" for t, d in shallow),
-            ),
-            Claim(
-                text="control: with random examples in turns the model is above the commonest label",
-                control=True,
-                held=all(a > c for _, a, c in above),
-                found="; ".join(f"{t} {100 * a:.1f} against {100 * c:.1f}" for t, a, c in above),
-            ),
-        ],
+        claims=_claims(deep, shallow, above),
         seconds=time.perf_counter() - start,
         environment=environment("bf16", 1),
     )
+
+
+def _claims(
+    deep: list[tuple[str, Difference]], shallow: list[tuple[str, Difference]], above: list[tuple[str, float, float]]
+) -> list[Claim]:
+    return [
+        Claim(
+            text="the deepest examples beat random ones in log-probability, each task, in turns or not",
+            held=all(d.low > 0 for _, d in deep),
+            found="; ".join(f"{t} {d}" for t, d in deep),
+        ),
+        Claim(
+            text="control: the shallowest do not",
+            control=True,
+            held=all(d.low <= 0 for _, d in shallow),
+            found="; ".join(f"{t} {d}" for t, d in shallow),
+        ),
+        Claim(
+            text="control: with random examples in turns the model is above the commonest label",
+            control=True,
+            held=all(a > c for _, a, c in above),
+            found="; ".join(f"{t} {100 * a:.1f} against {100 * c:.1f}" for t, a, c in above),
+        ),
+    ]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from rankwise.bench.evidence import Claim, Evidence
-from rankwise.bench.frozen import SETTING, Labelled, classified, difference, polarity, silent, smollm2
+from rankwise.bench.frozen import SETTING, Difference, Labelled, classified, difference, polarity, silent, smollm2
 from rankwise.data.sentiment import lexicon
+from rankwise.files import whole_folder
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.models.embedding import TextEncoder
 from rankwise.prompting.dq_lore import DQLoReSelector, scored_pairs, train_retriever
@@ -59,8 +60,6 @@ def run(out: Path, *, seeds: int = 2, on_event: OnEvent | None = None) -> Eviden
             selector.fit(pool)
             for d, asked in queries.items():
                 note(f"{name}, {d} seed={seed}", "train", 0, 1, float("nan"))
-                if seed and name in ("BM25", "kNN by question", "no examples"):
-                    continue
                 shots = selector.select_batch([q.question for q in asked])
                 scored = classified(model, asked, shots, LABELS, before=" The answer is ")
                 found[d].setdefault(name, []).append(scored)
@@ -93,28 +92,32 @@ def run(out: Path, *, seeds: int = 2, on_event: OnEvent | None = None) -> Eviden
         "error, mean log-probability of the right label; differences of it with 95% bootstrap intervals over queries",
         header=["queries", "examples", "accuracy", "log p", "DQ-LoRe against it"],
         rows=rows,
-        claims=[
-            *[
-                Claim(
-                    text=f"DQ-LoRe beats {rival} in log-probability, also under shift",
-                    held=all(x.low > 0 for x in by_domain.values()),
-                    found="; ".join(f"{DOMAINS[d]} {x}" for d, x in by_domain.items()),
-                    control=rival == "random directions",
-                )
-                for rival, by_domain in against.items()
-            ],
-            Claim(
-                text="control: examples help (random ones against none)",
-                control=True,
-                held=all(m["random"].logp.mean() > m["no examples"].logp.mean() for m in means.values()),
-                found="; ".join(
-                    f"{DOMAINS[d]} {difference(m['random'].logp, m['no examples'].logp)}" for d, m in means.items()
-                ),
-            ),
-        ],
+        claims=_claims(against, means),
         seconds=time.perf_counter() - start,
         environment=environment("bf16", 1),
     )
+
+
+def _claims(against: dict[str, dict[str, Difference]], means: dict[str, dict[str, Labelled]]) -> list[Claim]:
+    return [
+        *[
+            Claim(
+                text=f"DQ-LoRe beats {rival} in log-probability, also under shift",
+                held=all(x.low > 0 for x in by_domain.values()),
+                found="; ".join(f"{DOMAINS[d]} {x}" for d, x in by_domain.items()),
+                control=rival == "random directions",
+            )
+            for rival, by_domain in against.items()
+        ],
+        Claim(
+            text="control: examples help (random ones against none)",
+            control=True,
+            held=all(m["random"].logp.mean() > m["no examples"].logp.mean() for m in means.values()),
+            found="; ".join(
+                f"{DOMAINS[d]} {difference(m['random'].logp, m['no examples'].logp)}" for d, m in means.items()
+            ),
+        ),
+    ]
 
 
 def explained(example: Example, rated: dict[str, float]) -> Example:
@@ -127,10 +130,9 @@ def explained(example: Example, rated: dict[str, float]) -> Example:
 
 
 def _selectors(model: LanguageModel, encoder: TextEncoder, seed: int) -> dict[str, Selector]:
-    return {
+    fixed = {} if seed else {"BM25": BM25Selector(K), "kNN by question": KNNSelector(K)}
+    return fixed | {
         "random": RandomSelector(K, seed=seed),
-        "BM25": BM25Selector(K),
-        "kNN by question": KNNSelector(K, encoder=TextEncoder()),
         "trained, one query": DQLoReSelector(None, encoder, K, method="none"),
         "DQ without LoRe": DQLoReSelector(model, encoder, K, method="none", initial=K, max_new_tokens=24),
         "random directions": RandomDirections(model, encoder, K, initial=K, max_new_tokens=24),
@@ -139,8 +141,6 @@ def _selectors(model: LanguageModel, encoder: TextEncoder, seed: int) -> dict[st
 
 
 def _encoder(pool: list[Example], pairs, seed: int, out: Path, note: OnEvent) -> TextEncoder:
-    from rankwise.files import whole_folder
-
     folder = out / f"retriever-seed{seed}"
     if not folder.is_dir():
 

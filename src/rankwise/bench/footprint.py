@@ -14,46 +14,35 @@ from torch import Tensor, nn
 
 from rankwise.bench.evidence import Claim, Evidence
 from rankwise.bench.memory import RANK, in_fresh_process
-from rankwise.bench.speed import alternate
+from rankwise.bench.speed import Measured, alternate, side_by_side
 from rankwise.compression import LowRankAttentionPooling, LowRankLinear, apply, plan
-from rankwise.jobs.adapt import OnEvent, environment
+from rankwise.jobs.adapt import OnEvent
 from rankwise.models import linear_layers, load
 from rankwise.optim import GaLoreAdamW, galore_groups
 from rankwise.optim.galore import leading_basis
 from rankwise.report.tables import size
 
 GAP = 200  # steps between refreshes, GaLore's default
-Measured = tuple[list[list[str]], list[Claim]]
 
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
     """Measure everything; ``seeds`` is unused (the inputs are fixed)."""
-    start, rows, claims = time.perf_counter(), [], []
-    note = on_event or (lambda *_: None)
-    for name, part in (
-        ("memory", memory),
-        ("GaLore step", galore_step),
-        ("GaLore refresh", refresh),
-        ("WeLore", compression),
-        ("low-rank layers", layers),
-        ("LAMA", attention),
-    ):
-        note(name, "train", 0, 1, float("nan"))
-        some_rows, some_claims = part()
-        rows += some_rows
-        claims += some_claims
-        note(name, "done", 1, 1, float("nan"))
-    return Evidence(
+    parts = {
+        "memory": memory,
+        "GaLore step": galore_step,
+        "GaLore refresh": refresh,
+        "WeLore": compression,
+        "low-rank layers": layers,
+        "LAMA": attention,
+    }
+    return side_by_side(
+        parts,
+        on_event,
         recipe="footprint",
         title="Memory and speed of low-rank training and compression",
         command="rankwise bench speed --part footprint",
         setting=f"{torch.get_num_threads()} threads, float32; memory: highest resident bytes of a fresh process less "
         "those of the interpreter and its libraries, 2 texts of 64 tokens, gradient checkpointing for all",
-        header=["what", "ours", "against", "theirs", "ratio"],
-        rows=rows,
-        claims=claims,
-        seconds=time.perf_counter() - start,
-        environment=environment("fp32", 1),
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.frozen import silent
+from rankwise.bench.videoicl import stopped
 from rankwise.data.digits import digits, write_moving
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.prompting.iterative import Item, IterativeICL, SimilarityIndex
@@ -108,24 +109,23 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         model = NearestExample(encoder, _floor(encoder))
         index = SimilarityIndex(media=_pixels, alpha=1.0).fit(pool)
         threshold = _threshold(model, index, validation)
-        runs = {
-            "first round": (index, {"rounds": 1}),
-            "all in one prompt": (index, {"rounds": 1, "shots": SHOTS * ROUNDS}),
-            "iterative": (index, {"threshold": threshold}),
-            "iterative, all rounds": (index, {"threshold": 1.0}),
-        }
-        for name, (at, options) in runs.items():
-            answers = _loop(model, at, **options).answer_batch([replace(q, answer="") for q in queries])
-            right[name].append(float(np.mean([a.text == q.answer for a, q in zip(answers, queries, strict=True)])))
+        asked = [replace(q, answer="") for q in queries]
+        gold = np.array([q.answer for q in queries])
+        for name, options in {
+            "first round": {"rounds": 1},
+            "all in one prompt": {"rounds": 1, "shots": SHOTS * ROUNDS},
+            "iterative": {"threshold": threshold},
+            "iterative, all rounds": {"threshold": 1.0},
+        }.items():
+            answers = _loop(model, index, **options).answer_batch(asked)
+            right[name].append(float(np.mean([a.text for a in answers] == gold)))
             seen[name].append(float(np.mean([a.tokens - a.rounds for a in answers])))
-        trace = _loop(model, index, threshold=1.0).answer_batch([replace(q, answer="") for q in queries])
-        sure = np.array([[r.confidence for r in a.trace] for a in trace])
-        dealt = np.random.default_rng(seed).permutation(sure.ravel()).reshape(sure.shape)
-        hits = np.array([[r.text == q.answer for r in a.trace] for a, q in zip(trace, queries, strict=True)])
-        stop = np.where((dealt > threshold).any(1), (dealt > threshold).argmax(1), ROUNDS - 1)
-        kept = np.where(np.arange(ROUNDS) <= stop[:, None], dealt, -1).argmax(1)
+        # the last ones played all rounds: any confidences can be played on their record
+        sure = np.array([[r.confidence for r in a.trace] for a in answers])
+        hits = np.array([[r.text for r in a.trace] for a in answers]) == gold[:, None]
+        kept, calls = stopped(np.random.default_rng(seed).permutation(sure.ravel()).reshape(sure.shape), threshold)
         right[names[-1]].append(float(hits[np.arange(len(hits)), kept].mean()))
-        seen[names[-1]].append(float((stop + 1).mean() * (SHOTS + 1)))
+        seen[names[-1]].append(float(calls.mean() * (SHOTS + 1)))
         note(f"moving digits seed={seed}", "done", 1, 1, float("nan"))
     scores = {n: np.array(v) for n, v in right.items()}
     gain, control = (paired(scores["iterative"], scores[n]) for n in ("first round", names[-1]))

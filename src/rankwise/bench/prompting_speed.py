@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rankwise.bench.evidence import Claim, Evidence
-from rankwise.bench.frozen import polarity, silent
-from rankwise.bench.speed import alternate
-from rankwise.jobs.adapt import OnEvent, environment
+from rankwise.bench.frozen import polarity
+from rankwise.bench.speed import Measured, alternate, side_by_side
+from rankwise.jobs.adapt import OnEvent
 from rankwise.prompting import EquilibriumRanker, TextDepth
 from rankwise.prompting.dq_lore import lore
 from rankwise.prompting.examples import few_shot
@@ -26,29 +26,18 @@ Result = TypeVar("Result")
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
     """Time every pair; ``seeds`` is unused (the inputs are fixed)."""
-    start, note = time.perf_counter(), silent(on_event)
-    rows, claims = [], []
-    for name, measure in {"depth": depth, "equilibrium": equilibrium, "prefixes": prefixes, "LoRe": reranking}.items():
-        note(name, "train", 0, 1, float("nan"))
-        some_rows, some_claims = measure()
-        rows += some_rows
-        claims += some_claims
-        note(name, "done", 1, 1, float("nan"))
-    return Evidence(
+    return side_by_side(
+        {"depth": depth, "equilibrium": equilibrium, "prefixes": prefixes, "LoRe": reranking},
+        on_event,
         recipe="prompting_speed",
         title="Prompting: speed ratios",
         command="rankwise bench speed --part prompting",
-        setting=f"{torch.get_num_threads()} threads, one process; the released depths once, all else medians of three "
-        "alternating runs",
-        header=["what", "ours", "against", "theirs", "ratio"],
-        rows=rows,
-        claims=claims,
-        seconds=time.perf_counter() - start,
-        environment=environment("fp32", 1),
+        setting=f"{torch.get_num_threads()} threads, one process; depths: ours the median of five runs, the released "
+        "ones once; the game once; the others medians of three alternating runs",
     )
 
 
-def depth() -> tuple[list[list[str]], list[Claim]]:
+def depth() -> Measured:
     """Depths of 5,000 embeddings within themselves against the released package, and of 100,000 by themselves."""
     from tte_depth import StatDepth
 
@@ -75,7 +64,7 @@ def depth() -> tuple[list[list[str]], list[Claim]]:
     return rows, claims
 
 
-def equilibrium() -> tuple[list[list[str]], list[Claim]]:
+def equilibrium() -> Measured:
     """1,000 questions of 10 candidates at once against a loop over questions, which is timed on a few."""
     g, ranker = torch.Generator().manual_seed(0), EquilibriumRanker(tol=0)
     generator = torch.randn(1000, 2, 10, generator=g, dtype=torch.float64)
@@ -97,7 +86,7 @@ def equilibrium() -> tuple[list[list[str]], list[Claim]]:
     ]
 
 
-def prefixes() -> tuple[list[list[str]], list[Claim]]:
+def prefixes() -> Measured:
     """Four candidates after four examples, with the prompt computed once and with every sequence in full."""
     model, shots = TransformersModel("smollm2"), polarity("movies", "train", 4)
     queries = polarity("movies", "test", 8)
@@ -119,7 +108,7 @@ def prefixes() -> tuple[list[list[str]], list[Claim]]:
     ]
 
 
-def reranking() -> tuple[list[list[str]], list[Claim]]:
+def reranking() -> Measured:
     """LoRe for 1,000 queries of 64 candidates, against an SVD a query."""
     g = torch.Generator().manual_seed(0)
     query, candidates = torch.randn(1000, 384, generator=g), torch.randn(1000, 64, 384, generator=g)

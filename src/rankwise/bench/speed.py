@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,29 +29,46 @@ from rankwise.spectral import StreamingSVD, principal_angles, truncated_svd
 from rankwise.tuning.eva import EvaConfig, activation_spectra, redistribute
 from rankwise.tuning.s2lora import S2LoraConfig
 
+Measured = tuple[list[list[str]], list[Claim]]  # rows and claims
+
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
     """Time every pair; ``seeds`` is unused (the inputs are fixed)."""
-    start = time.perf_counter()
-    note = on_event or (lambda *_: None)
+    parts = {
+        "streaming SVD": streaming,
+        "truncated SVD": truncated,
+        "EVA start": eva_start,
+        "S2-LoRA step": step,
+        "speech training": speech_training,
+    }
+    return side_by_side(
+        parts,
+        on_event,
+        recipe="speed",
+        title="Speed ratios",
+        command="rankwise bench speed",
+        setting=f"{torch.get_num_threads()} threads; medians of alternating runs in one process",
+    )
+
+
+def side_by_side(
+    parts: Mapping[str, Callable[[], Measured]], on_event: OnEvent | None, *, recipe: str, title: str, command: str,
+    setting: str,
+) -> Evidence:  # fmt: skip
+    """Measure every part, in order: rows of ours against theirs, and claims."""
+    start, note = time.perf_counter(), on_event or (lambda *_: None)
     rows, claims = [], []
-    for name, measure in (
-        ("streaming SVD", streaming),
-        ("truncated SVD", truncated),
-        ("EVA start", eva_start),
-        ("S2-LoRA step", step),
-        ("speech training", speech_training),
-    ):
+    for name, measure in parts.items():
         note(name, "train", 0, 1, float("nan"))
         some_rows, some_claims = measure()
         rows += some_rows
         claims += some_claims
         note(name, "done", 1, 1, float("nan"))
     return Evidence(
-        recipe="speed",
-        title="Speed ratios",
-        command="rankwise bench speed",
-        setting=f"{torch.get_num_threads()} threads; medians of alternating runs in one process",
+        recipe=recipe,
+        title=title,
+        command=command,
+        setting=setting,
         header=["what", "ours", "against", "theirs", "ratio"],
         rows=rows,
         claims=claims,
@@ -85,7 +102,7 @@ def gapped_rows(n: int = 100_000, d: int = 768, k: int = 16) -> torch.Tensor:
     return torch.randn(n, k, generator=g) * torch.linspace(16, 8, k) @ basis.T + torch.randn(n, d, generator=g) + 0.5
 
 
-def streaming() -> tuple[list[list[str]], list[Claim]]:
+def streaming() -> Measured:
     """100k × 768, 16 components, against scikit-learn's `IncrementalPCA` and the one inside PEFT's EVA."""
     from peft.utils.incremental_pca import IncrementalPCA as PeftPCA
     from sklearn.decomposition import IncrementalPCA
@@ -124,7 +141,7 @@ def streaming() -> tuple[list[list[str]], list[Claim]]:
     return rows, claims
 
 
-def truncated() -> tuple[list[list[str]], list[Claim]]:
+def truncated() -> Measured:
     """Rank 16 of 24 matrices 768 × 768, against a loop over `torch.linalg.svd`."""
     spectrum = torch.arange(1, 769) ** -0.7
     A = torch.randn(24, 768, 768, generator=torch.Generator().manual_seed(0)) * spectrum
@@ -149,7 +166,7 @@ def truncated() -> tuple[list[list[str]], list[Claim]]:
     ]
 
 
-def eva_start() -> tuple[list[list[str]], list[Claim]]:
+def eva_start() -> Measured:
     """MiniLM, 512 movie snippets, rank 16: ours on all batches against PEFT's until its vectors settle."""
     from peft import EvaConfig as PeftEva
     from peft import initialize_lora_eva_weights
@@ -205,7 +222,7 @@ def _captured(spectra: ActivationSpectra, theirs: dict[str, torch.Tensor]) -> fl
     return min(shares)
 
 
-def step() -> tuple[list[list[str]], list[Claim]]:
+def step() -> Measured:
     """Forward and backward of MiniLM with S2-LoRA against PEFT's LoRA of equal rank, 16 texts of 32 tokens."""
 
     def adapted(config):
@@ -242,7 +259,7 @@ def step() -> tuple[list[list[str]], list[Claim]]:
     ]
 
 
-def speech_training() -> tuple[list[list[str]], list[Claim]]:
+def speech_training() -> Measured:
     """Whisper tiny.en with LoRA on child-like speech: ours against a plain `Trainer` whose encoder reads all 30 s.
 
     Both train the same adapters on the same recordings in the same order, in float32; what is not computed is every

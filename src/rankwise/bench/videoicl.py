@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.bench.evidence import Claim, Evidence
-from rankwise.bench.frozen import SETTING, difference, polarity, silent, smollm2
+from rankwise.bench.frozen import SETTING, Difference, difference, polarity, silent, smollm2
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.models.embedding import TextEncoder
-from rankwise.prompting.iterative import Item, IterativeICL, SimilarityIndex, confidence
+from rankwise.prompting.iterative import Item, IterativeICL, SimilarityIndex
 from rankwise.prompting.language_model import LanguageModel, Sampling
 from rankwise.report import plots
 
@@ -43,12 +43,16 @@ class Played:
 
     def policy(self, threshold: float, sure: NDArray | None = None) -> tuple[NDArray, NDArray, NDArray]:
         """Right or not, calls and tokens of every query when the loop stops above the threshold."""
-        sure = self.sure if sure is None else sure
-        stops = np.where((sure > threshold).any(1), (sure > threshold).argmax(1), ROUNDS - 1)
-        seen = np.arange(ROUNDS)[None] <= stops[:, None]
-        kept = np.where(seen, sure, -1.0).argmax(1)
-        rows = np.arange(len(sure))
-        return self.right[rows, kept], stops + 1.0, (self.tokens * seen).sum(1)
+        kept, calls = stopped(self.sure if sure is None else sure, threshold)
+        seen = np.arange(ROUNDS) < calls[:, None]
+        return self.right[np.arange(len(kept)), kept], calls, (self.tokens * seen).sum(1)
+
+
+def stopped(sure: NDArray, threshold: float) -> tuple[NDArray, NDArray]:
+    """By the loop's rule: the round whose answer is kept, and how many were played, of confidences ``(n, rounds)``."""
+    above = sure > threshold
+    calls = np.where(above.any(1), above.argmax(1) + 1, sure.shape[1])
+    return np.where(np.arange(sure.shape[1]) < calls[:, None], sure, -1.0).argmax(1), calls.astype(float)
 
 
 def run(out: Path, *, seeds: int = 20, on_event: OnEvent | None = None) -> Evidence:
@@ -96,32 +100,41 @@ def run(out: Path, *, seeds: int = 20, on_event: OnEvent | None = None) -> Evide
         "accuracy in per cent ± standard error; differences with 95% bootstrap intervals over queries",
         header=["domain", "prompt", "accuracy", "calls", "tokens"],
         rows=rows,
-        claims=[
-            Claim(
-                text=f"the loop beats its first round of {SHOTS} examples",
-                held=all(d.low > 0 for _, d in gains),
-                found="; ".join(f"{n} {d} points" for n, d in gains),
-            ),
-            Claim(
-                text="at most 60% of the tokens of the prompt with all examples, at no lower accuracy",
-                held=all(d.mean >= 0 and c <= 0.6 for _, d, c in equal),
-                found="; ".join(f"{n} {d} points at {100 * c:.0f}%" for n, d, c in equal),
-            ),
-            Claim(
-                text="confidence tells right answers from wrong ones (AUC above ½)",
-                held=all(a > 0.5 for _, a in aucs),
-                found="; ".join(f"{n} {a:.2f}" for n, a in aucs),
-            ),
-            Claim(
-                text="control: with confidences dealt to other queries the loop is worse",
-                control=True,
-                held=all(d.low > 0 for _, d in dealt),
-                found="; ".join(f"{n} {d} points" for n, d in dealt),
-            ),
-        ],
+        claims=_claims(gains, equal, aucs, dealt),
         seconds=time.perf_counter() - start,
         environment=environment("bf16", 1),
     )
+
+
+def _claims(
+    gains: list[tuple[str, Difference]],
+    equal: list[tuple[str, Difference, float]],
+    aucs: list[tuple[str, float]],
+    dealt: list[tuple[str, Difference]],
+) -> list[Claim]:
+    return [
+        Claim(
+            text=f"the loop beats its first round of {SHOTS} examples",
+            held=all(d.low > 0 for _, d in gains),
+            found="; ".join(f"{n} {d} points" for n, d in gains),
+        ),
+        Claim(
+            text="at most 60% of the tokens of the prompt with all examples, at no lower accuracy",
+            held=all(d.mean >= 0 and c <= 0.6 for _, d, c in equal),
+            found="; ".join(f"{n} {d} points at {100 * c:.0f}%" for n, d, c in equal),
+        ),
+        Claim(
+            text="confidence tells right answers from wrong ones (AUC above ½)",
+            held=all(a > 0.5 for _, a in aucs),
+            found="; ".join(f"{n} {a:.2f}" for n, a in aucs),
+        ),
+        Claim(
+            text="control: with confidences dealt to other queries the loop is worse",
+            control=True,
+            held=all(d.low > 0 for _, d in dealt),
+            found="; ".join(f"{n} {d} points" for n, d in dealt),
+        ),
+    ]
 
 
 def _played(model: LanguageModel, encoder: TextEncoder, domain: str, split: str, limit: int) -> Played:
@@ -139,14 +152,10 @@ def _played(model: LanguageModel, encoder: TextEncoder, domain: str, split: str,
     def right(texts: list[str], answer: str) -> list[float]:
         return [float(t.strip().lower().startswith(answer)) for t in texts]
 
-    # the tokens of each round are what its prompt and answer have; the record gives them without asking again
-    said = model.generate([r.prompt for t in traces for r in t], SAMPLING)
-    tokens = np.array([g.prompt_tokens + len(g.tokens) for g in said], float).reshape(len(asked), ROUNDS)
-    assert np.allclose([confidence(g) for g in said], [r.confidence for t in traces for r in t])
     return Played(
         right=np.array([right([r.text for r in t], g) for t, g in zip(traces, gold, strict=True)]),
         sure=np.array([[r.confidence for r in t] for t in traces]),
-        tokens=tokens,
+        tokens=np.array([[r.tokens for r in t] for t in traces], float),
         none=np.array([right([n.text], g)[0] for n, g in zip(none, gold, strict=True)]),
         together=np.array([right([a.text], g)[0] for a, g in zip(once, gold, strict=True)]),
         together_tokens=np.array([a.tokens for a in once], float),
