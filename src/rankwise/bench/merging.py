@@ -8,7 +8,6 @@ it, TSVM of single matrices against full SVDs, as its authors' code takes them.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -105,16 +104,22 @@ def _alternate(recipe: Path, out: Path, times: int, note) -> tuple[tuple[float, 
     return middle["ours"], middle["theirs"]  # type: ignore[return-value]
 
 
+# A process counts what its parent held when it was forked: a small one in between keeps this one's memory out.
+_LAUNCHER = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(done.returncode)
+"""
+
+
 def _measured(command: list[str]) -> tuple[float, float]:
     """Seconds, and the most resident bytes, of a process."""
     begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{command[0]} failed: {said.decode()[-500:]}")
-    return time.perf_counter() - begin, 1024.0 * usage.ru_maxrss
+    done = subprocess.run([sys.executable, "-S", "-c", _LAUNCHER, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr[-500:]}")
+    return time.perf_counter() - begin, 1024.0 * int(done.stdout)
 
 
 def _checkpoint(folder: Path, seed: int, note) -> Path:
