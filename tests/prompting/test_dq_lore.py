@@ -93,6 +93,12 @@ def test_kernel_pca_agrees_with_scikit_learn():
     np.testing.assert_allclose(cosine, unit[:-1] @ unit[-1], atol=1e-8)
 
 
+def test_many_queries_are_scored_as_one_by_one():
+    query, candidates = torch.randn(150, 6), torch.randn(150, 5, 6)
+    alone = torch.stack([lore(q, c, 2) for q, c in zip(query, candidates, strict=True)])
+    torch.testing.assert_close(lore(query, candidates, 2), alone)
+
+
 def test_bad_input_of_lore():
     with pytest.raises(ValueError, match="rank=9"):
         lore(torch.randn(4), torch.randn(3, 4), 9)

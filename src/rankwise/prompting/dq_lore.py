@@ -41,12 +41,13 @@ from rankwise.prompting.depth import Encoder
 from rankwise.prompting.examples import Example, as_row, few_shot, read_examples
 from rankwise.prompting.language_model import LanguageModel, Sampling
 from rankwise.prompting.selectors import Indices, KNNSelector, Selector, bm25_index, bm25_scores, embedded
-from rankwise.spectral import symmetric_eigh
+from rankwise.spectral import each, symmetric_eigh
 
 METHODS = ("pca", "kernel-pca", "none")
 SIMILARITIES = ("inner", "cosine")
 _SETTINGS = ("k_examples", "order", "candidates", "rank", "method", "similarity", "initial", "max_new_tokens", "style")
 _ENDS = ("\nQuestion:",)
+_TOGETHER = 64  # queries whose matrices stay in the cache
 
 
 class DQLoReSelector(Selector):
@@ -187,6 +188,7 @@ class DQLoReSelector(Selector):
         return [g.text.strip() for g in found]
 
 
+@torch.no_grad()
 def lore(
     query: Tensor,
     candidates: Tensor,
@@ -196,7 +198,7 @@ def lore(
     similarity: str = "inner",
     centre: bool = True,
 ) -> Tensor:
-    """LoRe's scores of the candidates.
+    """LoRe's scores of the candidates; of many queries, parts at the same time. Gradients are not recorded.
 
     Parameters
     ----------
@@ -220,6 +222,12 @@ def lore(
     ValueError
         Rank out of range, NaN, an unknown name.
     """
+    if query.ndim == 2 and len(query) > _TOGETHER:
+
+        def part(pair: tuple[Tensor, Tensor]) -> Tensor:
+            return lore(*pair, rank, method=method, similarity=similarity, centre=centre)
+
+        return torch.cat(list(each(part, zip(query.split(_TOGETHER), candidates.split(_TOGETHER), strict=True))))
     X = torch.cat([candidates, query.unsqueeze(-2)], -2).double()
     if not 1 <= rank <= X.shape[-2]:
         raise ValueError(f"rank={rank} is outside 1..{X.shape[-2]} for {X.shape[-2] - 1} candidates and the query")

@@ -21,8 +21,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rankwise.spectral.concurrent import each
-
 Method = Literal["auto", "gram", "randomized", "full"]
 _AROUND = 32  # directions on either side of a cut that rounding may mix
 _SMALL = 3e-4  # of λ₁: an eigenvalue above it is right to 1e-3 in float32
@@ -128,10 +126,7 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
 
 def symmetric_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.linalg.eigh`` in G's precision, ``(..., n, n)``; where LAPACK's float32 does not converge (it happens on
-    real Gram matrices with many zero rows), in float64, rounded back. Of a batch on the CPU, parts at the same time."""
-    if G.ndim == 3 and len(G) > 32 and G.device.type == "cpu" and not G.requires_grad:
-        found = list(each(symmetric_eigh, G.split(32)))
-        return torch.cat([values for values, _ in found]), torch.cat([vectors for _, vectors in found])
+    real Gram matrices with many zero rows), in float64, rounded back."""
     try:
         values, vectors = torch.linalg.eigh(G)
     except RuntimeError:  # torch.linalg.LinAlgError
