@@ -9,7 +9,7 @@ from sksurv.datasets import load_veterans_lung_cancer
 from sksurv.metrics import concordance_index_censored
 from sksurv.util import Surv
 
-from rankwise.distributions.survival import PGWRegressionFitter
+from rankwise.distributions.survival_regression import PGWRegressionFitter
 from rankwise.distributions.survival_sklearn import PGWSurvivalAnalysis
 
 X, Y = load_veterans_lung_cancer()

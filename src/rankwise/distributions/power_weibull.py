@@ -63,7 +63,7 @@ def quantile(
         power = np.where(np.abs(k) > 1e-9, base / np.where(k == 0, 1.0, k), x - k * x * x / 2)
         # m (e^p - 1) as a logarithm; p above 700 would overflow
         grown = np.where(power > 30, power + np.log1p(-np.exp(-power)), np.log(np.expm1(np.minimum(power, 30.0))))
-        time = np.exp((nu + grown) / gamma) / phi
+        time = np.exp((nu + grown) / np.asarray(gamma)) / np.asarray(phi)
     return np.where(k * x <= -1, np.inf, np.where(x == 0, 0.0, time))
 
 
@@ -96,7 +96,7 @@ def log_shape(kappa: ArrayLike) -> Array:
 
 def _z(t: ArrayLike, phi: ArrayLike, gamma: ArrayLike) -> Array:
     with np.errstate(divide="ignore"):
-        return np.asarray(gamma * (np.log(t) + np.log(phi)))
+        return np.asarray(gamma) * (np.log(t) + np.log(phi))
 
 
 class _Terms(NamedTuple):

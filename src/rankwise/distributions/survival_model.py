@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from lifelines.exceptions import ConvergenceWarning, StatisticalWarning
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -267,33 +268,41 @@ def deviance_limit(alpha: float) -> float:
     return float(stats.chi2.ppf(1 - alpha, 1) / 2)
 
 
-def intervals(
-    f: Callable[[Array], Array],
-    coefficients: Array,
-    covariance: Array,
-    alpha: float,
-    *,
-    link: Callable[[Array], Array] = np.log,
-    back: Callable[[Array], Array] = np.exp,
-) -> tuple[Array, Array, Array]:
-    """Estimate, lower and upper end of a function of the coefficients: delta method on the scale of ``link``.
-
-    Coefficients that are not identified are taken as known.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = f(coefficients)
-        centre, variance = link(value), np.zeros(np.shape(value))
-        known = np.flatnonzero(np.isfinite(np.diag(covariance)))
-        if len(known):
-            steps = 1e-3 * np.sqrt(np.diag(covariance)[known])
-            J = np.stack([_slope(f, link, coefficients, i, h) for i, h in zip(known.tolist(), steps, strict=True)])
-            variance = np.einsum("k...,kl,l...->...", J, covariance[np.ix_(known, known)], J)
-        reach = stats.norm.ppf(1 - alpha / 2) * np.sqrt(variance)
-        ends = back(centre - reach), back(centre + reach)
-    return value, np.fmin(*ends), np.fmax(*ends)
+def distinct_baselines(family: str) -> list[str]:
+    """The baselines without repetition: with both scales free, Burr contains the log-logistic."""
+    return [b for b in BASELINES if not (family == "both" and b == "log-logistic")]
 
 
-def _slope(f: Callable, link: Callable, at: Array, i: int, h: float) -> Array:
-    up, down = at.copy(), at.copy()
-    up[i], down[i] = at[i] + h, at[i] - h
-    return (link(f(up)) - link(f(down))) / (2 * h)
+def compare_baselines(shapes: Mapping[str, Form], fit: Callable[[Form], Fit], n: float) -> pd.DataFrame:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fits = {b: fit(s) for b, s in shapes.items()}
+        general = fit(form("pgw", "both")) if "pgw" in shapes else None
+    rows = {}
+    for name, f in fits.items():
+        k = f.likelihood.size
+        more = 0 if general is None else general.likelihood.size - k
+        statistic = max(2 * (general.log_likelihood - f.log_likelihood), 0.0) if general is not None else np.nan
+        p = float(stats.chi2.sf(statistic, more)) if more > 0 else np.nan
+        rows[name] = {
+            "log_likelihood": f.log_likelihood,
+            "parameters": k,
+            "AIC": 2 * k - 2 * f.log_likelihood,
+            "BIC": k * np.log(n) - 2 * f.log_likelihood,
+            "lr_p": p / 2 if name == "gompertz" else p,
+            "converged": f.optimum.converged,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values("AIC", kind="stable")
+
+
+def bounds_of(Ts, event) -> tuple[Array, Array, Array]:
+    """lifelines' pair of times (right: first, left: second, interval: both) as bounds."""
+    first, second = (None if t is None else np.asarray(t, dtype=float) for t in Ts)
+    n = len(first if first is not None else second)  # type: ignore[arg-type]
+    marks = np.ones(n) if event is None else np.asarray(event, dtype=float)
+    if first is not None and second is not None:  # lifelines clips to [1e-20, 1e25]
+        lower, upper = np.where(first <= 1e-20, 0.0, first), np.where(second >= 1e25, np.inf, second)
+        return lower, upper, marks
+    if first is not None:
+        return first, np.where(marks == 1, first, np.inf), marks
+    return np.where(marks == 1, second, 0.0), second, marks  # type: ignore[return-value]

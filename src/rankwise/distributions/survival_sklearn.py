@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from rankwise.distributions.survival import PGWRegressionFitter
+from rankwise.distributions.survival_regression import PGWRegressionFitter
 
 Array = NDArray[np.float64]
 
@@ -59,7 +59,7 @@ class PGWSurvivalAnalysis(BaseEstimator):
         ValueError
             A target without the two fields, or what `PGWRegressionFitter` refuses.
         """
-        X = validate_data(self, X, dtype=np.float64)
+        X = np.asarray(validate_data(self, X, dtype=np.float64))  # type: ignore[arg-type]
         event, time = _target(y)
         df = self._frame(X).assign(**{"(time)": time, "(event)": event.astype(float)})
         self.fitter_ = PGWRegressionFitter(
@@ -92,11 +92,11 @@ class PGWSurvivalAnalysis(BaseEstimator):
 
     def _checked(self, X: ArrayLike) -> pd.DataFrame:
         check_is_fitted(self)
-        return self._frame(validate_data(self, X, dtype=np.float64, reset=False))
+        return self._frame(np.asarray(validate_data(self, X, dtype=np.float64, reset=False)))  # type: ignore[arg-type]
 
     def _frame(self, X: Array) -> pd.DataFrame:
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])
-        return pd.DataFrame(X, columns=names)
+        return pd.DataFrame(X, columns=pd.Index(names))
 
     def _times(self, times: ArrayLike | None) -> Array:
         return self.unique_times_ if times is None else np.atleast_1d(np.asarray(times, dtype=float))
