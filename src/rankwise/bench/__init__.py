@@ -44,6 +44,10 @@ RECIPES = {
         "Equilibrium-Ranking against G, D, MI and SC: capitals, sentiment",
         {"choice": "equilibrium"},
     ),
+    "flexible-survival": Recipe(
+        "power generalised Weibull on four trials against lifelines' models and Cox; bias and coverage in simulation",
+        {"trials": "flexible_survival", "simulation": "survival_simulation"},
+    ),
     "whisper": Recipe(
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),

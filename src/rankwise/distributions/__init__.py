@@ -1,0 +1,1 @@
+"""Distributions as estimators: survival, aggregated quantiles, densities in large dimension and on thin sets."""

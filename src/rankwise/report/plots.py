@@ -278,6 +278,21 @@ def reliability(answers: dict[str, tuple[np.ndarray, np.ndarray]], *, bins: int 
     return figure
 
 
+def hazard_curves(data: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
+    """Hazards over time by data set and model; the first of each is grey: what the others should follow."""
+    figure, axes = plt.subplots(2, -(-len(data) // 2), figsize=(8.4, 5.2), squeeze=False)
+    for axis, (name, curves) in zip(axes.flat, data.items(), strict=False):
+        for (model, (t, h)), colour in zip(curves.items(), ("#999999", "#d55e00", "#0072b2"), strict=False):
+            axis.plot(t, h, color=colour, lw=3 if colour == "#999999" else 1.6, label=model)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("years")
+        axis.set_ylabel("hazard a year")
+        axis.set_ylim(0, None)
+    axes.flat[0].legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
 def as_data_uri(figure: Figure) -> str:
     """The figure as a PNG data URI, closed."""
     stream = io.BytesIO()

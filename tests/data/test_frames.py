@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from rankwise.data.frames import REGRESSION, SURVIVAL, regression, survival
+
+
+def test_lung_is_the_published_trial():
+    lung = survival("lung")
+    assert lung["event"].mean() == pytest.approx(0.71, abs=0.02)  # 165 of 228 before rows with gaps are left out
+    assert lung["time"].max() == pytest.approx(1022 / 365.25)
+    assert survival("melanoma").shape == (205, 6)
+    assert survival("melanoma")["event"].sum() == 57
+    assert survival("veteran")["event"].sum() == 128
+
+
+@pytest.mark.parametrize("name", SURVIVAL)
+def test_survival_tables_are_numeric_and_complete(name):
+    df = survival(name)
+    assert np.isfinite(df.to_numpy()).all()
+    assert set(df["event"]) == {0.0, 1.0}
+    assert (df["time"] > 0).all()
+
+
+@pytest.mark.parametrize("name", REGRESSION)
+def test_regression_tables_are_numeric_and_complete(name):
+    X, y = regression(name)
+    assert np.isfinite(X.to_numpy()).all()
+    assert len(X) == len(y) > 300
+    assert y.name not in X.columns
+
+
+def test_unknown_tables_name_the_nearest():
+    with pytest.raises(ValueError, match="did you mean lung"):
+        survival("lungs")
+    with pytest.raises(ValueError, match="did you mean boston"):
+        regression("bostn")
