@@ -48,6 +48,10 @@ RECIPES = {
         "power generalised Weibull on four trials against lifelines' models and Cox; bias and coverage in simulation",
         {"trials": "flexible_survival", "simulation": "survival_simulation"},
     ),
+    "kde-large-d": Recipe(
+        "kernel density in large dimension: the regimes against theory, bandwidth rules on Gaussians, digits and texts",
+        {"regimes": "kde_gaussian", "real": "kde_real"},
+    ),
     "whisper": Recipe(
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),

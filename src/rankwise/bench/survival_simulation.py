@@ -34,7 +34,8 @@ def run(out: Path, *, seeds: int = 200, on_event: OnEvent | None = None) -> Evid
         coverage[name] = inside_kappa.mean(), inside_median.mean()
         rows.append([
             name, f"{gamma:g}", f"{kappa:g}", f"{logs.mean() - np.log(gamma):+.3f}", f"{100 * inside_gamma.mean():.1f}",
-            f"{100 * inside_kappa.mean():.1f}", f"{100 * (median.mean() - 1):+.1f}", f"{100 * inside_median.mean():.1f}",
+            f"{100 * inside_kappa.mean():.1f}", f"{100 * (median.mean() - 1):+.1f}",
+            f"{100 * inside_median.mean():.1f}",
         ])  # fmt: skip
     picked = np.array([_picked(seed) for seed in range(n)])
     weibull, general, four = picked.mean(0)

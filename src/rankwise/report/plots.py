@@ -293,6 +293,35 @@ def hazard_curves(data: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> 
     return figure
 
 
+def kde_phases(fluctuations: list[dict[str, float]]) -> Figure:
+    """Critical bandwidths of standard normal data by α, and the measured fluctuations across them."""
+    from rankwise.distributions.kde_regimes import critical_bandwidths
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+    n = np.geomspace(10, 1e8, 60)
+    found = [critical_bandwidths(np.ones(60), int(k)) for k in n]
+    for name, label, colour in (
+        ("h_clt", "h_CLT", "#0072b2"), ("h_g", "h_G", "#d55e00"), ("h_opt", "h_opt", "#009e73"),
+    ):  # fmt: skip
+        left.plot([c.alpha for c in found], [getattr(c, name) for c in found], color=colour, label=label)
+    left.set_ylim(0, 3.5)
+    left.set_xlabel("α = log n / d")
+    left.set_ylabel("bandwidth (standard deviations)")
+    left.legend(frameon=False)
+    ratio = [f["ratio"] for f in fluctuations]
+    right.plot(ratio, [f["anderson"] for f in fluctuations], "o-", color="#d55e00", label="Anderson-Darling")
+    right.plot(
+        ratio, [100 * f["effective"] for f in fluctuations], "o-", color="#0072b2", label="points that count (%)"
+    )
+    for at in (1, np.sqrt(2)):
+        right.axvline(at, color="#888888", lw=1, ls="--")
+    right.set_xlabel("bandwidth / h_G")
+    right.set_yscale("log")
+    right.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 def as_data_uri(figure: Figure) -> str:
     """The figure as a PNG data URI, closed."""
     stream = io.BytesIO()

@@ -1,0 +1,166 @@
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KernelDensity
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from rankwise.distributions.kde import ConcentrationWarning, HighDimKDE
+
+matplotlib.use("Agg")
+pytestmark = pytest.mark.filterwarnings("ignore::rankwise.distributions.kde.ConcentrationWarning")
+RNG = np.random.default_rng(0)
+Y, X = RNG.normal(size=(1500, 12)), RNG.normal(size=(300, 12))
+
+
+def brute(X, Y, h, w=None):
+    w = np.ones(len(Y)) if w is None else w
+    D = ((X[:, None] - Y[None]) ** 2).sum(-1)
+    return logsumexp(-D / (2 * h * h), 1, b=w) - np.log(w.sum()) - Y.shape[1] * np.log(h * np.sqrt(2 * np.pi))
+
+
+@parametrize_with_checks([HighDimKDE(), HighDimKDE(0.7)])
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("h", [0.05, 0.5, 1.0, 5.0])
+def test_scores_equal_scikit_learns(h):
+    theirs = KernelDensity(bandwidth=h, leaf_size=len(Y)).fit(Y)  # one leaf: no bounds, no rounding of theirs
+    ours = HighDimKDE(h).fit(Y)
+    np.testing.assert_allclose(ours.score_samples(X), theirs.score_samples(X), rtol=1e-10)
+    assert ours.score(X) == pytest.approx(theirs.score(X), rel=1e-10)
+
+
+def test_far_from_the_origin_nothing_is_lost():
+    far = 1e4
+    here = HighDimKDE(0.8).fit(Y).score_samples(X)
+    np.testing.assert_allclose(HighDimKDE(0.8).fit(Y + far).score_samples(X + far), here, rtol=1e-9)
+    query, data = (np.asarray(a + 100, dtype=np.float32) for a in (X, Y))
+    single = HighDimKDE(0.8).fit(data).score_samples(query)
+    np.testing.assert_allclose(single, brute(query.astype(float), data.astype(float), 0.8), rtol=1e-9)
+
+
+def test_tiles_and_grids_change_nothing():
+    n = 2600  # several tiles of points and of queries
+    data, grid = RNG.normal(size=(n, 5)), [0.1, 0.2, 0.31, 0.2 * np.sqrt(2), 1.7]
+    kde = HighDimKDE(1.0).fit(data)
+    many = kde.log_densities(data[:300], grid)
+    for h, row in zip(grid, many, strict=True):
+        np.testing.assert_allclose(row, brute(data[:300], data, h), rtol=1e-10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(c=st.floats(1e-3, 1e3), h=st.floats(0.2, 3), seed=st.integers(0, 99))
+def test_rescaling_shifts_the_log_density(c, h, seed):
+    rng = np.random.default_rng(seed)
+    data, at = rng.normal(size=(50, 4)), rng.normal(size=(7, 4))
+    a, b = HighDimKDE(h).fit(data).score_samples(at), HighDimKDE(c * h).fit(c * data).score_samples(c * at)
+    np.testing.assert_allclose(b, a - 4 * np.log(c), rtol=1e-8, atol=1e-8)
+
+
+def test_leave_one_out_and_weights_equal_brute_force():
+    w = RNG.uniform(0.1, 3, 60)
+    kde = HighDimKDE(0.9).fit(Y[:60], sample_weight=w)
+    np.testing.assert_allclose(kde.score_samples(X[:20]), brute(X[:20], Y[:60], 0.9, w), rtol=1e-10)
+    for h, row in zip((0.5, 0.9), kde.leave_one_out([0.5, 0.9]), strict=True):
+        expected = [brute(Y[i : i + 1], np.delete(Y[:60], i, 0), h, np.delete(w, i))[0] for i in range(60)]
+        np.testing.assert_allclose(row, expected, rtol=1e-9)
+    twice = HighDimKDE(0.9).fit(np.vstack([Y[:60], Y[:10]])).score_samples(X[:5])
+    heavy = HighDimKDE(0.9).fit(Y[:60], sample_weight=np.r_[np.full(10, 2.0), np.ones(50)]).score_samples(X[:5])
+    np.testing.assert_allclose(twice, heavy, rtol=1e-12)
+
+
+def test_cross_validation_takes_the_best_of_a_fine_grid():
+    kde = HighDimKDE("cv").fit(Y[:400, :3])
+    grid = kde.bandwidth_ * np.geomspace(0.7, 1.4, 41)
+    best = grid[kde.leave_one_out(list(grid)).mean(1).argmax()]
+    assert kde.bandwidth_ == pytest.approx(best, rel=0.03)
+    around = list(kde.bandwidth_ * np.array([0.3, 1, 3]))
+    search = GridSearchCV(HighDimKDE(), {"bandwidth": around}, cv=5).fit(Y[:400, :3])
+    assert search.best_params_["bandwidth"] == pytest.approx(kde.bandwidth_)
+
+
+def test_rules_follow_their_formulas():
+    (n, d), sigma = Y.shape, np.sqrt(Y.var(0).mean())
+    assert HighDimKDE("scott").fit(Y).bandwidth_ == pytest.approx(sigma * n ** (-1 / (d + 4)))
+    assert HighDimKDE("silverman").fit(Y).bandwidth_ == pytest.approx(sigma * (n * (d + 2) / 4) ** (-1 / (d + 4)))
+    D = ((Y[:, None] - Y[None]) ** 2).sum(-1) + np.diag(np.full(n, np.inf))
+    assert HighDimKDE("nn").fit(Y).bandwidth_ == pytest.approx(np.sqrt(D.min(1).mean() / d))
+    theory = HighDimKDE().fit(Y)
+    assert theory.bandwidth_ == theory.critical_.h_opt
+
+
+def test_participation_goes_from_one_to_all():
+    small = HighDimKDE(0.01).fit(Y).diagnose(X[:20])
+    large = HighDimKDE(100.0).fit(Y).diagnose(X[:20])
+    np.testing.assert_allclose(small["effective_number"], 1, atol=1e-6)
+    np.testing.assert_allclose(large["effective_number"], len(Y), rtol=1e-2)
+    assert set(small["regime"]) == {"extreme-value"}
+    assert set(large["regime"]) == {"CLT"}
+    h = small["h_condensed"].iloc[0]
+    logs = -((X[0] - Y) ** 2).sum(1) / (2 * h * h)
+    p = np.exp(logs - logsumexp(logs))
+    assert -(p * np.log(np.maximum(p, 1e-300))).sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_log_density_follows_the_two_branches_of_the_theory():
+    rng, d = np.random.default_rng(1), 40
+    kde = HighDimKDE(1.0).fit(rng.normal(size=(20_000, d)))
+    c = kde.critical_
+    h = [c.h_opt, c.h_clt, 2 * c.h_g]
+    found = kde.log_densities(rng.normal(size=(300, d)), h).mean(1) / d
+    np.testing.assert_allclose(found[1:], c.log_density(h)[1:], atol=0.012)
+    assert 0 < c.log_density(h[0]) - found[0] < 0.08  # a correction that vanishes with d
+
+
+def test_samples_have_the_covariance_of_data_and_kernel():
+    data = multivariate_normal([0, 0], [[2, 0.5], [0.5, 1]]).rvs(500, random_state=0)
+    drawn = HighDimKDE(0.7).fit(data).sample(200_000, random_state=1)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(data.T, bias=True) + 0.49 * np.eye(2), atol=0.03)
+
+
+def test_estimates_on_few_points_are_reported():
+    with pytest.warns(ConcentrationWarning, match="rest on fewer than"):
+        HighDimKDE().fit(RNG.normal(size=(500, 50)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HighDimKDE("scott").fit(Y[:, :1])
+
+
+def test_duplicates_are_reported_under_cross_validation():
+    with pytest.raises(ValueError, match="40 rows have an exact duplicate"):
+        HighDimKDE("cv").fit(np.repeat(RNG.normal(size=(20, 3)), 2, axis=0))
+
+
+def test_constant_features_and_single_points():
+    flat = np.c_[Y[:100, :3], np.ones(100)]
+    kde = HighDimKDE().fit(flat)
+    assert kde.critical_.d == 3
+    assert np.isfinite(kde.score_samples(flat)).all()
+    assert HighDimKDE(1.0).fit(Y[:1]).score_samples(Y[:1])[0] == pytest.approx(-6 * np.log(2 * np.pi))
+    with pytest.raises(ValueError, match=r"found 1 sample; give a number"):
+        HighDimKDE().fit(Y[:1])
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "message"), [(0.0, "bandwidth is 0.0"), (-1, "above 0"), ("scot", "did you mean scott")]
+)
+def test_bad_bandwidths_are_refused(bandwidth, message):
+    with pytest.raises(ValueError, match=message):
+        HighDimKDE(bandwidth).fit(Y)
+
+
+def test_the_regime_map_and_its_plot():
+    kde = HighDimKDE().fit(Y)
+    table = kde.regime_map(rows=200)
+    assert list(dict.fromkeys(table["regime"])) == ["extreme-value", "stable", "CLT"]
+    assert (np.diff(table["effective_number"]) > -1e-9).all()
+    assert kde.plot_regimes().lines
+    matplotlib.pyplot.close("all")
