@@ -1,0 +1,420 @@
+"""Prediction intervals better than any one quantile model's: a stack whose weights know the model, level and input.
+
+p base models give out-of-fold quantiles q_j(x; τ_k); the prediction is ``q̂(x; τ_k) = Σ w q`` with convex weights
+
+    coarse   w_j           one a model
+    medium   w_j^k         one a model and level
+    fine     w_{jl}^k      every base quantile for every level
+
+global (free parameters) or local (a network of x). Trained on
+
+    mean pinball loss + λ mean_{k<l} relu(q̂_k - q̂_l + δ_kl),     δ_kl = c relu(Q_l - Q_k)    Q: the response's quantiles
+
+then put in order (`quantile_monotone`), and, on rows that took no part in any fit, each symmetric pair is widened by the
+⌈(n+1)(1-α)⌉-th smallest of ``max(q̂_lo - y, y - q̂_hi)`` (conformalised quantile regression): coverage of at least 1 - α.
+
+Source: Fakoor, Kim, Mueller, Smola & Tibshirani, "Flexible Model Aggregation for Quantile Regression", JMLR 2023, arXiv
+2103.00083, sections 2 to 5.
+
+What people get wrong: base predictions of rows the base was fitted on. Everything the weights see is out of fold.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from joblib import Memory, Parallel, delayed
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, clone
+from sklearn.model_selection import KFold
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from rankwise.distributions.quantile_bases import GaussianNetwork, fit_base, mlp, predict_base
+from rankwise.distributions.quantile_metrics import symmetric_pairs, weighted_interval_score
+from rankwise.distributions.quantile_monotone import WAYS, monotone
+from rankwise.nearest import unknown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = NDArray[np.float64]
+WEIGHTS = tuple(f"{place}-{grain}" for place in ("global", "local") for grain in ("coarse", "medium", "fine"))
+LEVELS = tuple(np.round(np.arange(0.01, 1, 0.01), 2).tolist())
+_OWN = 8.0  # a fine weight's head start at its own level: it begins as the mean of the models
+
+
+class QuantileAggregator(BaseEstimator):
+    """Convex combination of quantile regressors.
+
+    Parameters
+    ----------
+    estimators : list of estimators or (name, estimator), optional
+        Bases, see `quantile_bases`; by default linear quantile regression, gradient boosting and a Gaussian network.
+    quantiles : sequence of float
+        Ascending levels in (0, 1).
+    weights : str
+        ``"global"`` or ``"local"`` with ``-coarse``, ``-medium`` or ``-fine``.
+    normalize : bool
+        Convex weights (softmax); False leaves them free.
+    monotone : {"sort", "isotonic", "sweep", "none"}
+    in_training : bool
+        Put quantiles in order inside the training loss too.
+    conformal : {"cqr", None}
+        Calibrate symmetric pairs on ``calibration`` of the rows, which nothing else sees.
+    crossing, margin : float
+        λ and c.
+    hidden, dropout :
+        The local network's layers.
+    cv : int
+        Folds.
+    calibration : float
+        Share of rows for ``"cqr"``.
+    batch_size : int or "paper"
+        ``"paper"``: 2^(3 + ⌊log10 n⌋).
+    lr, weight_decay, max_steps, patience :
+        Adam; steps without a better validation loss before it stops.
+    on_error : {"raise", "drop"}
+        What to do with a base that fails or predicts NaN.
+    memory : str, optional
+        Folder where out-of-fold predictions are kept (joblib).
+    n_jobs : int, optional
+    random_state : int
+
+    Attributes
+    ----------
+    weights_ : ndarray
+        ``(p,)``, ``(m, p)`` or ``(m, p, m)``; for local weights their mean over the training rows.
+    names_ : list of str
+        Of the bases kept.
+    widening_ : ndarray
+        ``(m,)``, what calibration added to each level; zeros without it.
+    n_features_in_ : int
+    """
+
+    def __init__(
+        self,
+        estimators: Sequence[Any] | None = None,
+        *,
+        quantiles: Sequence[float] = LEVELS,
+        weights: str = "local-medium",
+        normalize: bool = True,
+        monotone: str = "sort",
+        in_training: bool = False,
+        conformal: str | None = "cqr",
+        crossing: float = 1.0,
+        margin: float = 0.01,
+        hidden: tuple[int, ...] = (64, 64),
+        dropout: float = 0.0,
+        cv: int = 5,
+        calibration: float = 0.2,
+        batch_size: int | str = 256,
+        lr: float = 3e-3,
+        weight_decay: float = 1e-7,
+        max_steps: int = 4000,
+        patience: int = 300,
+        on_error: str = "raise",
+        memory: str | None = None,
+        n_jobs: int | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.estimators = estimators
+        self.quantiles = quantiles
+        self.weights = weights
+        self.normalize = normalize
+        self.monotone = monotone
+        self.in_training = in_training
+        self.conformal = conformal
+        self.crossing = crossing
+        self.margin = margin
+        self.hidden = hidden
+        self.dropout = dropout
+        self.cv = cv
+        self.calibration = calibration
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.max_steps = max_steps
+        self.patience = patience
+        self.on_error = on_error
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> QuantileAggregator:
+        """Fit bases, weights and calibration to numeric ``(n, d)`` and ``(n,)``.
+
+        Raises
+        ------
+        ValueError
+            Bad levels or options, too few rows for folds and calibration (the least α is named), a constant y, a base
+            that fails (named), NaN.
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[misc]
+        X, y = np.asarray(X), np.asarray(y, dtype=np.float64)
+        tau = self._checked(y)
+        rng = np.random.default_rng(self.random_state)
+        order = rng.permutation(len(y))
+        held = round(self.calibration * len(y)) if self.conformal else 0
+        calibrating, rows = order[:held], np.sort(order[held:])
+        named = _named(self.estimators)
+        out_of_fold = Memory(self.memory, verbose=0).cache(_out_of_fold, ignore=["n_jobs"])
+        B, failures = out_of_fold(named, X[rows], y[rows], tau, self.cv, self.random_state, self.n_jobs)
+        kept = [name for name, _ in named if name not in failures]
+        if failures and (self.on_error == "raise" or not kept):
+            raise ValueError(f"base models failed: {'; '.join(f'{n}: {why}' for n, why in failures.items())}")
+        for name, why in failures.items():
+            warnings.warn(f"base model {name} is left out: {why}", stacklevel=2)
+        self.names_ = kept
+        self.bases_ = [fit_base(e, X[rows], y[rows], tau) for name, e in named if name in kept]
+        self._scale(X[rows], y[rows])
+        self.losses_, self.net_ = self._train(self._x(X[rows]), self._q(B), self._t(y[rows]), tau)
+        with torch.no_grad():
+            mean = self._weights(self.net_, self._x(X[rows])[:2000]).mean(0).double().numpy()
+        self.weights_ = mean[0] if self.weights.endswith("coarse") else mean
+        self.widening_ = np.zeros(len(tau))
+        if self.conformal:
+            self.widening_ = _conformal(y[calibrating], self._ordered(X[calibrating]), tau)
+        return self
+
+    def predict(self, X: ArrayLike) -> Array:
+        """Quantiles ``(n, m)``."""
+        check_is_fitted(self)
+        X = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
+        q = self._ordered(X) + self.widening_
+        way = self.monotone if self.monotone != "none" else "sort"
+        return monotone(torch.as_tensor(q), way if self.conformal else self.monotone).numpy()
+
+    def predict_interval(self, X: ArrayLike, alpha: float = 0.1) -> Array:
+        """Ends ``(n, 2)`` of the interval at level ``1 - alpha``.
+
+        Raises
+        ------
+        ValueError
+            α / 2 and 1 - α / 2 are not among the levels.
+        """
+        tau = np.asarray(self.quantiles, dtype=float)
+        found = [i for i, j in symmetric_pairs(tau) if abs(2 * tau[i] - alpha) < 1e-9]
+        if not found:
+            offered = ", ".join(f"{2 * tau[i]:.3g}" for i, _ in symmetric_pairs(tau)[:12])
+            raise ValueError(f"alpha is {alpha}; the levels have symmetric pairs for {offered}")
+        q, i = self.predict(X), found[0]
+        return np.column_stack([q[:, i], q[:, int(np.argmin(np.abs(tau - 1 + tau[i])))]])
+
+    def score(self, X: ArrayLike, y: ArrayLike) -> float:
+        """Negative weighted interval score."""
+        return -weighted_interval_score(y, self.predict(X), self.quantiles)
+
+    def plot_weights(self, ax: Axes | None = None) -> Axes:
+        """Weight of every model against the level."""
+        from matplotlib import pyplot as plt
+
+        check_is_fitted(self)
+        ax = plt.gca() if ax is None else ax
+        w = self.weights_
+        if w.ndim == 1:
+            ax.bar(self.names_, w)
+        else:
+            ax.stackplot(np.asarray(self.quantiles), (w if w.ndim == 2 else w.sum(2)).T, labels=self.names_, alpha=0.8)
+            ax.set_xlabel("level")
+            ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        ax.set_ylabel("weight")
+        return ax
+
+    def _checked(self, y: Array) -> Array:
+        tau = np.asarray(self.quantiles, dtype=float)
+        if tau.ndim != 1 or not len(tau) or not ((tau > 0) & (tau < 1)).all() or (np.diff(tau) <= 0).any():
+            raise ValueError(f"quantiles must ascend within (0, 1), found {list(self.quantiles)[:8]}")
+        if self.weights not in WEIGHTS:
+            raise unknown("weights", self.weights, WEIGHTS)
+        if self.monotone not in WAYS:
+            raise unknown("way to keep quantiles in order", self.monotone, WAYS)
+        if self.monotone == "sweep" and not np.isclose(tau, 0.5).any():
+            raise ValueError("monotone='sweep' starts at the median: 0.5 must be among the quantiles")
+        if self.conformal not in (None, "cqr"):
+            raise unknown("conformal", str(self.conformal), ("cqr", "None"))
+        if np.ptp(y) == 0:
+            raise ValueError(f"y is constant ({y[0]}): there is nothing to predict")
+        held = round(self.calibration * len(y)) if self.conformal else 0
+        if len(y) - held < 2 * self.cv:
+            raise ValueError(f"n_samples={len(y)} is too few for cv={self.cv} folds and {held} rows of calibration")
+        narrow = 2 * min((tau[i] for i, _ in symmetric_pairs(tau)), default=0.5)
+        if self.conformal and np.ceil((held + 1) * (1 - narrow)) > held:
+            warnings.warn(
+                f"{held} rows of calibration guarantee intervals down to alpha = {1 / (held + 1):.3g}; narrower alphas "
+                "take the largest score",
+                stacklevel=3,
+            )
+        return tau
+
+    def _scale(self, X: Array, y: Array) -> None:
+        self.x_mean_, self.x_scale_ = X.mean(0), np.where(X.std(0) > 0, X.std(0), 1.0)
+        self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std())
+
+    def _x(self, X: Array) -> Tensor:
+        return torch.as_tensor((X - self.x_mean_) / self.x_scale_, dtype=torch.float32)
+
+    def _q(self, B: Array) -> Tensor:
+        return torch.as_tensor((B - self.y_mean_) / self.y_scale_, dtype=torch.float32)
+
+    def _t(self, y: Array) -> Tensor:
+        return torch.as_tensor((y - self.y_mean_) / self.y_scale_, dtype=torch.float32)
+
+    def _weights(self, net: nn.Module, x: Tensor) -> Tensor:
+        """``(b or 1, 1 or m, p)``, or ``(b or 1, m, p, m)`` where fine."""
+        m, p = len(self.quantiles), len(self.names_)
+        raw = net(x)
+        if self.weights.endswith("fine"):
+            raw = raw.reshape(-1, m, p * m)
+            raw = raw + _OWN * torch.eye(m).repeat(1, p) if self.normalize else raw + torch.eye(m).repeat(1, p) / p
+            return (raw.softmax(-1) if self.normalize else raw).reshape(-1, m, p, m)
+        raw = raw.reshape(-1, 1 if self.weights.endswith("coarse") else m, p)
+        return raw.softmax(-1) if self.normalize else raw + 1 / p
+
+    def _combined(self, net: nn.Module, x: Tensor, B: Tensor) -> Tensor:
+        """``q̂`` from base quantiles ``(b, p, m)``."""
+        w = self._weights(net, x)
+        if w.ndim == 4:
+            return torch.einsum("bkpl,bpl->bk", w.expand(len(B), -1, -1, -1), B)
+        return (w.mT * B).sum(1)
+
+    def _train(self, x: Tensor, B: Tensor, y: Tensor, tau: Array) -> tuple[list[float], nn.Module]:
+        m, p = len(tau), len(self.names_)
+        size = {"coarse": p, "medium": m * p, "fine": m * p * m}[self.weights.partition("-")[2]]
+        g = torch.Generator().manual_seed(self.random_state)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            net = _Constant(size) if self.weights.startswith("global") else mlp(
+                x.shape[1], self.hidden, size, dropout=self.dropout
+            )  # fmt: skip
+        if isinstance(net, nn.Sequential):  # equal weights at first
+            nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
+        levels = torch.as_tensor(tau, dtype=torch.float32)
+        Q = torch.quantile(y, levels)
+        margins = self.margin * (Q[None, :] - Q[:, None]).clamp(min=0)
+        order = torch.randperm(len(y), generator=g)
+        held, used = order[: max(len(y) // 10, 1)], order[max(len(y) // 10, 1) :]
+        batch = 2 ** (3 + int(np.log10(len(y)))) if self.batch_size == "paper" else int(self.batch_size)
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+        def loss(rows: Tensor, *, penalty: bool) -> Tensor:
+            q = self._combined(net, x[rows], B[rows])
+            if self.in_training or not penalty:
+                q = monotone(q, self.monotone)
+            e = y[rows, None] - q
+            value = torch.maximum(levels * e, (levels - 1) * e).mean()
+            return value + self.crossing * crossing_penalty(q, margins) if penalty and self.crossing else value
+
+        best, kept, since, losses, step = float("inf"), net.state_dict(), 0, [], 0
+        while step < self.max_steps and since < self.patience:
+            for rows in used[torch.randperm(len(used), generator=g)].split(batch):
+                if step % 10 == 0:
+                    net.eval()
+                    with torch.no_grad():
+                        losses.append(float(loss(held, penalty=False)))
+                    net.train()
+                    since += 10
+                    if losses[-1] < best:
+                        best, since = losses[-1], 0
+                        kept = {k: v.clone() for k, v in net.state_dict().items()}
+                optimizer.zero_grad()
+                loss(rows, penalty=True).backward()
+                optimizer.step()
+                step += 1
+                if step >= self.max_steps or since >= self.patience:
+                    break
+        net.load_state_dict(kept)
+        return losses, net.eval()
+
+    def _ordered(self, X: Array) -> Array:
+        """Quantiles before calibration, in y's units."""
+        tau = np.asarray(self.quantiles, dtype=float)
+        B = np.stack([predict_base(b, X, tau) for b in self.bases_], 1)
+        with torch.no_grad():
+            parts = [
+                monotone(self._combined(self.net_, x, q), self.monotone, middle=int(np.argmin(np.abs(tau - 0.5))))
+                for x, q in zip(self._x(X).split(2048), self._q(B).split(2048), strict=True)
+            ]
+        return torch.cat(parts).double().numpy() * self.y_scale_ + self.y_mean_
+
+
+def crossing_penalty(q: Tensor, margins: Tensor) -> Tensor:
+    """``mean_{k<l} relu(q_k - q_l + δ_kl)`` over rows ``(b, m)`` and pairs; zero where every gap is at least δ."""
+    m = q.shape[1]
+    if m < 2:
+        return q.sum() * 0
+    k, l = torch.triu_indices(m, m, 1)
+    return (q[:, k] - q[:, l] + margins[k, l]).clamp(min=0).mean()
+
+
+class _Constant(nn.Module):
+    """Weights that do not depend on x."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(1, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value
+
+
+def _conformal(y: Array, q: Array, tau: Array) -> Array:
+    """What to add to each level: each symmetric pair apart by its scores' ⌈(n+1)(1-α)⌉-th smallest; 0 elsewhere."""
+    n, out = len(y), np.zeros(len(tau))
+    for i, j in symmetric_pairs(tau):
+        scores = np.sort(np.maximum(q[:, i] - y, y - q[:, j]))
+        rank = min(int(np.ceil((n + 1) * (1 - 2 * tau[i]))), n)
+        out[i], out[j] = -scores[rank - 1], scores[rank - 1]
+    return out
+
+
+def _named(estimators: Sequence[Any] | None) -> list[tuple[str, Any]]:
+    if estimators is None:
+        from sklearn.ensemble import HistGradientBoostingRegressor
+        from sklearn.linear_model import QuantileRegressor
+
+        estimators = [
+            ("linear", QuantileRegressor(alpha=1e-3)),
+            ("boosting", HistGradientBoostingRegressor(loss="quantile", quantile=0.5, max_iter=60)),
+            ("gaussian", GaussianNetwork()),
+        ]
+    if not len(estimators):
+        raise ValueError("estimators is empty: at least one base model is needed")
+    pairs = [e if isinstance(e, tuple) else (type(e).__name__.lower(), e) for e in estimators]
+    seen: dict[str, int] = {}
+    out = []
+    for name, e in pairs:
+        seen[name] = seen.get(name, 0) + 1
+        out.append((name if seen[name] == 1 else f"{name}-{seen[name]}", e))
+    return out
+
+
+def _out_of_fold(
+    named: list[tuple[str, Any]], X: Array, y: Array, tau: Array, cv: int, seed: int, n_jobs: int | None
+) -> tuple[Array, Mapping[str, str]]:
+    """Base quantiles ``(n, p, m)`` of rows their fold's model did not see, and what failed."""
+    folds = list(KFold(cv, shuffle=True, random_state=seed).split(X))
+    jobs = [(name, e, train, test) for name, e in named for train, test in folds]
+    done = Parallel(n_jobs=n_jobs)(delayed(_one_fold)(e, X, y, tau, train, test) for _, e, train, test in jobs)
+    out, failures = {name: np.empty((len(y), len(tau))) for name, _ in named}, {}
+    for (name, _, _, test), found in zip(jobs, done, strict=True):
+        if isinstance(found, str):
+            failures[name] = found
+        else:
+            out[name][test] = found
+    return np.stack(
+        [q for name, q in out.items() if name not in failures] or [np.empty(0)], 1 if len(failures) < len(named) else 0
+    ), failures
+
+
+def _one_fold(e: Any, X: Array, y: Array, tau: Array, train: Array, test: Array) -> Array | str:
+    try:
+        q = predict_base(fit_base(clone(e), X[train], y[train], tau), X[test], tau)
+    except Exception as error:  # any base may fail in its own way: it is named
+        return f"{type(error).__name__}: {error}"
+    return q if np.isfinite(q).all() else "predicts NaN or Inf"
