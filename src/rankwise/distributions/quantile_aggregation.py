@@ -10,8 +10,8 @@ global (free parameters) or local (a network of x). Trained on
 
     mean pinball loss + λ mean_{k<l} relu(q̂_k - q̂_l + δ_kl),     δ_kl = c relu(Q_l - Q_k)    Q: the response's quantiles
 
-then put in order (`quantile_monotone`), and, on rows that took no part in any fit, each symmetric pair is widened by the
-⌈(n+1)(1-α)⌉-th smallest of ``max(q̂_lo - y, y - q̂_hi)`` (conformalised quantile regression): coverage of at least 1 - α.
+then put in order (`quantile_monotone`), and, on rows that took no part in any fit, each symmetric pair is widened by
+the ⌈(n+1)(1-α)⌉-th smallest of ``max(q̂_lo - y, y - q̂_hi)`` (conformalised quantile regression): it covers 1 - α.
 
 Source: Fakoor, Kim, Mueller, Smola & Tibshirani, "Flexible Model Aggregation for Quantile Regression", JMLR 2023, arXiv
 2103.00083, sections 2 to 5.
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
 WEIGHTS = tuple(f"{place}-{grain}" for place in ("global", "local") for grain in ("coarse", "medium", "fine"))
 LEVELS = tuple(np.round(np.arange(0.01, 1, 0.01), 2).tolist())
 _OWN = 8.0  # a fine weight's head start at its own level: it begins as the mean of the models
@@ -81,7 +82,7 @@ class QuantileAggregator(BaseEstimator):
     on_error : {"raise", "drop"}
         What to do with a base that fails or predicts NaN.
     memory : str, optional
-        Folder where out-of-fold predictions are kept (joblib).
+        Folder where bases and their out-of-fold predictions are kept (joblib).
     n_jobs : int, optional
     random_state : int
 
@@ -162,15 +163,19 @@ class QuantileAggregator(BaseEstimator):
         held = round(self.calibration * len(y)) if self.conformal else 0
         calibrating, rows = order[:held], np.sort(order[held:])
         named = _named(self.estimators)
-        out_of_fold = Memory(self.memory, verbose=0).cache(_out_of_fold, ignore=["n_jobs"])
-        B, failures = out_of_fold(named, X[rows], y[rows], tau, self.cv, self.random_state, self.n_jobs)
+        store = Memory(self.memory, verbose=0)
+        out_of_fold = store.cache(_out_of_fold, ignore=["n_jobs"])
+        args = named, X[rows], y[rows], tau, self.cv, self.random_state, self.n_jobs
+        B, failures = out_of_fold(*args)  # type: ignore[misc]
         kept = [name for name, _ in named if name not in failures]
         if failures and (self.on_error == "raise" or not kept):
             raise ValueError(f"base models failed: {'; '.join(f'{n}: {why}' for n, why in failures.items())}")
         for name, why in failures.items():
             warnings.warn(f"base model {name} is left out: {why}", stacklevel=2)
         self.names_ = kept
-        self.bases_ = [fit_base(e, X[rows], y[rows], tau) for name, e in named if name in kept]
+        used = [e for name, e in named if name in kept]
+        refitted: Any = store.cache(_refitted)
+        self.bases_: list[Any] = refitted(used, X[rows], y[rows], tau)
         self._scale(X[rows], y[rows])
         self.losses_, self.net_ = self._train(self._x(X[rows]), self._q(B), self._t(y[rows]), tau)
         with torch.no_grad():
@@ -237,11 +242,11 @@ class QuantileAggregator(BaseEstimator):
             raise ValueError("monotone='sweep' starts at the median: 0.5 must be among the quantiles")
         if self.conformal not in (None, "cqr"):
             raise unknown("conformal", str(self.conformal), ("cqr", "None"))
-        if np.ptp(y) == 0:
-            raise ValueError(f"y is constant ({y[0]}): there is nothing to predict")
         held = round(self.calibration * len(y)) if self.conformal else 0
         if len(y) - held < 2 * self.cv:
             raise ValueError(f"n_samples={len(y)} is too few for cv={self.cv} folds and {held} rows of calibration")
+        if np.ptp(y) == 0:
+            raise ValueError(f"y is constant ({y[0]}): there is nothing to predict")
         narrow = 2 * min((tau[i] for i, _ in symmetric_pairs(tau)), default=0.5)
         if self.conformal and np.ceil((held + 1) * (1 - narrow)) > held:
             warnings.warn(
@@ -348,8 +353,8 @@ def crossing_penalty(q: Tensor, margins: Tensor) -> Tensor:
     m = q.shape[1]
     if m < 2:
         return q.sum() * 0
-    k, l = torch.triu_indices(m, m, 1)
-    return (q[:, k] - q[:, l] + margins[k, l]).clamp(min=0).mean()
+    low, high = torch.triu_indices(m, m, 1)
+    return (q[:, low] - q[:, high] + margins[low, high]).clamp(min=0).mean()
 
 
 class _Constant(nn.Module):
@@ -407,12 +412,15 @@ def _out_of_fold(
             failures[name] = found
         else:
             out[name][test] = found
-    return np.stack(
-        [q for name, q in out.items() if name not in failures] or [np.empty(0)], 1 if len(failures) < len(named) else 0
-    ), failures
+    kept = [q for name, q in out.items() if name not in failures]
+    return (np.stack(kept, 1) if kept else np.empty((len(y), 0, len(tau)))), failures
 
 
-def _one_fold(e: Any, X: Array, y: Array, tau: Array, train: Array, test: Array) -> Array | str:
+def _refitted(estimators: list[Any], X: Array, y: Array, tau: Array) -> list[Any]:
+    return [fit_base(e, X, y, tau) for e in estimators]
+
+
+def _one_fold(e: Any, X: Array, y: Array, tau: Array, train: Rows, test: Rows) -> Array | str:
     try:
         q = predict_base(fit_base(clone(e), X[train], y[train], tau), X[test], tau)
     except Exception as error:  # any base may fail in its own way: it is named

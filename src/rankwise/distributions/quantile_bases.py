@@ -25,9 +25,11 @@ LEVELS = 9  # fits of a model that takes one level at a time
 def fit_base(estimator: Any, X: Array, y: Array, quantiles: Array) -> Any:
     """A fitted base; ``predict_base`` reads its quantiles."""
     if takes_quantiles(estimator):
-        return clone(estimator).fit(X, y)
+        fresh: Any = clone(estimator)
+        return fresh.fit(X, y)
     name = level_parameter(estimator)
-    return [clone(estimator).set_params(**{name: float(t)}).fit(X, y) for t in fitted_levels(quantiles)]
+    fresh = [clone(estimator) for _ in fitted_levels(quantiles)]
+    return [_at(e, name, float(t)).fit(X, y) for e, t in zip(fresh, fitted_levels(quantiles), strict=True)]
 
 
 def predict_base(fitted: Any, X: Array, quantiles: Array) -> Array:
@@ -37,6 +39,10 @@ def predict_base(fitted: Any, X: Array, quantiles: Array) -> Array:
     knots = norm.ppf(fitted_levels(quantiles))
     values = np.column_stack([f.predict(X) for f in fitted])
     return interpolate(values, knots, norm.ppf(quantiles))
+
+
+def _at(estimator: Any, name: str, level: float) -> Any:
+    return estimator.set_params(**{name: level})
 
 
 def fitted_levels(quantiles: Array) -> Array:

@@ -2,8 +2,8 @@
 
     ρ_τ(e) = max(τ e, (τ - 1) e),  e = y - q           WIS = 2 × mean over levels and rows of ρ_τ
 
-Papers differ by WIS's constant: this one makes it the mean absolute error at the single level ½, and an approximation of
-the CRPS over even levels.
+Papers differ by WIS's constant: this one makes it the mean absolute error at the single level ½, and an approximation
+of the CRPS over even levels.
 """
 
 from __future__ import annotations

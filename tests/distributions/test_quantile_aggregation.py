@@ -1,0 +1,234 @@
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from lightgbm import LGBMRegressor
+from quantile_forest import RandomForestQuantileRegressor
+from scipy.optimize import linprog
+from sklearn.base import BaseEstimator, clone
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.linear_model import LinearRegression, QuantileRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator, _conformal, crossing_penalty
+from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, fit_base, predict_base
+from rankwise.distributions.quantile_metrics import pinball, weighted_interval_score
+
+matplotlib.use("Agg")
+TAU = np.array([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95])
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(300, 3))
+Y = X[:, 0] + (0.5 + np.abs(X[:, 1])) * RNG.normal(size=300)
+
+
+class Fixed(BaseEstimator):
+    """Quantiles of a normal, shifted and scaled; knows the rows it was fitted on."""
+
+    def __init__(self, shift=0.0, scale=1.0):
+        self.shift = shift
+        self.scale = scale
+
+    def fit(self, X, y):
+        self.seen_ = {tuple(r) for r in np.asarray(X)}
+        self.y_ = dict(zip(map(tuple, np.asarray(X)), y, strict=True))
+        return self
+
+    def predict(self, X, quantiles=(0.5,)):
+        from scipy.stats import norm
+
+        return X[:, :1] + self.shift + self.scale * norm.ppf(np.asarray(quantiles))
+
+
+class Memorising(Fixed):
+    """Returns y exactly for the rows it was fitted on, and 1000 elsewhere."""
+
+    def predict(self, X, quantiles=(0.5,)):
+        values = [self.y_.get(tuple(r), 1000.0) for r in np.asarray(X)]
+        return np.repeat(np.array(values)[:, None], len(quantiles), axis=1)
+
+
+def aggregator(estimators, **options):
+    return QuantileAggregator(estimators, **{"quantiles": TAU, "conformal": None, "max_steps": 300, **options})
+
+
+@parametrize_with_checks(
+    [
+        QuantileAggregator(
+            [QuantileRegressor(alpha=0.01)], quantiles=(0.25, 0.5, 0.75), cv=2, max_steps=20, conformal=None
+        )
+    ]
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("weights", [w for w in WEIGHTS if not w.endswith("fine")])
+def test_one_base_is_returned_as_it_is(weights):
+    model = aggregator([Fixed(0.3, 1.2)], weights=weights).fit(X, Y)
+    np.testing.assert_allclose(model.predict(X), Fixed(0.3, 1.2).predict(X, TAU), atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_weights_begin_as_the_mean_and_are_convex(weights):
+    bases = [Fixed(0.0), Fixed(2.0), Fixed(0.0, 2.0)]
+    start = aggregator(bases, weights=weights, max_steps=0).fit(X, Y)
+    mean = np.mean([b.predict(X, TAU) for b in bases], 0)
+    np.testing.assert_allclose(start.predict(X), mean, atol=1e-5 if not weights.endswith("fine") else 0.02)
+    trained = aggregator(bases, weights=weights).fit(X, Y)
+    total = trained.weights_.sum((1, 2) if weights.endswith("fine") else -1)
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+    assert (trained.weights_ >= 0).all()
+
+
+def test_global_coarse_optimum_is_the_linear_programmes():
+    bases = [Fixed(0.5), Fixed(-1.0, 0.6), Fixed(0.0, 2.5)]
+    many = np.tile(X, (30, 1))  # so that the tenth on which training stops is the sample itself, nearly
+    options = {"crossing": 0.0, "lr": 0.01, "max_steps": 2000, "patience": 2000, "batch_size": 9000}
+    model = aggregator(bases, weights="global-coarse", **options).fit(many, np.tile(Y, 30))
+    B, y = np.stack([b.predict(X, TAU) for b in bases], 1), Y
+    p, m = B.shape[1:]
+    A = B.transpose(0, 2, 1).reshape(-1, p)  # min Σ τ u + (1 - τ) v,  A w + u - v = y,  w convex
+    k = len(A)
+    cost = np.r_[np.zeros(p), np.tile(TAU, len(y)), np.tile(1 - TAU, len(y))]
+    equal = np.vstack([np.hstack([A, np.eye(k), -np.eye(k)]), np.r_[np.ones(p), np.zeros(2 * k)]])
+    best = linprog(cost, A_eq=equal, b_eq=np.r_[np.repeat(y, m), 1.0], method="highs")
+    found = pinball(y, np.einsum("j,njm->nm", model.weights_, B), TAU).mean()
+    assert found == pytest.approx(best.fun / k, rel=2e-3)
+
+
+def test_weights_see_no_row_that_its_base_saw():
+    honest, memory = Fixed(0.0, 1.0), Memorising()
+    model = aggregator([("honest", honest), ("memory", memory)], weights="global-coarse", lr=0.1).fit(X, Y)
+    assert model.weights_[0] > 0.99  # in sample the memorising base would be perfect
+
+
+def test_penalty_is_zero_exactly_when_every_gap_is_wide_enough():
+    margins = 0.1 * torch.ones(3, 3)
+    assert crossing_penalty(torch.tensor([[0.0, 0.1, 0.2]]), margins) == 0
+    assert crossing_penalty(torch.tensor([[0.0, 0.05, 0.2]]), margins) == pytest.approx(0.05 / 3)
+    assert crossing_penalty(torch.tensor([[0.3, 0.1, 0.2]]), margins) == pytest.approx((0.3 + 0.2 + 0.0) / 3)
+
+
+class Marginal(Fixed):
+    """The training response's quantiles, spread about its median."""
+
+    def predict(self, X, quantiles=(0.5,)):
+        y = np.array(list(self.y_.values()))
+        middle = np.median(y)
+        return np.tile(middle + self.scale * (np.quantile(y, quantiles) - middle), (len(X), 1))
+
+
+def test_affine_in_y():
+    a = aggregator([Marginal(scale=0.5), Marginal(scale=2.0)]).fit(X, Y)
+    b = aggregator([Marginal(scale=0.5), Marginal(scale=2.0)]).fit(X, 7 + 100 * Y)
+    np.testing.assert_allclose(b.predict(X), 7 + 100 * a.predict(X), rtol=1e-3, atol=0.1)
+
+
+def test_permuting_bases_permutes_weights():
+    bases = [Fixed(0.5), Fixed(-1.0, 0.6), Fixed(0.0, 2.5)]
+    a = aggregator(bases, weights="global-medium").fit(X, Y)
+    b = aggregator(bases[::-1], weights="global-medium").fit(X, Y)
+    np.testing.assert_allclose(a.weights_, b.weights_[:, ::-1], atol=1e-4)
+
+
+def test_calibrated_intervals_cover_at_least_their_level():
+    """Over 500 exchangeable samples the mean coverage is at least 1 - α, and above it by no more than 1 / (n + 1)."""
+    rng, covered = np.random.default_rng(1), []
+    tau = np.array([0.1, 0.9])
+    for _ in range(500):
+        y, q = rng.normal(size=100), np.tile([-0.5, 0.9], (100, 1))  # wrong quantiles
+        q = q + 0.1 * rng.normal(size=(100, 1))
+        widened = q[50:] + _conformal(y[:50], q[:50], tau)
+        covered.append(((widened[:, 0] <= y[50:]) & (y[50:] <= widened[:, 1])).mean())
+    error = np.std(covered) / np.sqrt(500)
+    assert 0.8 - 3 * error <= np.mean(covered) <= 0.8 + 1 / 51 + 3 * error
+
+
+def test_calibration_widens_what_is_too_narrow_end_to_end():
+    model = aggregator([Fixed(0.0, 0.1)], conformal="cqr").fit(X, Y)
+    inside = model.predict_interval(X, 0.2)
+    assert ((inside[:, 0] <= Y) & (inside[:, 1] >= Y)).mean() > 0.72
+    assert (np.diff(model.predict(X), axis=1) >= 0).all()
+    assert model.score(X, Y) == pytest.approx(-weighted_interval_score(Y, model.predict(X), TAU))
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        QuantileRegressor(alpha=0.0),
+        GradientBoostingRegressor(loss="quantile", n_estimators=20),
+        LGBMRegressor(objective="quantile", n_estimators=20, verbose=-1, n_jobs=1),
+        RandomForestQuantileRegressor(n_estimators=20, random_state=0),
+        GaussianNetwork(epochs=30),
+        QuantileNetwork(epochs=30),
+    ],
+    ids=lambda b: type(b).__name__,
+)
+def test_bases_of_other_libraries_and_our_own_beat_the_marginal_quantiles(base):
+    fitted = fit_base(base, X[:200], Y[:200], TAU)
+    q = predict_base(fitted, X[200:], TAU)
+    assert q.shape == (100, 7)
+    marginal = np.tile(np.quantile(Y[:200], TAU), (100, 1))
+    assert weighted_interval_score(Y[200:], q, TAU) < weighted_interval_score(Y[200:], marginal, TAU)
+
+
+def test_many_levels_are_interpolated_from_nine_fits():
+    levels = np.arange(1, 100) / 100
+    fitted = fit_base(QuantileRegressor(alpha=0.0), X, Y, levels)
+    assert len(fitted) == 9
+    assert predict_base(fitted, X, levels).shape == (300, 99)
+
+
+def test_pipelines_clones_frames_and_plots():
+    model = clone(aggregator([Fixed(0.0), Fixed(1.0)], weights="local-fine"))
+    assert make_pipeline(StandardScaler(), model).fit(X, Y).predict(X[:4]).shape == (4, 7)
+    fitted = aggregator([Fixed(0.0), Fixed(1.0)]).fit(X, Y)
+    assert fitted.plot_weights().collections
+    matplotlib.pyplot.close("all")
+
+
+def test_free_weights_reach_beyond_the_convex_hull():
+    pair = [Fixed(1.0), Fixed(2.0)]
+    free = aggregator(pair, weights="global-coarse", normalize=False, lr=0.05, max_steps=2000).fit(X, Y)
+    assert free.score(X, Y) > aggregator(pair, weights="global-coarse").fit(X, Y).score(X, Y)
+
+
+class Failing(Fixed):
+    def fit(self, X, y):
+        raise RuntimeError("out of luck")
+
+
+def test_a_failing_base_is_named_or_dropped():
+    with pytest.raises(ValueError, match="bad: RuntimeError: out of luck"):
+        aggregator([("good", Fixed()), ("bad", Failing())]).fit(X, Y)
+    with pytest.warns(UserWarning, match="bad is left out"):
+        model = aggregator([("good", Fixed()), ("bad", Failing())], on_error="drop").fit(X, Y)
+    assert model.names_ == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantiles": [0.5, 0.1]}, "must ascend"),
+        ({"quantiles": [0.0, 0.5]}, "within"),
+        ({"weights": "local-corse"}, "did you mean local-coarse"),
+        ({"monotone": "sweep", "quantiles": [0.1, 0.9]}, "0.5 must be among"),
+        ({"cv": 200}, "too few for cv=200"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        aggregator([Fixed()], **options).fit(X, Y)
+
+
+def test_other_bad_input_is_named():
+    with pytest.raises(ValueError, match="y is constant"):
+        aggregator([Fixed()]).fit(X, np.ones(300))
+    with pytest.raises(ValueError, match="LinearRegression predicts no quantiles"):
+        aggregator([LinearRegression()]).fit(X, Y)
+    with pytest.raises(ValueError, match=r"alpha is 0\.3; the levels have symmetric pairs for 0\.1"):
+        aggregator([Fixed()]).fit(X, Y).predict_interval(X, 0.3)
+    with pytest.warns(UserWarning, match=r"60 rows of calibration guarantee intervals down to alpha = 0.0164"):
+        aggregator([Fixed()], conformal="cqr", quantiles=[0.001, 0.5, 0.999]).fit(X, Y)
