@@ -124,8 +124,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         recipe="quantile_tables",
         title="Quantile aggregation: twelve tables",
         command=f"rankwise bench quantile-aggregation --seeds {seeds}",
-        setting=f"up to {ROWS:,} rows a table, {seeds} splits, a fifth for testing; {len(LEVELS)} levels; WIS relative to "
-        "each table's best base (chosen afterwards), geometric mean over tables",
+        setting=f"up to {ROWS:,} rows a table, {seeds} splits, a fifth for testing; {len(LEVELS)} levels; WIS relative "
+        "to each table's best base (chosen afterwards), geometric mean over tables",
         header=["method", "relative WIS", "tables at most 1", *REGRESSION],
         rows=[
             [k, f"{np.exp(np.log(r).mean()):.3f}", str(int((r <= 1).sum())), *(f"{x:.3f}" for x in r)]

@@ -7,6 +7,7 @@ once; models with a level among their parameters (scikit-learn's and LightGBM's)
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from inspect import signature
 from typing import Any
 
@@ -85,7 +86,7 @@ def level_parameter(estimator: Any) -> str:
     )
 
 
-class _Network(RegressorMixin, BaseEstimator):
+class _Network(RegressorMixin, BaseEstimator, ABC):
     """A multilayer perceptron trained with early stopping on a tenth of the rows; x and y standardised inside."""
 
     def __init__(self, hidden: tuple[int, ...] = (64, 64), *, epochs: int = 200, random_state: int = 0) -> None:
@@ -93,11 +94,11 @@ class _Network(RegressorMixin, BaseEstimator):
         self.epochs = epochs
         self.random_state = random_state
 
-    def _outputs(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _outputs(self) -> int: ...
 
-    def _loss(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _loss(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor: ...
 
     def fit(self, X: ArrayLike, y: ArrayLike):
         """Fit to ``(n, d)`` and ``(n,)``."""

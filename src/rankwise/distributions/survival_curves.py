@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 
 
 def quantity(what: str, at: Array, shape: Form, eta: Mapping[str, Array | float]) -> Array:
+    """A curve at times (for quantiles: survival probabilities), from linear predictors."""
     given = natural(shape, eta)  # type: ignore[arg-type]
     match what:
         case "survival":
@@ -116,12 +117,14 @@ def mean_time(given: Mapping[str, Array], after: Array) -> Array:
 
 
 def cox_snell(o: Observations, H) -> pd.DataFrame:
+    """Cox-Snell residuals with events and entries; H is the fitted cumulative hazard."""
     if (~o.event & np.isfinite(o.upper)).any():
         raise ValueError("Cox-Snell residuals are defined here for right-censored data")
     return pd.DataFrame({"residual": H(o.lower), "event": o.event.astype(float), "entry": H(o.entry)})
 
 
 def plot_ratio(curve: pd.DataFrame, x: str, y: str, ax: Axes | None) -> Axes:
+    """A ratio with its interval, and the line at 1."""
     from matplotlib import pyplot as plt
 
     ax = plt.gca() if ax is None else ax

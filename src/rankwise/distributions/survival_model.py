@@ -274,6 +274,7 @@ def distinct_baselines(family: str) -> list[str]:
 
 
 def compare_baselines(shapes: Mapping[str, Form], fit: Callable[[Form], Fit], n: float) -> pd.DataFrame:
+    """Fits of several forms by AIC, and their likelihood-ratio tests within the general model with both scales."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fits = {b: fit(s) for b, s in shapes.items()}

@@ -109,10 +109,10 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         duration_col, event_col : str
         formula : str, optional
             Covariates (formulaic), for every parameter that takes covariates; all columns by default.
-        regressors : dict, optional
-            Covariates of single parameters, by name: a formula or a list of columns, ``{"gamma_": "age"}``.
-        entry_col, weights_col, timeline, robust :
-            As in lifelines; ``robust`` gives sandwich errors.
+        **kwargs
+            As in lifelines: ``entry_col``, ``weights_col``, ``timeline``, ``robust`` (sandwich errors), and
+            ``regressors``, the covariates of single parameters by name: a formula or a list of columns, such as
+            ``{"gamma_": "age"}``.
 
         Raises
         ------
