@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from rankwise.nearest import unknown
 
 WAYS = ("none", "sort", "isotonic", "sweep")
+_ROWS = 4096
 
 
 def monotone(Q: Tensor, way: str, *, middle: int | None = None) -> Tensor:
@@ -47,40 +50,20 @@ def monotone(Q: Tensor, way: str, *, middle: int | None = None) -> Tensor:
 def isotonic(Q: Tensor) -> tuple[Tensor, Tensor]:
     """Least-squares projection of each row onto non-decreasing sequences, and the first position of each entry's block.
 
-    Pool adjacent violators on all rows at once: every row keeps a stack of blocks, column by column.
+    Many rows are one long sequence, each lifted above the one before: no block crosses a row's end, and one pass of
+    scipy's pool-adjacent-violators does them all. On the CPU, float64 inside.
     """
-    n, m = Q.shape
-    out, first = Q.clone(), torch.arange(m, device=Q.device).expand(n, m).clone()
-    bad = torch.nonzero((Q[:, 1:] < Q[:, :-1]).any(1))[:, 0]
-    if not len(bad):
-        return out, first
-    rows, at = Q[bad], torch.arange(len(bad), device=Q.device)
-    total, size = torch.zeros_like(rows), torch.zeros_like(rows)  # of the stack's blocks
-    start = torch.zeros(len(bad), m, dtype=torch.long, device=Q.device)
-    top = torch.full((len(bad),), -1, device=Q.device)
-    for k in range(m):
-        top = top + 1
-        total[at, top], size[at, top], start[at, top] = rows[:, k], 1.0, k
-        live = at
-        while True:
-            live = live[top[live] > 0]
-            t = top[live]
-            worse = total[live, t] / size[live, t] <= total[live, t - 1] / size[live, t - 1]
-            live, t = live[worse], t[worse]
-            if not len(live):
-                break
-            total[live, t - 1] += total[live, t]
-            size[live, t - 1] += size[live, t]
-            top[live] = t - 1
-    index = torch.arange(m, device=Q.device)
-    inside = index[None] <= top[:, None]
-    marks = torch.zeros(len(bad), m, dtype=torch.long, device=Q.device)
-    r, c = torch.nonzero(inside, as_tuple=True)
-    marks[r, start[r, c]] = 1
-    block = marks.cumsum(1) - 1
-    out[bad] = (total / size.clamp(min=1)).gather(1, block)
-    first[bad] = start.gather(1, block)
-    return out, first
+    values = Q.detach().double().cpu().numpy()
+    m, lift = values.shape[1], float(np.ptp(values)) + 1.0 if values.size else 1.0
+    out, first = np.empty_like(values), np.empty(values.shape, dtype=np.int64)
+    for at in range(0, len(values), _ROWS):  # the lift costs digits in the comparisons: not too many rows at once
+        rows = values[at : at + _ROWS]
+        starts = isotonic_regression((rows + lift * np.arange(len(rows))[:, None]).ravel()).blocks
+        sizes = np.diff(starts)
+        means = np.add.reduceat(rows.ravel(), starts[:-1]) / sizes
+        out[at : at + _ROWS] = np.repeat(means, sizes).reshape(rows.shape)
+        first[at : at + _ROWS] = np.repeat(starts[:-1] % m, sizes).reshape(rows.shape)
+    return torch.from_numpy(out).to(Q), torch.from_numpy(first).to(Q.device)
 
 
 class _Isotonic(torch.autograd.Function):
