@@ -104,6 +104,8 @@ def test_participation_goes_from_one_to_all():
     np.testing.assert_allclose(large["effective_number"], len(Y), rtol=1e-2)
     assert set(small["regime"]) == {"extreme-value"}
     assert set(large["regime"]) == {"CLT"}
+    terms = np.sort(-((X[0] - Y) ** 2).sum(1) / (2 * 100.0**2))[::-1]  # Hill's estimate from the 38 largest
+    assert large["hill_index"].iloc[0] == pytest.approx(1 / (terms[:38] - terms[38]).mean(), rel=1e-9)
     h = small["h_condensed"].iloc[0]
     logs = -((X[0] - Y) ** 2).sum(1) / (2 * h * h)
     p = np.exp(logs - logsumexp(logs))

@@ -181,6 +181,15 @@ def test_many_levels_are_interpolated_from_nine_fits():
     assert predict_base(fitted, X, levels).shape == (300, 99)
 
 
+@pytest.mark.parametrize("conformal", [None, "cqr"])
+def test_the_sweep_starts_at_the_median_wherever_it_stands(conformal):
+    levels = [0.5, 0.7, 0.8, 0.9]
+    model = aggregator([Fixed()], quantiles=levels, monotone="sweep", conformal=conformal).fit(X, Y)
+    crossed = torch.tensor([[3.0, 1.0, 2.0, 4.0]])
+    assert model._in_order(crossed, "sweep").tolist() == [[3.0, 3.0, 3.0, 4.0]]
+    np.testing.assert_allclose(model.predict(X)[:, 0], X[:, 0], atol=1e-5)
+
+
 def test_pipelines_clones_frames_and_plots():
     model = clone(aggregator([Fixed(0.0), Fixed(1.0)], weights="local-fine"))
     assert make_pipeline(StandardScaler(), model).fit(X, Y).predict(X[:4]).shape == (4, 7)

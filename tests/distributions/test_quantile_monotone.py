@@ -43,6 +43,7 @@ def test_sorting_and_projecting_never_increase_the_average_pinball_loss(seed, wa
 def test_sweep_keeps_the_median_and_orders_the_rest():
     Q = torch.tensor([[0.0, 3, 2, 1, 5]])
     np.testing.assert_allclose(monotone(Q, "sweep"), [[0, 2, 2, 2, 5]])
+    np.testing.assert_allclose(monotone(Q, "sweep", middle=1), [[0, 3, 3, 3, 5]])
 
 
 def test_an_unknown_way_is_named():

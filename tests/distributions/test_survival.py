@@ -171,6 +171,12 @@ def test_bad_rows_are_named(change, message):
         PGWFitter().fit(**{k: np.array(v, dtype=float) for k, v in change.items()})
 
 
+def test_residuals_of_interval_censored_data_are_refused():
+    d = load_diabetes()
+    with pytest.raises(ValueError, match="right-censored"):
+        _ = PGWFitter("weibull").fit_interval_censoring(d["left"], d["right"]).cox_snell_residuals_
+
+
 def test_one_event_warns():
     with pytest.warns(StatisticalWarning, match="1 events for 2 parameters"):
         PGWFitter("weibull").fit([1.0, 2.0, 3.0], [0, 1, 0])

@@ -111,6 +111,27 @@ def test_newton_reaches_the_top_from_far():
     np.testing.assert_allclose(near.theta, far.theta, atol=1e-5)
 
 
+def test_newton_says_how_long_it_went_and_raises_no_warning_on_steps_too_far(recwarn):
+    o, X = sample()
+    f = Likelihood(o, {"phi_": X, "lambda_": None, "gamma_": X, "kappa_": None})
+    top = newton(f, f.start({"phi_": 3.0, "gamma_": 1.5, "kappa_": 2.0}), max_iter=7)
+    assert not top.converged
+    assert top.iterations == 7
+    assert not recwarn.list
+
+
+def test_a_row_censored_at_zero_adds_nothing():
+    o, X = sample(200)
+    more = Observations(**{n: np.append(getattr(o, n), v) for n, v in (
+        ("lower", 0.0), ("upper", np.inf), ("event", False), ("entry", 0.0), ("weight", 1.0))})  # fmt: skip
+    f = Likelihood(o, {"phi_": X, "gamma_": None, "kappa_": None})
+    g = Likelihood(more, {"phi_": np.vstack([X, X[:1]]), "gamma_": None, "kappa_": None})
+    theta = f.start({"phi_": -1.0, "kappa_": 0.3}) + 0.1
+    a, b = f(theta), g(np.linalg.solve(g.original(), f.original() @ theta))
+    assert a.value * f.total == pytest.approx(b.value * g.total, rel=1e-12)
+    assert np.isfinite(b.hessian).all()
+
+
 def test_penalty_moves_value_gradient_and_hessian_alike():
     o, X = sample()
     f = Likelihood(o, {"phi_": X, "gamma_": None}, penalizer=0.3)

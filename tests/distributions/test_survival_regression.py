@@ -185,6 +185,47 @@ def test_separation_is_reported():
     assert not np.isfinite(f.standard_errors_["phi_", "g"]) or not f.converged_
 
 
+def test_robust_errors_of_what_is_not_identified_stay_infinite():
+    d = drawn(120).assign(g=lambda f: np.repeat([0.0, 1.0], 60))
+    d.loc[d["g"] == 1, "e"] = 0.0
+    with pytest.warns(Warning, match=r"phi_: g.*not identified"):
+        f = PGWRegressionFitter("weibull", shape_covariates=False).fit(d[["t", "e", "g"]], "t", "e", robust=True)
+    assert np.isinf(f.standard_errors_["phi_", "g"])
+    assert np.isfinite(f.standard_errors_["gamma_", "Intercept"])
+
+
+def test_auto_takes_the_least_aic_with_the_same_covariates():
+    d = drawn(600, kappa=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        f = PGWRegressionFitter("auto", shape_covariates=False).fit(d, "t", "e")
+    assert pytest.approx(f.baselines_["AIC"].min()) == f.AIC_
+    named = PGWRegressionFitter(f.baselines_.index[0], shape_covariates=False).fit(d, "t", "e")
+    np.testing.assert_allclose(f.params_, named.params_, atol=1e-5)
+    assert f.predict_median(d.head(3)).notna().all()
+
+
+def test_predicted_hazard_is_the_slope_of_the_predicted_cumulative_hazard():
+    d = drawn()
+    f = PGWRegressionFitter().fit(d, "t", "e")
+    rows, t, h = d[["x", "z"]].head(3), np.array([0.5, 1.0, 3.0]), 1e-5
+    up, down = (f.predict_cumulative_hazard(rows, times=t + s).to_numpy() for s in (h, -h))
+    np.testing.assert_allclose(f.predict_hazard(rows, times=t), (up - down) / (2 * h), rtol=1e-6)
+
+
+def test_ratios_are_drawn_with_their_interval():
+    d = drawn()
+    f = PGWRegressionFitter().fit(d, "t", "e")
+    one, other = pd.DataFrame({"x": [1.0], "z": [0.0]}), pd.DataFrame({"x": [0.0], "z": [0.0]})
+    for draw, at in ((f.plot_hazard_ratio, [0.5, 1, 2]), (f.plot_quantile_ratio, [0.2, 0.5, 0.8])):
+        ax = draw(one, other, at)
+        assert len(ax.lines) == 2
+        assert len(ax.collections) == 1
+        matplotlib.pyplot.close("all")
+    with pytest.raises(ValueError, match="one row each is compared, found 2 and 1"):
+        f.hazard_ratio(d.head(2), other, [1.0])
+
+
 def test_rows_censored_at_zero_keep_their_place():
     d = pd.concat([drawn(100), pd.DataFrame({"x": [0.3], "z": [1.0], "t": [0.0], "e": [0.0]})], ignore_index=True)
     a = PGWRegressionFitter("weibull").fit(d, "t", "e")

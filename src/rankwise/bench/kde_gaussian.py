@@ -40,8 +40,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ConcentrationWarning)
                     if rule in ("cv", "nn") and n > 10_000:  # all pairs of 100,000 points are not for every seed
-                        kde = HighDimKDE(rule).fit(X[:10_000]) if seed == 0 else HighDimKDE(chosen[rule][0])
-                        h = kde.bandwidth_ if seed == 0 else chosen[rule][0]
+                        h = chosen[rule][0] if seed else HighDimKDE(rule).fit(X[:10_000]).bandwidth_
                     else:
                         h = HighDimKDE(rule).fit(X).bandwidth_
                     chosen[rule].append(h)

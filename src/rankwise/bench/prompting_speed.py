@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +10,7 @@ from torch import Tensor
 
 from rankwise.bench.evidence import Claim, Evidence
 from rankwise.bench.frozen import polarity
-from rankwise.bench.speed import Measured, alternate, side_by_side
+from rankwise.bench.speed import Measured, alternate, side_by_side, timed
 from rankwise.jobs.adapt import OnEvent
 from rankwise.prompting import EquilibriumRanker, TextDepth
 from rankwise.prompting.dq_lore import lore
@@ -21,7 +18,6 @@ from rankwise.prompting.examples import few_shot
 from rankwise.prompting.transformers_model import TransformersModel
 
 TEXTS, GAMES = 5_000, 20
-Result = TypeVar("Result")
 
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
@@ -46,8 +42,8 @@ def depth() -> Measured:
     X /= np.linalg.norm(X, axis=1, keepdims=True)
     rows, claims = [], []
     for distance, least in (("cosine", 1000), ("chord", 20)):
-        ours, found = _timed(lambda d=distance: TextDepth(d).fit(X).depths_, 5)
-        theirs, expected = _timed(lambda d=distance: StatDepth(d).depths(X), 1)
+        ours, found = timed(lambda d=distance: TextDepth(d).fit(X).depths_, 5)
+        theirs, expected = timed(lambda d=distance: StatDepth(d).depths(X), 1)
         gap = float(np.abs(found - np.asarray(expected)).max())
         rows.append(_row(f"depth, {distance}, {TEXTS:,} texts", ours, "tte-depth", theirs))
         claims.append(
@@ -58,7 +54,7 @@ def depth() -> Measured:
             )
         )
     many = rng.normal(size=(100_000, 384)).astype(np.float32)
-    seconds, _ = _timed(lambda: TextDepth().fit(many).depths_, 3)
+    seconds, _ = timed(lambda: TextDepth().fit(many).depths_, 3)
     rows.append(["depth, cosine, 100,000 texts", f"{seconds:.2f}s", "-", "-", "-"])
     claims.append(Claim(text="100,000 x 384 cosine depths below 1 s", held=seconds < 1, found=f"{seconds:.2f} s"))
     return rows, claims
@@ -69,12 +65,12 @@ def equilibrium() -> Measured:
     g, ranker = torch.Generator().manual_seed(0), EquilibriumRanker(tol=0)
     generator = torch.randn(1000, 2, 10, generator=g, dtype=torch.float64)
     discriminator = torch.randn(1000, 10, 2, generator=g, dtype=torch.float64)
-    ours, together = _timed(lambda: ranker.rank(generator, discriminator), 1)
+    ours, together = timed(lambda: ranker.rank(generator, discriminator), 1)
 
     def loop() -> list[Tensor]:
         return [ranker.rank(generator[i : i + 1], discriminator[i : i + 1]).policy_d[0] for i in range(GAMES)]
 
-    theirs, alone = _timed(loop, 1)
+    theirs, alone = timed(loop, 1)
     theirs *= 1000 / GAMES
     gap = float((together.policy_d[:GAMES] - torch.stack(alone)).abs().max())
     return [_row("consensus game, 1,000 x 10, 5,000 iterations", ours, f"loop (from {GAMES} questions)", theirs)], [
@@ -131,16 +127,6 @@ def reranking() -> Measured:
             found=f"{ours:.2f} s, {theirs / ours:.1f}x an SVD a query, largest difference {gap:.1g}",
         )
     ]
-
-
-def _timed(call: Callable[[], Result], times: int) -> tuple[float, Result]:
-    """Median seconds and the last result."""
-    seconds, found = [], []
-    for _ in range(times):
-        begin = time.perf_counter()
-        found = [call()]
-        seconds.append(time.perf_counter() - begin)
-    return float(np.median(seconds)), found[0]
 
 
 def _row(what: str, ours: float, against: str, theirs: float) -> list[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -30,6 +31,7 @@ from rankwise.tuning.eva import EvaConfig, activation_spectra, redistribute
 from rankwise.tuning.s2lora import S2LoraConfig
 
 Measured = tuple[list[list[str]], list[Claim]]  # rows and claims
+Result = TypeVar("Result")
 
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
@@ -86,6 +88,16 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], *, times
             call()
             kept.append(time.perf_counter() - begin)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def timed(call: Callable[[], Result], times: int) -> tuple[float, Result]:
+    """Median seconds and the last result."""
+    seconds, found = [], []
+    for _ in range(times):
+        begin = time.perf_counter()
+        found = [call()]
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds), found[0]
 
 
 def _row(what: str, ours: float, against: str, theirs: float) -> list[str]:

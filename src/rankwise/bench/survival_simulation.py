@@ -76,7 +76,7 @@ def run(out: Path, *, seeds: int = 200, on_event: OnEvent | None = None) -> Evid
 
 
 def _sample(gamma: float, kappa: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Median 1; the censoring times are exponential, of mean 3 (and end at 6, which shows a plateau)."""
+    """Median 1; the censoring times are exponential, of mean 6, and end at 6, where the cured show."""
     rng = np.random.default_rng([seed, int(1000 * gamma), int(1000 * (kappa + 1))])
     phi = float(pgw.quantile(np.log(2), gamma=gamma, kappa=kappa))
     t = pgw.quantile(rng.exponential(size=ROWS), phi=phi, gamma=gamma, kappa=kappa)

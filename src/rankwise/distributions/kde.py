@@ -99,7 +99,8 @@ class HighDimKDE(BaseEstimator):
         self.centre_ = np.average(data, axis=0, weights=w)
         device = torch.get_default_device()
         self.data_ = torch.as_tensor(data - self.centre_, device=device)
-        self.norms_ = self.data_.square().sum(1)
+        norms = self.data_.square().sum(1, keepdim=True)
+        self._right = torch.cat([self.data_, torch.ones_like(norms), norms], 1)
         self.log_weights_ = torch.as_tensor(np.log(np.maximum(w, 1e-300)), device=device)
         self.log_total_ = float(np.log(w.sum()))
         covariance = np.atleast_2d(np.cov(data.T, aweights=w, bias=True)) if len(data) > 1 else np.zeros((1, 1))
@@ -169,11 +170,11 @@ class HighDimKDE(BaseEstimator):
         k = min(tail or max(int(np.sqrt(len(self.data_))), 2), len(self.data_) - 1)
         for D in self._distances(queries):
             logs = self.log_weights_ - D * (beta / 2)
-            p = torch.softmax(logs, 1)
             top = torch.topk(logs, k + 1, 1).values if k else logs
             hill = 1 / (top[:, :k] - top[:, k:]).mean(1).clamp(min=1e-300) if k else torch.full_like(logs[:, 0], np.nan)
             rows.append(torch.stack([
-                torch.logsumexp(logs, 1), 1 / p.square().sum(1), p.amax(1), hill, _condensed(D, self.log_weights_),
+                torch.logsumexp(logs, 1), _effective_number(logs), torch.softmax(logs, 1).amax(1), hill,
+                _condensed(D, self.log_weights_),
             ]))  # fmt: skip
         total, effective, share, hill, h_c = torch.cat(rows, 1)
         grid = torch.tensor([self.bandwidth_]).to(total)
@@ -209,7 +210,7 @@ class HighDimKDE(BaseEstimator):
         effective = []
         for D in self._distances(self.data_[torch.as_tensor(at)], torch.as_tensor(at)):
             effective.append(torch.stack([
-                1 / torch.softmax(self.log_weights_ - D / (2 * b * b), 1).square().sum(1) for b in grid
+                _effective_number(self.log_weights_ - D / (2 * b * b)) for b in grid
             ]))  # fmt: skip
         return pd.DataFrame({
             "bandwidth": h, "index": c.index(h), "regime": [c.regime(b) for b in h],
@@ -249,35 +250,37 @@ class HighDimKDE(BaseEstimator):
 
     def _log_sums(self, queries: Tensor, grid: Tensor, own: Tensor | None = None) -> Tensor:
         """``log Σ_i w_i e^{-|q - y_i|²/(2h²)}``, ``(grid, q)``, without row ``own`` of the data; by tiles."""
-        # squared distances as one product: [-2q, |q|², 1] · [y, 1, |y|²]
-        one = torch.ones_like(self.norms_)[:, None]
-        right = torch.cat([self.data_, one, self.norms_[:, None]], 1)
 
         def of(start: int) -> Tensor:
-            q = queries[start : start + _QUERIES]
-            left = torch.cat([-2 * q, q.square().sum(1, keepdim=True), torch.ones_like(q[:, :1])], 1)
+            at = slice(start, start + _QUERIES)
+            q, mine = queries[at], None if own is None else own[at]
             out = torch.full((len(grid), len(q)), -torch.inf).to(q)
-            for first in range(0, len(right), _POINTS):
-                D = left @ right[first : first + _POINTS].T
-                if own is not None:
-                    at = own[start : start + _QUERIES].to(D.device) - first
-                    inside = torch.nonzero((at >= 0) & (at < D.shape[1]))[:, 0]
-                    D[inside, at[inside]] = torch.inf
+            for first in range(0, len(self.data_), _POINTS):
+                D = self._squares(q, first, mine)
                 torch.logaddexp(out, _tile_log_sums(D, self.log_weights_[first : first + _POINTS], grid), out=out)
             return out
 
         return torch.cat(list(each(of, range(0, len(queries), _QUERIES))), 1)
 
     def _distances(self, queries: Tensor, own: Tensor | None = None) -> Iterator[Tensor]:
-        """Squared distances ``(some queries, n)``; infinite to the query itself where it is row ``own`` of the data."""
+        """Squared distances ``(some queries, n)``, without row ``own`` of the data."""
         step = max(1, _BLOCK // max(len(self.data_), 1))
         for start in range(0, len(queries), step):
-            q = queries[start : start + step]
-            D = torch.addmm(self.norms_, q, self.data_.T, alpha=-2).add_(q.square().sum(1, keepdim=True)).clamp_(min=0)
-            if own is not None:
-                at = own[start : start + step].to(D.device)
-                D[torch.arange(len(q), device=D.device), at] = torch.inf
-            yield D
+            at = slice(start, start + step)
+            yield self._squares(queries[at], 0, None if own is None else own[at], len(self.data_)).clamp_(min=0)
+
+    def _squares(self, q: Tensor, first: int, own: Tensor | None, count: int = _POINTS) -> Tensor:
+        """Squared distances to ``count`` points from ``first`` on, infinite to row ``own``; may be -1e-16 |x|².
+
+        One product: ``[-2q, |q|², 1] · [y, 1, |y|²]``.
+        """
+        norms = q.square().sum(1, keepdim=True)
+        D = torch.cat([-2 * q, norms, torch.ones_like(norms)], 1) @ self._right[first : first + count].T
+        if own is not None:
+            at = own.to(D.device) - first
+            inside = torch.nonzero((at >= 0) & (at < D.shape[1]))[:, 0]
+            D[inside, at[inside]] = torch.inf
+        return D
 
     def _normalised(self, log_sums: Tensor, grid: Tensor) -> Tensor:
         d = self.data_.shape[1]
@@ -307,7 +310,7 @@ class HighDimKDE(BaseEstimator):
 
     def _cross_validated(self, nearest: Tensor, sigma: float) -> float:
         """The maximiser of the leave-one-out likelihood: eighths of octaves, then a finer grid."""
-        same = int((nearest <= 1e-12 * float(self.norms_.max())).sum())  # as near as distances are known
+        same = int((nearest <= 1e-12 * float(self._right[:, -1].max())).sum())  # as near as distances are known
         low = max(float((nearest.mean() / self.data_.shape[1]).sqrt()), 1e-3 * sigma) / 16
         grid = low * 2 ** np.arange(0, np.log2(4 * sigma / low) + 0.125, 0.125)
         values = self.leave_one_out(list(grid)).mean(1)
@@ -326,8 +329,8 @@ class HighDimKDE(BaseEstimator):
             return
         at = torch.as_tensor(np.random.default_rng(0).permutation(n)[:200])
         b = self.bandwidth_**-2 / 2
-        parts = [torch.softmax(self.log_weights_ - D * b, 1) for D in self._distances(self.data_[at], at)]
-        effective = float((1 / torch.cat([p.square().sum(1) for p in parts])).median())
+        parts = [_effective_number(self.log_weights_ - D * b) for D in self._distances(self.data_[at], at)]
+        effective = float(torch.cat(parts).median())
         if effective < _FEW:
             warnings.warn(
                 f"at h = {self.bandwidth_:.3g} half of the points' estimates rest on fewer than {effective:.1f} others "
@@ -363,6 +366,11 @@ def _tile_log_sums(D: Tensor, log_weights: Tensor, grid: Tensor) -> Tensor:
             twice = 2 * halves[at]
             at = next((j for j in order if j not in done and abs(float(halves[j] / twice) - 1) < 1e-12), None)
     return out
+
+
+def _effective_number(logs: Tensor) -> Tensor:
+    """``1 / Σ p²`` of each row's terms, given as logarithms."""
+    return 1 / torch.softmax(logs, 1).square().sum(1)
 
 
 def _condensed(D: Tensor, log_weights: Tensor) -> Tensor:

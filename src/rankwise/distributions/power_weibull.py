@@ -151,15 +151,19 @@ def growth(z: Array, nu: Array | float) -> tuple[Derivatives, Derivatives]:
 
 def _growth(t: _Terms) -> Array:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        small = np.abs(t.w) < 1e-4
-        w = np.where(small, 1.0, t.w)
-        value = t.m * t.L * np.where(small, 1 + t.w / 2 + t.w**2 / 6, np.expm1(w) / w)
+        value = t.m * t.L * _mean_exponential(t.w)
         end = np.where(t.kappa < 0, -t.m / np.where(t.kappa == 0, 1.0, t.kappa), np.inf)
         return np.where(np.isposinf(t.z), end, value)
 
 
 def _log_slope(t: _Terms) -> Array:
     return t.z + t.w - t.L
+
+
+def _mean_exponential(w: Array) -> Array:
+    """``(e^w - 1) / w``, 1 at 0."""
+    safe = np.where(w == 0, 1.0, w)
+    return np.where(w == 0, 1.0, np.expm1(safe) / safe)
 
 
 def _series(w: Array) -> tuple[Array, Array, Array]:
@@ -172,12 +176,11 @@ def _series(w: Array) -> tuple[Array, Array, Array]:
                 into[part] = values
         return out  # type: ignore[return-value]
     if np.all(small):
-        f, f1, f2, term = 0.0 * w, 0.0 * w, 0.0 * w, 1.0
+        f1, f2, term = 0.0 * w, 0.0 * w, 1.0
         for k in range(16):
-            f, f1, f2 = f + term / (k + 1), f1 + term / (k + 2), f2 + term / (k + 3)
+            f1, f2 = f1 + term / (k + 2), f2 + term / (k + 3)
             term = term * w / (k + 1)
-        return f, f1, f2
-    e = np.exp(w)
-    f = np.expm1(w) / w
+        return _mean_exponential(w), f1, f2
+    e, f = np.exp(w), _mean_exponential(w)
     f1 = (e - f) / w
     return f, f1, (e - 2 * f1) / w

@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from joblib import Memory, Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -157,10 +158,8 @@ class QuantileAggregator(BaseEstimator):
         """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[misc]
         X, y = np.asarray(X), np.asarray(y, dtype=np.float64)
-        tau = self._checked(y)
-        rng = np.random.default_rng(self.random_state)
-        order = rng.permutation(len(y))
-        held = round(self.calibration * len(y)) if self.conformal else 0
+        tau, held = self._checked(y)
+        order = np.random.default_rng(self.random_state).permutation(len(y))
         calibrating, rows = order[:held], np.sort(order[held:])
         named = _named(self.estimators)
         store = Memory(self.memory, verbose=0)
@@ -176,8 +175,9 @@ class QuantileAggregator(BaseEstimator):
         used = [e for name, e in named if name in kept]
         refitted: Any = store.cache(_refitted)
         self.bases_: list[Any] = refitted(used, X[rows], y[rows], tau)
-        self._scale(X[rows], y[rows])
-        self.losses_, self.net_ = self._train(self._x(X[rows]), self._q(B), self._t(y[rows]), tau)
+        self.scaler_ = StandardScaler().fit(X[rows])
+        self.y_mean_, self.y_scale_ = float(y[rows].mean()), float(y[rows].std())
+        self.losses_, self.net_ = self._train(self._x(X[rows]), self._y(B), self._y(y[rows]), tau)
         with torch.no_grad():
             mean = self._weights(self.net_, self._x(X[rows])[:2000]).mean(0).double().numpy()
         self.weights_ = mean[0] if self.weights.endswith("coarse") else mean
@@ -190,9 +190,11 @@ class QuantileAggregator(BaseEstimator):
         """Quantiles ``(n, m)``."""
         check_is_fitted(self)
         X = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
-        q = self._ordered(X) + self.widening_
-        way = self.monotone if self.monotone != "none" else "sort"
-        return monotone(torch.as_tensor(q), way if self.conformal else self.monotone).numpy()
+        q = self._ordered(X)
+        if not self.conformal:
+            return q
+        way = "sort" if self.monotone == "none" else self.monotone
+        return self._in_order(torch.as_tensor(q + self.widening_), way).numpy()
 
     def predict_interval(self, X: ArrayLike, alpha: float = 0.1) -> Array:
         """Ends ``(n, 2)`` of the interval at level ``1 - alpha``.
@@ -203,12 +205,12 @@ class QuantileAggregator(BaseEstimator):
             α / 2 and 1 - α / 2 are not among the levels.
         """
         tau = np.asarray(self.quantiles, dtype=float)
-        found = [i for i, j in symmetric_pairs(tau) if abs(2 * tau[i] - alpha) < 1e-9]
+        pairs = symmetric_pairs(tau)
+        found = [pair for pair in pairs if abs(2 * tau[pair[0]] - alpha) < 1e-9]
         if not found:
-            offered = ", ".join(f"{2 * tau[i]:.3g}" for i, _ in symmetric_pairs(tau)[:12])
+            offered = ", ".join(f"{2 * tau[i]:.3g}" for i, _ in pairs[:12])
             raise ValueError(f"alpha is {alpha}; the levels have symmetric pairs for {offered}")
-        q, i = self.predict(X), found[0]
-        return np.column_stack([q[:, i], q[:, int(np.argmin(np.abs(tau - 1 + tau[i])))]])
+        return self.predict(X)[:, list(found[0])]
 
     def score(self, X: ArrayLike, y: ArrayLike) -> float:
         """Negative weighted interval score."""
@@ -230,7 +232,8 @@ class QuantileAggregator(BaseEstimator):
         ax.set_ylabel("weight")
         return ax
 
-    def _checked(self, y: Array) -> Array:
+    def _checked(self, y: Array) -> tuple[Array, int]:
+        """The levels, and how many rows are kept for calibration."""
         tau = np.asarray(self.quantiles, dtype=float)
         if tau.ndim != 1 or not len(tau) or not ((tau > 0) & (tau < 1)).all() or (np.diff(tau) <= 0).any():
             raise ValueError(f"quantiles must ascend within (0, 1), found {list(self.quantiles)[:8]}")
@@ -254,20 +257,17 @@ class QuantileAggregator(BaseEstimator):
                 "take the largest score",
                 stacklevel=3,
             )
-        return tau
-
-    def _scale(self, X: Array, y: Array) -> None:
-        self.x_mean_, self.x_scale_ = X.mean(0), np.where(X.std(0) > 0, X.std(0), 1.0)
-        self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std())
+        return tau, held
 
     def _x(self, X: Array) -> Tensor:
-        return torch.as_tensor((X - self.x_mean_) / self.x_scale_, dtype=torch.float32)
+        return torch.as_tensor(self.scaler_.transform(X), dtype=torch.float32)
 
-    def _q(self, B: Array) -> Tensor:
-        return torch.as_tensor((B - self.y_mean_) / self.y_scale_, dtype=torch.float32)
-
-    def _t(self, y: Array) -> Tensor:
+    def _y(self, y: Array) -> Tensor:
+        """The response, or its quantiles, without its mean and scale."""
         return torch.as_tensor((y - self.y_mean_) / self.y_scale_, dtype=torch.float32)
+
+    def _in_order(self, q: Tensor, way: str) -> Tensor:
+        return monotone(q, way, middle=int(np.argmin(np.abs(np.asarray(self.quantiles) - 0.5))))
 
     def _weights(self, net: nn.Module, x: Tensor) -> Tensor:
         """``(b or 1, 1 or m, p)``, or ``(b or 1, m, p, m)`` where fine."""
@@ -310,7 +310,7 @@ class QuantileAggregator(BaseEstimator):
         def loss(rows: Tensor, *, penalty: bool) -> Tensor:
             q = self._combined(net, x[rows], B[rows])
             if self.in_training or not penalty:
-                q = monotone(q, self.monotone)
+                q = self._in_order(q, self.monotone)
             e = y[rows, None] - q
             value = torch.maximum(levels * e, (levels - 1) * e).mean()
             return value + self.crossing * crossing_penalty(q, margins) if penalty and self.crossing else value
@@ -342,8 +342,8 @@ class QuantileAggregator(BaseEstimator):
         B = np.stack([predict_base(b, X, tau) for b in self.bases_], 1)
         with torch.no_grad():
             parts = [
-                monotone(self._combined(self.net_, x, q), self.monotone, middle=int(np.argmin(np.abs(tau - 0.5))))
-                for x, q in zip(self._x(X).split(2048), self._q(B).split(2048), strict=True)
+                self._in_order(self._combined(self.net_, x, q), self.monotone)
+                for x, q in zip(self._x(X).split(2048), self._y(B).split(2048), strict=True)
             ]
         return torch.cat(parts).double().numpy() * self.y_scale_ + self.y_mean_
 
@@ -422,7 +422,7 @@ def _refitted(estimators: list[Any], X: Array, y: Array, tau: Array) -> list[Any
 
 def _one_fold(e: Any, X: Array, y: Array, tau: Array, train: Rows, test: Rows) -> Array | str:
     try:
-        q = predict_base(fit_base(clone(e), X[train], y[train], tau), X[test], tau)
+        q = predict_base(fit_base(e, X[train], y[train], tau), X[test], tau)
     except Exception as error:  # any base may fail in its own way: it is named
         return f"{type(error).__name__}: {error}"
     return q if np.isfinite(q).all() else "predicts NaN or Inf"

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
@@ -29,8 +30,7 @@ def fit_base(estimator: Any, X: Array, y: Array, quantiles: Array) -> Any:
         fresh: Any = clone(estimator)
         return fresh.fit(X, y)
     name = level_parameter(estimator)
-    fresh = [clone(estimator) for _ in fitted_levels(quantiles)]
-    return [_at(e, name, float(t)).fit(X, y) for e, t in zip(fresh, fitted_levels(quantiles), strict=True)]
+    return [_at(estimator, name, float(t)).fit(X, y) for t in fitted_levels(quantiles)]
 
 
 def predict_base(fitted: Any, X: Array, quantiles: Array) -> Array:
@@ -43,7 +43,8 @@ def predict_base(fitted: Any, X: Array, quantiles: Array) -> Array:
 
 
 def _at(estimator: Any, name: str, level: float) -> Any:
-    return estimator.set_params(**{name: level})
+    fresh: Any = clone(estimator)
+    return fresh.set_params(**{name: level})
 
 
 def fitted_levels(quantiles: Array) -> Array:
@@ -104,10 +105,10 @@ class _Network(RegressorMixin, BaseEstimator, ABC):
         """Fit to ``(n, d)`` and ``(n,)``."""
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[misc]
         X, y = np.asarray(X), np.asarray(y)
-        self.x_mean_, self.x_scale_ = X.mean(0), np.where(X.std(0) > 0, X.std(0), 1.0)
+        self.scaler_ = StandardScaler().fit(X)
         self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std()) or 1.0
         g = torch.Generator().manual_seed(self.random_state)
-        x = torch.as_tensor((X - self.x_mean_) / self.x_scale_, dtype=torch.float32)
+        x = torch.as_tensor(self.scaler_.transform(X), dtype=torch.float32)
         t = torch.as_tensor((y - self.y_mean_) / self.y_scale_, dtype=torch.float32)
         order = torch.randperm(len(x), generator=g)
         held, used = order[: max(len(x) // 10, 1)], order[max(len(x) // 10, 1) :] if len(x) > 1 else order
@@ -136,7 +137,7 @@ class _Network(RegressorMixin, BaseEstimator, ABC):
         check_is_fitted(self)
         given = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
         with torch.no_grad():
-            x = torch.as_tensor((given - self.x_mean_) / self.x_scale_, dtype=torch.float32)
+            x = torch.as_tensor(self.scaler_.transform(given), dtype=torch.float32)
             return self.net_(x).double().numpy()
 
 

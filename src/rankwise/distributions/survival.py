@@ -28,7 +28,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from rankwise.distributions import power_weibull as pgw
-from rankwise.distributions.survival_curves import cox_snell, intervals, links, named, quantity
+from rankwise.distributions.survival_curves import cox_snell, delta_variance, intervals, links, named, quantity
 from rankwise.distributions.survival_likelihood import Likelihood, newton
 from rankwise.distributions.survival_model import (
     Fit,
@@ -81,11 +81,8 @@ class FittedSurvival:
             The parameter is fixed, or has covariates.
         """
         likelihood = self.fit_.likelihood
-        if (
-            parameter not in likelihood.designs
-            or likelihood.slices[parameter].stop - likelihood.slices[parameter].start != 1
-        ):
-            accepted = [n for n, s in likelihood.slices.items() if s.stop - s.start == 1]
+        accepted = [n for n, s in likelihood.slices.items() if s.stop - s.start == 1]
+        if parameter not in accepted:
             raise unknown("parameter with one coefficient", parameter, accepted)
         drop = deviance_limit(self.alpha if alpha is None else alpha) / likelihood.total
         return tuple(_back(parameter, _profile_end(likelihood, self.fit_, parameter, drop, s)) for s in (-1, 1))  # type: ignore[return-value]
@@ -198,7 +195,7 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
             )
             self._set(form(str(self.baselines_.index[0]), self.family, self.fixed))
         with warnings.catch_warnings():  # lifelines inverts the Hessian, which a limit of the family makes singular
-            warnings.filterwarnings("ignore", message=".*(not invertible|negative values)", category=Warning)
+            warnings.filterwarnings("ignore", message="(?s).*(not invertible|negative values)", category=Warning)
             super()._fit(Ts, event_observed=event, **kwargs)
         slopes = np.exp(self.fit_.coefficients)
         names = pd.Index(self.form_.free)
@@ -215,17 +212,13 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
         ValueError
             NaN, an event at time 0 or before, no event, an entry at or after its duration: with the rows.
         """
-        durations = np.asarray(durations, dtype=float)
-        event = np.ones(len(durations)) if event_observed is None else np.asarray(event_observed, dtype=float)
-        observations(
-            lower=durations, upper=np.where(event == 1, durations, np.inf), event=event, entry=kwargs.get("entry"),
-            weight=kwargs.get("weights"),
-        )  # fmt: skip
-        kept = durations > 0
-        for name in ("entry", "weights"):
-            if kwargs.get(name) is not None:
-                kwargs[name] = np.asarray(kwargs[name], dtype=float)[kept]
-        return super().fit(durations[kept], event[kept], **kwargs)
+        t = np.asarray(durations, dtype=float)
+        event = np.ones(len(t)) if event_observed is None else np.asarray(event_observed, dtype=float)
+        o = observations(
+            lower=t, upper=np.where(event == 1, t, np.inf), event=event, entry=kwargs.pop("entry", None),
+            weight=kwargs.pop("weights", None),
+        ).take(t > 0)  # fmt: skip
+        return super().fit(o.lower, o.event, entry=o.entry, weights=o.weight, **kwargs)
 
     def _create_initial_point(self, *args) -> Array:
         return np.ones(len(self.form_.free))
@@ -262,14 +255,8 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
 
     def _compute_variance_of_transform(self, transform, timeline=None):
         times = self.timeline if timeline is None else np.atleast_1d(np.asarray(timeline, dtype=float))
-        V = np.asarray(self.variance_matrix_)
-        known = np.flatnonzero(np.isfinite(np.diag(V)))
-        at, steps = np.asarray(self._fitted_parameters_), 1e-3 * np.sqrt(np.diag(V))
-        J = [
-            (transform(at + h, times) - transform(at - h, times)) / (2 * h.sum())
-            for h in steps[known, None] * np.eye(len(at))[known]
-        ]
-        return pd.Series(np.einsum("kn,kl,ln->n", J, V[np.ix_(known, known)], J) if J else 0.0 * times, index=times)
+        at, V = np.asarray(self._fitted_parameters_), np.asarray(self.variance_matrix_)
+        return pd.Series(delta_variance(lambda p: transform(p, times), at, V), index=times)
 
     def percentile(self, p):
         """The time at which the survival function is ``p``; ∞ where the cured share is above it."""
@@ -320,9 +307,17 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
 
     @property
     def cox_snell_residuals_(self) -> pd.DataFrame:
-        """``residual`` H(t), ``event`` and ``entry`` (H there): a unit exponential sample if the model is right."""
+        """``residual`` H(t), ``event`` and ``entry`` (H there): a unit exponential sample if the model is right.
+
+        Raises
+        ------
+        ValueError
+            Left- or interval-censored data.
+        """
         o, given = self._observations, named(self._parameters(self._fitted_parameters_))
-        return cox_snell(o, lambda t: pgw.cumulative_hazard(t, **given))
+        if (~o.event & np.isfinite(o.upper)).any():
+            raise ValueError("residuals are defined here for right-censored data")
+        return cox_snell(o.lower, o.event, o.entry, lambda t: pgw.cumulative_hazard(t, **given))
 
     def plot_qq(self, ax: Axes | None = None) -> Axes:
         """Cumulative hazard of the Cox-Snell residuals against the line it should follow."""
@@ -380,6 +375,6 @@ def _profile_end(likelihood: Likelihood, fit: Fit, parameter: str, drop: float, 
     near, far = centre, centre + side * 0.25
     while fall(far) < 0:
         near, far = far, centre + 2 * (far - centre)
-        if abs(far) > 34:  # κ + 1 beyond 2^49: the limit itself
-            return side * np.inf if side > 0 or parameter != "kappa_" else -np.inf
+        if abs(far - centre) > 34:  # a factor of 2^49: the limit itself
+            return side * np.inf
     return float(A) * float(brentq(fall, near, far, xtol=1e-6))  # type: ignore[arg-type]

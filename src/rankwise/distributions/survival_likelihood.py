@@ -7,6 +7,8 @@ An observation is known to lie in ``[lower, upper]`` and to have been seen from 
     left, interval censored    log(e^{-H(lower)} - e^{-H(upper)})
     each of them, truncated    + H(entry)
 
+A row right censored at time 0 says nothing.
+
 The four parameters have linear predictors ``η = (log φ, log λ, log γ, log(κ + 1))``, each its own design X_k: with
 d_k = ∂ℓ/∂η_k and d_kl = ∂²ℓ/∂η_k∂η_l, n-vectors, the gradient's blocks are X_k' d_k and the Hessian's X_k' D_kl X_l.
 Rows are taken in blocks, so that nothing of the data's size is made; columns are centred and scaled within a block.
@@ -127,10 +129,6 @@ class Likelihood:
             out += S.T @ S
         return out
 
-    def predictors(self, theta: Array, rows: slice) -> dict[str, Array]:
-        """η of the four parameters."""
-        return self._predictors(theta, self._standard(rows))
-
     def original(self) -> Array:
         """``A``, with ``A θ`` the coefficients of the columns as given."""
         out = np.eye(self.size)
@@ -151,24 +149,22 @@ class Likelihood:
 
     def dependent(self) -> list[tuple[str, int]]:
         """Columns that others make up, as (parameter, position): constants beside an intercept, collinear ones."""
-        out = []
-        for name, X in self.designs.items():
-            if X is None:
-                continue
-            scale = self.scales[id(X)]
+        found: dict[int, list[int]] = {}
+        for X in self._distinct():
+            scale, out = self.scales[id(X)], found.setdefault(id(X), [])
             gram = np.zeros((X.shape[1], X.shape[1]))
             for rows in self._rows():
                 part = scale.apply(X[rows])
                 gram += part.T @ part / len(X)
             order = sorted(range(X.shape[1]), key=lambda j: j != scale.constant)  # the intercept is kept
             for place, j in enumerate(order):
-                kept = [i for i in order[:place] if (name, i) not in out]
+                kept = [i for i in order[:place] if i not in out]
                 rest = gram[j, j]
                 if kept:
                     rest -= gram[j, kept] @ np.linalg.lstsq(gram[np.ix_(kept, kept)], gram[kept, j], rcond=None)[0]
                 if rest < 1e-10:
-                    out.append((name, j))
-        return out
+                    out.append(j)
+        return [(name, j) for name, X in self.designs.items() if X is not None for j in found[id(X)]]
 
     def _shrunk(self, X: Array | None) -> Array:
         if X is None:
@@ -213,15 +209,14 @@ class Likelihood:
         o, eta = self.observations.take(rows), self._predictors(theta, X)
         ell = _Sum(list(self.designs), len(o))
         narrow = ~o.event & np.isfinite(o.upper)  # left and interval censored
-        plain = ~narrow
-        if plain.all():
-            _add_plain(ell, o, eta, slice(None))
-        else:
-            _add_plain(ell, o, eta, plain)
-            _add_interval(ell, o, eta, narrow)
+        plain = ~narrow & (o.lower > 0)
         late = o.entry > 0
-        if late.any():
-            _add_hazard(ell, o.entry, eta, late, +1.0)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a step too far: not finite, not taken
+            _add_plain(ell, o, eta, slice(None) if plain.all() else plain)
+            if narrow.any():
+                _add_interval(ell, o, eta, narrow)
+            if late.any():
+                ell.add(late, *hazards(np.log(o.entry[late]), _at(eta, late), list(ell.first))[0], sign=1.0)
         w = o.weight
         value = float(w @ ell.value)
         return value, {n: w * d for n, d in ell.first.items()}, {k: w * d for k, d in ell.second.items()}
@@ -282,11 +277,6 @@ def _add_plain(ell: _Sum, o: Observations, eta: Mapping[str, Array], at: Rows) -
         into[at] += seen * log_h.second[pair]
 
 
-def _add_hazard(ell: _Sum, times: Array, eta: Mapping[str, Array], at: NDArray[np.bool_], sign: float) -> None:
-    H, _ = hazards(np.log(times[at]), _at(eta, at), list(ell.first))
-    ell.add(at, *H, sign=sign)
-
-
 def _add_interval(ell: _Sum, o: Observations, eta: Mapping[str, Array], at: NDArray[np.bool_]) -> None:
     """``-H(lower) + g(x)``, ``g(x) = log(1 - e^{-x})`` at ``x = H(upper) - H(lower)``."""
     names, n = list(ell.first), int(at.sum())
@@ -299,10 +289,9 @@ def _add_interval(ell: _Sum, o: Observations, eta: Mapping[str, Array], at: NDAr
         x.add(begun, *H, sign=-1.0)
         full = np.flatnonzero(at)[begun]
         ell.add(full, *H, sign=-1.0)
-    with np.errstate(over="ignore", divide="ignore"):
-        width = np.maximum(x.value, 1e-300)
-        slope = 1 / np.expm1(width)
-        ell.value[at] += np.log(-np.expm1(-width))
+    width = np.maximum(x.value, 1e-300)
+    slope = 1 / np.expm1(width)
+    ell.value[at] += np.log(-np.expm1(-width))
     for name, into in ell.first.items():
         into[at] += slope * x.first[name]
     for (a, b), into in ell.second.items():
@@ -323,23 +312,18 @@ def hazards(u: Array, eta: Mapping[str, Array], names: list[str]) -> tuple[ByPre
     z = gamma * (u + eta["phi_"])
     G, slope = growth(z, eta["kappa_"])
     to_z = {"phi_": gamma, "gamma_": z}
-    with np.errstate(over="ignore", invalid="ignore"):
-        scale = np.exp(eta["lambda_"])
-        H = _chained(Derivatives(*(scale * d for d in G)), to_z, gamma, names)
-        # λ multiplies H: its derivatives are H's own
-        H.first["lambda_"] = H.value
-        for a in names:
-            key = ("lambda_", a) if PARAMETERS.index(a) >= 1 else (a, "lambda_")
-            H.second[key] = H.first[a]
-        log_h = _chained(slope, to_z, gamma, names)
-    zero = np.zeros_like(log_h.value)
-    log_h.first["lambda_"] = zero + 1
-    for a in names:
-        log_h.second[("lambda_", a) if PARAMETERS.index(a) >= 1 else (a, "lambda_")] = zero
-    value = log_h.value + eta["lambda_"] + eta["gamma_"] - u
-    if "gamma_" in log_h.first:
-        log_h.first["gamma_"] = log_h.first["gamma_"] + 1
-    return H, ByPredictor(value, log_h.first, log_h.second)
+    scale = np.exp(eta["lambda_"])
+    H = _chained(Derivatives(*(scale * d for d in G)), to_z, gamma, names)
+    log_h = _chained(slope, to_z, gamma, names)
+    if "gamma_" in names:
+        log_h.first["gamma_"] += 1
+    if "lambda_" in names:  # it multiplies H, whose derivatives are then H's own; log h has log λ added
+        H.first["lambda_"], log_h.first["lambda_"] = H.value, np.ones_like(log_h.value)
+        for pair in combinations_with_replacement(names, 2):
+            if "lambda_" in pair:
+                other = pair[pair[0] == "lambda_"]
+                H.second[pair], log_h.second[pair] = H.first[other], np.zeros_like(log_h.value)
+    return H, log_h._replace(value=log_h.value + eta["lambda_"] + eta["gamma_"] - u)
 
 
 def _chained(f: Derivatives, to_z: Mapping[str, Array], gamma: Array, names: list[str]) -> ByPredictor:
@@ -393,26 +377,23 @@ class Optimum:
 
 def newton(f: Callable[[Array], Second], start: Array, *, tol: float = 1e-8, max_iter: int = 200) -> Optimum:
     """Maximise by Newton's method: curvatures made positive, steps at most 2 a coordinate, damped until they gain."""
-    theta, at, damping = start, f(start), 0.0
-    for iteration in range(max_iter):
-        if np.abs(at.gradient).max(initial=0.0) <= tol:
-            return Optimum(theta=theta, at=at, iterations=iteration, converged=True)
+    theta, at, damping, iteration = start, f(start), 0.0, 0
+    while np.abs(at.gradient).max(initial=0.0) > tol and iteration < max_iter:
+        iteration += 1
         curvature, V = np.linalg.eigh(-at.hessian)
         most = max(float(np.abs(curvature).max()), 1e-12)
+        if damping > 1e12 * most:
+            break
         step = V @ ((V.T @ at.gradient) / (np.maximum(np.abs(curvature), 1e-12 * most) + damping))
         step *= min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-300))
         new = f(theta + step)
-        expected = float(at.gradient @ step)
-        gain = new.value - at.value
-        if _finite(new) and gain >= 1e-4 * min(expected, 1e-12 * abs(at.value)) - 1e-14 * abs(at.value):
+        if _finite(new) and new.value >= at.value - 1e-14 * abs(at.value):  # no loss but for rounding
             theta, at = theta + step, new
             damping = 0.0 if damping < 1e-6 * most else damping / 8
-        elif damping > 1e12 * most:
-            break
         else:
             damping = max(4 * damping, 1e-3 * most)
-    done = bool(np.abs(at.gradient).max(initial=0.0) <= tol)
-    return Optimum(theta=theta, at=at, iterations=max_iter, converged=done)
+    converged = bool(np.abs(at.gradient).max(initial=0.0) <= tol)
+    return Optimum(theta=theta, at=at, iterations=iteration, converged=converged)
 
 
 def _finite(s: Second) -> bool:

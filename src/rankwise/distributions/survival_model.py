@@ -19,7 +19,7 @@ from rankwise.nearest import unknown
 
 Array = NDArray[np.float64]
 Family = Literal["aft", "ph", "both"]
-# The named special cases: what is fixed; "scales" are both free where one alone does not give the usual family.
+# The named special cases, by what is fixed
 BASELINES: dict[str, dict[str, float]] = {
     "exponential": {"gamma_": 1.0, "kappa_": 1.0},
     "weibull": {"kappa_": 1.0},
@@ -29,7 +29,7 @@ BASELINES: dict[str, dict[str, float]] = {
     "gompertz": {"gamma_": 1.0, "kappa_": np.inf},
     "pgw": {},
 }
-_BOTH_SCALES = ("burr", "linear-hazard", "gompertz")
+_BOTH_SCALES = ("burr", "linear-hazard", "gompertz")  # one scale alone does not give the usual family
 _SAMPLE = 4096  # rows on which the starts are compared
 _STARTS = (0.2, 1.0, 3.0)  # of κ
 
@@ -123,9 +123,7 @@ def observations(
     refuse(~(w > 0) | np.isinf(w), "a weight that is not positive and finite")
     if not (seen | np.isfinite(hi)).any():
         raise ValueError("no event was observed: every row is right censored, and nothing can be estimated")
-    kept = (lo > 0) | np.isfinite(hi)  # a row censored at time 0 says nothing
-    whole = Observations(lower=lo, upper=hi, event=seen, entry=begin, weight=w)
-    return whole if kept.all() else whole.take(np.flatnonzero(kept))
+    return Observations(lower=lo, upper=hi, event=seen, entry=begin, weight=w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +159,14 @@ def maximise(
     *,
     penalizer: float = 0.0,
     names: Mapping[str, list[Hashable]] | None = None,
-    start: Array | None = None,
     tol: float = 1e-8,
 ) -> Fit:
     """Fit from a Weibull start with several values of κ (compared on a sample of the rows, if there are many).
+
+    Raises
+    ------
+    ValueError
+        Columns that the others make up (named), without a penalty.
 
     Warnings
     --------
@@ -174,9 +176,9 @@ def maximise(
         The information is singular (which parameters), or fewer events than parameters.
     """
     likelihood = Likelihood(o, designs, shape.linear, penalizer=penalizer)
-    if start is None:
-        start = _best_start(o, designs, shape, penalizer, likelihood)
-    optimum = newton(likelihood, start, tol=tol)
+    if names and not penalizer:
+        _refuse_dependent(likelihood, names)
+    optimum = newton(likelihood, _best_start(o, designs, shape, penalizer, likelihood), tol=tol)
     titles = [(n, c) for n in likelihood.designs for c in (names or {}).get(n, ["Intercept"])]
     if not optimum.converged:
         warnings.warn(
@@ -198,6 +200,19 @@ def maximise(
         optimum=optimum,
         condition_number=condition,
     )
+
+
+def _refuse_dependent(likelihood: Likelihood, names: Mapping[str, list[Hashable]]) -> None:
+    found = likelihood.dependent()
+    if found:
+        constants = {n: likelihood.scales[id(X)].constant for n, X in likelihood.designs.items() if X is not None}
+        # of two constants the covariate is at fault, not the intercept
+        own = [names[p][j] if names[p][j] != "Intercept" else names[p][constants[p] or 0] for p, j in found]
+        which = ", ".join(dict.fromkeys(map(str, own)))
+        raise ValueError(
+            f"columns that the others make up (constant beside an intercept, collinear, or more columns than rows): "
+            f"{which}; drop them, or set penalizer above 0"
+        )
 
 
 def _best_start(
@@ -278,7 +293,8 @@ def compare_baselines(shapes: Mapping[str, Form], fit: Callable[[Form], Fit], n:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fits = {b: fit(s) for b, s in shapes.items()}
-        general = fit(form("pgw", "both")) if "pgw" in shapes else None
+        largest = form("pgw", "both")
+        general = None if "pgw" not in shapes else fits["pgw"] if shapes["pgw"] == largest else fit(largest)
     rows = {}
     for name, f in fits.items():
         k = f.likelihood.size

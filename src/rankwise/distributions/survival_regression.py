@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rankwise.distributions import power_weibull as pgw
 from rankwise.distributions.survival import FittedSurvival
-from rankwise.distributions.survival_curves import intervals, links, mean_time, natural, plot_ratio, quantity
+from rankwise.distributions.survival_curves import cox_snell, intervals, links, mean_time, natural, plot_ratio, quantity
 from rankwise.distributions.survival_likelihood import PARAMETERS, Likelihood
 from rankwise.distributions.survival_model import (
     Form,
@@ -148,14 +148,9 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         self.weights, self.entry = taken.get(weights_col, ones), taken.get(entry_col, 0 * ones)
         self.event_observed = E.astype(float) == 1
         lower, upper, event = bounds_of(Ts, E)
-        # rows that observations() leaves out must leave the covariates too
-        kept = (lower > 0) | np.isfinite(upper) | (event == 1) | np.isnan(lower)
         self._observations = observations(
-            lower=lower[kept], upper=upper[kept], event=event[kept], entry=self.entry[kept], weight=self.weights[kept],
-            index=df.index[kept],
-        )  # fmt: skip
-        if not kept.all():
-            df = df[kept]
+            lower=lower, upper=upper, event=event, entry=self.entry, weight=self.weights, index=df.index
+        )
         self.timeline = np.unique(lower) if timeline is None else np.sort(np.asarray(timeline, dtype=float))
         self._central_values = self._compute_central_values_of_raw_training_data(df)
         if self.baseline == "auto":
@@ -171,17 +166,13 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         )
         self.params_ = pd.Series(self.fit_.coefficients, index=index, name="coef")
         self.log_likelihood_ = self.fit_.log_likelihood
-        self._hessian_ = -self.fit_.likelihood.total * self.fit_.optimum.at.hessian
         self._compare_to_values = np.zeros(len(index))
         covariance = self._sandwich() if robust else self.fit_.covariance
         self.variance_matrix_ = pd.DataFrame(covariance, index=index, columns=index)
         self.standard_errors_ = pd.Series(np.sqrt(np.diag(covariance)), index=index, name="se")
         self.confidence_intervals_ = self._compute_confidence_intervals()
         self._neg_likelihood = self._mean_negative
-        self._predicted_median = self._quantiles(self._eta(df), 0.5) if len(df) == self._n_examples else None
-        if self._predicted_median is None:
-            self._predicted_median = np.zeros(self._n_examples)
-            self._predicted_median[kept] = self._quantiles(self._eta(df), 0.5)
+        self._predicted_median = self._quantiles(self._eta(df), 0.5)
         return self
 
     def _roles(self, df: pd.DataFrame, shape: Form, regressors: Mapping | None) -> dict:
@@ -204,9 +195,7 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
 
     def _maximise(self, df: pd.DataFrame, shape: Form, regressors: Mapping | None):
         roles = self._roles(df, shape, regressors)
-        mappings = utils.CovariateParameterMappings(roles, df, force_intercept=self.fit_intercept)
-        if shape is self.form_ or self.baseline == "auto":
-            self.regressors = mappings
+        self.regressors = utils.CovariateParameterMappings(roles, df, force_intercept=self.fit_intercept)
         designs: dict[str, Array | None] = {}
         made: dict[object, tuple[Array, list]] = {}
         names: dict[str, list] = {}
@@ -216,17 +205,19 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
                 designs[name], names[name] = None, ["Intercept"]
                 continue
             if key not in made:
-                made[key] = _design(mappings.mappings[name], df)
+                made[key] = _design(self.regressors.mappings[name], df)
             designs[name], names[name] = made[key]
-        if not self.penalizer:
-            _refuse_dependent(Likelihood(self._observations, designs, shape.linear), names)
         return maximise(self._observations, designs, shape, penalizer=float(self.penalizer), names=names), names
 
     def _sandwich(self) -> Array:
-        L = self.fit_.likelihood
-        A, V = L.original(), self.fit_.covariance
-        back = np.linalg.inv(A).T  # scores of the columns as given
-        return V @ back @ L.scores(self.fit_.optimum.theta) @ back.T @ V
+        L, V = self.fit_.likelihood, self.fit_.covariance
+        known = np.isfinite(np.diag(V))
+        half = (
+            np.where(np.outer(known, known), V, 0.0) @ np.linalg.inv(L.original()).T
+        )  # scores of the columns as given
+        out = half @ L.scores(self.fit_.optimum.theta) @ half.T
+        out[~known, ~known] = np.inf
+        return out
 
     def _mean_negative(self, params, Ts, E, W, entries, Xs) -> float:
         """Mean negative log-likelihood of new rows, which lifelines' ``score`` asks for."""
@@ -235,7 +226,7 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         designs = {n: np.asarray(Xs[n]) for n in self.form_.free}
         L = Likelihood(o, designs, self.form_.linear)
         theta = np.asarray(np.linalg.solve(L.original(), np.asarray(params)), dtype=np.float64)
-        return -L(theta).value if len(o) == len(lower) else np.nan
+        return -L(theta).value
 
     @property
     def _ll_null(self) -> float:
@@ -376,14 +367,17 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
             raise ValueError("residuals are defined here for right-censored data")
         df = training_dataframe
         given = natural(self.form_, self._eta(df))
-        event = np.ones(len(df)) if self.event_col is None else df[self.event_col].to_numpy(float)
-        H = pgw.cumulative_hazard(df[self.duration_col].to_numpy(float), **given)
-        before = (
-            0.0 * H if self.entry_col is None else pgw.cumulative_hazard(df[self.entry_col].to_numpy(float), **given)
-        )
+        zero = pd.Series(0.0, index=df.index)
+        found = cox_snell(
+            df[self.duration_col],
+            zero + 1 if self.event_col is None else df[self.event_col],
+            zero if self.entry_col is None else df[self.entry_col],
+            lambda t: pgw.cumulative_hazard(t, **given),
+        ).set_index(df.index)
         if kind == "cox-snell":
-            return pd.DataFrame({"residual": H, "event": event, "entry": before}, index=df.index)
-        martingale = event - (H - before)
+            return found
+        event = found["event"].to_numpy()
+        martingale = event - (found["residual"] - found["entry"]).to_numpy()
         if kind == "martingale":
             return pd.DataFrame({"martingale": martingale}, index=df.index)
         inside = martingale + np.where(event == 1, np.log(np.maximum(event - martingale, 1e-300)), 0.0)
@@ -411,16 +405,3 @@ def _design(mapping, df: pd.DataFrame) -> tuple[Array, list]:
     if bad or len(X) != len(df):
         raise ValueError(f"NaN or Inf among the covariates: {', '.join(bad) or 'a formula drops their rows'}")
     return X, list(names)
-
-
-def _refuse_dependent(likelihood: Likelihood, names: Mapping[str, list]) -> None:
-    found = likelihood.dependent()
-    if found:
-        constants = {n: likelihood.scales[id(X)].constant for n, X in likelihood.designs.items() if X is not None}
-        # of two constants the covariate is at fault, not the intercept
-        own = [names[p][j] if names[p][j] != "Intercept" else names[p][constants[p] or 0] for p, j in found]
-        which = ", ".join(dict.fromkeys(map(str, own)))
-        raise ValueError(
-            f"columns that the others make up (constant beside an intercept, collinear, or more columns than rows): "
-            f"{which}; drop them, or set penalizer above 0"
-        )
