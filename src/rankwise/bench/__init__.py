@@ -48,6 +48,10 @@ RECIPES = {
         "power generalised Weibull on four trials against lifelines' models and Cox; bias and coverage in simulation",
         {"trials": "flexible_survival", "simulation": "survival_simulation"},
     ),
+    "singular-likelihood": Recipe(
+        "Likelihood of perturbed data near curves, surfaces and digits, against no perturbation and other generators",
+        {"manifolds": "singular_manifolds", "digits": "singular_digits"},
+    ),
     "kde-large-d": Recipe(
         "kernel density in large dimension: the regimes against theory, bandwidth rules on Gaussians, digits and texts",
         {"regimes": "kde_gaussian", "real": "kde_real"},

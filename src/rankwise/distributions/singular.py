@@ -304,7 +304,7 @@ class SingularGenerativeEstimator(BaseEstimator):
             model.noise_, model.sigma_, model.scale_ = kept["noise"], kept["sigma"], kept["scale"]
             model.noise_path_ = pd.DataFrame(kept["noise_path"])
             model.relative_ = model.noise_path_["relative"].to_numpy()
-            model.n_features_in_: int = len(model.mean_)
+            vars(model)["n_features_in_"] = len(model.mean_)  # scikit-learn sets it in `validate_data`
             model.net_ = model._network()
             model.net_.load_state_dict(tensors)
         except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 _LOG_2PI = math.log(2 * math.pi)
-_START = 0.1  # of σ and s: from much wider ones, f and the encoder agree to ignore z
+_START = 0.3  # of σ and s: from wider ones f and encoder may agree to ignore z, from narrower ones z leaves its prior
 
 
 class StackedMLP(nn.Module):

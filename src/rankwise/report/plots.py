@@ -322,6 +322,38 @@ def kde_phases(fluctuations: list[dict[str, float]]) -> Figure:
     return figure
 
 
+def noise_levels(data: dict[str, dict[str, list[float]]]) -> Figure:
+    """Distance to the truth against the perturbation, a panel a case; numeric keys are levels."""
+    figure, axes = plt.subplots(2, -(-len(data) // 2), figsize=(9.6, 4.8), squeeze=False, sharex=True)
+    for axis, (title, scores) in zip(axes.T.flat, data.items(), strict=False):
+        levels = [k for k in scores if k.replace(".", "").isdigit()]
+        values = np.array([scores[k] for k in levels])
+        axis.errorbar([float(k) for k in levels], values.mean(1), values.std(1), marker="o", ms=3, color="#0072b2")
+        for name, colour in (("kde", "#d55e00"), ("wgan", "#009e73"), ("floor", "#888888")):
+            axis.axhline(float(np.mean(scores[name])), color=colour, lw=1, ls="--", label=name)
+        axis.set_xscale("symlog", linthresh=0.01)
+        axis.set_title(title, fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("perturbation σ̃")
+    axes[0, 0].set_ylabel("Wasserstein-1 to the truth")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def clouds(data: dict[str, np.ndarray]) -> Figure:
+    """Scatters of ``(n, 2)`` points, side by side at one scale."""
+    figure, axes = plt.subplots(1, len(data), figsize=(1.6 * len(data), 1.9), sharex=True, sharey=True)
+    for axis, (title, points) in zip(np.atleast_1d(axes), data.items(), strict=True):
+        axis.scatter(*points.T, s=1, color="#0072b2", alpha=0.5)
+        axis.set_title(title, fontsize=8)
+        axis.set_aspect("equal")
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.tight_layout()
+    return figure
+
+
 def as_data_uri(figure: Figure) -> str:
     """The figure as a PNG data URI, closed."""
     stream = io.BytesIO()
