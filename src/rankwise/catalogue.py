@@ -267,6 +267,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "Chae, Kim, Kim & Lin, A likelihood approach to nonparametric estimation of a singular distribution using deep generative models, JMLR 2023",
         "2105.04046",
         "Perturbing the data makes likelihood estimate distributions on low-dimensional sets.",
+        "ready",
     ),
     _e(
         "kde-large-d",

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, wasserstein_distance
+from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
 from rankwise.distributions.singular_networks import Ensemble, directions, sliced_wasserstein
+from rankwise.spectral import principal_angles
 
 
 def principal(seed: int = 0, n: int = 400, D: int = 4, q: int = 2):
@@ -34,6 +36,46 @@ def principal(seed: int = 0, n: int = 400, D: int = 4, q: int = 2):
 
 def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def trained(x: torch.Tensor, q: int, *, steps: int = 400) -> Ensemble:
+    """Linear fits to ``x (members, n, D)`` by a quasi-Newton method on the bound with fixed draws."""
+    torch.manual_seed(0)
+    net = Ensemble(len(x), q, x.shape[-1], ()).double()
+    draws = normal(len(x), 8, x.shape[1], q)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=steps, history_size=30, line_search_fn="strong_wolfe")
+
+    def minus_bound() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = -net.bound(x, draws).mean(1).sum()
+        value.backward()
+        return value
+
+    optimizer.step(minus_bound)
+    return net.requires_grad_(False)
+
+
+def test_linear_fits_are_the_principal_components_of_the_perturbed_data():
+    _, x, _ = principal(n=500)
+    levels = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    perturbed = x + levels[:, None, None] * normal(500, 4, seed=5)
+    net = trained(perturbed, 2)
+    for m, level in enumerate(levels.tolist()):
+        exact = PCA(2).fit(perturbed[m])
+        noise = exact.noise_variance_ * 499 / 500  # scikit-learn divides by n - 1
+        assert_close(float((2 * net.log_sigma[m]).exp()), noise, rtol=0.02, atol=0)
+        assert_close(noise, 0.09 + level**2, rtol=0.1, atol=0)  # σ̂² = σ₀² + σ̃²
+        W = net.decoder.weights[0][m]
+        assert float(principal_angles(W.T, torch.as_tensor(exact.components_.T)).max()) < 0.02
+        covariance = W.T @ W + noise * torch.eye(4, dtype=torch.float64)
+        assert_close(covariance, torch.as_tensor(exact.get_covariance()), rtol=0.02, atol=0.05)
+
+
+def test_without_noise_or_perturbation_sigma_falls_without_bound():
+    x = normal(200, 1) * torch.tensor([[1.0, 2.0, -1.0]], dtype=torch.float64)
+    assert float(trained(x[None], 1).log_sigma.exp()) < 5e-3
+    noisy = x + 0.2 * normal(200, 3, seed=1)
+    assert_close(float(trained(noisy[None], 1).log_sigma.exp()), 0.2, rtol=0.1, atol=0)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Distributions as estimators: survival, aggregated quantiles, and densities in large dimension."""
+"""Distributions as estimators: survival, aggregated quantiles, densities in large dimension, singular laws."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rankwise.distributions.kde import HighDimKDE
     from rankwise.distributions.kde_regimes import critical_bandwidths
     from rankwise.distributions.quantile_aggregation import QuantileAggregator
+    from rankwise.distributions.singular import SingularGenerativeEstimator
     from rankwise.distributions.survival import PGWFitter, select_baseline
     from rankwise.distributions.survival_regression import PGWRegressionFitter
     from rankwise.distributions.survival_sklearn import PGWSurvivalAnalysis
@@ -19,6 +20,7 @@ __all__ = [
     "PGWRegressionFitter",
     "PGWSurvivalAnalysis",
     "QuantileAggregator",
+    "SingularGenerativeEstimator",
     "critical_bandwidths",
     "select_baseline",
 ]
@@ -28,6 +30,7 @@ _LATE = {
     "PGWRegressionFitter": "survival_regression",
     "PGWSurvivalAnalysis": "survival_sklearn",
     "QuantileAggregator": "quantile_aggregation",
+    "SingularGenerativeEstimator": "singular",
     "critical_bandwidths": "kde_regimes",
     "select_baseline": "survival",
 }

@@ -367,7 +367,7 @@ class SingularGenerativeEstimator(BaseEstimator):
                 if epoch - epochs.max() >= self.patience:
                     break
         net.load_state_dict(kept)
-        sigma = net.log_sigma.detach().exp().cpu().numpy()
+        sigma = net.log_sigma.detach().double().exp().cpu().numpy()
         self.noise_path_ = pd.DataFrame({
             "noise": relative * self.scale_, "relative": relative, "sigma": sigma * self.scale_,
             "wasserstein": best * self.scale_, "epoch": epochs, "at_floor": sigma <= self.sigma_floor * (1 + 1e-4),
