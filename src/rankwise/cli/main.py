@@ -11,7 +11,7 @@ import warnings
 from rankwise.cli import tuning  # noqa: F401  (each import adds its commands, in the order of the help)
 
 # isort: split
-from rankwise.cli import compression, evidence, merging, prompting  # noqa: F401
+from rankwise.cli import compression, distributions, evidence, merging, prompting  # noqa: F401
 from rankwise.cli.app import app, errors
 
 

@@ -7,9 +7,13 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankwise.data.corpus import Corpus
 from rankwise.nearest import unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = tuple[int, dict[str, object]]
 READERS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -62,6 +66,35 @@ def read_file(
         raise ValueError(f"{path}: column '{label_column}' has one class only ('{names[0]}'); at least two are needed")
     index = {n: i for i, n in enumerate(names)}
     return Corpus(name=str(path), texts=texts, labels=[index[x] for x in raw], groups=groups, label_names=names)
+
+
+def frame(path: Path) -> pd.DataFrame:
+    """A file as a data frame.
+
+    Raises
+    ------
+    ValueError
+        Another type of file, none there, or one that cannot be read.
+    """
+    import pandas as pd
+
+    read = {
+        ".csv": pd.read_csv,
+        ".tsv": lambda p: pd.read_csv(p, sep="\t"),
+        ".jsonl": lambda p: pd.read_json(p, lines=True),
+        ".parquet": pd.read_parquet,
+    }
+    if path.suffix not in READERS:
+        raise unknown("file type", path.suffix or path.name, READERS)
+    try:
+        table = read[path.suffix](path)
+    except FileNotFoundError as error:
+        raise ValueError(f"no such file: {path}") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not len(table):
+        raise ValueError(f"{path} has no rows")
+    return table
 
 
 def rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -288,17 +288,7 @@ class QuantileAggregator(BaseEstimator):
         return (w.mT * B).sum(1)
 
     def _train(self, x: Tensor, B: Tensor, y: Tensor, tau: Array) -> tuple[list[float], nn.Module]:
-        m, p = len(tau), len(self.names_)
-        size = {"coarse": p, "medium": m * p, "fine": m * p * m}[self.weights.partition("-")[2]]
-        g = torch.Generator().manual_seed(self.random_state)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
-            net = _Constant(size) if self.weights.startswith("global") else mlp(
-                x.shape[1], self.hidden, size, dropout=self.dropout
-            )  # fmt: skip
-        if isinstance(net, nn.Sequential):  # equal weights at first
-            nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
+        net, g = self._network(x.shape[1]), torch.Generator().manual_seed(self.random_state)
         levels = torch.as_tensor(tau, dtype=torch.float32)
         Q = torch.quantile(y, levels)
         margins = self.margin * (Q[None, :] - Q[:, None]).clamp(min=0)
@@ -335,6 +325,19 @@ class QuantileAggregator(BaseEstimator):
                     break
         net.load_state_dict(kept)
         return losses, net.eval()
+
+    def _network(self, inputs: int) -> nn.Module:
+        """Logits of the weights, equal weights at first."""
+        m, p = len(self.quantiles), len(self.names_)
+        size = {"coarse": p, "medium": m * p, "fine": m * p * m}[self.weights.partition("-")[2]]
+        if self.weights.startswith("global"):
+            return _Constant(size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            net = mlp(inputs, self.hidden, size, dropout=self.dropout)
+        nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
+        return net
 
     def _ordered(self, X: Array) -> Array:
         """Quantiles before calibration, in y's units."""

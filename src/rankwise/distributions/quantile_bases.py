@@ -95,6 +95,20 @@ class _Network(RegressorMixin, BaseEstimator, ABC):
         self.epochs = epochs
         self.random_state = random_state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights as arrays: what keeps models as plain data (skops) can keep this one."""
+        state: dict[str, Any] = {**super().__getstate__()}  # type: ignore[dict-item]
+        if hasattr(self, "net_"):
+            state["net_"] = {k: v.numpy() for k, v in self.net_.state_dict().items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = state.pop("net_", None)
+        super().__setstate__(state)
+        if arrays is not None:
+            self.net_ = mlp(np.size(self.scaler_.mean_), tuple(self.hidden), self._outputs())
+            self.net_.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
+
     @abstractmethod
     def _outputs(self) -> int: ...
 

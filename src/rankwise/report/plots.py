@@ -322,6 +322,28 @@ def kde_phases(fluctuations: list[dict[str, float]]) -> Figure:
     return figure
 
 
+def quantile_fan(observed: np.ndarray, quantiles: np.ndarray, levels: list[float], *, unit: str) -> Figure:
+    """Bands of symmetric levels over rows in the order of their median, with what was observed."""
+    figure, axis = plt.subplots(figsize=(8.4, 3.8))
+    middle = int(np.argmin(np.abs(np.asarray(levels) - 0.5)))
+    order = np.argsort(quantiles[:, middle])
+    if len(order) > 200:
+        order = order[np.linspace(0, len(order) - 1, 200).astype(int)]
+    at, pairs = np.arange(len(order)), [(i, len(levels) - 1 - i) for i in range(len(levels) // 2)]
+    for i, j in pairs:
+        axis.fill_between(
+            at, quantiles[order, i], quantiles[order, j], color="#0072b2", alpha=0.6 / len(pairs), lw=0, step="mid"
+        )
+    axis.plot(at, quantiles[order, middle], color="#0072b2", lw=1, label="median")
+    axis.plot(at, observed[order], ".", ms=3, color="#d55e00", label="observed")
+    axis.set_xlabel("test rows by predicted median")
+    axis.set_ylabel(unit)
+    axis.set_xlim(0, max(len(order) - 1, 1))
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 def noise_levels(data: dict[str, dict[str, list[float]]]) -> Figure:
     """Distance to the truth against the perturbation, a panel a case; numeric keys are levels."""
     figure, axes = plt.subplots(2, -(-len(data) // 2), figsize=(9.6, 4.8), squeeze=False, sharex=True)

@@ -175,6 +175,23 @@ def answers(ranked: RankedAnswers, *, width: int | None = 30) -> tuple[list[str]
     return [_shortened(ranked.question, width), *ranked.scores], rows
 
 
+def quantile_scores(about: dict) -> tuple[list[str], list[list[str]]]:
+    """Weighted interval score and calibration error of the aggregate, the average and every base."""
+    best = about["scores"]["aggregate"]
+    return ["model", "weighted interval score", "to aggregate's", "calibration error"], [
+        [name, f"{value:.4g}", f"{value / best:.3f}", f"{about['calibration'][name]:.3f}"]
+        for name, value in about["scores"].items()
+    ]
+
+
+def quantile_intervals(about: dict) -> tuple[list[str], list[list[str]]]:
+    """Coverage and mean width of every central interval."""
+    return ["interval", "coverage", "mean width", "interval score"], [
+        [f"{100 * r['nominal']:.0f}%", f"{100 * r['coverage']:.1f}%", f"{r['width']:.4g}", f"{r['interval_score']:.4g}"]
+        for r in about["intervals"]
+    ]
+
+
 def _shortened(text: str, most: int | None) -> str:
     return text if most is None or len(text) <= most else text[: most - 1] + "…"
 

@@ -1,0 +1,137 @@
+"""Prediction intervals for a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankwise.cli.app import Json, app, console, typed
+
+quantile = typer.Typer(no_args_is_help=True, help="Prediction intervals for a table, by aggregated quantile models.")
+app.add_typer(quantile, name="quantile")
+
+
+@quantile.command()
+def fit(
+    data: Annotated[Path, typer.Argument(help="A csv, tsv, jsonl or parquet file.")],
+    target: Annotated[str, typer.Option(help="The column to predict.")],
+    out: Annotated[Path, typer.Option(help="Folder to write (appears when it is whole).")] = Path("quantiles"),
+    levels: Annotated[str | None, typer.Option(help="Quantiles, e.g. 0.05,0.5,0.95.")] = None,
+    models: Annotated[str, typer.Option(help="Base models, from linear, boosting, forest, extra-trees, gaussian, "
+                                        "network.")] = "linear,boosting,forest,gaussian",
+    weights: Annotated[str, typer.Option(help="global or local, with -coarse, -medium or -fine.")] = "local-medium",
+    test_share: Annotated[float, typer.Option(help="Share of the rows that only judge.")] = 0.2,
+    seed: Annotated[int, typer.Option()] = 0,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Fit base models and their weights; judge on held-out rows; write model, table and fan plot.
+
+    Example: rankwise quantile fit houses.csv --target price --out houses
+    """
+    from rankwise.jobs.quantile import LEVELS, fit_table
+
+    names = [n.strip() for n in models.split(",") if n.strip()]
+    with console.status(f"fitting {len(names)} models in 5 folds, then their weights", spinner="dots") as status:
+        if json_:
+            status.stop()
+        fitted = fit_table(
+            data, target, out, quantiles=_numbers(levels) if levels else LEVELS, models=names, weights=weights,
+            test_share=test_share, seed=seed,
+        )  # fmt: skip
+    _write(fitted, out)
+    _show(fitted, out, json_=json_)
+
+
+@quantile.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A folder written by `rankwise quantile fit`.")],
+    data: Annotated[Path, typer.Argument(help="Rows to predict, with the same columns.")],
+    out: Annotated[Path | None, typer.Option(help="A csv file to write; the terminal otherwise.")] = None,
+    json_: Json = False,
+) -> None:
+    """Quantiles of new rows, a column a level.
+
+    Example: rankwise quantile predict houses new.csv --out intervals.csv
+    """
+    from rankwise.files import write_text
+    from rankwise.jobs.quantile import load_fit, predict_table
+    from rankwise.report.tables import terminal
+
+    found = predict_table(load_fit(run), data)
+    if out is not None:
+        write_text(out, found.to_csv(index=False))
+    if json_:
+        print(json.dumps(found.to_dict("records")))
+    elif out is not None:
+        console.print(f"{len(found)} rows   {out}", highlight=False)
+    else:
+        shown = [[str(i), *(f"{v:.4g}" for v in row)] for i, row in enumerate(found.head(20).to_numpy(), 1)]
+        console.print(terminal(["row", *found.columns], shown))
+        if len(found) > 20:
+            console.print(f"and {len(found) - 20} more; --out FILE keeps all", highlight=False)
+
+
+@quantile.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A folder written by `rankwise quantile fit`.")],
+    data: Annotated[Path | None, typer.Option(help="Judge on this file instead; it must hold the target.")] = None,
+    json_: Json = False,
+) -> None:
+    """How good the intervals are: scores against every base model, coverage, widths.
+
+    Example: rankwise quantile report houses --data later.csv
+    """
+    from rankwise.jobs.quantile import judge_table, load_fit
+
+    fitted = load_fit(run)
+    if data is not None:
+        fitted = judge_table(fitted, data)
+    _show(fitted, run, json_=json_)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(v) for v in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"levels '{text}' are not understood; write 0.05,0.5,0.95") from error
+
+
+def _write(fitted, out: Path) -> None:
+    """The fan plot and the page."""
+    from rankwise.report import plots
+    from rankwise.report.page import write_figure
+    from rankwise.report.tables import quantile_scores
+
+    header, rows = quantile_scores(fitted.about)
+    write_figure(
+        out,
+        "fan",
+        lambda: plots.quantile_fan(
+            fitted.observed, fitted.quantiles, list(fitted.model.quantiles), unit=fitted.about["target"]
+        ),
+        section="Predicted quantiles of the test rows",
+        title=f"Prediction intervals of {fitted.about['target']}",
+        subtitle=f"{fitted.about['rows']} rows fitted, {fitted.about['test_rows']} rows judged",
+        command=typed(),
+        header=header,
+        rows=rows,
+        caption="weighted interval score: twice the mean pinball loss, in the target's units; low is good",
+        notes=[
+            f"{100 * row['nominal']:.0f}% intervals: cover {100 * row['coverage']:.1f}%, mean width {row['width']:.4g}"
+            for row in fitted.about["intervals"]
+        ],
+    )
+
+
+def _show(fitted, out: Path, *, json_: bool) -> None:
+    from rankwise.report.tables import quantile_intervals, quantile_scores, terminal
+
+    if json_:
+        print(json.dumps(fitted.about))
+        return
+    console.print(terminal(*quantile_scores(fitted.about)))
+    console.print(terminal(*quantile_intervals(fitted.about)))
+    console.print(f"\nmodel     {out}/model\nreport    {out}/report.html\nplot      {out}/fan.png", highlight=False)

@@ -1,0 +1,88 @@
+"""A fitted `QuantileAggregator` in a folder, and back: plain data only.
+
+Base models and scaler are kept by skops, which builds only types named here; weights as safetensors, the rest as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from skops import io
+from skops.io.exceptions import UntrustedTypesFoundException
+
+from rankwise.distributions.quantile_aggregation import QuantileAggregator
+from rankwise.files import read_json, whole_folder, write_json
+
+TRUSTED = (
+    "collections.OrderedDict",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMRegressor",
+    "quantile_forest._quantile_forest.ExtraTreesQuantileRegressor",
+    "quantile_forest._quantile_forest.RandomForestQuantileRegressor",
+    "quantile_forest._quantile_forest_fast.QuantileForest",
+    "rankwise.distributions.quantile_bases.GaussianNetwork",
+    "rankwise.distributions.quantile_bases.QuantileNetwork",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+)
+
+
+def save(model: QuantileAggregator, folder: str | Path) -> None:
+    """Write ``bases.skops``, ``weights.safetensors`` and ``aggregator.json``; the folder appears when it is whole.
+
+    Raises
+    ------
+    ValueError
+        A base of a type that `load` would refuse.
+    """
+    held = {"bases": model.bases_, "scaler": model.scaler_}
+    packed = io.dumps(held)
+    unknown = sorted(set(io.get_untrusted_types(data=packed)) - set(TRUSTED))
+    if unknown:
+        raise ValueError(
+            f"base models of types {', '.join(unknown)} cannot be kept as plain data; use scikit-learn's, LightGBM's, "
+            "quantile-forest's or rankwise's"
+        )
+    options = {k: v for k, v in model.get_params(deep=False).items() if k not in ("estimators", "memory", "n_jobs")}
+    described = {
+        "options": options, "names": model.names_, "y_mean": model.y_mean_, "y_scale": model.y_scale_,
+        "widening": model.widening_.tolist(), "weights": model.weights_.tolist(), "features": np.size(model.scaler_.mean_),
+    }  # fmt: skip
+    with whole_folder(Path(folder)) as draft:
+        (draft / "bases.skops").write_bytes(packed)
+        save_file({k: v.contiguous() for k, v in model.net_.state_dict().items()}, draft / "weights.safetensors")
+        write_json(draft / "aggregator.json", described)
+
+
+def load(folder: str | Path) -> QuantileAggregator:
+    """Read what `save` wrote. Nothing in it is executed.
+
+    Raises
+    ------
+    ValueError
+        Not such a folder, a broken file, or a type that is not one of `TRUSTED`.
+    """
+    folder = Path(folder)
+    try:
+        described = read_json(folder / "aggregator.json")
+        model = QuantileAggregator(**described["options"])
+        held = io.loads((folder / "bases.skops").read_bytes(), trusted=list(TRUSTED))
+        model.bases_, model.scaler_ = held["bases"], held["scaler"]
+        model.names_, model.y_mean_, model.y_scale_ = (described[k] for k in ("names", "y_mean", "y_scale"))
+        model.widening_, model.weights_ = np.array(described["widening"]), np.array(described["weights"])
+        vars(model)["n_features_in_"] = described["features"]  # scikit-learn sets it in `validate_data`
+        model.net_ = model._network(described["features"])
+        model.net_.load_state_dict(load_file(folder / "weights.safetensors"))
+    except UntrustedTypesFoundException as error:
+        raise ValueError(f"{folder / 'bases.skops'} is refused: {error}") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no quantile model: {Path(error.filename).name} is missing") from error
+    except (BadZipFile, SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds a broken quantile model: {error}") from error
+    model.net_.eval()
+    return model
