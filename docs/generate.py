@@ -15,6 +15,8 @@ FIGURES = {
     "videoicl": "![share of right answers against the model's confidence](img/videoicl_reliability.png)\n",
     "flexible_survival": "![hazards of four trials](img/flexible_survival.png)\n",
     "kde_gaussian": "![critical bandwidths, and fluctuations across them](img/kde_gaussian.png)\n",
+    "singular_manifolds": "![samples by noise level](img/singular_manifolds.png)\n\n"
+    "![distance to the truth by noise level](img/singular_levels.png)\n",
     "rtsvm": "![what summing two experts costs against the overlap of their subspaces](img/rtsvm_interference.png)\n",
     "s2lora_speech": "![AdaLoRA's ranks and S2-LoRA's mass by layer](img/s2lora_speech_ranks.png)\n\n"
     "In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and what is "

@@ -1,11 +1,14 @@
 import matplotlib
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from rankwise.bench.distributions_speed import trial
 from rankwise.bench.flexible_survival import _dealt, _hazards
 from rankwise.bench.quantile_tables import Noise
+from rankwise.bench.singular_manifolds import distance, hidden_in, points
 from rankwise.bench.survival_simulation import _one, _sample
+from rankwise.bench.wasserstein_gan import generate
 from rankwise.data.frames import survival
 from rankwise.report import plots
 
@@ -43,3 +46,33 @@ def test_noise_bases_know_nothing_of_x_and_trials_are_repeatable():
     q = Noise(1).fit(np.zeros((500, 1)), y).predict(np.zeros((500, 1)), [0.1, 0.9])
     assert abs(np.corrcoef(q[:, 0], y)[0, 1]) < 0.15
     assert trial(50).equals(trial(50))
+
+
+def test_laws_lie_on_their_curve_or_surface_and_noise_fills_the_dimensions():
+    for name in ("circle", "sphere"):
+        P = points(name, 200, 0)
+        np.testing.assert_allclose(np.linalg.norm(P, axis=1), 1)
+        X = hidden_in(P, 0, 0, rotation=3)
+        np.testing.assert_allclose(cdist(X, X), cdist(P, P), atol=1e-9)
+        assert np.linalg.matrix_rank(X) == P.shape[1]
+    assert np.linalg.matrix_rank(hidden_in(P, 0.1, 0, rotation=3)) == 10
+
+
+def test_wasserstein_distance_of_a_shift_is_the_shift():
+    a = np.random.default_rng(0).normal(size=(50, 3))
+    assert distance(a, a[::-1] + [0.3, 0.0, 0.4]) == pytest.approx(0.5)
+
+
+def test_the_adversarial_baseline_finds_a_line():
+    X = np.random.default_rng(0).normal(size=(300, 1)) * [[1.0, 2.0]] + [3.0, 5.0]
+    made = generate(X, 300, latent_dim=1, steps=150)
+    assert distance(made, X) < 0.5 * distance(np.zeros((300, 2)), X)
+
+
+def test_levels_and_clouds_are_drawn():
+    scores = {"0.0": [1.0, 2.0], "0.1": [0.5, 0.6], "kde": [1.0], "wgan": [2.0], "floor": [0.1]}
+    axes = plots.noise_levels({"circle": scores, "moons": scores}).axes
+    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), [1.5, 0.55])
+    assert len(plots.clouds({"a": np.zeros((3, 2)), "b": np.ones((3, 2))}).axes) == 2
+    fan = plots.quantile_fan(np.arange(3.0), np.cumsum(np.ones((3, 5)), 1), [0.1, 0.25, 0.5, 0.75, 0.9], unit="y")
+    assert len(fan.axes[0].collections) == 2

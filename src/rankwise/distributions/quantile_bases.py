@@ -106,7 +106,8 @@ class _Network(RegressorMixin, BaseEstimator, ABC):
         arrays = state.pop("net_", None)
         super().__setstate__(state)
         if arrays is not None:
-            self.net_ = mlp(np.size(self.scaler_.mean_), tuple(self.hidden), self._outputs())
+            inputs = self.scaler_.mean_.shape[0]  # type: ignore[union-attr]
+            self.net_ = mlp(inputs, tuple(self.hidden), self._outputs())
             self.net_.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
 
     @abstractmethod

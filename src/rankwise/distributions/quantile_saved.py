@@ -49,9 +49,10 @@ def save(model: QuantileAggregator, folder: str | Path) -> None:
             "quantile-forest's or rankwise's"
         )
     options = {k: v for k, v in model.get_params(deep=False).items() if k not in ("estimators", "memory", "n_jobs")}
+    features = model.scaler_.mean_.shape[0]  # type: ignore[union-attr]
     described = {
         "options": options, "names": model.names_, "y_mean": model.y_mean_, "y_scale": model.y_scale_,
-        "widening": model.widening_.tolist(), "weights": model.weights_.tolist(), "features": np.size(model.scaler_.mean_),
+        "widening": model.widening_.tolist(), "weights": model.weights_.tolist(), "features": features,
     }  # fmt: skip
     with whole_folder(Path(folder)) as draft:
         (draft / "bases.skops").write_bytes(packed)
