@@ -60,7 +60,7 @@ def test_laws_lie_on_their_curve_or_surface_and_noise_fills_the_dimensions():
 
 def test_wasserstein_distance_of_a_shift_is_the_shift():
     a = np.random.default_rng(0).normal(size=(50, 3))
-    assert distance(a, a[::-1] + [0.3, 0.0, 0.4]) == pytest.approx(0.5)
+    assert distance(a, np.add(a[::-1], [0.3, 0.0, 0.4])) == pytest.approx(0.5)
 
 
 def test_the_adversarial_baseline_finds_a_line():
