@@ -175,7 +175,7 @@ class SingularGenerativeEstimator(BaseEstimator):
         else:
             relative = np.array([self.noise / self.scale_])
         g = torch.Generator().manual_seed(self.random_state)
-        order = torch.randperm(len(data), generator=g)
+        order = torch.randperm(len(data), generator=g, device="cpu")
         x = torch.as_tensor((data - self.mean_)[:, self.columns_] / self.scale_, dtype=torch.float32)[order]
         self._train(x[held:], x[:held], relative, g)
         best = int(self.noise_path_["wasserstein"].to_numpy().argmin())
@@ -350,7 +350,7 @@ class SingularGenerativeEstimator(BaseEstimator):
             if self.anneal and epoch < self.epochs / 2:
                 now = levels.clamp(min=1e-3) ** (2 * epoch / self.epochs)
             perturbed = x + now * noise
-            for rows in torch.randperm(n, generator=g).to(device).split(self.batch_size):
+            for rows in torch.randperm(n, generator=g, device="cpu").to(device).split(self.batch_size):
                 draws = self._normal(g, 1, K, len(rows), self.latent_dim).expand(len(levels), -1, -1, -1)
                 optimizer.zero_grad()
                 net.loss(perturbed[:, rows], draws, own).backward()
@@ -388,7 +388,7 @@ class SingularGenerativeEstimator(BaseEstimator):
 
     def _normal(self, g: torch.Generator, *shape: int) -> Tensor:
         """Standard normal draws, the same on every device."""
-        return torch.randn(*shape, generator=g).to(self._device())
+        return torch.randn(*shape, generator=g, device="cpu").to(self._device())
 
     def _device(self) -> torch.device:
         return torch.device(self.device or torch.get_default_device())

@@ -157,5 +157,5 @@ def sliced_wasserstein(X: Tensor, Y: Tensor, directions: Tensor) -> Tensor:
 
 def directions(dim: int, count: int, generator: torch.Generator) -> Tensor:
     """Unit vectors ``(dim, count)``, uniform on the sphere."""
-    d = torch.randn(dim, count, generator=generator)
+    d = torch.randn(dim, count, generator=generator, device=generator.device)
     return d / d.norm(dim=0)
