@@ -36,7 +36,7 @@ def test_the_aggregate_is_better_than_the_average_and_intervals_cover(run):
     assert results["scores"]["aggregate"] < results["scores"]["average"]
     wide = results["intervals"][0]
     assert wide["nominal"] == pytest.approx(0.95)
-    assert 0.87 < wide["coverage"] <= 1  # 80 rows: two standard errors are 5 points
+    assert 0.8 < wide["coverage"] <= 1  # 64 rows calibrate and 80 judge: the standard deviation is 3.6 points
 
 
 def test_predict_writes_ascending_quantiles_and_report_judges_another_file(run):
