@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from scipy.stats import ortho_group
 from sklearn.base import clone
 from sklearn.decomposition import PCA
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rankwise.distributions import SingularGenerativeEstimator
 from rankwise.distributions.singular import NOISE_GRID, DegenerateWarning
@@ -24,6 +25,11 @@ def circle(n: int = 300, seed: int = 0, noise: float = 0.0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def fit():
     return SingularGenerativeEstimator(1, **QUICK).fit(circle())
+
+
+@parametrize_with_checks([SingularGenerativeEstimator(1, noise=0.5, hidden=(4,), epochs=2, draws=2)])
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
 
 
 def test_the_path_has_a_row_a_level_in_the_units_of_the_data(fit):

@@ -19,6 +19,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -228,17 +229,14 @@ class SingularGenerativeEstimator(BaseEstimator):
         """
         check_is_fitted(self)
         given = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
-        x = torch.as_tensor((given - self.mean_)[:, self.columns_] / self.scale_, dtype=torch.float32)
-        x = x.to(self._device()).expand(len(self.relative_), -1, -1)
+        x = torch.as_tensor((given - self.mean_)[:, self.columns_] / self.scale_).to(self._device())
+        x, net = x.expand(len(self.relative_), -1, -1), deepcopy(self.net_).double()
         g, parts = torch.Generator().manual_seed(self.random_state), []
+        shared = self._normal(g, 1, draws, 1, self.latent_dim).double()  # a row's score does not depend on the others
         with torch.no_grad():
             for rows in x.split(256, 1):
-                shape = (1, draws, rows.shape[1], self.latent_dim)
-                parts.append(
-                    self.net_.quadrature(rows)
-                    if quadrature
-                    else self.net_.bound(rows, self._normal(g, *shape).expand(len(x), -1, -1, -1))
-                )
+                every = shared.expand(len(x), -1, rows.shape[1], -1)
+                parts.append(net.quadrature(rows) if quadrature else net.bound(rows, every))
         found = torch.cat(parts, 1)[self._member(None)].double().cpu().numpy()
         return found - x.shape[-1] * math.log(self.scale_)
 
