@@ -89,6 +89,8 @@ def report(
     fitted = load_fit(run)
     if data is not None:
         fitted = judge_table(fitted, data)
+    else:
+        _write(fitted, run)  # a fit that was killed after its model was whole has no page yet
     _show(fitted, run, json_=json_)
 
 

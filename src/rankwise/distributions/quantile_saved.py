@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -22,6 +23,7 @@ TRUSTED = (
     "collections.OrderedDict",
     "lightgbm.basic.Booster",
     "lightgbm.sklearn.LGBMRegressor",
+    "numpy.dtype",
     "quantile_forest._quantile_forest.ExtraTreesQuantileRegressor",
     "quantile_forest._quantile_forest.RandomForestQuantileRegressor",
     "quantile_forest._quantile_forest_fast.QuantileForest",
@@ -60,6 +62,24 @@ def save(model: QuantileAggregator, folder: str | Path) -> None:
         write_json(draft / "aggregator.json", described)
 
 
+def read_plain(path: Path) -> Any:
+    """What a skops file holds, if all its types are `TRUSTED`.
+
+    Raises
+    ------
+    ValueError
+        Another type in it, no such file, or a broken one.
+    """
+    try:
+        return io.loads(path.read_bytes(), trusted=list(TRUSTED))
+    except UntrustedTypesFoundException as error:
+        raise ValueError(f"{path} is refused: {error}") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.parent} holds no quantile model: {path.name} is missing") from error
+    except (BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error
+
+
 def load(folder: str | Path) -> QuantileAggregator:
     """Read what `save` wrote. Nothing in it is executed.
 
@@ -72,18 +92,16 @@ def load(folder: str | Path) -> QuantileAggregator:
     try:
         described = read_json(folder / "aggregator.json")
         model = QuantileAggregator(**described["options"])
-        held = io.loads((folder / "bases.skops").read_bytes(), trusted=list(TRUSTED))
+        held = read_plain(folder / "bases.skops")
         model.bases_, model.scaler_ = held["bases"], held["scaler"]
         model.names_, model.y_mean_, model.y_scale_ = (described[k] for k in ("names", "y_mean", "y_scale"))
         model.widening_, model.weights_ = np.array(described["widening"]), np.array(described["weights"])
         vars(model)["n_features_in_"] = described["features"]  # scikit-learn sets it in `validate_data`
         model.net_ = model._network(described["features"])
         model.net_.load_state_dict(load_file(folder / "weights.safetensors"))
-    except UntrustedTypesFoundException as error:
-        raise ValueError(f"{folder / 'bases.skops'} is refused: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no quantile model: {Path(error.filename).name} is missing") from error
-    except (BadZipFile, SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder} holds a broken quantile model: {error}") from error
     model.net_.eval()
     return model

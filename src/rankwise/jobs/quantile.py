@@ -141,7 +141,7 @@ def load_fit(folder: Path) -> Fitted:
         Not such a folder, or a broken one.
     """
     model = quantile_saved.load(folder / "model")
-    columns = io.loads((folder / "columns.skops").read_bytes(), trusted=["numpy.dtype"])
+    columns = quantile_saved.read_plain(folder / "columns.skops")
     about, test = read_json(folder / "results.json"), pd.read_csv(folder / "test.csv")
     observed = test.pop(about["target"]).to_numpy(dtype=float)
     return Fitted(model=model, columns=columns, about=about, observed=observed, quantiles=test.to_numpy(dtype=float))
