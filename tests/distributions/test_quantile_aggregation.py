@@ -105,10 +105,22 @@ def test_weights_see_no_row_that_its_base_saw():
 
 
 def test_penalty_is_zero_exactly_when_every_gap_is_wide_enough():
-    margins = 0.1 * torch.ones(3, 3)
-    assert crossing_penalty(torch.tensor([[0.0, 0.1, 0.2]]), margins) == 0
-    assert crossing_penalty(torch.tensor([[0.0, 0.05, 0.2]]), margins) == pytest.approx(0.05 / 3)
-    assert crossing_penalty(torch.tensor([[0.3, 0.1, 0.2]]), margins) == pytest.approx((0.3 + 0.2 + 0.0) / 3)
+    least = torch.tensor([-1.0, 0.0, 2.0])
+    assert crossing_penalty(torch.tensor([[5.0, 6.0, 8.5]]), least) == 0
+    assert crossing_penalty(torch.tensor([[5.0, 6.0, 7.8]]), least) == pytest.approx((0.2 + 0.2) / 3, rel=1e-5)
+    assert crossing_penalty(torch.tensor([[5.0, 4.0, 6.0]]), least) == pytest.approx((2.0 + 2.0) / 3)
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, 99])
+def test_penalty_and_its_gradient_are_those_of_all_pairs(m):
+    g = torch.Generator().manual_seed(m)
+    q = torch.randn(20, m, generator=g, dtype=torch.float64, requires_grad=True)
+    least = torch.randn(m, generator=g, dtype=torch.float64).sort().values / 10
+    low, high = torch.triu_indices(m, m, 1)
+    pairs = (q[:, low] - q[:, high] + least[high] - least[low]).relu().sum() / (20 * max(len(low), 1))
+    penalty = crossing_penalty(q, least)
+    torch.testing.assert_close(penalty, pairs)
+    torch.testing.assert_close(*(torch.autograd.grad(value, q, retain_graph=True)[0] for value in (penalty, pairs)))
 
 
 class Marginal(Fixed):

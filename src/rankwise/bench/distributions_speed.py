@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import lifelines
 import numpy as np
@@ -18,6 +17,7 @@ from sklearn.isotonic import isotonic_regression
 from sklearn.linear_model import QuantileRegressor
 from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from rankwise.bench.evidence import Claim, Evidence
 from rankwise.bench.singular_manifolds import hidden_in, points
@@ -26,7 +26,7 @@ from rankwise.data.frames import regression
 from rankwise.distributions import power_weibull as pgw
 from rankwise.distributions.kde import HighDimKDE
 from rankwise.distributions.quantile_aggregation import QuantileAggregator
-from rankwise.distributions.quantile_bases import GaussianNetwork
+from rankwise.distributions.quantile_bases import GaussianNetwork, mlp
 from rankwise.distributions.quantile_monotone import monotone
 from rankwise.distributions.singular import NOISE_GRID
 from rankwise.distributions.singular_networks import Ensemble
@@ -136,7 +136,8 @@ def density() -> Measured:
 
 
 def aggregation() -> Measured:
-    """Weights of three bases on 8,000 wages: our defaults against the published recipe, bases fitted once."""
+    """Local weights of three bases on 8,000 wages, by our defaults and by the published recipe, on the same out-of-fold
+    quantiles: batch 2^(3 + ⌊log10 n⌋), rate 1e-3, patience 500, a penalty over pairs of levels."""
     X, y = regression("cps1988")
     bases = [
         ("linear", QuantileRegressor(alpha=1e-3)),
@@ -146,31 +147,71 @@ def aggregation() -> Measured:
     rows = np.random.default_rng(0).permutation(len(y))[:12_000]
     train, test = rows[:8_000], rows[8_000:]
     X, y = StandardScaler().fit_transform(X), y.to_numpy(dtype=float)
-    levels = tuple(np.round(np.arange(0.05, 1, 0.05), 2))
-    with TemporaryDirectory() as folder:
-        ours = QuantileAggregator(bases, quantiles=levels, memory=folder)
-        published = QuantileAggregator(
-            bases, quantiles=levels, memory=folder, batch_size="paper", lr=1e-3, patience=500, max_steps=100_000
-        )
-        ours.fit(X[train], y[train])  # fits the bases
-        a, _ = timed(lambda: ours.fit(X[train], y[train]), 3)
-        b, _ = timed(lambda: published.fit(X[train], y[train]), 3)
-    wis = [-m.score(X[test], y[test]) for m in (ours, published)]
-    return [
-        [
-            "aggregation, 8,000 rows, 19 levels",
-            f"{a:.1f}s",
-            "published batch, rate, patience",
-            f"{b:.1f}s",
-            f"{b / a:.1f}x",
-        ]
-    ], [
+    table, wins, scores = [], [], []
+    for m in (19, 99):
+        model = _Kept(bases, quantiles=tuple(np.linspace(0, 1, m + 2)[1:-1]), conformal=None)
+        scores.append([-model.fit(X[train], y[train]).score(X[test], y[test])])
+        a, b = alternate(lambda model=model: model.train(), lambda model=model: _published(*model.given), times=3)
+        model.net_ = _published(*model.given)
+        scores[-1].append(-model.score(X[test], y[test]))
+        wins.append(b / a)
+        what = f"aggregation, 8,000 rows, {m} levels"
+        table.append([what, f"{a:.2f}s", "the published recipe", f"{b:.2f}s", f"{b / a:.1f}x"])
+    return table, [
         Claim(
-            text="the aggregator's weights in a third of the published recipe's time or less, score within 0.5%",
-            held=b / a >= 3 and wis[0] <= 1.005 * wis[1],
-            found=f"{b / a:.1f}x; weighted interval score {wis[0]:.2f} against {wis[1]:.2f}",
+            text="weights at 99 levels (the paper's) in a third of the published recipe's time, score within 0.5%",
+            held=wins[1] >= 3 and scores[1][0] <= 1.005 * scores[1][1],
+            found=f"{wins[1]:.1f}x ({wins[0]:.1f}x at 19); weighted interval score {scores[1][0]:.2f} against "
+            f"{scores[1][1]:.2f}",
         )
     ]
+
+
+class _Kept(QuantileAggregator):
+    """Keeps what its weights are trained on, to train them again."""
+
+    def _train(self, x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> tuple[list[float], torch.nn.Module]:
+        self.given = x, B, y, tau
+        return self.train()
+
+    def train(self) -> tuple[list[float], torch.nn.Module]:
+        return super()._train(*self.given)
+
+
+def _published(x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> torch.nn.Module:
+    """The recipe as it is written, for weights by model and level: softmax over models, sorted where judged."""
+    g, levels, (p, m) = torch.Generator().manual_seed(0), torch.as_tensor(tau).float(), B.shape[1:]
+    net = mlp(x.shape[1], (64, 64), p * m)
+    torch.nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-7)
+    low, high = torch.triu_indices(m, m, 1)
+    Q = torch.quantile(y, levels)
+    margins = 0.01 * (Q[high] - Q[low]).relu()
+    held, used = torch.randperm(len(y), generator=g).split([len(y) // 10, len(y) - len(y) // 10])
+
+    def quantiles(rows: Tensor) -> Tensor:
+        return (net(x[rows]).reshape(-1, p, m).softmax(1) * B[rows]).sum(1)
+
+    def pinball(q: Tensor, rows: Tensor) -> Tensor:
+        e = y[rows, None] - q
+        return torch.maximum(levels * e, (levels - 1) * e).mean()
+
+    best, kept, step, at = float("inf"), net.state_dict(), 0, 0
+    while step - at < 500:
+        for rows in used[torch.randperm(len(used), generator=g)].split(2 ** (3 + int(np.log10(len(y))))):
+            if step % 10 == 0:
+                with torch.no_grad():
+                    value = float(pinball(quantiles(held).sort(1).values, held))
+                if value < best:
+                    best, at, kept = value, step, {k: v.clone() for k, v in net.state_dict().items()}
+            q = quantiles(rows)
+            optimizer.zero_grad()
+            (pinball(q, rows) + (q[:, low] - q[:, high] + margins).relu().mean()).backward()
+            optimizer.step()
+            step += 1
+    net.load_state_dict(kept)
+    return net.eval()
 
 
 def isotonic() -> Measured:

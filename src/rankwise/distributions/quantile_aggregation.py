@@ -180,7 +180,7 @@ class QuantileAggregator(BaseEstimator):
         self.losses_, self.net_ = self._train(self._x(X[rows]), self._y(B), self._y(y[rows]), tau)
         with torch.no_grad():
             mean = self._weights(self.net_, self._x(X[rows])[:2000]).mean(0).double().numpy()
-        self.weights_ = mean[0] if self.weights.endswith("coarse") else mean
+        self.weights_ = {"coarse": mean[:, 0], "medium": mean.T, "fine": mean}[self.weights.partition("-")[2]]
         self.widening_ = np.zeros(len(tau))
         if self.conformal:
             self.widening_ = _conformal(y[calibrating], self._ordered(X[calibrating]), tau)
@@ -270,40 +270,39 @@ class QuantileAggregator(BaseEstimator):
         return monotone(q, way, middle=int(np.argmin(np.abs(np.asarray(self.quantiles) - 0.5))))
 
     def _weights(self, net: nn.Module, x: Tensor) -> Tensor:
-        """``(b or 1, 1 or m, p)``, or ``(b or 1, m, p, m)`` where fine."""
+        """``(b or 1, p, 1 or m)``, or ``(b or 1, m, p, m)`` where fine: levels last, along a processor's lanes."""
         m, p = len(self.quantiles), len(self.names_)
         raw = net(x)
         if self.weights.endswith("fine"):
             raw = raw.reshape(-1, m, p * m)
             raw = raw + _OWN * torch.eye(m).repeat(1, p) if self.normalize else raw + torch.eye(m).repeat(1, p) / p
             return (raw.softmax(-1) if self.normalize else raw).reshape(-1, m, p, m)
-        raw = raw.reshape(-1, 1 if self.weights.endswith("coarse") else m, p)
-        return raw.softmax(-1) if self.normalize else raw + 1 / p
+        raw = raw.reshape(-1, p, 1 if self.weights.endswith("coarse") else m)
+        return raw.softmax(1) if self.normalize else raw + 1 / p
 
     def _combined(self, net: nn.Module, x: Tensor, B: Tensor) -> Tensor:
         """``q̂`` from base quantiles ``(b, p, m)``."""
         w = self._weights(net, x)
         if w.ndim == 4:
             return torch.einsum("bkpl,bpl->bk", w.expand(len(B), -1, -1, -1), B)
-        return (w.mT * B).sum(1)
+        return (w * B).sum(1)
 
     def _train(self, x: Tensor, B: Tensor, y: Tensor, tau: Array) -> tuple[list[float], nn.Module]:
         net, g = self._network(x.shape[1]), torch.Generator().manual_seed(self.random_state)
         levels = torch.as_tensor(tau, dtype=torch.float32)
-        Q = torch.quantile(y, levels)
-        margins = self.margin * (Q[None, :] - Q[:, None]).clamp(min=0)
+        least = self.margin * torch.quantile(y, levels)
         order = torch.randperm(len(y), generator=g)
         held, used = order[: max(len(y) // 10, 1)], order[max(len(y) // 10, 1) :]
         batch = 2 ** (3 + int(np.log10(len(y)))) if self.batch_size == "paper" else int(self.batch_size)
-        optimizer = torch.optim.Adam(net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
         def loss(rows: Tensor, *, penalty: bool) -> Tensor:
             q = self._combined(net, x[rows], B[rows])
             if self.in_training or not penalty:
                 q = self._in_order(q, self.monotone)
             e = y[rows, None] - q
-            value = torch.maximum(levels * e, (levels - 1) * e).mean()
-            return value + self.crossing * crossing_penalty(q, margins) if penalty and self.crossing else value
+            value = (levels * e + (-e).relu()).mean()  # τe where e is positive, (τ - 1)e where not
+            return value + self.crossing * crossing_penalty(q, least) if penalty and self.crossing else value
 
         best, kept, since, losses, step = float("inf"), net.state_dict(), 0, [], 0
         while step < self.max_steps and since < self.patience:
@@ -351,13 +350,15 @@ class QuantileAggregator(BaseEstimator):
         return torch.cat(parts).double().numpy() * self.y_scale_ + self.y_mean_
 
 
-def crossing_penalty(q: Tensor, margins: Tensor) -> Tensor:
-    """``mean_{k<l} relu(q_k - q_l + δ_kl)`` over rows ``(b, m)`` and pairs; zero where every gap is at least δ."""
-    m = q.shape[1]
-    if m < 2:
-        return q.sum() * 0
-    low, high = torch.triu_indices(m, m, 1)
-    return (q[:, low] - q[:, high] + margins[low, high]).clamp(min=0).mean()
+def crossing_penalty(q: Tensor, least: Tensor) -> Tensor:
+    """``mean_{k<l} relu(q_k - q_l + δ_kl)`` over rows ``(b, m)`` and pairs, ``δ_kl = least_l - least_k`` of ascending
+    ``least``; zero where every gap is at least δ.
+
+    With ``z = q - least`` a pair counts ``relu(z_k - z_l)``, and over pairs these sum to ``Σ_k k (z_(k) - z_k)``: sorting
+    moves z_k up by the number of later values below it less that of earlier ones above. One sort, no pairs.
+    """
+    m, z = q.shape[1], q - least
+    return ((z.sort(1).values - z) @ torch.arange(m).to(z)).mean() / max(m * (m - 1) / 2, 1)
 
 
 class _Constant(nn.Module):
