@@ -251,13 +251,17 @@ class HighDimKDE(BaseEstimator):
     def _log_sums(self, queries: Tensor, grid: Tensor, own: Tensor | None = None) -> Tensor:
         """``log Σ_i w_i e^{-|q - y_i|²/(2h²)}``, ``(grid, q)``, without row ``own`` of the data; by tiles."""
 
+        chains = _chains(grid)
+
         def of(start: int) -> Tensor:
             at = slice(start, start + _QUERIES)
             q, mine = queries[at], None if own is None else own[at]
             out = torch.full((len(grid), len(q)), -torch.inf).to(q)
             for first in range(0, len(self.data_), _POINTS):
                 D = self._squares(q, first, mine)
-                torch.logaddexp(out, _tile_log_sums(D, self.log_weights_[first : first + _POINTS], grid), out=out)
+                torch.logaddexp(
+                    out, _tile_log_sums(D, self.log_weights_[first : first + _POINTS], grid, chains), out=out
+                )
             return out
 
         return torch.cat(list(each(of, range(0, len(queries), _QUERIES))), 1)
@@ -340,32 +344,34 @@ class HighDimKDE(BaseEstimator):
             )
 
 
-def _tile_log_sums(D: Tensor, log_weights: Tensor, grid: Tensor) -> Tensor:
+def _tile_log_sums(D: Tensor, log_weights: Tensor, grid: Tensor, chains: list[list[int]]) -> Tensor:
     """``log Σ_i w_i e^{-D_i / (2h²)}`` for every h, ``(grid, queries)``; D is used up.
 
-    The nearest term is taken out of the sum first. Where 1/h² is twice an earlier one, the exponentials are squared.
+    The nearest term is taken out of the sum first. Along a chain the exponentials are squared.
     """
     least = D.amin(1, keepdim=True)
     D = D.sub_(torch.where(least.isinf(), 0.0, least))
-    flat = bool((log_weights == log_weights[0]).all())
-    w = None if flat else (log_weights - log_weights.max()).exp()
     offset = log_weights.max()
-    halves = grid.square().reciprocal() / 2
-    order = torch.argsort(halves).tolist()
-    out = torch.empty(len(grid), len(D), dtype=D.dtype, device=D.device)
-    done: set[int] = set()
-    for first in order:
-        if first in done:
-            continue
-        E, at = None, first
-        while at is not None:
-            done.add(at)
-            E = torch.exp(D * -halves[at]) if E is None else E.square_()
-            total = E.sum(1) if w is None else E @ w
-            out[at] = total.log() + offset - halves[at] * least[:, 0]
-            twice = 2 * halves[at]
-            at = next((j for j in order if j not in done and abs(float(halves[j] / twice) - 1) < 1e-12), None)
-    return out
+    w = (log_weights - offset).exp()
+    sums = torch.empty(len(grid), len(D), dtype=D.dtype, device=D.device)
+    for chain in chains:
+        E = torch.exp(D * (-0.5 / grid[chain[0]] ** 2))
+        for at in chain:
+            torch.mv(E if at == chain[0] else E.square_(), w, out=sums[at])
+    return sums.log_().add_(offset).addcmul_(grid.square().reciprocal()[:, None], least.T, value=-0.5)
+
+
+def _chains(grid: Tensor) -> list[list[int]]:
+    """Positions in ``grid``, each with 1/h² twice that of the one before it in its list."""
+    octave = 2 * grid.double().log2().cpu().numpy()
+    chains: list[list[int]] = []
+    for at in np.argsort(-octave, kind="stable").tolist():
+        longer = next((c for c in chains if abs(octave[c[-1]] - 1 - octave[at]) < 1e-12), None)
+        if longer is None:
+            chains.append([at])
+        else:
+            longer.append(at)
+    return chains
 
 
 def _effective_number(logs: Tensor) -> Tensor:

@@ -354,7 +354,7 @@ def crossing_penalty(q: Tensor, least: Tensor) -> Tensor:
     """``mean_{k<l} relu(q_k - q_l + δ_kl)`` over rows ``(b, m)`` and pairs, ``δ_kl = least_l - least_k`` of ascending
     ``least``; zero where every gap is at least δ.
 
-    With ``z = q - least`` a pair counts ``relu(z_k - z_l)``, and over pairs these sum to ``Σ_k k (z_(k) - z_k)``: sorting
+    With ``z = q - least`` a pair counts ``relu(z_k - z_l)``, these sum to ``Σ_k k (z_(k) - z_k)``: sorting
     moves z_k up by the number of later values below it less that of earlier ones above. One sort, no pairs.
     """
     m, z = q.shape[1], q - least
