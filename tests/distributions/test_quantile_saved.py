@@ -51,6 +51,17 @@ def test_every_kind_of_weights_is_kept(tmp_path, weights):
     np.testing.assert_array_equal(quantile_saved.load(tmp_path / "m").predict(data()[0]), model.predict(data()[0]))
 
 
+def test_fits_without_each_fold_are_kept(tmp_path):
+    model = fitted(conformal="cv+", cv=2)
+    quantile_saved.save(model, tmp_path / "m")
+    again = quantile_saved.load(tmp_path / "m")
+    assert [len(E) for E in again.scores_] == [75, 75]
+    np.testing.assert_array_equal(again.predict(data()[0]), model.predict(data()[0]))
+    (tmp_path / "m" / "fold-1" / "aggregator.json").unlink()
+    with pytest.raises(ValueError, match="fold-1 holds no quantile model"):
+        quantile_saved.load(tmp_path / "m")
+
+
 class Own(BaseEstimator):
     """A base of the user's."""
 

@@ -59,6 +59,14 @@ def test_another_file_is_judged_on_its_own_rows(run, tmp_path):
     assert judged.about["scores"] != run[1].about["scores"]
 
 
+def test_calibration_on_all_rows_is_kept_with_the_model(run, tmp_path):
+    options = FAST | {"models": ["linear"], "conformal": "cv+"}
+    fitted = fit_table(run[0] / "rows.csv", "price", tmp_path / "out", **options)
+    assert sum(map(len, fitted.model.scores_)) == 192
+    straight = predict_table(fitted, run[0] / "rows.csv")
+    pd.testing.assert_frame_equal(predict_table(load_fit(tmp_path / "out"), run[0] / "rows.csv"), straight)
+
+
 def test_bad_input_is_named(run, tmp_path):
     folder, fitted = run
     with pytest.raises(ValueError, match=r"'prize'.*price"):

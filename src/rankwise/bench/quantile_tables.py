@@ -78,7 +78,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     tau, names = np.array(LEVELS), [n for n, _ in bases()]
     kinds = [*WEIGHTS, *names, "average", "median", "free weights (QRA)", "local-medium, three noise bases"]
     score: dict[str, dict[str, list[float]]] = {k: {t: [] for t in REGRESSION} for k in kinds}
-    cover: dict[str, list[np.ndarray]] = {"without calibration": [], "calibrated": []}
+    cover: dict[str, list[np.ndarray]] = {"without calibration": [], "calibrated": [], "by cv+ (first splits)": []}
+    gained: list[float] = []
     for table in REGRESSION:
         X, y = regression(table)
         for seed in range(seeds):
@@ -112,6 +113,10 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
             score[kinds[-1]][table].append(weighted_interval_score(t, noisy.predict(Z), tau))
             calibrated = fitted(conformal="cqr", weights="local-medium")
             cover["calibrated"].append(_coverage(t, calibrated.predict(Z)))
+            if seed == 0:  # six times the fits
+                q = fitted(conformal="cv+", weights="local-medium").predict(Z)
+                cover["by cv+ (first splits)"].append(_coverage(t, q))
+                gained.append(float(np.log(-calibrated.score(Z, t) / weighted_interval_score(t, q, tau))))
         note(table, "done", 1, 1, float("nan"))
     mean = {k: {t: float(np.mean(v)) for t, v in by.items()} for k, by in score.items()}
     best = {t: min(names, key=lambda n: mean[n][t]) for t in REGRESSION}
@@ -119,6 +124,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     medium = relative["local-medium"]
     noise = relative[kinds[-1]] / medium - 1
     grain = paired(relative["global-medium"], medium)
+    cross = paired(gained, np.zeros(len(gained)))
     covered = {k: np.mean(v, 0) for k, v in cover.items()}
     return Evidence(
         recipe="quantile_tables",
@@ -153,6 +159,12 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
                 text="calibrated intervals cover 50, 80 and 95% within 3 points on average",
                 held=bool((np.abs(covered["calibrated"] - [0.5, 0.8, 0.95]) <= 0.03).all()),
                 found="; ".join(f"{k} " + ", ".join(f"{100 * c:.1f}" for c in v) for k, v in covered.items()),
+            ),
+            Claim(
+                text="calibrated by cv+ on all rows, intervals score better than calibrated on a fifth (p <= 0.05)",
+                held=cross.mean > 0 and cross.p_value <= 0.05,
+                found=f"score lower by {100 * cross.mean:.1f}±{100 * cross.error:.1f}%, p={cross.p_value:.2g}, on the "
+                f"first split of each table; coverage above",
             ),
             Claim(
                 text="control: three noise bases do not hurt by more than 1% on average",

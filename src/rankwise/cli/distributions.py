@@ -23,6 +23,8 @@ def fit(
     models: Annotated[str, typer.Option(help="Base models, from linear, boosting, forest, extra-trees, gaussian, "
                                         "network.")] = "linear,boosting,forest,gaussian",
     weights: Annotated[str, typer.Option(help="global or local, with -coarse, -medium or -fine.")] = "local-medium",
+    conformal: Annotated[str, typer.Option(help="Calibrate on a fifth of the rows (cqr), or on all, by six times the "
+                                           "fits (cv+).")] = "cqr",
     test_share: Annotated[float, typer.Option(help="Share of the rows that only judge.")] = 0.2,
     seed: Annotated[int, typer.Option()] = 0,
     json_: Json = False,
@@ -39,7 +41,7 @@ def fit(
             status.stop()
         fitted = fit_table(
             data, target, out, quantiles=_numbers(levels) if levels else LEVELS, models=names, weights=weights,
-            test_share=test_share, seed=seed,
+            conformal=conformal, test_share=test_share, seed=seed,
         )  # fmt: skip
     _write(fitted, out)
     _show(fitted, out, json_=json_)

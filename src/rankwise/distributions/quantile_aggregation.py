@@ -10,8 +10,7 @@ global (free parameters) or local (a network of x). Trained on
 
     mean pinball loss + λ mean_{k<l} relu(q̂_k - q̂_l + δ_kl),     δ_kl = c relu(Q_l - Q_k)    Q: the response's quantiles
 
-then put in order (`quantile_monotone`), and, on rows that took no part in any fit, each symmetric pair is widened by
-the ⌈(n+1)(1-α)⌉-th smallest of ``max(q̂_lo - y, y - q̂_hi)`` (conformalised quantile regression): it covers 1 - α.
+then put in order (`quantile_monotone`) and calibrated (`quantile_conformal`).
 
 Source: Fakoor, Kim, Mueller, Smola & Tibshirani, "Flexible Model Aggregation for Quantile Regression", JMLR 2023, arXiv
 2103.00083, sections 2 to 5.
@@ -29,13 +28,14 @@ import numpy as np
 import torch
 from joblib import Memory, Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from rankwise.distributions.quantile_bases import GaussianNetwork, fit_base, mlp, predict_base
+from rankwise.distributions.quantile_conformal import conformity_scores, cross_calibrated, widening
 from rankwise.distributions.quantile_metrics import symmetric_pairs, weighted_interval_score
 from rankwise.distributions.quantile_monotone import WAYS, monotone
 from rankwise.nearest import unknown
@@ -66,8 +66,9 @@ class QuantileAggregator(BaseEstimator):
     monotone : {"sort", "isotonic", "sweep", "none"}
     in_training : bool
         Put quantiles in order inside the training loss too.
-    conformal : {"cqr", None}
-        Calibrate symmetric pairs on ``calibration`` of the rows, which nothing else sees.
+    conformal : {"cqr", "cv+", None}
+        Calibrate symmetric pairs: ``"cqr"`` on ``calibration`` of the rows, which nothing else sees; ``"cv+"`` on all
+        rows, each by a fit without its fold, ``cv + 1`` fits in all.
     crossing, margin : float
         λ and c.
     hidden, dropout :
@@ -94,7 +95,11 @@ class QuantileAggregator(BaseEstimator):
     names_ : list of str
         Of the bases kept.
     widening_ : ndarray
-        ``(m,)``, what calibration added to each level; zeros without it.
+        ``(m,)``, what ``"cqr"`` added to each level; zeros without it.
+    folds_ : list of QuantileAggregator
+        For ``"cv+"``: the fits without each fold, else empty.
+    scores_ : list of ndarray
+        ``(n_k, pairs)``, conformity scores of each fold's rows.
     n_features_in_ : int
     """
 
@@ -181,9 +186,16 @@ class QuantileAggregator(BaseEstimator):
         with torch.no_grad():
             mean = self._weights(self.net_, self._x(X[rows])[:2000]).mean(0).double().numpy()
         self.weights_ = {"coarse": mean[:, 0], "medium": mean.T, "fine": mean}[self.weights.partition("-")[2]]
-        self.widening_ = np.zeros(len(tau))
-        if self.conformal:
-            self.widening_ = _conformal(y[calibrating], self._ordered(X[calibrating]), tau)
+        self.widening_, self.folds_, self.scores_ = np.zeros(len(tau)), [], []
+        if self.conformal == "cqr":
+            scores = conformity_scores(y[calibrating], self._ordered(X[calibrating]), tau)
+            self.widening_ = widening(scores, tau)
+        elif self.conformal == "cv+":
+            for rest, fold in KFold(self.cv, shuffle=True, random_state=self.random_state + 1).split(X):
+                without: Any = clone(self)
+                without.set_params(conformal=None)
+                self.folds_.append(without.fit(X[rest], y[rest]))
+                self.scores_.append(conformity_scores(y[fold], without.predict(X[fold]), tau))
         return self
 
     def predict(self, X: ArrayLike) -> Array:
@@ -193,6 +205,8 @@ class QuantileAggregator(BaseEstimator):
         q = self._ordered(X)
         if not self.conformal:
             return q
+        if self.conformal == "cv+":
+            q = cross_calibrated(q, [f.predict(X) for f in self.folds_], self.scores_, np.asarray(self.quantiles))
         way = "sort" if self.monotone == "none" else self.monotone
         return self._in_order(torch.as_tensor(q + self.widening_), way).numpy()
 
@@ -243,18 +257,19 @@ class QuantileAggregator(BaseEstimator):
             raise unknown("way to keep quantiles in order", self.monotone, WAYS)
         if self.monotone == "sweep" and not np.isclose(tau, 0.5).any():
             raise ValueError("monotone='sweep' starts at the median: 0.5 must be among the quantiles")
-        if self.conformal not in (None, "cqr"):
-            raise unknown("conformal", str(self.conformal), ("cqr", "None"))
-        held = round(self.calibration * len(y)) if self.conformal else 0
+        if self.conformal not in (None, "cqr", "cv+"):
+            raise unknown("conformal", str(self.conformal), ("cqr", "cv+", "None"))
+        held = round(self.calibration * len(y)) if self.conformal == "cqr" else 0
         if len(y) - held < 2 * self.cv:
             raise ValueError(f"n_samples={len(y)} is too few for cv={self.cv} folds and {held} rows of calibration")
         if np.ptp(y) == 0:
             raise ValueError(f"y is constant ({y[0]}): there is nothing to predict")
         narrow = 2 * min((tau[i] for i, _ in symmetric_pairs(tau)), default=0.5)
-        if self.conformal and np.ceil((held + 1) * (1 - narrow)) > held:
+        calibrating = len(y) if self.conformal == "cv+" else held
+        if self.conformal and np.ceil((calibrating + 1) * (1 - narrow)) > calibrating:
             warnings.warn(
-                f"{held} rows of calibration guarantee intervals down to alpha = {1 / (held + 1):.3g}; narrower alphas "
-                "take the largest score",
+                f"{calibrating} rows of calibration guarantee intervals down to alpha = {1 / (calibrating + 1):.3g}; "
+                "narrower alphas take the largest score",
                 stacklevel=3,
             )
         return tau, held
@@ -370,16 +385,6 @@ class _Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.value
-
-
-def _conformal(y: Array, q: Array, tau: Array) -> Array:
-    """What to add to each level: each symmetric pair apart by its scores' ⌈(n+1)(1-α)⌉-th smallest; 0 elsewhere."""
-    n, out = len(y), np.zeros(len(tau))
-    for i, j in symmetric_pairs(tau):
-        scores = np.sort(np.maximum(q[:, i] - y, y - q[:, j]))
-        rank = min(int(np.ceil((n + 1) * (1 - 2 * tau[i]))), n)
-        out[i], out[j] = -scores[rank - 1], scores[rank - 1]
-    return out
 
 
 def _named(estimators: Sequence[Any] | None) -> list[tuple[str, Any]]:

@@ -37,6 +37,8 @@ TRUSTED = (
 def save(model: QuantileAggregator, folder: str | Path) -> None:
     """Write ``bases.skops``, ``weights.safetensors`` and ``aggregator.json``; the folder appears when it is whole.
 
+    The fits of ``"cv+"`` without each fold are folders in it, with their conformity scores.
+
     Raises
     ------
     ValueError
@@ -55,11 +57,15 @@ def save(model: QuantileAggregator, folder: str | Path) -> None:
     described = {
         "options": options, "names": model.names_, "y_mean": model.y_mean_, "y_scale": model.y_scale_,
         "widening": model.widening_.tolist(), "weights": model.weights_.tolist(), "features": features,
+        "folds": len(model.folds_),
     }  # fmt: skip
     with whole_folder(Path(folder)) as draft:
         (draft / "bases.skops").write_bytes(packed)
         save_file({k: v.contiguous() for k, v in model.net_.state_dict().items()}, draft / "weights.safetensors")
         write_json(draft / "aggregator.json", described)
+        for k, (fold, scores) in enumerate(zip(model.folds_, model.scores_, strict=True)):
+            save(fold, draft / f"fold-{k}")
+            np.save(draft / f"fold-{k}" / "scores.npy", scores, allow_pickle=False)
 
 
 def read_plain(path: Path) -> Any:
@@ -99,6 +105,9 @@ def load(folder: str | Path) -> QuantileAggregator:
         vars(model)["n_features_in_"] = described["features"]  # scikit-learn sets it in `validate_data`
         model.net_ = model._network(described["features"])
         model.net_.load_state_dict(load_file(folder / "weights.safetensors"))
+        within = [folder / f"fold-{k}" for k in range(described["folds"])]
+        model.folds_ = [load(fold) for fold in within]
+        model.scores_ = [np.load(fold / "scores.npy", allow_pickle=False) for fold in within]
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no quantile model: {Path(error.filename).name} is missing") from error
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:

@@ -90,6 +90,7 @@ def fit_table(
     quantiles: Sequence[float] = LEVELS,
     models: Sequence[str] = ("linear", "boosting", "forest", "gaussian"),
     weights: str = "local-medium",
+    conformal: str = "cqr",
     test_share: float = 0.2,
     seed: int = 0,
 ) -> Fitted:
@@ -115,7 +116,12 @@ def fit_table(
     X = np.asarray(columns.transform(given), dtype=float)
     kept = out.parent / f".{out.name}.fits"
     model = QuantileAggregator(
-        base_models(models, seed=seed), quantiles=tuple(quantiles), weights=weights, memory=str(kept), random_state=seed
+        base_models(models, seed=seed),
+        quantiles=tuple(quantiles),
+        weights=weights,
+        conformal=conformal,
+        memory=str(kept),
+        random_state=seed,
     ).fit(X[train], y[train])
     q = model.predict(X[test])
     fitted = Fitted(
