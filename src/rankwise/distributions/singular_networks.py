@@ -72,7 +72,9 @@ class Ensemble(nn.Module):
 
     def log_weights(self, x: Tensor, draws: Tensor) -> Tensor:
         """``log w``, ``(members, K, n)``, of ``x (members, n, D)`` and standard normal ``draws (members, K, n, q)``."""
-        mean, log_s = self.encoder(x).chunk(2, -1)
+        return self._log_weights(x, draws, *self.encoder(x).chunk(2, -1))
+
+    def _log_weights(self, x: Tensor, draws: Tensor, mean: Tensor, log_s: Tensor) -> Tensor:
         z = mean[:, None] + log_s.exp()[:, None] * draws
         return self._log_joint(x, z) + (draws.square().sum(-1) / 2 + log_s.sum(-1)[:, None])
 
@@ -87,13 +89,13 @@ class Ensemble(nn.Module):
         encoder (w̄ = w / Σ w; Tucker et al. 2019): the expectations of ``∇ log p`` and ``w̄ ∂ log w/∂z ∂z`` over one k
         drawn with probability w̄. All K draws are weighed without a graph, and only the drawn one is differentiated.
         """
+        mean, log_s = self.encoder(x).chunk(2, -1)
         with torch.no_grad():
-            w = self.log_weights(x, draws).softmax(1)
+            w = self._log_weights(x, draws, mean, log_s).softmax(1)
             members, K, n = w.shape
             k = torch.multinomial(w.mT.reshape(-1, K), 1, generator=generator).view(members, 1, n)
             share = w.gather(1, k)
             draw = draws.gather(1, k[..., None].expand(-1, -1, -1, draws.shape[-1]))
-        mean, log_s = self.encoder(x).chunk(2, -1)
         z = mean[:, None] + log_s.exp()[:, None] * draw
         if z.requires_grad:
             z.register_hook(lambda g: g * share[..., None])
