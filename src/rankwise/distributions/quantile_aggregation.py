@@ -166,26 +166,7 @@ class QuantileAggregator(BaseEstimator):
         tau, held = self._checked(y)
         order = np.random.default_rng(self.random_state).permutation(len(y))
         calibrating, rows = order[:held], np.sort(order[held:])
-        named = _named(self.estimators)
-        store = Memory(self.memory, verbose=0)
-        out_of_fold = store.cache(_out_of_fold, ignore=["n_jobs"])
-        args = named, X[rows], y[rows], tau, self.cv, self.random_state, self.n_jobs
-        B, failures = out_of_fold(*args)  # type: ignore[misc]
-        kept = [name for name, _ in named if name not in failures]
-        if failures and (self.on_error == "raise" or not kept):
-            raise ValueError(f"base models failed: {'; '.join(f'{n}: {why}' for n, why in failures.items())}")
-        for name, why in failures.items():
-            warnings.warn(f"base model {name} is left out: {why}", stacklevel=2)
-        self.names_ = kept
-        used = [e for name, e in named if name in kept]
-        refitted: Any = store.cache(_refitted)
-        self.bases_: list[Any] = refitted(used, X[rows], y[rows], tau)
-        self.scaler_ = StandardScaler().fit(X[rows])
-        self.y_mean_, self.y_scale_ = float(y[rows].mean()), float(y[rows].std())
-        self.losses_, self.net_ = self._train(self._x(X[rows]), self._y(B), self._y(y[rows]), tau)
-        with torch.no_grad():
-            mean = self._weights(self.net_, self._x(X[rows])[:2000]).mean(0).double().numpy()
-        self.weights_ = {"coarse": mean[:, 0], "medium": mean.T, "fine": mean}[self.weights.partition("-")[2]]
+        self._stack(X[rows], y[rows], tau)
         self.widening_, self.folds_, self.scores_ = np.zeros(len(tau)), [], []
         if self.conformal == "cqr":
             scores = conformity_scores(y[calibrating], self._ordered(X[calibrating]), tau)
@@ -273,6 +254,28 @@ class QuantileAggregator(BaseEstimator):
                 stacklevel=3,
             )
         return tau, held
+
+    def _stack(self, X: Array, y: Array, tau: Array) -> None:
+        """Bases, out of fold and on all rows, and the weights."""
+        named = _named(self.estimators)
+        store = Memory(self.memory, verbose=0)
+        out_of_fold = store.cache(_out_of_fold, ignore=["n_jobs"])
+        B, failures = out_of_fold(named, X, y, tau, self.cv, self.random_state, self.n_jobs)  # type: ignore[misc]
+        kept = [name for name, _ in named if name not in failures]
+        if failures and (self.on_error == "raise" or not kept):
+            raise ValueError(f"base models failed: {'; '.join(f'{n}: {why}' for n, why in failures.items())}")
+        for name, why in failures.items():
+            warnings.warn(f"base model {name} is left out: {why}", stacklevel=3)
+        self.names_ = kept
+        used = [e for name, e in named if name in kept]
+        refitted: Any = store.cache(_refitted)
+        self.bases_: list[Any] = refitted(used, X, y, tau)
+        self.scaler_ = StandardScaler().fit(X)
+        self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std())
+        self.losses_, self.net_ = self._train(self._x(X), self._y(B), self._y(y), tau)
+        with torch.no_grad():
+            mean = self._weights(self.net_, self._x(X)[:2000]).mean(0).double().numpy()
+        self.weights_ = {"coarse": mean[:, 0], "medium": mean.T, "fine": mean}[self.weights.partition("-")[2]]
 
     def _x(self, X: Array) -> Tensor:
         return torch.as_tensor(self.scaler_.transform(X), dtype=torch.float32)
