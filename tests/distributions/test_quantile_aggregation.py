@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator, crossing_penalty
+from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator, crossing_penalty, pinball_loss
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, fit_base, predict_base
 from rankwise.distributions.quantile_metrics import pinball, weighted_interval_score
 
@@ -102,6 +102,35 @@ def test_weights_see_no_row_that_its_base_saw():
     honest, memory = Fixed(0.0, 1.0), Memorising()
     model = aggregator([("honest", honest), ("memory", memory)], weights="global-coarse", lr=0.1).fit(X, Y)
     assert model.weights_[0] > 0.99  # in sample the memorising base would be perfect
+
+
+def test_pinball_loss_is_the_metric_and_its_gradient_counts_what_lies_above():
+    g = torch.Generator().manual_seed(0)
+    y, q = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((50, 1), (50, 7)))
+    q.requires_grad_()
+    loss = pinball_loss(y - q, torch.as_tensor(TAU))
+    assert loss.item() == pytest.approx(pinball(y[:, 0].numpy(), q.detach().numpy(), TAU).mean())
+    (slope,) = torch.autograd.grad(loss, q)
+    torch.testing.assert_close(slope, ((y < q).double() - torch.as_tensor(TAU)) / q.numel())
+
+
+def test_rounded_pinball_loss_is_smooth_and_tends_to_the_pinball_loss():
+    e, levels = torch.linspace(-2, 2, 401, dtype=torch.float64)[:, None], torch.as_tensor(TAU)
+    sharp = pinball_loss(e, levels)
+    gaps = [float(sharp - pinball_loss(e, levels, h)) for h in (0.5, 0.05, 0.005)]
+    assert gaps[0] > gaps[1] > gaps[2] > 0
+    assert gaps[2] < 0.0025
+    at = torch.tensor([[0.3], [-0.3], [0.1], [0.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: pinball_loss(v, levels, 0.2), at)
+
+
+def test_weights_follow_the_loss_s_kink():
+    """A kink as wide as the response's spread asks for expectiles, which are less extreme."""
+    bases = [Fixed(scale=0.2), Fixed(scale=1.2)]
+    options = {"weights": "global-medium", "lr": 0.02}
+    sharp, narrow, wide = (aggregator(bases, huber=h, **options).fit(X, Y).weights_[:, 0] for h in (0.0, 1e-4, 1.0))
+    np.testing.assert_allclose(narrow, sharp, atol=0.01)
+    assert (wide[[0, 1, 4, 5, 6]] > sharp[[0, 1, 4, 5, 6]] + 0.05).all()
 
 
 def test_penalty_is_zero_exactly_when_every_gap_is_wide_enough():
@@ -238,6 +267,8 @@ def test_a_failing_base_is_named_or_dropped():
         ({"weights": "local-corse"}, "did you mean local-coarse"),
         ({"monotone": "sweep", "quantiles": [0.1, 0.9]}, "0.5 must be among"),
         ({"cv": 200}, "too few for cv=200"),
+        ({"huber": -0.1}, "huber is -0.1; at least 0"),
+        ({"conformal": "cv"}, "did you mean cv[+]"),
     ],
 )
 def test_bad_options_are_named(options, message):

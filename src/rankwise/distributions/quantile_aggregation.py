@@ -71,6 +71,8 @@ class QuantileAggregator(BaseEstimator):
         rows, each by a fit without its fold, ``cv + 1`` fits in all.
     crossing, margin : float
         λ and c.
+    huber : float
+        Half-width of the pinball loss's rounded kink, in standard deviations of y; 0 leaves the kink.
     hidden, dropout :
         The local network's layers.
     cv : int
@@ -115,6 +117,7 @@ class QuantileAggregator(BaseEstimator):
         conformal: str | None = "cqr",
         crossing: float = 1.0,
         margin: float = 0.01,
+        huber: float = 0.0,
         hidden: tuple[int, ...] = (64, 64),
         dropout: float = 0.0,
         cv: int = 5,
@@ -138,6 +141,7 @@ class QuantileAggregator(BaseEstimator):
         self.conformal = conformal
         self.crossing = crossing
         self.margin = margin
+        self.huber = huber
         self.hidden = hidden
         self.dropout = dropout
         self.cv = cv
@@ -238,6 +242,8 @@ class QuantileAggregator(BaseEstimator):
             raise unknown("way to keep quantiles in order", self.monotone, WAYS)
         if self.monotone == "sweep" and not np.isclose(tau, 0.5).any():
             raise ValueError("monotone='sweep' starts at the median: 0.5 must be among the quantiles")
+        if not self.huber >= 0:
+            raise ValueError(f"huber is {self.huber}; at least 0 is accepted")
         if self.conformal not in (None, "cqr", "cv+"):
             raise unknown("conformal", str(self.conformal), ("cqr", "cv+", "None"))
         held = round(self.calibration * len(y)) if self.conformal == "cqr" else 0
@@ -318,8 +324,7 @@ class QuantileAggregator(BaseEstimator):
             q = self._combined(net, x[rows], B[rows])
             if self.in_training or not penalty:
                 q = self._in_order(q, self.monotone)
-            e = y[rows, None] - q
-            value = (levels * e + (-e).relu()).mean()  # τe where e is positive, (τ - 1)e where not
+            value = pinball_loss(y[rows, None] - q, levels, self.huber if penalty else 0.0)
             return value + self.crossing * crossing_penalty(q, least) if penalty and self.crossing else value
 
         best, kept, since, losses, step = float("inf"), net.state_dict(), 0, [], 0
@@ -366,6 +371,18 @@ class QuantileAggregator(BaseEstimator):
                 for x, q in zip(self._x(X).split(2048), self._y(B).split(2048), strict=True)
             ]
         return torch.cat(parts).double().numpy() * self.y_scale_ + self.y_mean_
+
+
+def pinball_loss(e: Tensor, levels: Tensor, huber: float = 0.0) -> Tensor:
+    """Mean of ``τe`` where ``e = y - q (b, m)`` is positive and ``(τ - 1)e`` where not.
+
+    With ``huber`` |e| is replaced by ``e² / (2 huber)`` up to |e| = huber, and by ``|e| - huber / 2`` beyond.
+    """
+    if not huber:
+        return (levels * e + (-e).relu()).mean()
+    size = e.abs()
+    rounded = torch.where(size <= huber, size.square() / (2 * huber), size - huber / 2)
+    return (torch.where(e < 0, 1 - levels, levels) * rounded).mean()
 
 
 def crossing_penalty(q: Tensor, least: Tensor) -> Tensor:
