@@ -18,6 +18,13 @@ def test_even_levels_approximate_the_crps_of_the_normal():
     assert metrics.weighted_interval_score(Y, q, TAU) == pytest.approx(crps, rel=0.02)
 
 
+@pytest.mark.parametrize("levels", [TAU, np.array([0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.6, 0.8, 0.9, 0.95, 0.99])])
+def test_crps_is_the_normals_over_even_and_uneven_levels(levels):
+    q = np.tile(stats.norm.ppf(levels), (4000, 1))
+    exact = (Y * (2 * stats.norm.cdf(Y) - 1) + 2 * stats.norm.pdf(Y) - 1 / np.sqrt(np.pi)).mean()
+    assert metrics.crps(Y, q, levels) == pytest.approx(exact, rel=0.02)
+
+
 def test_interval_score_is_the_pinball_losses_of_its_ends():
     lo, hi, alpha = np.full(4000, -1.0), np.full(4000, 1.2), 0.2
     both = metrics.pinball(Y, np.column_stack([lo, hi]), [alpha / 2, 1 - alpha / 2])

@@ -122,7 +122,8 @@ def _write(fitted, out: Path) -> None:
         command=typed(),
         header=header,
         rows=rows,
-        caption="weighted interval score: twice the mean pinball loss, in the target's units; low is good",
+        caption="weighted interval score: twice the mean pinball loss; CRPS: its integral over all levels; both in the "
+        "target's units, low is good",
         notes=[
             f"{100 * row['nominal']:.0f}% intervals: cover {100 * row['coverage']:.1f}%, mean width {row['width']:.4g}"
             for row in fitted.about["intervals"]

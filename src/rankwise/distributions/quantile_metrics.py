@@ -27,6 +27,16 @@ def weighted_interval_score(y: ArrayLike, q: ArrayLike, quantiles: ArrayLike) ->
     return 2 * float(pinball(y, q, quantiles).mean())
 
 
+def crps(y: ArrayLike, q: ArrayLike, quantiles: ArrayLike) -> float:
+    """``2 ∫ ρ_τ dτ``, the continuous ranked probability score, by cells between the middles of neighbouring levels.
+
+    For levels at any distance; over even ones about `weighted_interval_score`. In y's units.
+    """
+    tau = np.asarray(quantiles, dtype=float)
+    cells = np.diff([0.0, *(tau[1:] + tau[:-1]) / 2, 1.0])
+    return 2 * float((pinball(y, q, tau) @ cells).mean())
+
+
 def interval_score(y: ArrayLike, lower: ArrayLike, upper: ArrayLike, alpha: float) -> float:
     """Mean width plus ``2 / alpha`` times what y lies outside (Gneiting & Raftery, 2007)."""
     y, lo, hi = (np.asarray(a, dtype=float) for a in (y, lower, upper))

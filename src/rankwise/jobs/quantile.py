@@ -22,7 +22,7 @@ from rankwise.data.files import frame
 from rankwise.distributions import quantile_saved
 from rankwise.distributions.quantile_aggregation import QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, predict_base
-from rankwise.distributions.quantile_metrics import calibration_error, report, weighted_interval_score
+from rankwise.distributions.quantile_metrics import calibration_error, crps, report, weighted_interval_score
 from rankwise.files import read_json, whole_folder, write_json
 from rankwise.nearest import unknown
 
@@ -179,6 +179,7 @@ def _judged(model: QuantileAggregator, X: Array, y: Array, q: Array) -> dict:
     every = {"aggregate": q, "average": bases.mean(0)} | dict(zip(model.names_, bases, strict=True))
     return {
         "scores": {name: weighted_interval_score(y, p, tau) for name, p in every.items()},
+        "crps": {name: crps(y, p, tau) for name, p in every.items()},
         "calibration": {name: calibration_error(y, p, tau) for name, p in every.items()},
         "intervals": report(y, q, tau).to_dict("records"),
     }

@@ -176,10 +176,10 @@ def answers(ranked: RankedAnswers, *, width: int | None = 30) -> tuple[list[str]
 
 
 def quantile_scores(about: dict) -> tuple[list[str], list[list[str]]]:
-    """Weighted interval score and calibration error of the aggregate, the average and every base."""
+    """Weighted interval score, CRPS and calibration error of the aggregate, the average and every base."""
     best = about["scores"]["aggregate"]
-    return ["model", "weighted interval score", "to aggregate's", "calibration error"], [
-        [name, f"{value:.4g}", f"{value / best:.3f}", f"{about['calibration'][name]:.3f}"]
+    return ["model", "weighted interval score", "to aggregate's", "CRPS", "calibration error"], [
+        [name, f"{value:.4g}", f"{value / best:.3f}", f"{about['crps'][name]:.4g}", f"{about['calibration'][name]:.3f}"]
         for name, value in about["scores"].items()
     ]
 
