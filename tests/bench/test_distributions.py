@@ -74,5 +74,6 @@ def test_levels_and_clouds_are_drawn():
     axes = plots.noise_levels({"circle": scores, "moons": scores}).axes
     np.testing.assert_allclose(axes[0].lines[0].get_ydata(), [1.5, 0.55])
     assert len(plots.clouds({"a": np.zeros((3, 2)), "b": np.ones((3, 2))}).axes) == 2
+    assert len(plots.clouds({str(k): np.ones((3, 2)) for k in range(7)}).axes) == 7
     fan = plots.quantile_fan(np.arange(3.0), np.cumsum(np.ones((3, 5)), 1), [0.1, 0.25, 0.5, 0.75, 0.9], unit="y")
     assert len(fan.axes[0].collections) == 2

@@ -364,9 +364,15 @@ def noise_levels(data: dict[str, dict[str, list[float]]]) -> Figure:
 
 
 def clouds(data: dict[str, np.ndarray]) -> Figure:
-    """Scatters of ``(n, 2)`` points, side by side at one scale."""
-    figure, axes = plt.subplots(1, len(data), figsize=(1.6 * len(data), 1.9), sharex=True, sharey=True)
-    for axis, (title, points) in zip(np.atleast_1d(axes), data.items(), strict=True):
+    """Scatters of ``(n, 2)`` points at one scale, up to four in a row."""
+    across = min(len(data), 4)
+    down = -(-len(data) // across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(1.8 * across, 2.0 * down), sharex=True, sharey=True, squeeze=False
+    )
+    for axis in axes.flat[len(data) :]:
+        axis.remove()
+    for axis, (title, points) in zip(axes.flat, data.items(), strict=False):
         axis.scatter(*points.T, s=1, color="#0072b2", alpha=0.5)
         axis.set_title(title, fontsize=8)
         axis.set_aspect("equal")
