@@ -61,7 +61,7 @@ def test_rows_in_blocks_are_as_at_once(monkeypatch):
 @pytest.mark.parametrize(("n", "rank"), [(9, 8), (19, 16), (4, 4), (3, 3)])
 def test_the_score_taken_is_the_one_of_the_level(n, rank):
     E = np.arange(1.0, n + 1)[:, None]
-    assert widening(E, TAU)[2] == min(rank, n)
+    assert widening(E, TAU)[2] == rank
 
 
 def test_calibrated_intervals_cover_at_least_their_level():
@@ -88,4 +88,5 @@ def test_cross_calibrated_intervals_cover_more_than_their_guarantee():
             scores.append(conformity_scores(y[fold], means[-1][: len(fold)], tau))
         ends = cross_calibrated(means[0], means, scores, tau)
         covered.append(((ends[:, 0] <= y[40:]) & (y[40:] <= ends[:, 1])).mean())
-    assert np.mean(covered) == pytest.approx(0.8, abs=0.03)
+    error = np.std(covered) / np.sqrt(500)
+    assert 0.8 - 3 * error <= np.mean(covered) <= 0.8 + 1 / 41 + 3 * error

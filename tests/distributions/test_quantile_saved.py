@@ -57,9 +57,13 @@ def test_fits_without_each_fold_are_kept(tmp_path):
     again = quantile_saved.load(tmp_path / "m")
     assert [len(E) for E in again.scores_] == [75, 75]
     np.testing.assert_array_equal(again.predict(data()[0]), model.predict(data()[0]))
-    (tmp_path / "m" / "fold-1" / "aggregator.json").unlink()
-    with pytest.raises(ValueError, match="fold-1 holds no quantile model"):
+    (tmp_path / "m" / "scores.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="holds a broken quantile model"):
         quantile_saved.load(tmp_path / "m")
+    quantile_saved.save(model, tmp_path / "again")
+    (tmp_path / "again" / "fold-1" / "aggregator.json").unlink()
+    with pytest.raises(ValueError, match="fold-1 holds no quantile model"):
+        quantile_saved.load(tmp_path / "again")
 
 
 class Own(BaseEstimator):

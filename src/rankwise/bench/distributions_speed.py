@@ -181,6 +181,7 @@ class _Kept(QuantileAggregator):
 def _published(x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> torch.nn.Module:
     """The recipe as it is written, for weights by model and level: softmax over models, sorted where judged."""
     g, levels, (p, m) = torch.Generator().manual_seed(0), torch.as_tensor(tau).float(), B.shape[1:]
+    torch.manual_seed(0)
     net = mlp(x.shape[1], (64, 64), p * m)
     torch.nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]

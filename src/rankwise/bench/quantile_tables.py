@@ -28,8 +28,6 @@ from rankwise.jobs.adapt import OnEvent, environment
 
 LEVELS = (0.025, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.975)
 ROWS = 1_500
-KINDS = (*WEIGHTS, "linear", "LightGBM", "forest", "Gaussian network", "average", "median", "free weights (QRA)",
-         "local-medium, three noise bases")  # fmt: skip
 Scores = dict[str, float]
 
 
@@ -90,7 +88,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         note(table, "done", 1, 1, float("nan"))
     names = [n for n, _ in bases()]
     mean = {t: {k: float(np.mean([s[k] for s in found])) for k in found[-1]} for t, found in splits.items()}
-    relative = {k: np.array([m[k] / min(m[n] for n in names) for m in mean.values()]) for k in KINDS}
+    kinds = [k for k in splits[table][-1] if k not in covered]
+    relative = {k: np.array([m[k] / min(m[n] for n in names) for m in mean.values()]) for k in kinds}
     return Evidence(
         recipe="quantile_tables",
         title="Quantile aggregation: twelve tables",

@@ -64,8 +64,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         title="Likelihood of a singular distribution: handwritten digits",
         command=f"rankwise bench singular-likelihood --part digits --seeds {seeds}",
         setting=f"scikit-learn's 8 x 8 digits, {LATENT} latent dimensions, {seeds} splits with {TEST} test images; "
-        "rounded to the images' greys; sliced Wasserstein-1 to the test images, and the accuracy (%) with which "
-        f"a random forest tells them from them (50: not at all); levels chosen: {', '.join(f'{c:g}' for c in chosen)}",
+        "samples rounded to the images' greys; sliced Wasserstein-1 to the test images, and a random forest's accuracy "
+        f"(%) in telling the two apart (50: not at all); levels chosen: {', '.join(f'{c:g}' for c in chosen)}",
         header=["samples", "sliced W1", "told apart (%)"],
         rows=[[k, plus_minus(v[:, 0], 1, 4), plus_minus(v[:, 1])] for k, v in column.items()],
         claims=[

@@ -253,7 +253,7 @@ class QuantileAggregator(BaseEstimator):
             raise ValueError(f"y is constant ({y[0]}): there is nothing to predict")
         narrow = 2 * min((tau[i] for i, _ in symmetric_pairs(tau)), default=0.5)
         calibrating = len(y) if self.conformal == "cv+" else held
-        if self.conformal and np.ceil((calibrating + 1) * (1 - narrow)) > calibrating:
+        if self.conformal and narrow < 1 / (calibrating + 1):
             warnings.warn(
                 f"{calibrating} rows of calibration guarantee intervals down to alpha = {1 / (calibrating + 1):.3g}; "
                 "narrower alphas take the largest score",
@@ -389,8 +389,8 @@ def crossing_penalty(q: Tensor, least: Tensor) -> Tensor:
     """``mean_{k<l} relu(q_k - q_l + δ_kl)`` over rows ``(b, m)`` and pairs, ``δ_kl = least_l - least_k`` of ascending
     ``least``; zero where every gap is at least δ.
 
-    With ``z = q - least`` a pair counts ``relu(z_k - z_l)``, these sum to ``Σ_k k (z_(k) - z_k)``: sorting
-    moves z_k up by the number of later values below it less that of earlier ones above. One sort, no pairs.
+    With ``z = q - least`` a pair counts ``relu(z_k - z_l)``, and all pairs ``Σ_k k (z_(k) - z_k)``: sorting moves z_k
+    up by the number of later values below it less that of earlier ones above. One sort, no pairs.
     """
     m, z = q.shape[1], q - least
     return ((z.sort(1).values - z) @ torch.arange(m).to(z)).mean() / max(m * (m - 1) / 2, 1)

@@ -11,6 +11,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from skops import io
@@ -37,7 +38,7 @@ TRUSTED = (
 def save(model: QuantileAggregator, folder: str | Path) -> None:
     """Write ``bases.skops``, ``weights.safetensors`` and ``aggregator.json``; the folder appears when it is whole.
 
-    The fits of ``"cv+"`` without each fold are folders in it, with their conformity scores.
+    The fits of ``"cv+"`` without each fold are folders in it, their conformity scores ``scores.safetensors``.
 
     Raises
     ------
@@ -63,9 +64,12 @@ def save(model: QuantileAggregator, folder: str | Path) -> None:
         (draft / "bases.skops").write_bytes(packed)
         save_file({k: v.contiguous() for k, v in model.net_.state_dict().items()}, draft / "weights.safetensors")
         write_json(draft / "aggregator.json", described)
-        for k, (fold, scores) in enumerate(zip(model.folds_, model.scores_, strict=True)):
+        save_file(
+            {f"fold-{k}": torch.from_numpy(E).contiguous() for k, E in enumerate(model.scores_)},
+            draft / "scores.safetensors",
+        )
+        for k, fold in enumerate(model.folds_):
             save(fold, draft / f"fold-{k}")
-            np.save(draft / f"fold-{k}" / "scores.npy", scores, allow_pickle=False)
 
 
 def read_plain(path: Path) -> Any:
@@ -105,9 +109,8 @@ def load(folder: str | Path) -> QuantileAggregator:
         vars(model)["n_features_in_"] = described["features"]  # scikit-learn sets it in `validate_data`
         model.net_ = model._network(described["features"])
         model.net_.load_state_dict(load_file(folder / "weights.safetensors"))
-        within = [folder / f"fold-{k}" for k in range(described["folds"])]
-        model.folds_ = [load(fold) for fold in within]
-        model.scores_ = [np.load(fold / "scores.npy", allow_pickle=False) for fold in within]
+        scores, names = load_file(folder / "scores.safetensors"), [f"fold-{k}" for k in range(described["folds"])]
+        model.folds_, model.scores_ = [load(folder / n) for n in names], [scores[n].numpy() for n in names]
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no quantile model: {Path(error.filename).name} is missing") from error
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
