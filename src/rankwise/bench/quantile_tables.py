@@ -16,18 +16,17 @@ from numpy.typing import ArrayLike
 from quantile_forest import RandomForestQuantileRegressor
 from scipy.stats import norm
 from sklearn.base import BaseEstimator
-from sklearn.linear_model import QuantileRegressor
-from sklearn.preprocessing import StandardScaler
 
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.data.frames import REGRESSION, regression
 from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, predict_base
+from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_metrics import report, weighted_interval_score
 from rankwise.jobs.adapt import OnEvent, environment
 
 LEVELS = (0.025, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.975)
-ROWS = 1_500
+ROWS = 10_000
 Scores = dict[str, float]
 
 
@@ -49,24 +48,10 @@ class Noise(BaseEstimator):
         return centre + self.spread_ * norm.ppf(np.asarray(quantiles))
 
 
-class LinearQuantiles(QuantileRegressor):
-    """Linear quantile regression on standardised columns."""
-
-    def fit(self, X, y, sample_weight=None):
-        """Standardise both sides, then fit."""
-        self.scaler_ = StandardScaler().fit(X)
-        self.y_scale_ = float(np.std(y)) or 1.0
-        return super().fit(self.scaler_.transform(X), np.asarray(y) / self.y_scale_)
-
-    def predict(self, X):
-        """In the response's units."""
-        return super().predict(self.scaler_.transform(X)) * self.y_scale_
-
-
 def bases() -> list[tuple[str, Any]]:
     """The base models."""
     return [
-        ("linear", LinearQuantiles(alpha=1e-4)),
+        ("linear", LinearQuantile(alpha=1e-4)),
         ("LightGBM", LGBMRegressor(objective="quantile", n_estimators=80, num_leaves=15, verbose=-1, n_jobs=2)),
         ("forest", RandomForestQuantileRegressor(n_estimators=80, min_samples_leaf=5, random_state=0, n_jobs=2)),
         ("Gaussian network", GaussianNetwork()),
@@ -119,7 +104,7 @@ def _split(table: str, seed: int, memory: str) -> tuple[Scores, dict[str, np.nda
             warnings.simplefilter("ignore")
             return QuantileAggregator(
                 models or bases(), weights=weights, quantiles=LEVELS, memory=memory, random_state=seed,
-                **{"conformal": None, "max_steps": 1500, **options},
+                **{"conformal": None, **options},
             ).fit(X.iloc[train].to_numpy(), y.iloc[train].to_numpy())  # fmt: skip
 
     by_weights = {weights: fitted(weights) for weights in WEIGHTS}

@@ -21,7 +21,7 @@ What people get wrong: base predictions of rows the base was fitted on. Everythi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from rankwise.distributions.quantile_bases import GaussianNetwork, fit_base, mlp, predict_base
 from rankwise.distributions.quantile_conformal import conformity_scores, cross_calibrated, widening
+from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_metrics import symmetric_pairs, weighted_interval_score
 from rankwise.distributions.quantile_monotone import WAYS, monotone
 from rankwise.nearest import unknown
@@ -265,17 +266,15 @@ class QuantileAggregator(BaseEstimator):
         """Bases, out of fold and on all rows, and the weights."""
         named = _named(self.estimators)
         store = Memory(self.memory, verbose=0)
-        out_of_fold = store.cache(_out_of_fold, ignore=["n_jobs"])
-        B, failures = out_of_fold(named, X, y, tau, self.cv, self.random_state, self.n_jobs)  # type: ignore[misc]
+        B, failures = _out_of_fold(named, X, y, tau, self.cv, self.random_state, self.n_jobs, store)
         kept = [name for name, _ in named if name not in failures]
         if failures and (self.on_error == "raise" or not kept):
             raise ValueError(f"base models failed: {'; '.join(f'{n}: {why}' for n, why in failures.items())}")
         for name, why in failures.items():
             warnings.warn(f"base model {name} is left out: {why}", stacklevel=3)
         self.names_ = kept
-        used = [e for name, e in named if name in kept]
-        refitted: Any = store.cache(_refitted)
-        self.bases_: list[Any] = refitted(used, X, y, tau)
+        refitted: Any = store.cache(fit_base)
+        self.bases_: list[Any] = [refitted(e, X, y, tau) for name, e in named if name in kept]
         self.scaler_ = StandardScaler().fit(X)
         self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std())
         self.losses_, self.net_ = self._train(self._x(X), self._y(B), self._y(y), tau)
@@ -410,10 +409,9 @@ class _Constant(nn.Module):
 def _named(estimators: Sequence[Any] | None) -> list[tuple[str, Any]]:
     if estimators is None:
         from sklearn.ensemble import HistGradientBoostingRegressor
-        from sklearn.linear_model import QuantileRegressor
 
         estimators = [
-            ("linear", QuantileRegressor(alpha=1e-3)),
+            ("linear", LinearQuantile()),
             ("boosting", HistGradientBoostingRegressor(loss="quantile", quantile=0.5, max_iter=60)),
             ("gaussian", GaussianNetwork()),
         ]
@@ -429,12 +427,20 @@ def _named(estimators: Sequence[Any] | None) -> list[tuple[str, Any]]:
 
 
 def _out_of_fold(
-    named: list[tuple[str, Any]], X: Array, y: Array, tau: Array, cv: int, seed: int, n_jobs: int | None
+    named: list[tuple[str, Any]],
+    X: Array,
+    y: Array,
+    tau: Array,
+    cv: int,
+    seed: int,
+    n_jobs: int | None,
+    store: Memory,
 ) -> tuple[Array, Mapping[str, str]]:
-    """Base quantiles ``(n, p, m)`` of rows their fold's model did not see, and what failed."""
+    """Base quantiles ``(n, p, m)`` of rows their fold's model did not see, and what failed (which is not stored)."""
     folds = list(KFold(cv, shuffle=True, random_state=seed).split(X))
     jobs = [(name, e, train, test) for name, e in named for train, test in folds]
-    done = Parallel(n_jobs=n_jobs)(delayed(_one_fold)(e, X, y, tau, train, test) for _, e, train, test in jobs)
+    fold: Any = store.cache(_fold)
+    done = Parallel(n_jobs=n_jobs)(delayed(_attempted)(fold, e, X, y, tau, train, test) for _, e, train, test in jobs)
     out, failures = {name: np.empty((len(y), len(tau))) for name, _ in named}, {}
     for (name, _, _, test), found in zip(jobs, done, strict=True):
         if isinstance(found, str):
@@ -445,13 +451,13 @@ def _out_of_fold(
     return (np.stack(kept, 1) if kept else np.empty((len(y), 0, len(tau)))), failures
 
 
-def _refitted(estimators: list[Any], X: Array, y: Array, tau: Array) -> list[Any]:
-    return [fit_base(e, X, y, tau) for e in estimators]
+def _fold(e: Any, X: Array, y: Array, tau: Array, train: Rows, test: Rows) -> Array:
+    return predict_base(fit_base(e, X[train], y[train], tau), X[test], tau)
 
 
-def _one_fold(e: Any, X: Array, y: Array, tau: Array, train: Rows, test: Rows) -> Array | str:
+def _attempted(fold: Callable[..., Array], *given: Any) -> Array | str:
     try:
-        q = predict_base(fit_base(e, X[train], y[train], tau), X[test], tau)
+        q = fold(*given)
     except Exception as error:  # any base may fail in its own way: it is named
         return f"{type(error).__name__}: {error}"
     return q if np.isfinite(q).all() else "predicts NaN or Inf"

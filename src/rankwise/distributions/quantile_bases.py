@@ -1,4 +1,5 @@
-"""Base models for quantile aggregation: adapters of other libraries' regressors, and two small networks of our own.
+"""Base models for quantile aggregation: adapters of other libraries' regressors, and two small networks of our own
+(linear quantiles are in `quantile_linear`).
 
 A base gives ``(n, m)`` quantiles. Models whose ``predict`` takes ``quantiles`` (the quantile-forest package) are fitted
 once; models with a level among their parameters (scikit-learn's and LightGBM's) once a level, at no more than
@@ -130,7 +131,7 @@ class _Network(RegressorMixin, BaseEstimator, ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
             self.net_ = mlp(X.shape[1], self.hidden, self._outputs())
-        optimizer = torch.optim.Adam(self.net_.parameters(), lr=3e-3, weight_decay=1e-6)
+        optimizer = torch.optim.Adam(self.net_.parameters(), lr=3e-3, weight_decay=1e-6, fused=True)
         best, kept, waited = float("inf"), None, 0
         for _ in range(self.epochs):
             for rows in used[torch.randperm(len(used), generator=g)].split(256):

@@ -30,6 +30,7 @@ TRUSTED = (
     "quantile_forest._quantile_forest_fast.QuantileForest",
     "rankwise.distributions.quantile_bases.GaussianNetwork",
     "rankwise.distributions.quantile_bases.QuantileNetwork",
+    "rankwise.distributions.quantile_linear.LinearQuantile",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
 )

@@ -22,6 +22,7 @@ from rankwise.data.files import frame
 from rankwise.distributions import quantile_saved
 from rankwise.distributions.quantile_aggregation import QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, predict_base
+from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_metrics import calibration_error, crps, report, weighted_interval_score
 from rankwise.files import read_json, whole_folder, write_json
 from rankwise.nearest import unknown
@@ -64,10 +65,9 @@ def base_models(names: Sequence[str], *, seed: int = 0) -> list[tuple[str, Any]]
     """
     from lightgbm import LGBMRegressor
     from quantile_forest import ExtraTreesQuantileRegressor, RandomForestQuantileRegressor
-    from sklearn.linear_model import QuantileRegressor
 
     made: dict[str, Any] = {
-        "linear": QuantileRegressor(alpha=1e-3),
+        "linear": LinearQuantile(),
         "boosting": LGBMRegressor(
             objective="quantile", n_estimators=200, learning_rate=0.05, num_leaves=15, verbose=-1, random_state=seed
         ),

@@ -1,0 +1,154 @@
+"""Linear quantile regression with a lasso penalty, exact, by an interior point: seconds where a simplex takes minutes.
+
+    min_β  Σ_i ρ_τ(y_i - x_iᵀβ) + n α Σ_j |β_j|,      ρ_τ(e) = max(τe, (τ - 1)e)
+
+As ``ρ_τ(e) + ρ_τ(-e) = |e|``, the penalty is two further rows a coefficient, ``±n α e_j`` with response 0, and there is
+one problem left. Its dual, solved here, has a variable a row and no inequality but bounds:
+
+    max_a  yᵀa      Xᵀa = (1 - τ) Xᵀ1,  0 <= a <= 1
+
+A Newton step on its optimality conditions costs one weighted Gram matrix ``Xᵀ diag(q) X``; some twenty are needed
+whatever n is. β is the multiplier of the equality.
+
+Source: Portnoy & Koenker, "The Gaussian Hare and the Laplacian Tortoise", Statistical Science 1997, section 4; the
+predictor and corrector are Mehrotra's, SIAM J. Optimization 1992.
+
+What people get wrong: a penalty on columns of different units. Both sides are standardised here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import lstsq
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+Array = NDArray[np.float64]
+_STEPS = 100
+_INSIDE = 0.9995  # share of the way to the nearest bound
+
+
+class LinearQuantile(RegressorMixin, BaseEstimator):
+    """One conditional quantile as a linear function.
+
+    Parameters
+    ----------
+    quantile : float
+        Level τ in (0, 1).
+    alpha : float
+        Lasso penalty, with columns and response standardised.
+    tol : float
+        Gap between the objective and its lower bound, a row, in standard deviations of the response.
+
+    Attributes
+    ----------
+    coef_ : ndarray
+        ``(d,)``, in the data's units.
+    intercept_ : float
+    n_iter_ : int
+    n_features_in_ : int
+    """
+
+    def __init__(self, quantile: float = 0.5, *, alpha: float = 1e-3, tol: float = 1e-7) -> None:
+        self.quantile = quantile
+        self.alpha = alpha
+        self.tol = tol
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> LinearQuantile:
+        """Fit to ``(n, d)`` and ``(n,)``.
+
+        Raises
+        ------
+        ValueError
+            A level outside (0, 1), a negative penalty, a tolerance that is not positive, NaN.
+
+        Warns
+        -----
+        ConvergenceWarning
+            The gap is above ``tol`` after a hundred steps.
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[misc]
+        X, y = np.asarray(X), np.asarray(y, dtype=np.float64)
+        if not 0 < self.quantile < 1:
+            raise ValueError(f"quantile is {self.quantile}; a level between 0 and 1 is accepted")
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha is {self.alpha}; at least 0 is accepted")
+        if not self.tol > 0:
+            raise ValueError(f"tol is {self.tol}; above 0 is accepted")
+        (n, d), scaler = X.shape, cast(Any, StandardScaler().fit(X))
+        centre, scale = float(np.median(y)), float(y.std()) or 1.0
+        rows = np.column_stack([np.ones(n), scaler.transform(X)])
+        response = (y - centre) / scale
+        if self.alpha:
+            penalty = np.column_stack([np.zeros(d), n * self.alpha * np.eye(d)])
+            rows, response = np.vstack([rows, penalty, -penalty]), np.concatenate([response, np.zeros(2 * d)])
+        beta, self.n_iter_, gap = interior_point(rows, response, self.quantile, tol=self.tol * n)
+        if not gap <= self.tol * n:
+            warnings.warn(
+                f"the gap of the {self.quantile} quantile is {gap / n:.1g} a row after {self.n_iter_} steps, above "
+                f"tol={self.tol:.1g}", ConvergenceWarning, stacklevel=2,
+            )  # fmt: skip
+        self.coef_ = scale * beta[1:] / scaler.scale_
+        self.intercept_ = centre + scale * beta[0] - float(self.coef_ @ scaler.mean_)
+        return self
+
+    def predict(self, X: ArrayLike) -> Array:
+        """Quantile ``(n,)`` in the response's units."""
+        check_is_fitted(self)
+        X = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
+        return X @ self.coef_ + self.intercept_
+
+
+def interior_point(X: Array, y: Array, tau: float, *, tol: float) -> tuple[Array, int, float]:
+    """``β`` that minimises ``Σ ρ_τ(y - Xβ)``, the steps taken and the duality gap.
+
+    Both problems are feasible at the start and stay so; with ``s = 1 - a``, multipliers z of ``a >= 0`` and w of
+    ``s >= 0``, ``z - w = Xβ - y``, and the gap is ``aᵀz + sᵀw``.
+    """
+    a, s = np.full(len(y), 1 - tau), np.full(len(y), tau)
+    beta = _least_squares(X, y)
+    r = X @ beta - y
+    away = 0.1 * np.abs(r).mean() + 1e-8
+    z, w = np.maximum(r, 0) + away, np.maximum(-r, 0) + away
+    gap, step = float(a @ z + s @ w), 0
+    while gap > tol and step < _STEPS:
+        q = 1 / (z / a + w / s)
+        gram = (X * q[:, None]).T @ X
+        _, da, dz, dw = _direction(X, gram, q, (a, s, z, w))
+        primal, dual = min(_reach(a, da), _reach(s, -da)), min(_reach(z, dz), _reach(w, dw))
+        after = float((a + primal * da) @ (z + dual * dz) + (s - primal * da) @ (w + dual * dw))
+        mu = (after / gap) ** 3 * gap / (2 * len(y))
+        db, da, dz, dw = _direction(X, gram, q, (a, s, z, w), mu - da * dz, mu + da * dw)
+        primal, dual = min(_reach(a, da), _reach(s, -da)), min(_reach(z, dz), _reach(w, dw))
+        a, s = a + primal * da, s - primal * da
+        beta, z, w = beta + dual * db, z + dual * dz, w + dual * dw
+        gap, step = float(a @ z + s @ w), step + 1
+    return beta, step, gap
+
+
+def _direction(
+    X: Array, gram: Array, q: Array, at: tuple[Array, ...], low: Array | float = 0.0, high: Array | float = 0.0
+) -> tuple[Array, Array, Array, Array]:
+    """Newton's step from ``(a, s, z, w)`` to ``az = low``, ``sw = high`` with ``Xᵀ da = 0``, ``dz - dw = X dβ``."""
+    a, s, z, w = at
+    target = z - w - low / a + high / s
+    db = -_least_squares(gram, X.T @ (q * target))
+    da = -q * (X @ db + target)
+    return db, da, (low - z * da) / a - z, (high + w * da) / s - w
+
+
+def _least_squares(A: Array, b: Array) -> Array:
+    """The smallest solution, so that columns may be dependent."""
+    return cast(Any, lstsq(A, b, lapack_driver="gelsy"))[0]
+
+
+def _reach(value: Array, change: Array) -> float:
+    """The share of ``change`` that keeps ``value`` positive."""
+    falls = change < 0
+    return min(1.0, _INSIDE * float(np.min(-value[falls] / change[falls]))) if falls.any() else 1.0

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import QuantileRegressor
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from rankwise.data.frames import regression
+from rankwise.distributions.quantile_linear import LinearQuantile, interior_point
+
+TAU = (0.05, 0.25, 0.5, 0.9)
+
+
+def made(n: int = 200, d: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)) * 10.0 ** rng.integers(-2, 3, size=d) + rng.normal(size=d)
+    y = (X / X.std(0)) @ rng.normal(size=d) + (1 + np.abs(X[:, 0] / X[:, 0].std())) * rng.standard_t(3, size=n)
+    return X, 1000 + 50 * y
+
+
+def objective(model: LinearQuantile, X: np.ndarray, y: np.ndarray, coef: np.ndarray) -> float:
+    e, tau = y - model.predict(X), model.quantile
+    return float(np.maximum(tau * e, (tau - 1) * e).mean() + model.alpha * np.abs(coef).sum())
+
+
+@pytest.mark.parametrize("tau", TAU)
+@pytest.mark.parametrize("alpha", [0.0, 1e-3, 0.03])
+def test_equals_scikit_learns_linear_programme_on_standardised_data(tau, alpha):
+    X, y = regression("boston")
+    Z = StandardScaler().fit_transform(X)
+    t = ((y - y.mean()) / y.std(ddof=0)).to_numpy()
+    mine = LinearQuantile(tau, alpha=alpha).fit(Z, t)
+    theirs = QuantileRegressor(quantile=tau, alpha=alpha).fit(Z, t)
+    assert abs(objective(mine, Z, t, mine.coef_) - objective(theirs, Z, t, theirs.coef_)) < 1e-7
+    np.testing.assert_allclose(mine.coef_, theirs.coef_, atol=2e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), tau=st.sampled_from(TAU), n=st.integers(30, 120), d=st.integers(1, 6))
+def test_as_many_rows_are_below_as_the_level_says(seed, tau, n, d):
+    X, y = made(n, d, seed)
+    e = y - LinearQuantile(tau, alpha=0.0, tol=1e-10).fit(X, y).predict(X)
+    near = 1e-5 * y.std()  # d + 1 rows lie on the plane
+    assert (e < -near).sum() <= n * tau + 1e-9 <= n - (e > near).sum() + 1e-9
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), tau=st.sampled_from(TAU))
+def test_gap_bounds_what_any_other_coefficients_could_gain(seed, tau):
+    rng = np.random.default_rng(seed)
+    X, y = np.column_stack([np.ones(60), rng.normal(size=(60, 2))]), rng.standard_cauchy(60)
+
+    def loss(b: np.ndarray) -> float:
+        return float(np.maximum(tau * (y - X @ b), (tau - 1) * (y - X @ b)).sum())
+
+    beta, _, gap = interior_point(X, y, tau, tol=1e-3)
+    others = beta + rng.normal(size=(200, 3)) * 10.0 ** rng.uniform(-6, 1, size=(200, 1))
+    assert min(loss(b) for b in others) >= loss(beta) - gap - 1e-9
+
+
+def test_units_of_columns_and_response_do_not_matter():
+    X, y = made()
+    plain = LinearQuantile(0.9).fit(X, y).predict(X)
+    scaled = LinearQuantile(0.9).fit(X * [1e3, 1e-3, 2, 1] + 5, 7 * y - 100).predict(X * [1e3, 1e-3, 2, 1] + 5)
+    np.testing.assert_allclose(scaled, 7 * plain - 100, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-2])
+def test_a_column_twice_and_a_constant_one_leave_the_prediction(alpha):
+    X, y = made()
+    more = np.column_stack([X, X[:, :1], np.full(len(X), 3.0)])
+    plain, twice = (LinearQuantile(0.25, alpha=alpha).fit(Z, y) for Z in (X, more))
+    loss = [objective(m, Z, y, np.zeros(1)) for m, Z in ((plain, X), (twice, more))]
+    assert abs(loss[0] - loss[1]) < 1e-4 * y.std()
+    assert np.isfinite(twice.coef_).all()
+
+
+def test_a_large_penalty_leaves_the_sample_quantile():
+    X, y = made(201)
+    model = LinearQuantile(0.25, alpha=10.0).fit(X, y)
+    np.testing.assert_allclose(model.predict(X), np.quantile(y, 0.25), rtol=1e-5)
+
+
+def test_more_columns_than_rows():
+    X, y = made(20, 40)
+    model = LinearQuantile(0.5, alpha=0.02).fit(X, y)
+    assert np.isfinite(model.predict(X)).all()
+    assert (np.abs(model.coef_ * X.std(0)) > 1e-4 * y.std()).sum() <= 20  # a vertex of the lasso
+
+
+def test_constant_response_is_predicted():
+    X, _ = made()
+    np.testing.assert_allclose(LinearQuantile(0.3).fit(X, np.full(len(X), 2.5)).predict(X), 2.5)
+
+
+def test_a_gap_that_stays_is_told(monkeypatch):
+    X, y = made()
+    monkeypatch.setattr("rankwise.distributions.quantile_linear._STEPS", 3)
+    with pytest.warns(ConvergenceWarning, match="after 3 steps, above tol=1e-07"):
+        LinearQuantile(0.5).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"quantile": 1.0}, "between 0 and 1"), ({"alpha": -1.0}, "at least 0"), ({"tol": 0.0}, "above 0")],
+)
+def test_bad_options_are_named(options, why):
+    X, y = made()
+    with pytest.raises(ValueError, match=why):
+        LinearQuantile(**options).fit(X, y)
+
+
+def test_scikit_learns_checks():
+    check_estimator(LinearQuantile(0.5))
