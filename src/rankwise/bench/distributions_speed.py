@@ -236,7 +236,7 @@ def isotonic() -> Measured:
 
 
 def singular() -> Measured:
-    """Seven noise levels, 1,000 rows in ten dimensions, 16 draws, 40 epochs: all at once with one draw differentiated,
+    """Seven noise levels, 1,000 rows in ten dimensions, 16 draws, 40 epochs: all at once with two draws differentiated,
     the same one level after another, and one after another with every draw differentiated."""
     x, new = (torch.as_tensor(hidden_in(points("swiss roll", 1000, s), 0.05, s, rotation=0)).float() for s in (0, 1))
     levels = torch.tensor(NOISE_GRID)

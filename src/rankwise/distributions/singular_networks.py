@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_DRAWN = 2  # of K: with one the bound ends 0.1 nats lower, four cost more than they gain
 _LOG_2PI = math.log(2 * math.pi)
 _START = 0.3  # of σ and s: from wider ones f and encoder may agree to ignore z, from narrower ones z leaves its prior
 
@@ -87,13 +88,17 @@ class Ensemble(nn.Module):
 
         The bound's gradient is ``Σ_k w̄_k ∇ log p(x, z_k)`` for f and σ, and ``Σ_k w̄_k² ∂ log w_k/∂z ∂z_k`` for the
         encoder (w̄ = w / Σ w; Tucker et al. 2019): the expectations of ``∇ log p`` and ``w̄ ∂ log w/∂z ∂z`` over one k
-        drawn with probability w̄. All K draws are weighed without a graph, and only the drawn one is differentiated.
+        drawn with probability w̄. All K are weighed without a graph, and only `_DRAWN` are differentiated, chosen
+        systematically: in equal steps through the cumulated w̄ from a uniform start.
         """
         mean, log_s = self.encoder(x).chunk(2, -1)
         with torch.no_grad():
             w = self._log_weights(x, draws, mean, log_s).softmax(1)
             members, K, n = w.shape
-            k = torch.multinomial(w.mT.reshape(-1, K), 1, generator=generator).view(members, 1, n)
+            start = torch.rand(members, n, 1, generator=generator, dtype=w.dtype, device=w.device)
+            count = min(_DRAWN, K)
+            at = (start + torch.arange(count).to(w)) / count
+            k = torch.searchsorted(w.mT.cumsum(-1), at).clamp_(max=K - 1).mT
             share = w.gather(1, k)
             draw = draws.gather(1, k[..., None].expand(-1, -1, -1, draws.shape[-1]))
         z = mean[:, None] + log_s.exp()[:, None] * draw
