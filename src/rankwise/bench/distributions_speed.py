@@ -1,5 +1,5 @@
 """Speed of the distributions family, side by side: survival regression against lifelines, kernel density against
-scikit-learn, the likelihood of singular laws against one noise level after another.
+scikit-learn, the likelihood of singular laws against one noise level after another, linear quantiles against a linear programme.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rankwise.distributions import power_weibull as pgw
 from rankwise.distributions.kde import HighDimKDE
 from rankwise.distributions.quantile_aggregation import QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, mlp
+from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_monotone import monotone
 from rankwise.distributions.singular import NOISE_GRID
 from rankwise.distributions.singular_networks import Ensemble
@@ -42,6 +43,7 @@ def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Eviden
             "a million rows": million,
             "kernel density": density,
             "singular likelihood": singular,
+            "linear quantiles": linear,
             "aggregation": aggregation,
             "isotonic projection": isotonic,
         },
@@ -135,12 +137,46 @@ def density() -> Measured:
     ]
 
 
+def linear() -> Measured:
+    """Three quantiles of 10,000 diamonds' prices under a lasso, against scikit-learn's linear programme by its simplex
+    and by its interior point."""
+    X, y = regression("diamonds")
+    rows = np.random.default_rng(0).permutation(len(y))[:10_000]
+    Z, t = StandardScaler().fit_transform(X.iloc[rows]), StandardScaler().fit_transform(y.to_numpy()[rows, None])[:, 0]
+
+    def losses(models: list) -> np.ndarray:
+        errors = [(m.quantile, t - m.predict(Z), 1e-3 * np.abs(m.coef_).sum()) for m in models]
+        return np.array([np.maximum(tau * e, (tau - 1) * e).mean() + penalty for tau, e, penalty in errors])
+
+    a, mine = timed(lambda: [LinearQuantile(tau, alpha=1e-3).fit(Z, t) for tau in (0.1, 0.5, 0.9)], 3)
+    table, wins, gaps = [], [], []
+    for solver, name in (("highs-ds", "simplex"), ("highs-ipm", "interior point")):
+        b, theirs = timed(
+            lambda solver=solver: [
+                QuantileRegressor(quantile=tau, alpha=1e-3, solver=solver).fit(Z, t) for tau in (0.1, 0.5, 0.9)
+            ],
+            1,
+        )
+        wins.append(b / a)
+        gaps.append(np.abs(losses(mine) - losses(theirs)).max())
+        table.append([
+            "linear quantiles, 10,000 rows", f"{a:.2f}s", f"scikit-learn, {name}", f"{b:.2f}s", f"{b / a:.0f}x"
+        ])  # fmt: skip
+    return table, [
+        Claim(
+            text="linear quantiles at least 10x faster than scikit-learn's faster solver, objective equal to 1e-6",
+            held=min(wins) >= 10 and max(gaps) < 1e-6,
+            found=f"{min(wins):.0f}x, differs by {max(gaps):.0e}",
+        )
+    ]
+
+
 def aggregation() -> Measured:
     """Local weights of three bases on 8,000 wages, by our defaults and by the published recipe, on the same out-of-fold
     quantiles: batch 2^(3 + ⌊log10 n⌋), rate 1e-3, patience 500, a penalty over pairs of levels."""
     X, y = regression("cps1988")
     bases = [
-        ("linear", QuantileRegressor(alpha=1e-3)),
+        ("linear", LinearQuantile()),
         ("boosting", LGBMRegressor(objective="quantile", n_estimators=100, verbose=-1)),
         ("gaussian", GaussianNetwork(epochs=20)),
     ]
