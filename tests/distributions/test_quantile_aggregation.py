@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator, crossing_penalty, pinball_loss
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, fit_base, predict_base
+from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_metrics import pinball, weighted_interval_score
 
 matplotlib.use("Agg")
@@ -205,6 +208,7 @@ def test_cross_calibration_uses_every_row_and_widens_what_is_too_narrow():
         RandomForestQuantileRegressor(n_estimators=20, random_state=0),
         GaussianNetwork(epochs=30),
         QuantileNetwork(epochs=30),
+        LinearQuantile(),
     ],
     ids=lambda b: type(b).__name__,
 )
@@ -230,6 +234,37 @@ def test_the_sweep_starts_at_the_median_wherever_it_stands(conformal):
     crossed = torch.tensor([[3.0, 1.0, 2.0, 4.0]])
     assert model._in_order(crossed, "sweep").tolist() == [[3.0, 3.0, 3.0, 4.0]]
     np.testing.assert_allclose(model.predict(X)[:, 0], X[:, 0], atol=1e-5)
+
+
+class Counting(Fixed):
+    """Writes a line for every fit; fails while a file `broken` stands beside it."""
+
+    def __init__(self, folder="", shift=0.0):
+        super().__init__(shift)
+        self.folder = folder
+
+    def fit(self, X, y):
+        if (Path(self.folder) / "broken").exists():
+            raise RuntimeError("broken")
+        with (Path(self.folder) / "fits").open("a") as log:
+            log.write(f"{self.shift}\n")
+        return super().fit(X, y)
+
+
+def test_with_memory_a_further_base_costs_only_its_own_fits(tmp_path):
+    first, second = Counting(str(tmp_path), 0.0), Counting(str(tmp_path), 1.0)
+    for bases in ([first], [first, second]):
+        aggregator(bases, memory=str(tmp_path / "kept")).fit(X, Y)
+    assert (tmp_path / "fits").read_text().split() == ["0.0"] * 6 + ["1.0"] * 6
+
+
+def test_a_failure_is_not_kept_in_memory(tmp_path):
+    (tmp_path / "broken").touch()
+    model = aggregator([Counting(str(tmp_path))], memory=str(tmp_path / "kept"))
+    with pytest.raises(ValueError, match="RuntimeError: broken"):
+        model.fit(X, Y)
+    (tmp_path / "broken").unlink()
+    assert model.fit(X, Y).names_ == ["counting"]
 
 
 def test_pipelines_clones_frames_and_plots():

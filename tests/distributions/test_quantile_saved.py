@@ -12,10 +12,12 @@ from skops import io
 from rankwise.distributions import quantile_saved
 from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork
+from rankwise.distributions.quantile_linear import LinearQuantile
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
 EVERY = [
     ("linear", QuantileRegressor(alpha=1e-3)),
+    ("lasso", LinearQuantile()),
     ("lightgbm", LGBMRegressor(objective="quantile", n_estimators=5, verbose=-1)),
     ("histogram", HistGradientBoostingRegressor(loss="quantile", quantile=0.5, max_iter=5)),
     ("forest", RandomForestQuantileRegressor(5)),

@@ -1,5 +1,5 @@
 """Speed of the distributions family, side by side: survival regression against lifelines, kernel density against
-scikit-learn, the likelihood of singular laws against one noise level after another, linear quantiles against a linear programme.
+scikit-learn, linear quantiles against a linear programme, the likelihood of singular laws against one level at a time.
 """
 
 from __future__ import annotations

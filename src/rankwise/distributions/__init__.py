@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rankwise.distributions.kde import HighDimKDE
     from rankwise.distributions.kde_regimes import critical_bandwidths
     from rankwise.distributions.quantile_aggregation import QuantileAggregator
+    from rankwise.distributions.quantile_linear import LinearQuantile
     from rankwise.distributions.singular import SingularGenerativeEstimator
     from rankwise.distributions.survival import PGWFitter, select_baseline
     from rankwise.distributions.survival_regression import PGWRegressionFitter
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HighDimKDE",
+    "LinearQuantile",
     "PGWFitter",
     "PGWRegressionFitter",
     "PGWSurvivalAnalysis",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 _LATE = {
     "HighDimKDE": "kde",
+    "LinearQuantile": "quantile_linear",
     "PGWFitter": "survival",
     "PGWRegressionFitter": "survival_regression",
     "PGWSurvivalAnalysis": "survival_sklearn",
