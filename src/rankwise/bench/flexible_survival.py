@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import lifelines
@@ -41,42 +42,8 @@ RIVALS = ("Weibull", "log-normal", "log-logistic", "generalised gamma")
 def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
     """Fit, cross-validate (``seeds`` times five folds), judge."""
     start, note = time.perf_counter(), on_event or (lambda *_: None)
-    rows, gains, controls, aics, cure = [], {}, {}, {}, None
-    curves = {}
-    for name in SURVIVAL:
-        df = survival(name)
-        folds = [
-            (seed, train, test)
-            for seed in range(seeds)
-            for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(df, df["event"])
-        ]
-        scores: dict[str, list[tuple[float, float]]] = {m: [] for m in MODELS}
-        for i, (_, train, test) in enumerate(folds):
-            note(name, "train", i, len(folds), float("nan"))
-            for model, make in MODELS.items():
-                scores[model].append(_scored(make, df.iloc[train], df.iloc[test]))
-        note(name, "done", 1, 1, float("nan"))
-        aic = {m: _aic(make, df) for m, make in MODELS.items() if m != "Cox"}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Mean of empty slice")
-            means = {m: np.nanmean(np.reshape(s, (seeds, 5, 2)), axis=1).T for m, s in scores.items()}
-        for model, (ll, c) in means.items():
-            failed = int(np.isnan([s[1] for s in scores[model]]).sum())
-            held = plus_minus(ll, 1, 4) if np.isfinite(ll).all() else "-"
-            title = model + (f" ({failed} of {len(folds)} folds did not converge)" if failed else "")
-            number = f"{aic[model]:.1f}" if np.isfinite(aic.get(model, np.nan)) else "-"
-            rows.append([name, title, number, held, plus_minus(c[np.isfinite(c)], 1, 3)])
-        whole = [m for m in RIVALS if np.isfinite(means[m][0]).all()]
-        best = max(whole, key=lambda m: means[m][0].mean())
-        gains[name] = best, means["PGW by AIC"][0] - means[best][0]
-        least = min((m for m in RIVALS if np.isfinite(aic[m])), key=lambda m: aic[m])
-        aics[name] = aic["PGW by AIC"], aic[least], least
-        controls[name] = [_scored(MODELS["PGW, φ"], *_dealt(df, train, test, seed))[1] for seed, train, test in folds]
-        curves[name] = _hazards(df)
-        if name == "melanoma":
-            cure = _cure(df)
-    plots.save(plots.hazard_curves(curves), out / "flexible_survival.png")
-    assert cure is not None
+    trials = {name: _judged(name, seeds, note) for name in SURVIVAL}
+    plots.save(plots.hazard_curves({n: _hazards(survival(n)) for n in SURVIVAL}), out / "flexible_survival.png")
     return Evidence(
         recipe="flexible_survival",
         title="Flexible parametric survival: four trials",
@@ -85,35 +52,93 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         "in years), concordance of predicted medians (Cox: of risks); mean ± standard deviation over repetitions; "
         "lifelines' score of the generalised gamma overflows on new rows and is left out",
         header=["data", "model", "AIC", "held-out log-likelihood", "concordance"],
-        rows=rows,
-        claims=[
-            Claim(
-                text="the AIC of the better of PGW's two AFT forms is at most 2 above lifelines' best, in each trial",
-                held=all(ours <= theirs + 2 for ours, theirs, _ in aics.values()),
-                found="; ".join(f"{n} {a:.1f} against {b:.1f} ({model})" for n, (a, b, model) in aics.items()),
-            ),
-            Claim(
-                text="held out, PGW by AIC is within 0.01 a subject of lifelines' best (chosen afterwards)",
-                held=all(d.mean() >= -0.01 for _, d in gains.values()),
-                found="; ".join(f"{n} {plus_minus(d, 1, 4)} against {b}" for n, (b, d) in gains.items()),
-            ),
-            Claim(
-                text="melanoma: the interval of the cured share meets the Kaplan-Meier plateau's",
-                held=cure["lower"] <= cure["km_upper"] and cure["km_lower"] <= cure["upper"],
-                found=f"cured {cure['estimate']:.2f} [{cure['lower']:.2f}, {cure['upper']:.2f}], plateau "
-                f"{cure['km']:.2f} [{cure['km_lower']:.2f}, {cure['km_upper']:.2f}] at {cure['time']:.1f} years; "
-                f"κ profile [{cure['kappa'][0]:.2f}, {cure['kappa'][1]:.2f}]",
-            ),
-            Claim(
-                text="control: covariates dealt to other rows predict nothing (concordance within 0.05 of one half)",
-                control=True,
-                held=all(abs(np.mean(c) - 0.5) < 0.05 for c in controls.values()),
-                found="; ".join(f"{n} {np.mean(c):.3f}" for n, c in controls.items()),
-            ),
-        ],
+        rows=[row for name, trial in trials.items() for row in _rows(name, trial)],
+        claims=_claims(trials, _cure(survival("melanoma"))),
         seconds=time.perf_counter() - start,
         environment=environment("fp64", 1),
     )
+
+
+@dataclass
+class Trial:
+    """Every model on one trial: AIC on all rows; log-likelihood and concordance held out, means of five folds a
+    repetition; folds without convergence; the control's concordances."""
+
+    aic: dict[str, float]
+    held: dict[str, np.ndarray]
+    concordance: dict[str, np.ndarray]
+    failed: dict[str, str]
+    control: list[float]
+
+
+def _judged(name: str, seeds: int, note: OnEvent) -> Trial:
+    df = survival(name)
+    folds = [
+        (seed, train, test)
+        for seed in range(seeds)
+        for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(df, df["event"])
+    ]
+    scores: dict[str, list[tuple[float, float]]] = {m: [] for m in MODELS}
+    for i, (_, train, test) in enumerate(folds):
+        note(name, "train", i, len(folds), float("nan"))
+        for model, make in MODELS.items():
+            scores[model].append(_scored(make, df.iloc[train], df.iloc[test]))
+    note(name, "done", 1, 1, float("nan"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        means = {m: np.nanmean(np.reshape(s, (seeds, 5, 2)), axis=1).T for m, s in scores.items()}
+    failed = {m: int(np.isnan([c for _, c in s]).sum()) for m, s in scores.items()}
+    return Trial(
+        aic={m: _aic(make, df) for m, make in MODELS.items() if m != "Cox"},
+        held={m: ll for m, (ll, _) in means.items()},
+        concordance={m: c[np.isfinite(c)] for m, (_, c) in means.items()},
+        failed={m: f" ({k} of {len(folds)} folds did not converge)" if k else "" for m, k in failed.items()},
+        control=[_scored(MODELS["PGW, φ"], *_dealt(df, train, test, seed))[1] for seed, train, test in folds],
+    )
+
+
+def _rows(name: str, trial: Trial) -> list[list[str]]:
+    rows = []
+    for model in MODELS:
+        ll, aic = trial.held[model], trial.aic.get(model, np.nan)
+        held = plus_minus(ll, 1, 4) if np.isfinite(ll).all() else "-"
+        number = f"{aic:.1f}" if np.isfinite(aic) else "-"
+        rows.append([name, model + trial.failed[model], number, held, plus_minus(trial.concordance[model], 1, 3)])
+    return rows
+
+
+def _claims(trials: dict[str, Trial], cure: dict) -> list[Claim]:
+    aics, gains = {}, {}
+    for name, t in trials.items():
+        least = min((m for m in RIVALS if np.isfinite(t.aic[m])), key=lambda m: t.aic[m])
+        aics[name] = t.aic["PGW by AIC"], t.aic[least], least
+        best = max((m for m in RIVALS if np.isfinite(t.held[m]).all()), key=lambda m: t.held[m].mean())
+        gains[name] = best, t.held["PGW by AIC"] - t.held[best]
+    return [
+        Claim(
+            text="the AIC of the better of PGW's two AFT forms is at most 2 above lifelines' best, in each trial",
+            held=all(ours <= theirs + 2 for ours, theirs, _ in aics.values()),
+            found="; ".join(f"{n} {a:.1f} against {b:.1f} ({model})" for n, (a, b, model) in aics.items()),
+        ),
+        Claim(
+            text="held out, PGW by AIC is within 0.01 a subject of lifelines' best (chosen afterwards)",
+            held=all(d.mean() >= -0.01 for _, d in gains.values()),
+            found="; ".join(f"{n} {plus_minus(d, 1, 4)} against {b}" for n, (b, d) in gains.items()),
+        ),
+        Claim(
+            text="melanoma: the interval of the cured share meets the Kaplan-Meier plateau's",
+            held=cure["lower"] <= cure["km_upper"] and cure["km_lower"] <= cure["upper"],
+            found=f"cured {cure['estimate']:.2f} [{cure['lower']:.2f}, {cure['upper']:.2f}], plateau "
+            f"{cure['km']:.2f} [{cure['km_lower']:.2f}, {cure['km_upper']:.2f}] at {cure['time']:.1f} years; "
+            f"κ profile [{cure['kappa'][0]:.2f}, {cure['kappa'][1]:.2f}]",
+        ),
+        Claim(
+            text="control: covariates dealt to other rows predict nothing (concordance within 0.05 of one half)",
+            control=True,
+            held=all(abs(np.mean(t.control) - 0.5) < 0.05 for t in trials.values()),
+            found="; ".join(f"{n} {np.mean(t.control):.3f}" for n, t in trials.items()),
+        ),
+    ]
 
 
 def _fitted(make: Callable, df: pd.DataFrame):

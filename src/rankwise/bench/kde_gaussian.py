@@ -14,7 +14,7 @@ from scipy import stats
 
 from rankwise.bench.evidence import Claim, Evidence, plus_minus
 from rankwise.distributions.kde import ConcentrationWarning, HighDimKDE
-from rankwise.distributions.kde_regimes import critical_bandwidths
+from rankwise.distributions.kde_regimes import CriticalBandwidths, critical_bandwidths
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.report import plots
 
@@ -26,49 +26,26 @@ DRAWS, QUERIES = 400, 400
 def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
     """Draw, estimate, compare; ``seeds`` data sets a size."""
     start, note = time.perf_counter(), on_event or (lambda *_: None)
-    rows, gaps, best, against, low = [], [], [], {}, {}
+    sizes, rows = {}, []
     for d, n in ((1, 1_000), (2, 1_000), (20, 10_000), *SIZES):
-        found: dict[str, list[float]] = {r: [] for r in RULES}
-        chosen: dict[str, list[float]] = {r: [] for r in RULES}
-        deep, minima = [], []
-        c = critical_bandwidths(np.ones(d), n)
+        c, chosen, sets = critical_bandwidths(np.ones(d), n), {}, []
         for seed in range(seeds):
             note(f"{n:,} points, {d} dimensions", "train", seed, seeds, float("nan"))
             rng = np.random.default_rng([seed, d])
             X, Q = rng.standard_normal((n, d)), rng.standard_normal((QUERIES, d))
             for rule in RULES:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ConcentrationWarning)
-                    if rule in ("cv", "nn") and n > 10_000:  # all pairs of 100,000 points are not for every seed
-                        h = chosen[rule][0] if seed else HighDimKDE(rule).fit(X[:10_000]).bandwidth_
-                    else:
-                        h = HighDimKDE(rule).fit(X).bandwidth_
-                    chosen[rule].append(h)
-            kde = _fitted(X, c.h_g)
-            grid = c.h_opt * 2 ** (np.arange(-8, 13) / 16)
-            curve = kde.log_densities(Q, list(grid)).mean(1)
-            minima.append(grid[curve.argmax()] / c.h_opt)
-            values = kde.log_densities(Q, [chosen[r][-1] for r in RULES]).mean(1)
-            for rule, value in zip(RULES, values, strict=True):
-                found[rule].append(float(value))
-            deep.append(c.log_density(c.h_opt) - kde.log_densities(Q, [c.h_opt]).mean() / d)
+                chosen.setdefault(rule, []).append(_chosen(rule, X, chosen.get(rule)))
+            sets.append(_judged(_fitted(X, c.h_g), Q, {r: h[-1] for r, h in chosen.items()}, c))
         note(f"{n:,} points, {d} dimensions", "done", 1, 1, float("nan"))
+        sizes[d] = {k: np.array([s[k] for s in sets]) for k in sets[0]}
         for rule in RULES:
             h = float(np.mean(chosen[rule]))
             rows.append([
                 str(d), f"{n:,}", rule, f"{h:.3f}", f"{float(c.index(h)):.2f}", c.regime(h),
-                plus_minus(found[rule], 1, 2),
+                plus_minus(sizes[d][rule], 1, 2),
             ])  # fmt: skip
-        if (d, n) in SIZES:
-            gaps.append(float(np.mean(deep)))
-            best.append(float(np.mean(minima)))
-            against[d] = [np.subtract(found["theory"], found[r]) for r in ("scott", "silverman")]
-        if d < 3:
-            low[d] = np.subtract(np.maximum(found["scott"], found["silverman"]), found["theory"])
     normality = _fluctuations()
     plots.save(plots.kde_phases(normality), out / "kde_gaussian.png")
-    below = [r for r in normality if r["ratio"] < 1.2]
-    above = [r for r in normality if r["ratio"] > 2.5]
     return Evidence(
         recipe="kde_gaussian",
         title="Kernel density in large dimension: Gaussian data",
@@ -78,39 +55,67 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         "100,000 points are chosen on 10,000 of them",
         header=["d", "n", "rule", "bandwidth", "μ", "regime", "held-out log-density"],
         rows=rows,
-        claims=[
-            Claim(
-                text="the bandwidth of the largest mean log-density is within 10% of h_opt, from 60 dimensions on",
-                held=all(abs(b - 1) <= 0.1 for b in best),
-                found=", ".join(f"d = {d}: {b:.3f} h_opt" for (d, _), b in zip(SIZES, best, strict=True)),
-            ),
-            Claim(
-                text="the gap to the theory at h_opt shrinks as d grows at one α",
-                held=gaps[0] > gaps[1] > gaps[2] > 0,
-                found=", ".join(f"d = {d}: {g:.4f} a dimension" for (d, _), g in zip(SIZES, gaps, strict=True)),
-            ),
-            Claim(
-                text="the theory's bandwidth beats Scott's and Silverman's in every data set from 60 dimensions on",
-                held=all((g > 0).all() for pair in against.values() for g in pair),
-                found="; ".join(
-                    f"d = {d}: {plus_minus(a, 1, 2)}, {plus_minus(b, 1, 2)}" for d, (a, b) in against.items()
-                ),
-            ),
-            Claim(
-                text="the estimate is further from normal (Anderson-Darling) below 1.2 h_G than above 2.5 h_G",
-                held=min(r["anderson"] for r in below) > max(r["anderson"] for r in above),
-                found=", ".join(f"{r['ratio']:.2f} h_G: {r['anderson']:.1f}" for r in normality),
-            ),
-            Claim(
-                text="control: in one and two dimensions the better classical rule beats the theory's bandwidth",
-                control=True,
-                held=all((g > 0).all() for g in low.values()),
-                found="; ".join(f"d = {d}: {plus_minus(g, 1, 3)}" for d, g in low.items()),
-            ),
-        ],
+        claims=_claims(sizes, normality),
         seconds=time.perf_counter() - start,
         environment=environment("fp64", 1),
     )
+
+
+def _chosen(rule: str, X: np.ndarray, before: list[float] | None) -> float:
+    """A rule's bandwidth; all pairs of 100,000 points are not for every data set."""
+    if rule in ("cv", "nn") and len(X) > 10_000:
+        if before:
+            return before[0]
+        X = X[:10_000]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConcentrationWarning)
+        return HighDimKDE(rule).fit(X).bandwidth_
+
+
+def _judged(kde: HighDimKDE, Q: np.ndarray, chosen: dict[str, float], c: CriticalBandwidths) -> dict[str, float]:
+    """Mean log-density by rule, the best bandwidth in units of h_opt, and the gap to the theory there, a dimension."""
+    grid = c.h_opt * 2 ** (np.arange(-8, 13) / 16)
+    by_rule = dict(zip(chosen, kde.log_densities(Q, list(chosen.values())).mean(1).tolist(), strict=True))
+    best = grid[kde.log_densities(Q, list(grid)).mean(1).argmax()] / c.h_opt
+    at_best = kde.log_densities(Q, [c.h_opt]).mean() / Q.shape[1]
+    return by_rule | {"best": float(best), "gap": float(c.log_density(c.h_opt) - at_best)}
+
+
+def _claims(sizes: dict[int, dict[str, np.ndarray]], normality: list[dict[str, float]]) -> list[Claim]:
+    large = {d: sizes[d] for d, _ in SIZES}
+    gaps, best = [s["gap"].mean() for s in large.values()], {d: s["best"] for d, s in large.items()}
+    against = {d: [s["theory"] - s[r] for r in ("scott", "silverman")] for d, s in large.items()}
+    low = {d: np.maximum(sizes[d]["scott"], sizes[d]["silverman"]) - sizes[d]["theory"] for d in (1, 2)}
+    below = [r["anderson"] for r in normality if r["ratio"] < 1.2]
+    above = [r["anderson"] for r in normality if r["ratio"] > 2.5]
+    return [
+        Claim(
+            text="the bandwidth of the largest mean log-density is within 10% of h_opt, from 60 dimensions on",
+            held=all(abs(b.mean() - 1) <= 0.1 for b in best.values()),
+            found=", ".join(f"d = {d}: {b.mean():.3f} h_opt" for d, b in best.items()),
+        ),
+        Claim(
+            text="the gap to the theory at h_opt shrinks as d grows at one α",
+            held=bool(gaps[0] > gaps[1] > gaps[2] > 0),
+            found=", ".join(f"d = {d}: {g:.4f} a dimension" for d, g in zip(large, gaps, strict=True)),
+        ),
+        Claim(
+            text="the theory's bandwidth beats Scott's and Silverman's in every data set from 60 dimensions on",
+            held=all((g > 0).all() for pair in against.values() for g in pair),
+            found="; ".join(f"d = {d}: {plus_minus(a, 1, 2)}, {plus_minus(b, 1, 2)}" for d, (a, b) in against.items()),
+        ),
+        Claim(
+            text="the estimate is further from normal (Anderson-Darling) below 1.2 h_G than above 2.5 h_G",
+            held=min(below) > max(above),
+            found=", ".join(f"{r['ratio']:.2f} h_G: {r['anderson']:.1f}" for r in normality),
+        ),
+        Claim(
+            text="control: in one and two dimensions the better classical rule beats the theory's bandwidth",
+            control=True,
+            held=all((g > 0).all() for g in low.values()),
+            found="; ".join(f"d = {d}: {plus_minus(g, 1, 3)}" for d, g in low.items()),
+        ),
+    ]
 
 
 def _fitted(X: np.ndarray, h: float) -> HighDimKDE:
