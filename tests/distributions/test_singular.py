@@ -1,3 +1,5 @@
+import warnings
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rankwise.distributions import SingularGenerativeEstimator
-from rankwise.distributions.singular import NOISE_GRID, DegenerateWarning
+from rankwise.distributions.singular import NOISE_GRID, DegenerateWarning, GridEdgeWarning
 
 matplotlib.use("Agg")
 QUICK = {"hidden": (16, 16), "epochs": 30, "noise_grid": (0.0, 0.1, 0.5), "lr": 5e-3}
@@ -89,6 +91,16 @@ def test_an_unperturbed_fit_to_a_line_is_reported_as_degenerate():
     with pytest.warns(DegenerateWarning, match="larger noise"):
         model = SingularGenerativeEstimator(1, noise=0.0, **(LINEAR | {"sigma_floor": 0.05})).fit(X)
     assert model.noise_path_["at_floor"].tolist() == [True]
+
+
+@pytest.mark.parametrize(("distances", "warns"), [((3.0, 2.0, 1.0), True), ((3.0, 1.0, 2.0), False)])
+def test_a_level_at_the_end_of_the_grid_is_reported(monkeypatch, distances, warns):
+    monkeypatch.setattr(SingularGenerativeEstimator, "_distance", lambda *_: np.array(distances))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = SingularGenerativeEstimator(1, **(QUICK | {"epochs": 5})).fit(circle())
+    assert any(w.category is GridEdgeWarning for w in caught) is warns
+    assert model.noise_ == model.noise_path_["noise"].iloc[int(np.argmin(distances))]
 
 
 def test_equal_seeds_give_equal_fits_and_others_do_not(fit):

@@ -49,6 +49,10 @@ class DegenerateWarning(UserWarning):
     """The likelihood is unbounded: σ̂ is at its floor."""
 
 
+class GridEdgeWarning(UserWarning):
+    """The level chosen is the grid's largest."""
+
+
 class SingularGenerativeEstimator(BaseEstimator):
     """Deep generative model of a singular distribution, by maximum likelihood on perturbed data.
 
@@ -154,6 +158,8 @@ class SingularGenerativeEstimator(BaseEstimator):
         -----
         DegenerateWarning
             σ̂ of the level chosen is at its floor.
+        GridEdgeWarning
+            The level chosen is the largest of several.
         """
         data = np.asarray(validate_data(self, X, dtype=np.float64, ensure_min_samples=2))  # type: ignore[arg-type]
         self._check(data)
@@ -186,6 +192,13 @@ class SingularGenerativeEstimator(BaseEstimator):
                 f"sigma is at its floor {self.sigma_:.3g}: the likelihood is unbounded at noise {self.noise_:.3g}; "
                 "a larger noise keeps it bounded",
                 DegenerateWarning,
+                stacklevel=2,
+            )
+        if len(relative) > 1 and best == relative.argmax():
+            warnings.warn(
+                f"the nearest level is the largest of noise_grid ({relative[best]:g} of the data's scale): a larger one "
+                "may be nearer",
+                GridEdgeWarning,
                 stacklevel=2,
             )
         return self
