@@ -36,13 +36,10 @@ def fit(
     from rankwise.jobs.quantile import LEVELS, fit_table
 
     names = [n.strip() for n in models.split(",") if n.strip()]
-    with console.status(f"fitting {len(names)} models in 5 folds, then their weights", spinner="dots") as status:
-        if json_:
-            status.stop()
-        fitted = fit_table(
-            data, target, out, quantiles=_numbers(levels) if levels else LEVELS, models=names, weights=weights,
-            conformal=conformal, test_share=test_share, seed=seed,
-        )  # fmt: skip
+    fitted = fit_table(
+        data, target, out, quantiles=_numbers(levels) if levels else LEVELS, models=names, weights=weights,
+        conformal=conformal, test_share=test_share, seed=seed, verbose=not json_,
+    )  # fmt: skip
     _write(fitted, out)
     _show(fitted, out, json_=json_)
 

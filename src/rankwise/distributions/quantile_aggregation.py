@@ -21,13 +21,14 @@ What people get wrong: base predictions of rows the base was fitted on. Everythi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from joblib import Memory, Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
+from rich.progress import track
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
@@ -90,6 +91,8 @@ class QuantileAggregator(BaseEstimator):
         Folder where bases and their out-of-fold predictions are kept (joblib).
     n_jobs : int, optional
     random_state : int
+    verbose : bool
+        Show how many fits are done.
 
     Attributes
     ----------
@@ -132,6 +135,7 @@ class QuantileAggregator(BaseEstimator):
         memory: str | None = None,
         n_jobs: int | None = None,
         random_state: int = 0,
+        verbose: bool = False,
     ) -> None:
         self.estimators = estimators
         self.quantiles = quantiles
@@ -156,6 +160,7 @@ class QuantileAggregator(BaseEstimator):
         self.memory = memory
         self.n_jobs = n_jobs
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> QuantileAggregator:
         """Fit bases, weights and calibration to numeric ``(n, d)`` and ``(n,)``.
@@ -266,7 +271,7 @@ class QuantileAggregator(BaseEstimator):
         """Bases, out of fold and on all rows, and the weights."""
         named = _named(self.estimators)
         store = Memory(self.memory, verbose=0)
-        B, failures = _out_of_fold(named, X, y, tau, self.cv, self.random_state, self.n_jobs, store)
+        B, failures = self._out_of_fold(named, X, y, tau, store)
         kept = [name for name, _ in named if name not in failures]
         if failures and (self.on_error == "raise" or not kept):
             raise ValueError(f"base models failed: {'; '.join(f'{n}: {why}' for n, why in failures.items())}")
@@ -274,13 +279,36 @@ class QuantileAggregator(BaseEstimator):
             warnings.warn(f"base model {name} is left out: {why}", stacklevel=3)
         self.names_ = kept
         refitted: Any = store.cache(fit_base)
-        self.bases_: list[Any] = [refitted(e, X, y, tau) for name, e in named if name in kept]
+        used = [e for name, e in named if name in kept]
+        self.bases_: list[Any] = [refitted(e, X, y, tau) for e in self._tracked(used, "on all rows", len(used))]
         self.scaler_ = StandardScaler().fit(X)
         self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std())
         self.losses_, self.net_ = self._train(self._x(X), self._y(B), self._y(y), tau)
         with torch.no_grad():
             mean = self._weights(self.net_, self._x(X)[:2000]).mean(0).double().numpy()
         self.weights_ = {"coarse": mean[:, 0], "medium": mean.T, "fine": mean}[self.weights.partition("-")[2]]
+
+    def _out_of_fold(
+        self, named: list[tuple[str, Any]], X: Array, y: Array, tau: Array, store: Memory
+    ) -> tuple[Array, Mapping[str, str]]:
+        """Base quantiles ``(n, p, m)`` of rows their fold's model did not see, and what failed (not stored)."""
+        folds = list(KFold(self.cv, shuffle=True, random_state=self.random_state).split(X))
+        jobs = [(name, e, train, test) for name, e in named for train, test in folds]
+        fold: Any = store.cache(_fold)
+        done: Any = Parallel(n_jobs=self.n_jobs, return_as="generator")(
+            delayed(_attempted)(fold, e, X, y, tau, train, test) for _, e, train, test in jobs
+        )
+        out, failures = {name: np.empty((len(y), len(tau))) for name, _ in named}, {}
+        for (name, _, _, test), found in zip(jobs, self._tracked(done, "out of fold", len(jobs)), strict=True):
+            if isinstance(found, str):
+                failures[name] = found
+            else:
+                out[name][test] = found
+        kept = [q for name, q in out.items() if name not in failures]
+        return (np.stack(kept, 1) if kept else np.empty((len(y), 0, len(tau)))), failures
+
+    def _tracked(self, fits: Iterable[Any], where: str, total: int) -> Iterable[Any]:
+        return track(fits, f"base models {where}", total, disable=not self.verbose, transient=True)
 
     def _x(self, X: Array) -> Tensor:
         return torch.as_tensor(self.scaler_.transform(X), dtype=torch.float32)
@@ -424,31 +452,6 @@ def _named(estimators: Sequence[Any] | None) -> list[tuple[str, Any]]:
         seen[name] = seen.get(name, 0) + 1
         out.append((name if seen[name] == 1 else f"{name}-{seen[name]}", e))
     return out
-
-
-def _out_of_fold(
-    named: list[tuple[str, Any]],
-    X: Array,
-    y: Array,
-    tau: Array,
-    cv: int,
-    seed: int,
-    n_jobs: int | None,
-    store: Memory,
-) -> tuple[Array, Mapping[str, str]]:
-    """Base quantiles ``(n, p, m)`` of rows their fold's model did not see, and what failed (which is not stored)."""
-    folds = list(KFold(cv, shuffle=True, random_state=seed).split(X))
-    jobs = [(name, e, train, test) for name, e in named for train, test in folds]
-    fold: Any = store.cache(_fold)
-    done = Parallel(n_jobs=n_jobs)(delayed(_attempted)(fold, e, X, y, tau, train, test) for _, e, train, test in jobs)
-    out, failures = {name: np.empty((len(y), len(tau))) for name, _ in named}, {}
-    for (name, _, _, test), found in zip(jobs, done, strict=True):
-        if isinstance(found, str):
-            failures[name] = found
-        else:
-            out[name][test] = found
-    kept = [q for name, q in out.items() if name not in failures]
-    return (np.stack(kept, 1) if kept else np.empty((len(y), 0, len(tau)))), failures
 
 
 def _fold(e: Any, X: Array, y: Array, tau: Array, train: Rows, test: Rows) -> Array:

@@ -54,7 +54,8 @@ def save(model: QuantileAggregator, folder: str | Path) -> None:
             f"base models of types {', '.join(unknown)} cannot be kept as plain data; use scikit-learn's, LightGBM's, "
             "quantile-forest's or rankwise's"
         )
-    options = {k: v for k, v in model.get_params(deep=False).items() if k not in ("estimators", "memory", "n_jobs")}
+    elsewhere = ("estimators", "memory", "n_jobs", "verbose")
+    options = {k: v for k, v in model.get_params(deep=False).items() if k not in elsewhere}
     features = model.scaler_.mean_.shape[0]  # type: ignore[union-attr]
     described = {
         "options": options, "names": model.names_, "y_mean": model.y_mean_, "y_scale": model.y_scale_,

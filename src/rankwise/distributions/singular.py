@@ -196,7 +196,7 @@ class SingularGenerativeEstimator(BaseEstimator):
             )
         if len(relative) > 1 and best == relative.argmax():
             warnings.warn(
-                f"the nearest level is the largest of noise_grid ({relative[best]:g} of the data's scale): a larger one "
+                f"the nearest level is the largest of noise_grid ({relative[best]:g} data scales); a larger one "
                 "may be nearer",
                 GridEdgeWarning,
                 stacklevel=2,

@@ -93,6 +93,7 @@ def fit_table(
     conformal: str = "cqr",
     test_share: float = 0.2,
     seed: int = 0,
+    verbose: bool = False,
 ) -> Fitted:
     """Fit to a csv, tsv, jsonl or parquet file and write the folder ``out``.
 
@@ -122,6 +123,7 @@ def fit_table(
         conformal=conformal,
         memory=str(kept),
         random_state=seed,
+        verbose=verbose,
     ).fit(X[train], y[train])
     q = model.predict(X[test])
     fitted = Fitted(
