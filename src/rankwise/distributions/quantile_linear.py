@@ -53,6 +53,10 @@ class LinearQuantile(RegressorMixin, BaseEstimator):
     intercept_ : float
     n_iter_ : int
     n_features_in_ : int
+
+    Notes
+    -----
+    CPU, float64, whatever the input. Columns may be dependent, constant, or more than the rows.
     """
 
     def __init__(self, quantile: float = 0.5, *, alpha: float = 1e-3, tol: float = 1e-7) -> None:
