@@ -20,12 +20,11 @@ from sklearn.model_selection import cross_val_score, train_test_split
 from rankwise.bench import wasserstein_gan
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.distributions.kde import HighDimKDE
-from rankwise.distributions.singular import NOISE_GRID, SingularGenerativeEstimator
+from rankwise.distributions.singular import SingularGenerativeEstimator
 from rankwise.distributions.singular_networks import directions, sliced_wasserstein
 from rankwise.jobs.adapt import OnEvent, environment
 
 LATENT, TEST = 10, 500
-LEVELS = (*NOISE_GRID, 1.0)
 
 
 def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
@@ -39,7 +38,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         X, test = map(np.asarray, train_test_split(images, test_size=TEST, random_state=seed))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = SingularGenerativeEstimator(LATENT, noise_grid=LEVELS, random_state=seed).fit(X)
+            model = SingularGenerativeEstimator(LATENT, random_state=seed).fit(X)
             kde = HighDimKDE("cv").fit(X + 1e-3 * np.random.default_rng(seed).standard_normal(X.shape))
         chosen.append(model.noise_path_["relative"].iloc[int(model.noise_path_["wasserstein"].argmin())])
         samples = {
