@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import QuantileRegressor
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rankwise.data.frames import regression
 from rankwise.distributions.quantile_linear import LinearQuantile, interior_point
+from rankwise.distributions.quantile_metrics import pinball
 
 TAU = (0.05, 0.25, 0.5, 0.9)
 
@@ -20,9 +21,10 @@ def made(n: int = 200, d: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return X, 1000 + 50 * y
 
 
-def objective(model: LinearQuantile, X: np.ndarray, y: np.ndarray, coef: np.ndarray) -> float:
-    e, tau = y - model.predict(X), model.quantile
-    return float(np.maximum(tau * e, (tau - 1) * e).mean() + model.alpha * np.abs(coef).sum())
+def objective(model: LinearQuantile | QuantileRegressor, X: np.ndarray, y: np.ndarray) -> float:
+    """With columns and response standardised."""
+    loss = pinball(y, model.predict(X)[:, None], [model.quantile]).mean()
+    return float(loss + model.alpha * np.abs(model.coef_ * X.std(0)).sum()) / y.std()
 
 
 @pytest.mark.parametrize("tau", TAU)
@@ -33,8 +35,10 @@ def test_equals_scikit_learns_linear_programme_on_standardised_data(tau, alpha):
     t = ((y - y.mean()) / y.std(ddof=0)).to_numpy()
     mine = LinearQuantile(tau, alpha=alpha).fit(Z, t)
     theirs = QuantileRegressor(quantile=tau, alpha=alpha).fit(Z, t)
-    assert abs(objective(mine, Z, t, mine.coef_) - objective(theirs, Z, t, theirs.coef_)) < 1e-7
-    np.testing.assert_allclose(mine.coef_, theirs.coef_, atol=2e-5)
+    assert abs(objective(mine, Z, t) - objective(theirs, Z, t)) < 1e-7  # the gap that ends the steps
+    np.testing.assert_allclose(
+        mine.coef_, theirs.coef_, atol=2e-5
+    )  # a vertex: the objective rises by about 1 / n a unit, the last gap is 1e-9
 
 
 @settings(max_examples=30, deadline=None)
@@ -68,13 +72,11 @@ def test_units_of_columns_and_response_do_not_matter():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-2])
-def test_a_column_twice_and_a_constant_one_leave_the_prediction(alpha):
+def test_a_column_twice_and_a_constant_one_gain_nothing(alpha):
     X, y = made()
     more = np.column_stack([X, X[:, :1], np.full(len(X), 3.0)])
     plain, twice = (LinearQuantile(0.25, alpha=alpha).fit(Z, y) for Z in (X, more))
-    loss = [objective(m, Z, y, np.zeros(1)) for m, Z in ((plain, X), (twice, more))]
-    assert abs(loss[0] - loss[1]) < 1e-4 * y.std()
-    assert np.isfinite(twice.coef_).all()
+    assert abs(objective(plain, X, y) - objective(twice, more, y)) < 2e-7  # the gaps of two fits
 
 
 def test_a_large_penalty_leaves_the_sample_quantile():
@@ -112,5 +114,6 @@ def test_bad_options_are_named(options, why):
         LinearQuantile(**options).fit(X, y)
 
 
-def test_scikit_learns_checks():
-    check_estimator(LinearQuantile(0.5))
+@parametrize_with_checks([LinearQuantile(0.5)])
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)

@@ -28,6 +28,7 @@ from rankwise.distributions.kde import HighDimKDE
 from rankwise.distributions.quantile_aggregation import QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, mlp
 from rankwise.distributions.quantile_linear import LinearQuantile
+from rankwise.distributions.quantile_metrics import pinball
 from rankwise.distributions.quantile_monotone import monotone
 from rankwise.distributions.singular import NOISE_GRID
 from rankwise.distributions.singular_networks import Ensemble
@@ -144,16 +145,18 @@ def linear() -> Measured:
     rows = np.random.default_rng(0).permutation(len(y))[:10_000]
     Z, t = StandardScaler().fit_transform(X.iloc[rows]), StandardScaler().fit_transform(y.to_numpy()[rows, None])[:, 0]
 
-    def losses(models: list) -> np.ndarray:
-        errors = [(m.quantile, t - m.predict(Z), 1e-3 * np.abs(m.coef_).sum()) for m in models]
-        return np.array([np.maximum(tau * e, (tau - 1) * e).mean() + penalty for tau, e, penalty in errors])
+    taus, alpha = (0.1, 0.5, 0.9), 1e-3
 
-    a, mine = timed(lambda: [LinearQuantile(tau, alpha=1e-3).fit(Z, t) for tau in (0.1, 0.5, 0.9)], 3)
+    def losses(models: list) -> np.ndarray:
+        fits = [(pinball(t, m.predict(Z)[:, None], [m.quantile]).mean(), np.abs(m.coef_).sum()) for m in models]
+        return np.array([loss + alpha * size for loss, size in fits])
+
+    a, mine = timed(lambda: [LinearQuantile(tau, alpha=alpha).fit(Z, t) for tau in taus], 3)
     table, wins, gaps = [], [], []
     for solver, name in (("highs-ds", "simplex"), ("highs-ipm", "interior point")):
         b, theirs = timed(
             lambda solver=solver: [
-                QuantileRegressor(quantile=tau, alpha=1e-3, solver=solver).fit(Z, t) for tau in (0.1, 0.5, 0.9)
+                QuantileRegressor(quantile=tau, alpha=alpha, solver=solver).fit(Z, t) for tau in taus
             ],
             1,
         )

@@ -38,7 +38,7 @@ def fit(
     names = [n.strip() for n in models.split(",") if n.strip()]
     fitted = fit_table(
         data, target, out, quantiles=_numbers(levels) if levels else LEVELS, models=names, weights=weights,
-        conformal=conformal, test_share=test_share, seed=seed, verbose=not json_,
+        conformal=conformal, test_share=test_share, seed=seed, verbose=console.is_terminal and not json_,
     )  # fmt: skip
     _write(fitted, out)
     _show(fitted, out, json_=json_)

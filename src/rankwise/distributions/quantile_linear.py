@@ -1,4 +1,4 @@
-"""Linear quantile regression with a lasso penalty, exact, by an interior point: seconds where a simplex takes minutes.
+"""Linear quantile regression with a lasso penalty, exact, by an interior point.
 
     min_β  Σ_i ρ_τ(y_i - x_iᵀβ) + n α Σ_j |β_j|,      ρ_τ(e) = max(τe, (τ - 1)e)
 
@@ -7,8 +7,8 @@ one problem left. Its dual, solved here, has a variable a row and no inequality 
 
     max_a  yᵀa      Xᵀa = (1 - τ) Xᵀ1,  0 <= a <= 1
 
-A Newton step on its optimality conditions costs one weighted Gram matrix ``Xᵀ diag(q) X``; ten to seventy are
-needed, from hundreds of rows to 50,000. β is the multiplier of the equality.
+A Newton step on its optimality conditions costs one weighted Gram matrix ``Xᵀ diag(q) X``, and some tens of
+steps are enough where a simplex takes one a row. β is the multiplier of the equality.
 
 Source: Portnoy & Koenker, "The Gaussian Hare and the Laplacian Tortoise", Statistical Science 1997, section 4; the
 predictor and corrector are Mehrotra's, SIAM J. Optimization 1992.
