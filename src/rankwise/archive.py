@@ -20,7 +20,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from rankwise.files import whole_folder
+from rankwise.files import cached
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,12 @@ def members(archive: Archive, names: Iterable[str], *, folder: str) -> Path:
     ValueError
         The archive's hash is not the one on record, or a member is missing.
     """
-    target = cache_folder() / folder
-    if target.is_dir():
-        return target
-    with tempfile.TemporaryDirectory() as scratch, whole_folder(target) as draft:
-        path = _download(archive, Path(scratch))
-        _extract(path, list(names), draft)
-    return target
+
+    def fetched(draft: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            _extract(_download(archive, Path(scratch)), list(names), draft)
+
+    return cached(cache_folder() / folder, fetched)
 
 
 def _download(archive: Archive, scratch: Path) -> Path:

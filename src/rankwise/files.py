@@ -1,36 +1,43 @@
-"""Writing so that nothing half-written is ever read as whole: write beside, then rename."""
+"""Writing and reusing: nothing half-written is read as whole, nothing of a stranger's is removed, no two commands mix.
+
+* `whole_file` and `whole_folder` write beside the target and take its place in one step.
+* `drafted` is a folder whose draft survives a kill; it goes on where everything that decides its content is the same.
+* `claimed` is a folder that grows under its own name (many runs in one), under the same condition.
+
+A folder that rankwise made carries ``.rankwise.json``: the command that made it, what decided its content, and its
+files with their sizes and (below a megabyte) hashes. A folder without that marker, one that another command made, and
+one that holds anything besides those files, unchanged, is refused before work starts and never touched. A draft is
+locked while it is being written, by a lock of the system that ends with the process. Linux and macOS.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from rankwise.reading import read_json
+
+MARKER = ".rankwise.json"
+DRAFT = ".rankwise-draft"
+HASHED_BELOW = 1_000_000  # bytes; of larger files the marker keeps the size alone
+
+
+# --- files
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` (UTF-8) in one step."""
-    with whole_file(path) as draft, draft.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A fresh file beside ``path`` that takes its place only when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -38,46 +45,401 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object in ``path``; a broken file is a ``ValueError`` that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it to make it anew") from error
-
-
-def read_yaml(path: Path) -> object:
-    """What a YAML file holds, by the safe loader: nothing in it runs.
+def check_file(path: Path, *, inputs: Iterable[Path | str] = ()) -> Path:
+    """Where a file given as ``path`` will be written, links resolved; ask before work that takes long.
 
     Raises
     ------
     ValueError
-        No such file, or no YAML in it.
+        A folder, a device, a pipe or one of the ``inputs`` is there.
     """
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"no such configuration file: {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    target = _real(path)
+    if any(_real(Path(given)) == target for given in inputs):
+        raise ValueError(f"{path} is read by the same command: it is not replaced; give another name")
+    if os.path.lexists(target) and not target.is_file():
+        raise ValueError(f"{path} is {_kind(target)}: only a regular file is written or replaced")
+    _check_parent(target, path)
+    return target
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A fresh folder beside ``path`` that takes its place only when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    draft.chmod(0o755)
+def whole_file(path: Path) -> Iterator[Path]:
+    """A fresh file beside ``path`` that takes its place only when the block ends well."""
+    target = check_file(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft(target)
+    handle = _lock(draft, wait=True)
     try:
+        os.ftruncate(handle, 0)  # what a killed command left
         yield draft
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(draft, path)
+        os.fsync(handle)
+        os.replace(draft, target)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        draft.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold ``path``, a file that is appended to, for this process alone; it is made where there is none.
+
+    Raises
+    ------
+    ValueError
+        Another command holds it, or it is no regular file.
+    """
+    target = check_file(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle = _lock(target, wait=False, said=path)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+# --- folders
+
+
+def check_output(path: Path, *, made_by: str, inputs: Iterable[Path | str] = ()) -> Path:
+    """Where a folder given as ``path`` will be written, links resolved; ask before work that takes long.
+
+    Parameters
+    ----------
+    made_by : str
+        The command; an earlier result of the same command may be replaced.
+    inputs : iterable of path or str
+        What it reads: neither they nor a folder above them is replaced. Names that are no path are passed over.
+
+    Raises
+    ------
+    ValueError
+        The working folder or one above it, home, an input, a mount point, no folder, a folder that something else made
+        or that holds other or changed files: which, and what to do.
+    """
+    target = _real(path)
+    here, home = Path.cwd().resolve(), Path.home().resolve()
+    for what, place in (("the working folder", here), ("the home folder", home)):
+        if target == place or target in place.parents:
+            raise ValueError(f"{path} is {what} or above it: it is never replaced; give a folder of its own")
+    for given in inputs:
+        held = _real(Path(given))
+        if held.exists() and (held == target or target in held.parents):
+            raise ValueError(f"{path} holds {given}, which is read: it is not replaced; give a folder of its own")
+    if not os.path.lexists(target):
+        _check_parent(target, path)
+        return target
+    if not target.is_dir():
+        raise ValueError(f"{path} is {_kind(target)}: a folder is written; give another name")
+    if os.path.ismount(target):
+        raise ValueError(f"{path} is a mount point, which cannot be replaced; give a folder in it")
+    _check_made_by(target, path, made_by)
+    return target
+
+
+@contextmanager
+def whole_folder(path: Path, *, made_by: str, inputs: Iterable[Path | str] = (), told: object = None) -> Iterator[Path]:
+    """A fresh folder that takes the place of ``path`` only when the block ends well; the old one stands until then.
+
+    Parameters are those of `check_output`; ``told`` (JSON) is kept in the marker: what decided the content.
+
+    Raises
+    ------
+    ValueError
+        As `check_output`; also when another command is writing the same folder.
+    """
+    target = check_output(path, made_by=made_by, inputs=inputs)
+    with _held_draft(target, path) as draft:
+        _empty(draft)
+        try:
+            yield draft
+            _publish(draft, target, made_by, told)
+        except BaseException:
+            _remove(draft, last=DRAFT)
+            raise
+
+
+@contextmanager
+def drafted(path: Path, *, made_by: str, told: object, inputs: Iterable[Path | str] = ()) -> Iterator[Path]:
+    """As `whole_folder`, but a draft that was cut short by a kill, an interrupt or a full disk goes on where it was.
+
+    Parameters
+    ----------
+    told : JSON value
+        All that decides the content: options, and fingerprints of what is read. A draft made from anything else is
+        emptied first.
+
+    Raises
+    ------
+    ValueError
+        As `whole_folder`.
+    """
+    target, key = check_output(path, made_by=made_by, inputs=inputs), fingerprint([made_by, told])
+    with _held_draft(target, path) as draft:
+        mark = draft / DRAFT
+        if mark.read_text(encoding="utf-8") != key:
+            _empty(draft)
+            mark.write_text(key, encoding="utf-8")
+        try:
+            yield draft
+            _publish(draft, target, made_by, told)
+        except (OSError, MemoryError):
+            raise
+        except Exception:
+            _remove(draft, last=DRAFT)
+            raise
+
+
+@contextmanager
+def claimed(path: Path, *, made_by: str, told: dict[str, Any]) -> Iterator[Path]:
+    """A folder that grows under its own name, for one process at a time; continued where ``told`` is the same.
+
+    Raises
+    ------
+    ValueError
+        It holds something else, belongs to other settings (which differ is said), or another command is writing it.
+    """
+    target = _real(path)
+    if not (target / MARKER).is_file():
+        check_output(path, made_by=made_by)
+        target.mkdir(parents=True, exist_ok=True)
+    handle = _lock(target / MARKER, wait=False, said=path)
+    try:
+        written = (target / MARKER).read_text(encoding="utf-8")
+        theirs = read_json(target / MARKER) if written else {}
+        if theirs and theirs.get("made_by") != made_by:
+            raise ValueError(_of_another(path, theirs, made_by))
+        if theirs and (differ := differences(told, theirs.get("told"))):
+            raise ValueError(
+                f"{path} belongs to other settings or data ({', '.join(differ)} differ); give another folder, or "
+                "delete it"
+            )
+        if not theirs:
+            text = json.dumps({"made_by": made_by, "told": told}, indent=1)
+            os.pwrite(handle, text.encode(), 0)  # in place: the lock is on this file
+        yield target
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def amended(folder: Path) -> Iterator[None]:
+    """Add to a folder that rankwise made: what the block writes joins the marker's list of files."""
+    marker = _marker(folder)
+    strange = set() if marker is None else _strange(folder, marker)
+    yield
+    if marker is not None:
+        marker["files"] = {n: h for n, h in _files(folder).items() if n not in strange}
+        write_json(folder / MARKER, marker)
+
+
+def cached(path: Path, make: Callable[[Path], None]) -> Path:
+    """``path``, a folder that ``make`` fills once; a second process waits for the first. What is there is kept."""
+    if not path.is_dir():
+        with _held_draft(path, path, wait=True) as draft:
+            if not path.is_dir():
+                _empty(draft)
+                try:
+                    make(draft)
+                except BaseException:
+                    _remove(draft, last=DRAFT)
+                    raise
+                os.replace(draft, path)
+                (path / DRAFT).unlink()
+            else:
+                _remove(draft, last=DRAFT)
+    return path
+
+
+# --- fingerprints
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 of a JSON value; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def content_of(path: Path | str) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a folder."""
+    path = Path(path)
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        return fingerprint({str(p.relative_to(path)): content_of(p) for p in inside})
+    found = path.stat()
+    return _hash(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def differences(mine: object, theirs: object) -> list[str]:
+    """The keys in which two mappings of JSON values differ."""
+    if not isinstance(mine, dict) or not isinstance(theirs, dict):
+        return [] if fingerprint(mine) == fingerprint(theirs) else ["settings"]
+    keys = [*mine, *(k for k in theirs if k not in mine)]
+    return [str(k) for k in keys if fingerprint(mine.get(k)) != fingerprint(theirs.get(k))]
+
+
+@lru_cache(maxsize=4096)
+def _hash(path: Path, *changed: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# --- pieces
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(Path(path).expanduser()))
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f".{target.name}.rankwise-draft")
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "a file" if path.is_file() else "a device, a pipe or a socket"
+
+
+def _check_parent(target: Path, said: Path) -> None:
+    above = next(p for p in target.parents if os.path.lexists(p))
+    if not above.is_dir():
+        raise ValueError(f"{said} cannot be made: {above} is {_kind(above)}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(13, "no permission to write", str(above))
+
+
+def _check_made_by(target: Path, said: Path, made_by: str) -> None:
+    held, marker = _files(target), _marker(target)
+    if not held and marker is None:
+        return  # empty
+    if marker is None:
+        raise ValueError(
+            f"{said} holds {_some(held)}, which rankwise did not write: it is not replaced; give another folder"
+        )
+    if marker.get("made_by") != made_by:
+        raise ValueError(_of_another(said, marker, made_by))
+    if strange := _strange(target, marker):
+        raise ValueError(
+            f"{said} holds {_some(strange)}, added or changed since it was made: it is not replaced; move that away, "
+            "or give another folder"
+        )
+
+
+def _of_another(said: Path, marker: dict, made_by: str) -> str:
+    return f"{said} was made by `rankwise {marker.get('made_by')}`, not `rankwise {made_by}`; give another folder"
+
+
+def _some(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _marker(folder: Path) -> dict | None:
+    if not (folder / MARKER).is_file():
+        return None
+    found = read_json(folder / MARKER)
+    return found if isinstance(found.get("files", {}), dict) else None
+
+
+def _files(folder: Path) -> dict[str, list]:
+    """Size and, of small files, hash of everything in a folder but rankwise's own marks; links are not followed."""
+    found = {}
+    for place, folders, names in os.walk(folder):
+        for name in [*names, *(f for f in folders if os.path.islink(os.path.join(place, f)))]:
+            path = Path(place, name)
+            if path.name in (MARKER, DRAFT) and path.parent == folder:
+                continue
+            size = path.lstat().st_size
+            small = size < HASHED_BELOW and path.is_file() and not path.is_symlink()
+            found[str(path.relative_to(folder))] = [size, content_of(path) if small else None]
+    return found
+
+
+def _strange(folder: Path, marker: dict) -> set[str]:
+    """Files that are not on the marker's list as they are now."""
+    listed = marker.get("files", {})
+    return {n for n, held in _files(folder).items() if listed.get(n) != held}
+
+
+def _lock(path: Path, *, wait: bool, said: Path | None = None) -> int:
+    """A handle of ``path`` (made where absent) that has the system's exclusive lock; the lock ends with the handle."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ValueError(f"another command is writing {said or path}; wait for it, or give another name") from error
+        except FileNotFoundError:
+            pass  # its holder finished and renamed it while this one waited: once more
+        os.close(handle)
+
+
+@contextmanager
+def _held_draft(target: Path, said: Path, *, wait: bool = False) -> Iterator[Path]:
+    """The draft folder of ``target``, locked; after a kill it may hold what was written."""
+    draft = _draft(target)
+    while True:
+        draft.mkdir(parents=True, exist_ok=True)
+        ours = any((draft / mark).is_file() for mark in (DRAFT, MARKER))
+        if not ours and any(draft.iterdir()):
+            raise ValueError(f"{draft} is in the way and rankwise did not make it; move it, or give another name")
+        try:
+            handle = _lock(draft / DRAFT, wait=wait, said=said)
+            break
+        except FileNotFoundError:
+            continue  # the folder was renamed in between
+    try:
+        for old in target.parent.glob(f"{_old(target, '')}*"):  # left by a kill in the moment of replacing
+            _remove(old, last=MARKER)
+        yield draft
+    finally:
+        os.close(handle)
+
+
+def _old(target: Path, process: int | str) -> str:
+    return f".{target.name}.rankwise-old-{process}"
+
+
+def _publish(draft: Path, target: Path, made_by: str, told: object) -> None:
+    write_json(draft / MARKER, {"made_by": made_by, "told": told, "files": _files(draft)})
+    if not target.exists() or not any(target.iterdir()):
+        os.rename(draft, target)
+    else:
+        old = target.with_name(_old(target, os.getpid()))
+        if _exchange(draft, target):
+            os.rename(draft, old)
+        else:  # the file system cannot: for a moment there is neither
+            os.rename(target, old)
+            os.rename(draft, target)
+        _remove(old, last=MARKER)
+    (target / DRAFT).unlink(missing_ok=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, so that a reader finds the old folder or the new one; False where that is unknown."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything but the draft's lock."""
+    for inside in folder.iterdir():
+        if inside.name != DRAFT:
+            shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
+
+
+def _remove(folder: Path, *, last: str) -> None:
+    """Remove a folder that carries the mark ``last``, the mark at the end: cut short, it is still known as ours."""
+    if not folder.is_dir() or (not (folder / last).is_file() and any(folder.iterdir())):
+        return
+    for inside in folder.iterdir():
+        if inside.name != last:
+            shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
+    (folder / last).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _finite(value: object) -> object:

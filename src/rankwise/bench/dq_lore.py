@@ -148,7 +148,7 @@ def _encoder(pool: list[Example], pairs, seed: int, out: Path, note: OnEvent) ->
             note(f"retriever seed={seed}", "train", step, steps, loss)
 
         trained = train_retriever(pool, pairs, epochs=5, seed=seed, on_step=told)
-        with whole_folder(folder) as draft:
+        with whole_folder(folder, made_by="bench") as draft:
             trained.save(draft)
         note(f"retriever seed={seed}", "done", 1, 1, float("nan"))
     return TextEncoder(str(folder), max_length=128)

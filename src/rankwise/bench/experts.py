@@ -20,11 +20,12 @@ from transformers import set_seed
 
 from rankwise.data import sentiment
 from rankwise.data.corpus import Corpus
-from rankwise.files import read_json, whole_folder, write_json
+from rankwise.files import whole_folder, write_json
 from rankwise.jobs.adapt import OnEvent
 from rankwise.jobs.tasks import Example, TextTask, batches
 from rankwise.jobs.trial import Training, TrialResult, train
 from rankwise.models import load, load_tokenizer
+from rankwise.reading import read_json
 
 CLASSES = ["negative", "positive", "movies", "nyt", "tweets", "amazon", "shuffled", "intact"]
 OWN = {"sentiment": slice(0, 2), "source": slice(2, 6), "order": slice(6, 8)}  # classes of each ability
@@ -73,7 +74,7 @@ class Bench:
                 result=TrialResult(method="full", learning_rate=rate, seed=seed),
                 on_step=lambda step, total, loss: self.on_event(label, "train", step, total, loss),
             )
-            with whole_folder(folder) as draft:
+            with whole_folder(folder, made_by="bench") as draft:
                 save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft / "model.safetensors")
             self.on_event(label, "done", steps, steps, float("nan"))
         return load_file(folder / "model.safetensors")

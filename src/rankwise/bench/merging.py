@@ -135,7 +135,7 @@ def _checkpoint(folder: Path, seed: int, note) -> Path:
     for i in range(LLAMA["num_hidden_layers"]):
         shapes |= {f"model.layers.{i}.{n}.weight": s for n, s in layer.items()}
     shapes |= {"model.norm.weight": (d,), "lm_head.weight": (LLAMA["vocab_size"], d)}
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, made_by="bench") as draft:
         writer = ShardWriter(draft, [Slot(n, torch.bfloat16, s) for n, s in shapes.items()], shard_size=SHARD)
         for i, (name, shape) in enumerate(shapes.items()):
             weight = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(i))

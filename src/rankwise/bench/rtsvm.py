@@ -18,9 +18,10 @@ from torch import Tensor
 
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.experts import TASKS, Bench, State, agreeing, bench, clearest
-from rankwise.files import read_json, write_json
+from rankwise.files import write_json
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.merging import METHODS, merge
+from rankwise.reading import read_json
 from rankwise.report import plots
 from rankwise.spectral import subspace_overlap, truncated_svd
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.s2lora import control, mean_map, permuted_scores, rank_pattern, seed_scores
-from rankwise.files import read_json
 from rankwise.jobs.adapt import AdaptConfig, Job, OnEvent, environment
+from rankwise.reading import read_json
 from rankwise.report import plots
 from rankwise.report.tables import count, size
 

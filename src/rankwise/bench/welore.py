@@ -16,10 +16,11 @@ from rankwise.bench.evidence import Claim, Evidence
 from rankwise.bench.language import TEXT
 from rankwise.compression import compress
 from rankwise.data import documents
-from rankwise.files import read_json, write_json
+from rankwise.files import write_json
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.jobs.tasks import TextTask, batches
 from rankwise.models import load, load_tokenizer
+from rankwise.reading import read_json
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 WAYS = {"uniform": "uniform", "owl": "OWL", "welore": "WeLore", "calibrated": "WeLore, calibrated"}

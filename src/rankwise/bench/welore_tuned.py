@@ -72,7 +72,7 @@ def _compressed(folder: Path) -> Path:
         task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=128)
         train = task.encode(documents("nyt").split().train.head(64))
         compress(model, ratio=REDUCTION, calibrate=inputs(task, train))
-        with whole_folder(folder) as draft:
+        with whole_folder(folder, made_by="bench") as draft:
             model.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
     return folder

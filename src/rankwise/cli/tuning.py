@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rankwise.cli.app import Json, Progress, app, console, typed
-from rankwise.files import read_yaml
+from rankwise.reading import read_yaml
 
 
 @app.command()

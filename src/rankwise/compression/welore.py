@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.models.activations import Batch, gather
-from rankwise.models.loading import Task, resolve
+from rankwise.models.loading import Task, pretrained, resolve
 from rankwise.models.loading import load as load_model
 from rankwise.models.low_rank import KEY, LowRankLinear, dense_shape, low_rank_layers, record_of
 from rankwise.models.low_rank import replace as replace_modules
@@ -349,7 +349,7 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(resolve(str(path)))
+    config = pretrained(AutoConfig, resolve(str(path)))
     if record_of(config) is None:
         raise ValueError(f"{path} is not compressed: its config.json has no '{KEY}'; load it with rankwise.models.load")
     architecture = (config.architectures or [""])[0]

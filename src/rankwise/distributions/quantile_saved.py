@@ -18,7 +18,8 @@ from skops import io
 from skops.io.exceptions import UntrustedTypesFoundException
 
 from rankwise.distributions.quantile_aggregation import QuantileAggregator
-from rankwise.files import read_json, whole_folder, write_json
+from rankwise.files import whole_folder, write_json
+from rankwise.reading import read_json
 
 TRUSTED = (
     "collections.OrderedDict",
@@ -62,7 +63,7 @@ def save(model: QuantileAggregator, folder: str | Path) -> None:
         "widening": model.widening_.tolist(), "weights": model.weights_.tolist(), "features": features,
         "folds": len(model.folds_),
     }  # fmt: skip
-    with whole_folder(Path(folder)) as draft:
+    with whole_folder(Path(folder), made_by="quantile_saved.save") as draft:
         (draft / "bases.skops").write_bytes(packed)
         save_file({k: v.contiguous() for k, v in model.net_.state_dict().items()}, draft / "weights.safetensors")
         write_json(draft / "aggregator.json", described)

@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankwise import data as corpora
 from rankwise.data import Corpus
-from rankwise.files import read_json, whole_folder, write_json, write_text
+from rankwise.files import whole_folder, write_json, write_text
 from rankwise.jobs.lama import LAMA_RATES, build_lama, lama_variants
 from rankwise.jobs.methods import METHODS, Projection, affordable_rank, method, parse_budget
 from rankwise.jobs.speech import SpeechTask
@@ -43,6 +43,7 @@ from rankwise.jobs.trial import Training, TrialResult, build, describe, set_seed
 from rankwise.ledger import count_parameters
 from rankwise.models import load, load_tokenizer, target_modules
 from rankwise.models.whisper import shorten
+from rankwise.reading import read_json
 
 SCHEMA = 1
 VALIDATION_CURVE_ROWS = 200  # of a validation loss taken during training; the choice of learning rate uses all
@@ -399,7 +400,7 @@ class Job:
         """Adapter first, then the result whose presence says that the trial is finished; checkpoints go last."""
         if self.process.is_main_process:
             if result.status == "done":
-                with whole_folder(folder / "adapter") as draft:
+                with whole_folder(folder / "adapter", made_by="adapt") as draft:
                     save_adapted(model, draft)
                     result.cost.adapter_bytes = sum(p.stat().st_size for p in draft.glob("*.safetensors"))
             write_json(folder / "result.json", result.as_dict())
@@ -428,7 +429,7 @@ class Job:
         source = self.trial_folder(name, best.learning_rate, best.seed) / "adapter"
         if not source.is_dir():
             return
-        with whole_folder(self.out / "adapters" / name) as draft:
+        with whole_folder(self.out / "adapters" / name, made_by="adapt") as draft:
             if method(name).whole_model and self.config.task != "asr":
                 set_seed(best.seed)
                 load_adapted(self.fresh_model(), source).save_pretrained(draft)  # type: ignore[operator]

@@ -96,7 +96,7 @@ def compress_model(
     seconds += time.perf_counter() - start
     on_phase("measuring the compressed model")
     after = measured(network, task, test)
-    with whole_folder(out) as draft:
+    with whole_folder(out, made_by="compress") as draft:
         network.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         size = sum(f.stat().st_size for f in draft.glob("*.safetensors"))

@@ -24,8 +24,9 @@ from rankwise.distributions.quantile_aggregation import QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, predict_base
 from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_metrics import calibration_error, crps, report, weighted_interval_score
-from rankwise.files import read_json, whole_folder, write_json
+from rankwise.files import whole_folder, write_json
 from rankwise.nearest import unknown
+from rankwise.reading import read_json
 
 Array = NDArray[np.float64]
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
@@ -131,7 +132,7 @@ def fit_table(
         about={"target": target, "columns": list(given.columns), "rows": len(train), "test_rows": len(test)}
         | _judged(model, X[test], y[test], q),
     )  # fmt: skip
-    with whole_folder(out) as draft:
+    with whole_folder(out, made_by="quantile fit", inputs=[path]) as draft:
         quantile_saved.save(model, draft / "model")
         (draft / "columns.skops").write_bytes(io.dumps(columns))
         write_json(draft / "results.json", fitted.about)

@@ -17,12 +17,13 @@ from torch import nn
 
 from rankwise import compression
 from rankwise.data import read_audio
-from rankwise.files import read_json, whole_folder
+from rankwise.files import whole_folder
 from rankwise.jobs.adapt import AdaptConfig, Job, load_adapted
 from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import TextTask
 from rankwise.models import load, load_processor, load_tokenizer
 from rankwise.nearest import unknown
+from rankwise.reading import read_json
 
 
 def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
@@ -63,7 +64,7 @@ def export_merged(model: PeftModel, folder: Path) -> None:
     """Merge the adapter and write the whole model with its tokenizer or processor: `from_pretrained` reads it."""
     base = model.active_peft_config.base_model_name_or_path
     merged = model.merge_and_unload(safe_merge=True)
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, made_by="export") as draft:
         merged.save_pretrained(draft)
         speech = merged.config.model_type == "whisper"
         (load_processor if speech else load_tokenizer)(base).save_pretrained(draft)
@@ -72,7 +73,7 @@ def export_merged(model: PeftModel, folder: Path) -> None:
 def export_dense(compressed: Path, folder: Path) -> None:
     """Multiply a compressed model's factors out: a model that `transformers` loads by itself."""
     model = compression.to_dense(compression.load(str(compressed)))
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, made_by="export") as draft:
         model.save_pretrained(draft)
         load_tokenizer(str(compressed)).save_pretrained(draft)
 

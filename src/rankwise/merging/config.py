@@ -25,9 +25,9 @@ from typing import TypeAlias
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from rankwise.files import read_yaml
 from rankwise.merging.registry import MergeMethod, Scalar, find
 from rankwise.nearest import unknown
+from rankwise.reading import read_yaml
 
 Value: TypeAlias = Scalar | list[Scalar]
 Setting: TypeAlias = Value | list[dict[str, Value]] | dict[str, Value]

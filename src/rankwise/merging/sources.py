@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankwise.files import read_json
 from rankwise.merging.low_rank import LowRank
 from rankwise.merging.shards import Entry, checkpoint_entries, entries
 from rankwise.models.loading import BUNDLED, resolve
+from rankwise.reading import read_json
 
 _EMBEDDING = re.compile(
     r"(^|\.)(embed\w*|wte|wpe|word_embeddings|position_embeddings|shared)\.(weight|\w*embeddings\.weight)$"

@@ -77,7 +77,7 @@ class ActivationSpectra:
                 elif value is not None:
                     notes[f"{name}|{key}"] = repr(value)
         notes |= {f"leader|{k}": v for k, v in self.leader.items()}
-        with whole_folder(Path(folder)) as draft:
+        with whole_folder(Path(folder), made_by="ActivationSpectra.save") as draft:
             save_file(tensors, draft / "eva_state.safetensors", metadata=notes)
 
     @classmethod

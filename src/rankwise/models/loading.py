@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rankwise.archive import Archive, cache_folder, members
-from rankwise.files import read_json, whole_folder
+from rankwise.files import cached, content_of, fingerprint
 from rankwise.models.low_rank import compressed_class, record_of
 from rankwise.nearest import unknown
+from rankwise.reading import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperProcessor
@@ -155,7 +156,7 @@ def load(
     if task is not None and task not in kinds:
         raise unknown("task", task, kinds)
     folder = resolve(name_or_path)
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = pretrained(transformers.AutoConfig, folder)
     speech = config.model_type == "whisper"
     if task is None:
         task = BUNDLED[name_or_path].task if name_or_path in BUNDLED else "asr" if speech else "base"
@@ -169,14 +170,9 @@ def load(
         for field in [f for f in config.to_dict() if f.endswith(("dropout", "dropout_prob", "pdrop"))]:
             setattr(config, field, dropout)
     with _quiet_loading():
-        try:
-            # a saved head of another size is replaced by a new one
-            fresh_head = {"ignore_mismatched_sizes": True} if task == "classification" else {}
-            model = _from_pretrained(kinds[task], folder, config, dtype=dtype, **fresh_head)
-        except Exception as error:
-            if "safetensor" in type(error).__name__.lower() or "header" in str(error).lower():
-                raise ValueError(f"the weights in {folder} cannot be read: {error}. Is the file whole?") from error
-            raise
+        # a saved head of another size is replaced by a new one
+        fresh_head = {"ignore_mismatched_sizes": True} if task == "classification" else {}
+        model = _from_pretrained(kinds[task], folder, config, dtype=dtype, **fresh_head)
     if task == "classification" and config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name_or_path).pad_token_id
     return model
@@ -186,19 +182,64 @@ def _from_pretrained(auto, folder: str, config, **options) -> PreTrainedModel:
     """What ``auto.from_pretrained`` gives, and of a checkpoint with factorised layers the model that has them."""
     record = record_of(config)
     if record is None:
-        return auto.from_pretrained(folder, config=config, **options)
+        return pretrained(auto, folder, config=config, **options)
     cls = auto._model_mapping[type(config)]
     cls = cls[0] if isinstance(cls, tuple) else cls
-    model = compressed_class(cls, record).from_pretrained(folder, config=config, **options)
+    model = pretrained(compressed_class(cls, record), folder, config=config, **options)
     model.__class__ = cls
     return model
+
+
+def pretrained(cls: Any, folder: str | Path, **options: Any) -> Any:
+    """``cls.from_pretrained``, which never runs code that lies beside a model, nor asks whether it may.
+
+    Raises
+    ------
+    ValueError
+        The model needs code of its own, or its weights cannot be read (the folder is named).
+    """
+    auto = {"trust_remote_code": False} if cls.__name__.startswith("Auto") else {}
+    try:
+        return cls.from_pretrained(folder, **auto, **options)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{folder} brings code of its own, which rankwise never runs; use a model whose architecture is part "
+                "of transformers, or load it yourself and pass the object"
+            ) from error
+        if "safetensor" in type(error).__name__.lower() or "header" in str(error).lower():
+            raise ValueError(f"the weights in {folder} cannot be read: {error}. Is the file whole?") from error
+        raise
+
+
+def model_fingerprint(name_or_path: str) -> str:
+    """What a model is by content, for recognising it again: changes with weights, configuration, tokenizer or template.
+
+    A bundled model is known by its archive's hash, a folder or a hub id's cached revision by the hashes of its files
+    (not of those in folders below it).
+
+    Raises
+    ------
+    ValueError
+        As `resolve`; also a hub id that is not cached.
+    """
+    if name_or_path in BUNDLED:
+        return BUNDLED[name_or_path].archive.sha256
+    folder = Path(resolve(name_or_path))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name_or_path, local_files_only=True))
+    kept = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+    files = sorted(p for p in folder.iterdir() if p.suffix in kept and not p.name.startswith(".") and p.is_file())
+    return fingerprint({p.name: content_of(p) for p in files})
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token (the end-of-text token where it has none)."""
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(name_or_path))
+    tokenizer = pretrained(transformers.AutoTokenizer, resolve(name_or_path))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -219,28 +260,29 @@ def load_processor(name_or_path: str) -> WhisperProcessor:
 
 def _whisper(folder: Path) -> Path:
     """The CTranslate2 model as a `transformers` folder beside it, written once."""
-    target = cache_folder() / "models" / f"{folder.name}-safetensors"
-    if not target.is_dir():
+
+    def written(draft: Path) -> None:
         from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
         from rankwise.models.ctranslate2 import whisper_model
 
-        with _quiet_loading(), whole_folder(target) as draft:
+        with _quiet_loading():
             model = whisper_model(folder)
             model.save_pretrained(draft)
             extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
             WhisperProcessor(extractor, WhisperTokenizer.from_pretrained(folder)).save_pretrained(draft)
-    return target
+
+    return cached(cache_folder() / "models" / f"{folder.name}-safetensors", written)
 
 
 def _dequantised(folder: Path, gguf: str) -> Path:
     """The GGUF model as a safetensors folder beside it, written once."""
-    target = cache_folder() / "models" / f"{folder.name}-safetensors"
-    if not target.is_dir():
+
+    def written(draft: Path) -> None:
         import transformers
 
         try:
-            with _quiet_loading(), whole_folder(target) as draft:
+            with _quiet_loading():
                 model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
                 vars(model)["hf_quantizer"] = None  # the weights are dense now
                 vars(model.config).pop("quantization_config", None)
@@ -248,7 +290,8 @@ def _dequantised(folder: Path, gguf: str) -> Path:
                 transformers.AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(draft)
         except ImportError as error:
             raise ImportError("smollm2 is read from GGUF: pip install 'rankwise[models]'") from error
-    return target
+
+    return cached(cache_folder() / "models" / f"{folder.name}-safetensors", written)
 
 
 class _quiet_loading:

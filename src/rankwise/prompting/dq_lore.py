@@ -34,13 +34,14 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from rankwise.files import read_json, whole_folder, write_json
+from rankwise.files import whole_folder, write_json
 from rankwise.models.embedding import TextEncoder
 from rankwise.nearest import unknown
 from rankwise.prompting.depth import Encoder
 from rankwise.prompting.examples import Example, as_row, few_shot, read_examples
 from rankwise.prompting.language_model import LanguageModel, Sampling
 from rankwise.prompting.selectors import Indices, KNNSelector, Selector, bm25_index, bm25_scores, embedded
+from rankwise.reading import read_json
 from rankwise.spectral import each, symmetric_eigh
 
 METHODS = ("pca", "kernel-pca", "none")
@@ -107,7 +108,7 @@ class DQLoReSelector(Selector):
 
     def save(self, folder: Path) -> None:
         """Pool, embeddings (float16), settings, and the encoder if it is a `TextEncoder`."""
-        with whole_folder(folder) as draft:
+        with whole_folder(folder, made_by="DQLoReSelector.save") as draft:
             rows = [json.dumps(as_row(e), ensure_ascii=False) for e in self.pool_]
             (draft / "pool.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
             np.save(draft / "embeddings.npy", self.embeddings_.astype(np.float16))

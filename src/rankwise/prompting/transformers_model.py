@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from rankwise.models.loading import load, load_tokenizer, resolve
+from rankwise.models.loading import load, load_tokenizer, pretrained, resolve
 from rankwise.prompting.language_model import Generation, OnResult, Prompt, Sampling, Score
 
 _WORTH = 4  # tokens that are not worth a pass of their own
@@ -79,7 +79,7 @@ class TransformersModel:
             import transformers
 
             self.name, self.tokenizer = model, tokenizer or load_tokenizer(model)
-            config = transformers.AutoConfig.from_pretrained(resolve(model))
+            config = pretrained(transformers.AutoConfig, resolve(model))
         elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer=")
         else:

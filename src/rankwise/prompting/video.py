@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rankwise.models.loading import pretrained
 from rankwise.prompting.language_model import Generation, Message, OnResult, Prompt, Sampling
 from rankwise.prompting.transformers_model import continuations
 
@@ -142,8 +143,8 @@ class VideoModel:
             import transformers
 
             self.name = model
-            self.model = transformers.AutoModelForImageTextToText.from_pretrained(model)
-            self.processor = transformers.AutoProcessor.from_pretrained(model)
+            self.model = pretrained(transformers.AutoModelForImageTextToText, model)
+            self.processor = pretrained(transformers.AutoProcessor, model)
         elif processor is None:
             raise ValueError("a loaded model needs its processor=")
         else:

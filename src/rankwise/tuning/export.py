@@ -137,7 +137,7 @@ def export_lora(
         fan_in_fan_out=any(getattr(m, "fan_in_fan_out", False) for m in layers.values()),
         inference_mode=True,
     )
-    with whole_folder(Path(folder)) as draft:
+    with whole_folder(Path(folder), made_by="export") as draft:
         save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(draft))
     return LoraExport(ranks, error)

@@ -1,0 +1,227 @@
+"""Reading what others wrote: plain data, of bounded size, depth and time; every complaint names the file.
+
+Nothing read here runs. A file that is too large, nests too deeply, unfolds when its references are followed, or is no
+text at all gives one `ValueError`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_JSON = 256_000_000  # bytes; indices and tokenizers of large models have tens of megabytes
+MOST_YAML = 1_000_000  # bytes
+MOST_NODES = 100_000  # of a YAML file, aliases followed
+MOST_LINE = 64_000_000  # bytes of a line of JSON lines
+DEEPEST = 100
+SECONDS = 5.0  # for a pattern
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+
+
+def read_text(path: Path, *, most: int = MOST_JSON) -> str:
+    """A UTF-8 file of at most ``most`` bytes, a byte order mark dropped.
+
+    Raises
+    ------
+    ValueError
+        No such file, no regular file, too large, or not UTF-8 (line and column are said).
+    """
+    return _decoded(path, _bytes(path, most))
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The JSON value in a file, an object unless ``kind`` says ``list``.
+
+    Raises
+    ------
+    ValueError
+        As `read_text`; also not JSON, deeper than 100, or of another kind.
+    """
+    return parse_json(read_text(path), str(path), kind)
+
+
+def parse_json(text: str, source: str, kind: type | tuple[type, ...] = dict) -> Any:
+    """The JSON value in ``text``; errors say that it is of ``source``."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{source} nests deeper than {DEEPEST} levels: not read") from error
+    except ValueError as error:  # also numbers of thousands of digits
+        raise ValueError(f"{source} is not valid JSON: {error}") from error
+    if _deeper(value, DEEPEST):
+        raise ValueError(f"{source} nests deeper than {DEEPEST} levels: not read")
+    if not isinstance(value, kind):
+        names = {dict: "an object", list: "a list"}
+        wanted = " or ".join(names.get(k, k.__name__) for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{source}: {wanted} is needed, found {names.get(type(value), type(value).__name__)}")
+    return value
+
+
+def read_yaml(path: Path) -> object:
+    """What a YAML file holds, by the safe loader: nothing in it runs.
+
+    Raises
+    ------
+    ValueError
+        As `read_text`; also not YAML, a key given twice, or too many values once its aliases are followed.
+    """
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = read_text(path, most=MOST_YAML)
+    try:
+        tree = yaml.compose(text, Loader=loader)
+        if tree is not None and _weight(tree, path, {}) > MOST_NODES:
+            raise ValueError(f"{path} unfolds to more than {MOST_NODES:,} values: not read")
+        return yaml.load(text, Loader=loader)
+    except RecursionError as error:
+        raise ValueError(f"{path} nests too deeply: not read") from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Line numbers and objects of a file with a JSON object a line; blank lines are skipped.
+
+    Raises
+    ------
+    ValueError
+        No such file, not UTF-8, a line over 64 MB, or one that is no JSON object: which, and where.
+    """
+    _check_file(path)
+    with path.open("rb") as stream:
+        number = 0
+        while line := stream.readline(MOST_LINE):
+            number += 1
+            if len(line) == MOST_LINE and not line.endswith(b"\n"):
+                raise ValueError(f"{path}, line {number} has more than {MOST_LINE:,} bytes: not read")
+            text = _decoded(path, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, first=number)
+            if text.strip():
+                yield number, parse_json(text, f"{path}, line {number}")
+
+
+def read_tensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises
+    ------
+    ValueError
+        No such file, or one that is cut short or of another kind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _check_file(path)
+    try:
+        return load_file(path, device=device)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}. Is the file whole?") from error
+
+
+def matching(pattern: str, names: Sequence[str], *, source: str) -> list[str]:
+    """The names that a regular expression out of a file matches whole.
+
+    Matching runs in a process of its own that is ended after 5 seconds, since a pattern can take for ever.
+
+    Raises
+    ------
+    ValueError
+        No regular expression, or one that takes too long.
+    """
+    if re.fullmatch(r"[\w.-]*", pattern):  # plain text, but that a point stands for anything
+        return [n for n in names if re.fullmatch(pattern, n)]
+    code = (
+        "import json, re, sys\n"
+        "pattern, names = json.load(sys.stdin)\n"
+        "try: found = [n for n in names if re.fullmatch(pattern, n)]\n"
+        "except (re.error, RecursionError, OverflowError) as error: found = str(error)\n"
+        "print(json.dumps(found))"
+    )
+    asked = json.dumps([pattern, list(names)])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code], input=asked, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"{source}: the pattern {pattern[:80]!r} takes too long to match: not used") from error
+    found = parse_json(done.stdout, f"{source}: the answer to the pattern {pattern[:80]!r}", (list, str))
+    if isinstance(found, str):
+        raise ValueError(f"{source}: {pattern[:80]!r} is no regular expression: {found}")
+    return found
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: line ends and tabs stay; other control characters and changes of direction are dropped."""
+    return "".join(
+        c
+        for c in text
+        if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") and c not in _DIRECTIONS)
+    )
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}" if not path.exists() else f"{path} is no regular file")
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    _check_file(path)
+    with path.open("rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes: not read")
+    return data
+
+
+def _decoded(path: Path, data: bytes, first: int = 1) -> str:
+    try:
+        return data.decode("utf-8-sig" if first == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + first
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        raise ValueError(f"{path}, line {line}, column {column}: not UTF-8 (byte 0x{data[error.start]:02x})") from error
+
+
+def _deeper(value: object, most: int) -> bool:
+    """Whether lists and objects nest deeper than ``most``; without recursion."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _weight(node: Any, path: Path, known: dict[int, int]) -> int:
+    """Values under a YAML node, aliases counted as often as they stand; one in itself, or a key twice, is refused."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise ValueError(f"{path} refers to itself: not read")
+        return known[id(node)]
+    known[id(node)] = 0
+    total = 1
+    if isinstance(node.value, list):
+        pairs = [p for p in node.value if isinstance(p, tuple)]
+        counts = Counter(k.value for k, _ in pairs if isinstance(k.value, str))
+        if twice := next((k for k, n in counts.items() if n > 1), None):
+            raise ValueError(f"{path} gives '{twice}' twice (line {node.start_mark.line + 1} and on)")
+        for inner in (n for p in node.value for n in (p if isinstance(p, tuple) else (p,))):
+            total += _weight(inner, path, known)
+    known[id(node)] = total
+    return total
