@@ -8,6 +8,7 @@ result depends on nothing but the arguments.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -110,8 +111,8 @@ def _checked(values, total, cost, min_rank, max_rank):
         return out
 
     for m, v in enumerate(lists):
-        if any(a < b for a, b in pairwise(v)) or any(x != x for x in v):
-            raise ValueError(f"values of matrix {m} are not descending")
+        if any(a < b for a, b in pairwise(v)) or not all(map(math.isfinite, v)):
+            raise ValueError(f"values of matrix {m} are not descending and finite")
     costs = per_matrix(cost, "cost")
     if any(c < 1 for c in costs):
         raise ValueError("every cost must be at least 1")

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rankwise.spectral.accepted import finite
+
 
 class PowerLawFit(NamedTuple):
     """A power law ``p(x) ∝ x^-alpha`` for ``x >= xmin`` fitted by maximum likelihood.
@@ -39,7 +41,7 @@ class PowerLawFit(NamedTuple):
 
 def effective_rank(S: Tensor) -> Tensor:
     """Entropy rank ``exp(-Σ p log p)``, ``p = σ / Σσ`` (Roy & Vetterli, 2007): between 1 and the rank. ``(...)``."""
-    S = _nonnegative(S)
+    S = _relative(S)
     total = S.sum(-1, keepdim=True)
     p = S / total.clamp(min=torch.finfo(S.dtype).tiny)
     entropy = -(torch.where(p > 0, p * p.clamp(min=1e-300).log(), torch.zeros_like(p))).sum(-1)
@@ -48,20 +50,18 @@ def effective_rank(S: Tensor) -> Tensor:
 
 def stable_rank(S: Tensor) -> Tensor:
     """``‖A‖_F² / ‖A‖₂² = Σσ² / σ₁²`` (Rudelson & Vershynin, 2007): at most the rank, robust to small values."""
-    S = _nonnegative(S)
-    top = S.amax(-1).square()
-    return torch.where(top > 0, S.square().sum(-1) / top.clamp(min=torch.finfo(S.dtype).tiny), torch.zeros_like(top))
+    return _relative(S).square().sum(-1)
 
 
 def explained_variance(S: Tensor) -> Tensor:
-    """Cumulative share ``Σ_{i<=k} σ_i² / Σσ²`` for ``k = 1 …``, ``(..., k)``; ``S`` descending."""
-    energy = _nonnegative(S).square().cumsum(-1)
+    """Cumulative share ``Σ_{i<=k} σ_i² / Σσ²`` for ``k = 1 …``, ``(..., k)``; ``S`` descending. Zero where all are."""
+    energy = _relative(S).square().cumsum(-1)
     return energy / energy[..., -1:].clamp(min=torch.finfo(energy.dtype).tiny)
 
 
 def gini(values: Tensor) -> Tensor:
     """Gini coefficient of non-negative values: 0 when all are equal, ``(n-1)/n`` when one holds everything."""
-    x = _nonnegative(values).sort(-1).values
+    x = _relative(values).sort(-1).values
     n = x.shape[-1]
     weights = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n - 1
     total = x.sum(-1)
@@ -71,6 +71,8 @@ def gini(values: Tensor) -> Tensor:
 def hill_index(eigenvalues: Tensor, *, k: int | None = None) -> Tensor:
     """Power-law exponent of the upper tail by Hill's estimator: ``1 + k / Σ_{i<=k} log(x_(i) / x_(k+1))``.
 
+    Infinite where the tail's values are equal; NaN for a single value, which has no tail.
+
     Parameters
     ----------
     eigenvalues : Tensor
@@ -78,8 +80,10 @@ def hill_index(eigenvalues: Tensor, *, k: int | None = None) -> Tensor:
     k : int, optional
         Size of the tail; half of the values by default.
     """
-    x = _nonnegative(eigenvalues).sort(-1, descending=True).values
+    x = _relative(eigenvalues).sort(-1, descending=True).values
     n = x.shape[-1]
+    if n == 1 and k is None:
+        return torch.full_like(x[..., 0], math.nan)
     k = max(1, n // 2) if k is None else k
     if not 1 <= k < n:
         raise ValueError(f"k={k} is outside 1..{n - 1} for {n} values")
@@ -124,12 +128,21 @@ def power_law_fit(
 
 def outlier_ratio(weights: Tensor, *, threshold: float = 5.0) -> Tensor:
     """Share of entries of each matrix ``(..., m, n)`` larger in size than ``threshold`` times the mean size."""
-    magnitude = weights.abs().float()
+    magnitude = finite(weights, "outlier_ratio").abs()
     mean = magnitude.mean((-2, -1), keepdim=True)
     return (magnitude > threshold * mean).double().mean((-2, -1))
 
 
+def _relative(values: Tensor) -> Tensor:
+    """The values over their largest: no scale is too small or too large to square."""
+    values = _nonnegative(values)
+    top = values.amax(-1, keepdim=True)
+    return values / torch.where(top > 0, top, 1.0)
+
+
 def _nonnegative(values: Tensor) -> Tensor:
+    if values.is_complex():
+        raise ValueError(f"a spectrum is real, got {values.dtype}")
     values = values.double()
     if values.numel() == 0:
         raise ValueError("an empty spectrum has no rank")

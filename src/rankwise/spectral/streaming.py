@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rankwise.spectral.accepted import ordinary, real
 from rankwise.spectral.svd import truncated_eigh, truncated_svd
 
 EXACT_LIMIT = 4096
@@ -85,7 +86,7 @@ class StreamingSVD:
         if len(X) == 0:
             return self
         self._solved = None
-        X = X if X.dtype == torch.float64 else X.float()
+        X = real(X, "StreamingSVD")
         if self.n_features == 0:
             self._start(X)
         if X.shape[1] != self.n_features:
@@ -258,6 +259,7 @@ class StreamingSVD:
         if self._waiting:
             rows = torch.cat(self._waiting)
             self._waiting.clear()
+            rows = rows if ordinary(rows) else rows.double()
             self.moment += rows.mT @ rows
             self.total += rows.double().sum(0)
 

@@ -1,6 +1,7 @@
 """Subspaces: angles between them, projections onto them, and the rotation that aligns one basis with another.
 
-A subspace is given by a basis as columns ``(d, k)``; the basis need not be orthonormal.
+A subspace is given by a basis as columns ``(d, k)``; the basis need not be orthonormal. Complex entries and NaN are
+errors.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rankwise.spectral.accepted import finite, real, scaled
 from rankwise.spectral.svd import spectrum_and_directions
 
 
@@ -19,7 +21,7 @@ def principal_angles(A: Tensor, B: Tensor) -> Tensor:
     """
     if A.shape[0] != B.shape[0]:
         raise ValueError(f"bases live in different spaces: {A.shape[0]} and {B.shape[0]} dimensions")
-    QA, QB = torch.linalg.qr(A.double()).Q, torch.linalg.qr(B.double()).Q
+    QA, QB = (torch.linalg.qr(finite(X, "principal_angles").double()).Q for X in (A, B))
     if QA.shape[1] < QB.shape[1]:
         QA, QB = QB, QA
     cosines = torch.linalg.svdvals(QA.mT @ QB).clamp(max=1)
@@ -29,7 +31,8 @@ def principal_angles(A: Tensor, B: Tensor) -> Tensor:
 
 def projection(X: Tensor, basis: Tensor) -> Tensor:
     """Rows of ``X: (n, d)`` projected onto the column space of ``basis: (d, k)``."""
-    Q = torch.linalg.qr(basis.double()).Q
+    Q = torch.linalg.qr(finite(basis, "projection").double()).Q
+    X = finite(X, "projection")
     return ((X.double() @ Q) @ Q.mT).to(X.dtype)
 
 
@@ -40,7 +43,7 @@ def subspace_overlap(A: Tensor, B: Tensor) -> float:
 
 def orthogonality_error(Q: Tensor) -> Tensor:
     """``‖QᵀQ - I‖_F`` of columns ``(..., d, k)``: 0 exactly when they are orthonormal. ``(...)``, float64."""
-    Q = Q.double()
+    Q = real(Q, "orthogonality_error").double()
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
     return torch.linalg.matrix_norm(Q.mT @ Q - eye)
 
@@ -49,6 +52,7 @@ def procrustes(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Orthogonal ``R`` minimising ``‖A R - B‖_F`` for ``A, B: (n, k)`` (Schönemann, 1966), and the residual norm."""
     if A.shape != B.shape:
         raise ValueError(f"Procrustes alignment needs equal shapes, got {tuple(A.shape)} and {tuple(B.shape)}")
+    A, B = finite(A, "procrustes"), finite(B, "procrustes")
     U, _, Vh = torch.linalg.svd(A.double().mT @ B.double())
     R = U @ Vh
     return R, torch.linalg.matrix_norm(A.double() @ R - B.double())
@@ -63,6 +67,7 @@ def polar_factor(U: Tensor, *, tol: float = 1e-6) -> Tensor:
     """
     if U.shape[0] < U.shape[1]:
         return polar_factor(U.mT, tol=tol).mT
-    S, V = spectrum_and_directions(U.float())
+    U, _ = scaled(U.float(), "polar_factor", single=True)  # scaling U changes nothing
+    S, V = spectrum_and_directions(U)
     roots = torch.where(tol * S[0].clamp(min=torch.finfo(S.dtype).tiny) < S, 1 / S, 0.0)
-    return ((U.float() @ V) * roots.float()) @ V.mT
+    return ((U @ V) * roots.float()) @ V.mT

@@ -12,6 +12,9 @@ equal-shaped matrices, decomposed together.
 
 What people get wrong: comparing randomized singular *vectors* where two singular values nearly coincide. Compare the
 subspaces (`rankwise.spectral.principal_angles`) or the approximation error.
+
+All functions take real matrices of any finite size (complex ones, and NaN, are errors): a matrix whose squares would
+leave its precision's range is divided by a power of four first.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rankwise.spectral.accepted import finite, scaled
+
 Method = Literal["auto", "gram", "randomized", "full"]
 _AROUND = 32  # directions on either side of a cut that rounding may mix
 _SMALL = 3e-4  # of λ₁: an eigenvalue above it is right to 1e-3 in float32
+_CANCELS = 1e-4  # of ‖A‖²: what is left is taken entry by entry below it, where the difference has no digits
 _SEPARATE = 1e-4  # of σ₁: above it the columns of A V / S are orthonormal to 1e-8, (σ₁/σ)² times float64's precision
 
 
@@ -80,14 +86,12 @@ def truncated_svd(
     Raises
     ------
     ValueError
-        Rank out of range, unknown method, a start of another width, or a matrix with NaN or Inf.
+        Rank out of range, unknown method, a start of another width, complex or integer entries, NaN or Inf (also where
+        the largest singular value is beyond the precision's range).
     """
+    A, scale = scaled(A, "truncated_svd")
+    _check_rank(rank, A)
     small = min(A.shape[-2:])
-    if not 1 <= rank <= small:
-        raise ValueError(f"rank={rank} is outside 1..{small} for matrices of shape {tuple(A.shape[-2:])}")
-    A = A if A.dtype == torch.float64 else A.float()
-    if not torch.isfinite(A).all():
-        raise ValueError(f"truncated_svd: the matrix of shape {tuple(A.shape)} has NaN or Inf entries")
     if method == "auto":
         exact: Method = "full" if A.dtype == torch.float64 else "gram"
         method = "randomized" if small > 128 and 8 * rank <= small else exact
@@ -104,8 +108,25 @@ def truncated_svd(
         U, S, Vh = _randomized(A, rank, width, max_power_iterations, tol, start, seed, total)
     else:
         raise ValueError(f"method={method!r}; one of 'auto', 'gram', 'randomized', 'full' is accepted")
-    left = (total - S.double().square().sum(-1)).clamp(min=0)
-    return TruncatedSVD(U, S, Vh, (left / total.clamp(min=torch.finfo(torch.float64).tiny)).sqrt())
+    error = _left(A, U, S, Vh, total)
+    S = (S.double() * scale[..., None]).to(S.dtype)
+    return TruncatedSVD(U, finite(S, "truncated_svd: the singular values"), Vh, error)
+
+
+def _check_rank(rank: int, A: Tensor) -> None:
+    if not 1 <= rank <= min(A.shape[-2:]):
+        raise ValueError(f"rank={rank} is outside 1..{min(A.shape[-2:])} for matrices of shape {tuple(A.shape[-2:])}")
+
+
+def _left(A: Tensor, U: Tensor, S: Tensor, Vh: Tensor, total: Tensor) -> Tensor:
+    """``‖A - U diag(S) Vh‖_F / ‖A‖_F``."""
+    left = total - S.double().square().sum(-1)
+    total = total.clamp(min=torch.finfo(torch.float64).tiny)
+    left = left / total
+    if bool((left < _CANCELS).any()):
+        rest = A.double() - (U.double() * S.double().unsqueeze(-2)) @ Vh.double()
+        left = torch.where(left < _CANCELS, torch.linalg.matrix_norm(rest).square() / total, left)
+    return left.sqrt()
 
 
 def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
@@ -113,8 +134,10 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
 
     What the squaring costs turns the subspace only among directions whose σ nearly coincide. Those on both sides of the
     cut are therefore told apart anew, in float64, within the space they span together (Rayleigh-Ritz): the subspace is
-    then within about ``1e-6`` radians of that of a float64 SVD. For tall matrices, float32 or float64, any device.
+    then within about ``1e-6`` radians of that of a float64 SVD. For tall matrices, any real dtype and device.
     """
+    A, _ = scaled(A, "leading_right_vectors", single=True)
+    _check_rank(rank, A)
     V = symmetric_eigh(A.mT @ A)[1].flip(1)
     around = slice(max(0, rank - _AROUND), rank + _AROUND)
     if rank < V.shape[1]:
@@ -127,6 +150,7 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
 def symmetric_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.linalg.eigh`` in G's precision, ``(..., n, n)``; where LAPACK's float32 does not converge (it happens on
     real Gram matrices with many zero rows), in float64, rounded back."""
+    G = finite(G, "symmetric_eigh")
     try:
         values, vectors = torch.linalg.eigh(G)
     except RuntimeError:  # torch.linalg.LinAlgError
@@ -143,13 +167,18 @@ def spectrum_and_directions(A: Tensor) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     A : Tensor
-        ``(m, n)``, float32, any device.
+        ``(m, n)``, any real dtype and device; float64 goes through LAPACK's SVD.
 
     Returns
     -------
     (Tensor, Tensor)
-        ``(min(m, n),)`` descending, float64, and ``(min(m, n), min(m, n))`` float32, a column a direction.
+        ``(min(m, n),)`` descending, float64, and ``(min(m, n), min(m, n))`` a column a direction, float32 (float64 for
+        float64 input).
     """
+    A, scale = scaled(A, "spectrum_and_directions", single=True)
+    if A.dtype == torch.float64:
+        U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+        return S * scale, Vh.mT if A.shape[0] >= A.shape[1] else U
     tall = A if A.shape[0] >= A.shape[1] else A.mT
     values, V = symmetric_eigh(tall.mT @ tall)
     values = values.double()
@@ -162,7 +191,7 @@ def spectrum_and_directions(A: Tensor) -> tuple[Tensor, Tensor]:
         AV = tall.double() @ V[:, :small].double()
         values[:small], W = torch.linalg.eigh(AV.mT @ AV)
         V[:, :small] = V[:, :small] @ W.float()
-    return values.flip(0).clamp(min=0).sqrt(), V.flip(1)
+    return values.flip(0).clamp(min=0).sqrt() * scale, V.flip(1)
 
 
 def balanced_factors(W: Tensor, rank: int, *, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -173,19 +202,21 @@ def balanced_factors(W: Tensor, rank: int, *, directions: Tensor | None = None) 
     Parameters
     ----------
     W : Tensor
-        ``(m, n)``, float32 or float64, any device.
+        ``(m, n)``, any real dtype and device.
     rank : int
         Between 1 and ``min(m, n)``.
     directions : Tensor, optional
         Singular vectors of the smaller side, a column each, if they are known; at least ``rank`` of them.
     """
-    if W.shape[0] < W.shape[1]:
+    if W.dim() == 2 and W.shape[0] < W.shape[1]:
         B, A = balanced_factors(W.mT, rank, directions=directions)
         return A.mT, B.mT
-    V = leading_right_vectors(W, rank) if directions is None else directions[:, :rank]
-    WV = W @ V
+    W, scale = scaled(W, "balanced_factors", single=True)
+    _check_rank(rank, W)
+    V = leading_right_vectors(W, rank) if directions is None else directions[:, :rank].to(W)
+    WV, share = W @ V, scale.sqrt().to(W.dtype)
     root = WV.norm(dim=0).clamp(min=torch.finfo(W.dtype).tiny).sqrt()
-    return WV / root, root[:, None] * V.mT
+    return WV / root * share, root[:, None] * share * V.mT
 
 
 def singular_values(A: Tensor) -> Tensor:
@@ -193,6 +224,7 @@ def singular_values(A: Tensor) -> Tensor:
 
     Values below about ``1e-8 · σ₁`` are noise for float32 input; float64 input goes through LAPACK's SVD.
     """
+    A = finite(A, "singular_values")
     if A.dtype == torch.float64:
         return torch.linalg.svdvals(A)
     A = A.double()
@@ -222,9 +254,9 @@ def truncated_eigh(
     (Tensor, Tensor)
         Eigenvalues ``(rank,)``, descending and clamped at zero, and eigenvectors as rows ``(rank, d)``.
     """
+    C = finite(C, "truncated_eigh")
+    _check_rank(rank, C)
     d = C.shape[-1]
-    if not 1 <= rank <= d:
-        raise ValueError(f"rank={rank} is outside 1..{d}")
     block, depth = rank + 10, 4
     if d > 512 and d > 2 * block * depth:
         generator = torch.Generator(device="cpu").manual_seed(seed)

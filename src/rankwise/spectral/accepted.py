@@ -1,0 +1,68 @@
+"""What the numerics take: real, finite matrices, at any scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SAFE = 30  # a float32 of size 2^±30 can be squared and summed without leaving the range
+
+
+def real(A: Tensor, name: str) -> Tensor:
+    """``A`` in the precision of the computation: float64 as it is, float32 for what is shorter.
+
+    Raises
+    ------
+    ValueError
+        Complex, integer or other entries (their kind is named).
+    """
+    if A.dtype not in REAL:
+        raise ValueError(
+            f"{name}: entries of {A.dtype}; float16, bfloat16, float32 and float64 are accepted"
+            + (": decompose the real and the imaginary part, or use torch.linalg" if A.is_complex() else ": cast first")
+        )
+    return A if A.dtype == torch.float64 else A.float()
+
+
+def finite(A: Tensor, name: str) -> Tensor:
+    """``A`` as `real` gives it.
+
+    Raises
+    ------
+    ValueError
+        NaN or Inf entries, or a kind that `real` refuses.
+    """
+    A = real(A, name)
+    if A.numel() and not all(torch.isfinite(x) for x in torch.aminmax(A.detach())):  # NaN spreads to both
+        raise ValueError(f"{name}: the matrix of shape {tuple(A.shape)} has NaN or Inf entries")
+    return A
+
+
+def ordinary(A: Tensor) -> bool:
+    """Whether squares of the entries stay far inside float32's range (so do NaN and Inf, which are named elsewhere)."""
+    return A.numel() == 0 or int(torch.frexp(torch.linalg.vector_norm(A, float("inf"))).exponent.abs()) <= _SAFE
+
+
+def scaled(A: Tensor, name: str, *, single: bool = False) -> tuple[Tensor, Tensor]:
+    """``A = s · Â`` of finite matrices ``(..., m, n)``, with Â's squares far from overflow and underflow.
+
+    ``s: (...)``, float64, is a power of four, so that neither dividing by it nor its root rounds anything; where all
+    matrices are of ordinary size it is one, and Â is A itself.
+
+    Raises
+    ------
+    ValueError
+        NaN or Inf entries, no entries, a kind that `real` refuses, or no matrix (with ``single``, not just one).
+    """
+    if A.dim() < 2 or (single and A.dim() > 2) or A.numel() == 0:
+        needed = "one matrix" if single else "matrices"
+        raise ValueError(f"{name}: {needed} with entries needed, got shape {tuple(A.shape)}")
+    A = finite(A, name)
+    largest = torch.linalg.vector_norm(A, float("inf"), dim=(-2, -1))
+    exponent = torch.frexp(largest).exponent
+    if int(exponent.abs().max()) <= _SAFE:
+        return A, torch.ones_like(largest, dtype=torch.float64)
+    # two divisions: the inverse of the smallest number has no finite value
+    root = torch.ldexp(torch.ones_like(largest), (exponent - 1).div(2, rounding_mode="floor"))
+    return A / root[..., None, None] / root[..., None, None], root.double().square()
