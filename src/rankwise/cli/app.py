@@ -5,20 +5,62 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from rankwise.reading import printable
+
+_continues = False
+
+
+class Plain(Console):
+    """A console that prints text as it is: names and texts out of data are never markup, emoji or control codes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text without control characters; also for the cells of tables."""
+        return super().render_str(printable(text), **options)
+
+
+class Commands(TyperGroup):
+    """All commands; an interrupt is one true line and status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run what was asked."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            errors.print(f"interrupted{when_cut_short()}", style="yellow")
+            raise typer.Exit(130) from None
+
+
+def continues() -> None:
+    """Promise that the running command, cut short from here on, goes on when it is given again."""
+    global _continues
+    _continues = True
+
+
+def when_cut_short() -> str:
+    """The end of a sentence about an interrupt or a full disk: what the same command will do, where it was promised."""
+    return "; the same command continues" if _continues else ""
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     help="Spend parameters, memory, compute and examples where the **rank** is.",
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+console = Plain()
+errors = Plain(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -38,7 +80,7 @@ class Progress:
         self.quiet = quiet or int(os.environ.get("RANK", "0")) > 0
         self.live = console.is_terminal and not self.quiet
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -64,7 +106,7 @@ class Progress:
         self.bars.update(self.runs, total=runs)
 
     def event(self, trial: str, phase: str, step: int, steps: int, loss: float) -> None:
-        text = f"{trial} {'' if phase == 'train' else phase}" + (f" loss {loss:.3f}" if loss == loss else "")
+        text = printable(f"{trial} {'' if phase == 'train' else phase}" + (f" loss {loss:.3f}" if loss == loss else ""))
         self.bars.update(self.step, description=text[:44].ljust(44), completed=step, total=steps)
         if phase in ("done", "diverged"):
             self.bars.advance(self.runs)

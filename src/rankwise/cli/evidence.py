@@ -87,8 +87,8 @@ def bench(
 def _print_evidence(evidence) -> None:
     from rankwise.report.tables import terminal
 
-    console.print(f"{evidence.title}\n{evidence.setting}", markup=False, highlight=False)
+    console.print(f"{evidence.title}\n{evidence.setting}")
     console.print(terminal(evidence.header, evidence.rows))
     for claim in evidence.claims:
-        verdict = "[green]HELD[/green]    " if claim.held else "[red]NOT HELD[/red]"
-        console.print(f"{verdict} {claim.text}\n         {claim.found}", highlight=False)
+        console.print("HELD    " if claim.held else "NOT HELD", style="green" if claim.held else "red", end=" ")
+        console.print(f"{claim.text}\n         {claim.found}")

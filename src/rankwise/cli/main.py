@@ -12,7 +12,7 @@ from rankwise.cli import tuning  # noqa: F401  (each import adds its commands, i
 
 # isort: split
 from rankwise.cli import compression, distributions, evidence, merging, prompting  # noqa: F401
-from rankwise.cli.app import app, errors
+from rankwise.cli.app import app, errors, when_cut_short
 
 
 def run() -> None:
@@ -24,15 +24,12 @@ def run() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except KeyboardInterrupt:
-        errors.print("interrupted; the same command continues", style="yellow")
-        sys.exit(130)
     except Exception as error:
         if os.environ.get("RANKWISE_TRACEBACK") or not isinstance(
             error, ValueError | OSError | ImportError | TypeError
         ):
             raise
-        errors.print(f"error: {_explained(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"error: {_explained(error)}", style="red", soft_wrap=True)
         sys.exit(2)
 
 
@@ -45,7 +42,7 @@ def _explained(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
-        return f"no space left on disk{where}; free some and run the same command again, it continues"
+        return f"no space left on disk{where}; free some{when_cut_short()}"
     if isinstance(error, PermissionError):
         return f"no permission to write {error.filename}"
     return str(error)

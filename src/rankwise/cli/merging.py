@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.app import Json, app, console
+from rankwise.cli.app import Json, app, console, continues
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -44,6 +44,7 @@ def merge(
         ready = prepare(configuration.read(config))
     else:
         assert out is not None
+        continues()
         with _Bar(quiet=json_) as bar:
             ready = merge_checkpoints(config, out, shard_size=size, workers=workers, progress=bar.update)
     if json_:
@@ -72,7 +73,7 @@ class _Bar:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             DownloadColumn(),
             TimeRemainingColumn(),

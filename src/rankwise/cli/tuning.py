@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.app import Json, Progress, app, console, typed
+from rankwise.cli.app import Json, Progress, app, console, continues, typed
 from rankwise.reading import read_yaml
 
 
@@ -87,6 +87,7 @@ def adapt(
     with Progress(quiet=json_) as progress:
         job = Job(settings, folder, on_event=progress.event)
         progress.total(job)
+        continues()
         results = job.run()
     if not job.process.is_main_process:
         return

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
+
+from rankwise.reading import printable
 
 if TYPE_CHECKING:
     from rankwise.compression.welore import Component, Plan
@@ -197,22 +200,36 @@ def _shortened(text: str, most: int | None) -> str:
 
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
-    """A rich table that fits 80 columns: text left, numbers right."""
+    """A rich table that fits 80 columns: text left, numbers right. Cells are shown as they are, never as markup."""
     table = Table(
-        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0)
+        title=_plain(title) if title else None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        padding=(0, 1, 0, 0),
     )
     for i, name in enumerate(header):
         text = i == 0 or not any(row[i][:1].isdigit() or row[i][:1] in "-+" for row in rows)
-        table.add_column(name, justify="left" if text else "right", overflow="fold")
+        table.add_column(_plain(name), justify="left" if text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_plain, row))
     return table
+
+
+def _plain(text: str) -> Text:
+    return Text(printable(text))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same as a Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+    lines = [_row(header), "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join(lines + [_row(row) for row in rows]) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table; what would end a cell is escaped."""
+    return "| " + " | ".join(re.sub(r"\s*\n\s*", " ", c).replace("|", "\\|") for c in cells) + " |"
 
 
 def count(n: float) -> str:
