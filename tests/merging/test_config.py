@@ -93,7 +93,7 @@ def test_yaml_runs_nothing(tmp_path):
     path.write_text("- a list\n")
     with pytest.raises(ValueError, match="a mapping is needed"):
         read(path)
-    with pytest.raises(ValueError, match="no such configuration"):
+    with pytest.raises(ValueError, match="no such file"):
         read(tmp_path / "absent.yaml")
 
 
