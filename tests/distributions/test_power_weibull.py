@@ -135,3 +135,34 @@ def test_no_power_of_time_overflows():
 def test_kappa_at_or_below_minus_one_is_refused():
     with pytest.raises(ValueError, match=r"kappa must be above -1, found -1\.0"):
         pgw.cumulative_hazard(1.0, kappa=-1.0)
+
+
+@pytest.mark.parametrize("kappa", [-0.5, 0.0, 1e-8, 0.5, 1.0, 3.0, 50.0, np.inf])
+@pytest.mark.parametrize("gamma", [0.6, 1.0, 2.0])
+def test_hazard_at_the_ends_of_time_is_its_limit(kappa, gamma):
+    given_ = {"phi": 0.3, "lambda_": 0.7, "gamma": gamma, "kappa": kappa}
+    start, near = np.exp(pgw.log_hazard([0.0, 1e-12], **given_))
+    assert start == {0.6: np.inf, 1.0: 0.7 * 0.3, 2.0: 0.0}[gamma] or start == pytest.approx(near, rel=1e-9)
+    end = pgw.log_hazard(np.inf, **given_)
+    if kappa * gamma == 1:
+        assert end == pytest.approx(pgw.log_hazard(1e12, **given_), rel=1e-9)
+    else:
+        assert end == (np.inf if kappa * gamma > 1 else -np.inf)
+
+
+@pytest.mark.parametrize("kappa", [-0.5, 0.0, 1e-8, 0.5, 1.0, 3.0, 50.0])
+def test_log_cumulative_hazard_is_finite_where_the_hazard_overflows_or_vanishes(kappa):
+    given_ = {"phi": 0.3, "lambda_": 0.7, "gamma": 3.0, "kappa": kappa}
+    t = np.array([1e-3, 1.0, 5.0])
+    H = pgw.cumulative_hazard(t, **given_)
+    np.testing.assert_allclose(pgw.log_cumulative_hazard(t, **given_), np.log(H), rtol=1e-12)
+    early, late = pgw.log_cumulative_hazard([1e-200, 1e40], **given_)
+    assert early == pytest.approx(np.log(0.7) + 3 * np.log(0.3 * 1e-200), rel=1e-12)  # H → λ (φ t)^γ
+    assert np.isfinite(late)
+
+
+def test_quantiles_far_out_keep_their_digits_for_small_kappa():
+    with mpmath.workdps(60):
+        k, y = mpmath.mpf(1e-10), mpmath.mpf(3000)
+        expected = float(mpmath.log((k + 1) * (mpmath.power(1 + k * y / (k + 1), 1 / k) - 1)))
+    assert pgw.log_quantile(3000.0, kappa=1e-10) == pytest.approx(expected, rel=1e-12)

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -141,3 +144,14 @@ def test_penalty_moves_value_gradient_and_hessian_alike():
     np.testing.assert_allclose(at.gradient, [(a.value - b.value) / (2 * e) for a, b in near], atol=1e-7)
     np.testing.assert_allclose(at.hessian, [(a.gradient - b.gradient) / (2 * e) for a, b in near], atol=1e-7)
     assert f.shrunk.tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("copied", [lambda f: pickle.loads(pickle.dumps(f)), copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_a_copy_has_the_same_value_and_scales(copied):
+    o, X = sample(200)
+    f = Likelihood(o, {"phi_": X, "gamma_": X, "kappa_": None}, penalizer=0.1)
+    theta = f.start({"phi_": -1.0}) + 0.1
+    again = copied(f)
+    assert again(theta).value == f(theta).value
+    np.testing.assert_array_equal(again.original(), f.original())
+    assert again.dependent() == f.dependent()

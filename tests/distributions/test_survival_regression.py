@@ -1,3 +1,5 @@
+import copy
+import pickle
 import warnings
 
 import lifelines
@@ -6,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from lifelines.datasets import load_rossi
+from lifelines.exceptions import StatisticalWarning
 
+from rankwise.distributions import power_weibull as pgw
 from rankwise.distributions.survival_regression import PGWRegressionFitter
 from survival_samples import drawn
 
@@ -254,3 +258,182 @@ def test_intervals_cover_at_their_level(kappa):
         low, high = fit.confidence_intervals_.loc[("phi_", "x")]
         inside.append(low < 0.5 < high)
     assert 0.90 <= np.mean(inside) <= 0.99
+
+
+def test_bic_counts_every_coefficient():
+    f = PGWRegressionFitter().fit(ROSSI, "week", "arrest")  # 7 covariates and an intercept twice, and κ
+    assert pytest.approx(17 * np.log(432) - 2 * f.log_likelihood_) == f.BIC_
+
+
+PREDICTIONS = ("predict_survival_function", "predict_cumulative_hazard", "predict_hazard", "predict_percentile",
+               "predict_expectation", "predict_cure_fraction", "predict_with_interval", "predict_log_risk")  # fmt: skip
+
+
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("formula", ["x + g", "x * C(g)"])
+def test_a_category_that_the_fit_did_not_see_is_refused_in_every_prediction(predict, formula):
+    d = drawn(150).assign(g=lambda f: np.where(f["z"] == 1, "1", "2"))
+    f = PGWRegressionFitter("weibull", shape_covariates=False).fit(d[["x", "g", "t", "e"]], "t", "e", formula=formula)
+    at = ["survival", [1.0]] if predict == "predict_with_interval" else []
+    for unseen in ("north", 1):  # a number is not the text that the fit saw
+        with pytest.raises(ValueError, match=f"did not see: {{.*{unseen}.*}}; their effect is unknown"):
+            getattr(f, predict)(d.head(2).assign(g=[unseen, "1"]), *at)
+    assert len(getattr(f, predict)(d.head(2), *at))
+
+
+def test_text_among_listed_covariates_is_refused_by_column():
+    with pytest.raises(ValueError, match="column 'g': 'north' is no number"):
+        PGWRegressionFitter("weibull").fit(drawn(50).assign(g="north"), "t", "e")
+
+
+@pytest.mark.parametrize("column", ["t", "e", "late", "w"])
+def test_dates_are_refused_wherever_a_number_is_needed(column):
+    d = drawn(50).assign(late=0.0, w=1.0)
+    d[column] = pd.to_timedelta(d[column], unit="D")
+    with pytest.raises(ValueError, match=f"column '{column}': timedelta"):
+        PGWRegressionFitter("weibull").fit(d, "t", "e", entry_col="late", weights_col="w")
+
+
+def test_a_column_called_intercept_is_refused_beside_the_fitter_s_own_and_used_without_it():
+    d = drawn(300).assign(Intercept=lambda f: 1 + f["z"]).drop(columns="z")
+    with pytest.raises(ValueError, match="called 'Intercept', as the fitter's own: rename it"):
+        PGWRegressionFitter("weibull").fit(d, "t", "e")
+    with pytest.raises(ValueError, match="called 'Intercept'"):
+        PGWRegressionFitter("weibull").fit(d, "t", "e", formula="x + Intercept")
+    f = PGWRegressionFitter("weibull", fit_intercept=False, shape_covariates=False).fit(d, "t", "e")
+    other = PGWRegressionFitter("weibull", fit_intercept=False, shape_covariates=False).fit(
+        d.rename(columns={"Intercept": "b"}), "t", "e"
+    )
+    np.testing.assert_allclose(f.params_, other.params_)
+    np.testing.assert_allclose(f.predict_median(d), other.predict_median(d.rename(columns={"Intercept": "b"})))
+    alone = PGWRegressionFitter("weibull", fit_intercept=False, shape_covariates=False).fit(
+        d[["Intercept", "t", "e"]], "t", "e"
+    )
+    assert alone.predict_median(d).nunique() == 2  # its two values, and not a constant
+
+
+def test_predictions_keep_a_multiindex():
+    d = drawn(60)
+    d.index = pd.MultiIndex.from_product([["a", "b"], range(30)], names=["site", "patient"])
+    f = PGWRegressionFitter("weibull").fit(d, "t", "e")
+    table = f.predict_with_interval(d.head(3), "survival", [1.0, 2.0])
+    assert table.index.names == ["site", "patient", "at"]
+    S = f.predict_survival_function(d.head(3), times=[1.0, 2.0])
+    np.testing.assert_allclose(table.loc[("a", 2)]["estimate"], S[("a", 2)])
+    assert f.predict_hazard(d.head(3), times=[1.0]).columns.equals(S.columns)
+    assert f.predict_with_interval(drawn(3), "cure").index.names == ["subject", "at"]
+
+
+@pytest.mark.parametrize("copied", [lambda f: pickle.loads(pickle.dumps(f)), copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_a_copy_of_a_fit_with_covariates_profiles_predicts_and_scores(copied):
+    d = drawn(300)
+    f = PGWRegressionFitter().fit(d, "t", "e", formula="x + C(z)")
+    again = copied(f)
+    assert again.profile_interval("kappa_") == pytest.approx(f.profile_interval("kappa_"), rel=1e-6)
+    np.testing.assert_array_equal(again.predict_median(d), f.predict_median(d))
+    assert again.score(d) == f.score(d)
+
+
+def test_hazard_at_time_zero_is_a_number():
+    d = drawn(200)
+    f = PGWRegressionFitter("gompertz", shape_covariates=False).fit(d, "t", "e")
+    given = f.predict_parameters(d.head(2))
+    np.testing.assert_allclose(f.predict_hazard(d.head(2), times=[0.0]).iloc[0], given["lambda_"] * given["phi"])
+
+
+def test_ancillary_chooses_the_covariates_of_the_power():
+    d = drawn(200).assign(w=2.0, late=0.0)
+    cols = {"weights_col": "w", "entry_col": "late"}
+    every = PGWRegressionFitter("weibull", shape_covariates=False)
+    assert list(every.fit(d, "t", "e", ancillary=True, **cols).params_["gamma_"].index) == ["x", "z", "Intercept"]
+    assert list(every.fit(d, "t", "e", ancillary=d, **cols).params_["gamma_"].index) == ["x", "z", "Intercept"]
+    assert list(every.fit(d, "t", "e", ancillary="x", **cols).params_["gamma_"].index) == ["Intercept", "x"]
+    none = PGWRegressionFitter("weibull").fit(d, "t", "e", ancillary=False, **cols)
+    assert list(none.params_["gamma_"].index) == ["Intercept"]
+    other = pd.DataFrame({"u": np.random.default_rng(0).normal(size=200)}, index=d.index[::-1])
+    f = every.fit(d, "t", "e", ancillary=other, **cols)
+    assert list(f.params_["gamma_"].index) == ["u", "Intercept"]
+    assert list(f.params_["phi_"].index) == ["x", "z", "Intercept"]
+    theirs = lifelines.WeibullAFTFitter().fit(
+        d.assign(u=other["u"])[["x", "z", "u", "t", "e"]], "t", "e", formula="x + z", ancillary="u"
+    )  # by index: the frame is in another order
+    assert f.log_likelihood_ == pytest.approx(2 * theirs.log_likelihood_, abs=1e-3)
+    with pytest.raises(ValueError, match="ancillary has 3 rows that are not the data's 200"):
+        every.fit(d, "t", "e", ancillary=other.head(3))
+    with pytest.raises(ValueError, match="column 'x' of ancillary differs"):
+        every.fit(d, "t", "e", ancillary=d[["x"]] + 1)
+    with pytest.raises(ValueError, match="gamma_, which is fixed at 1"):
+        PGWRegressionFitter("exponential").fit(d, "t", "e", ancillary=True)
+
+
+def test_the_parameter_that_covariates_move_is_named_as_lifelines_names_it():
+    d = drawn(200)
+    for family, name in (("aft", "phi_"), ("ph", "lambda_")):
+        f = PGWRegressionFitter("weibull", family=family, shape_covariates=False).fit(d, "t", "e")
+        assert f._primary_parameter_name == name
+        assert f._ancillary_parameter_name == "gamma_"
+        assert set(f.summary.loc[f._primary_parameter_name].index) == {"x", "z", "Intercept"}
+
+
+def test_weights_and_entries_are_no_covariates_and_are_named_in_the_summary(capsys):
+    d = drawn(200).assign(w=2.0, late=0.0)
+    f = PGWRegressionFitter("weibull").fit(d, "t", "e", weights_col="w", entry_col="late")
+    assert not {"w", "late"} & set(f.params_.index.get_level_values("covariate"))
+    f.print_summary(style="ascii")
+    assert "'w'" in (out := capsys.readouterr().out)
+    assert "'late'" in out
+
+
+@pytest.mark.parametrize("column", ["t", "e", "w", "late"])
+def test_gaps_are_type_errors_as_lifelines_raises(column):
+    d = drawn(50).assign(w=1.0, late=0.0)
+    d.loc[7, column] = np.nan
+    for kind in (TypeError, ValueError):
+        with pytest.raises(kind, match=r"NaNs were detected in the dataset.* 1 row: 7"):
+            PGWRegressionFitter("weibull").fit(d, "t", "e", weights_col="w", entry_col="late")
+
+
+def test_objects_as_events_and_late_entries_are_reported():
+    d = drawn(50)
+    with pytest.warns(UserWarning, match="column 'e': object values are converted"):
+        f = PGWRegressionFitter("weibull").fit(d.assign(e=d["e"].astype(bool).astype(object)), "t", "e")
+    assert f.log_likelihood_ == PGWRegressionFitter("weibull").fit(d, "t", "e").log_likelihood_
+    with pytest.raises(ValueError, match=r"entry >= duration.*add half a unit.* 1 row: 4"):
+        PGWRegressionFitter("weibull").fit(d.assign(s=np.where(d.index == 4, d["t"], 0.0)), "t", "e", entry_col="s")
+    with pytest.raises(ValueError, match="unknown column 'tt'"):
+        PGWRegressionFitter("weibull").fit(d, "tt", "e")
+
+
+def test_weights_that_are_no_counts_draw_a_hint_to_robust_errors():
+    d = drawn(150).assign(w=0.7)
+    with pytest.warns(StatisticalWarning, match="no integers.*robust=True"):
+        PGWRegressionFitter("weibull").fit(d, "t", "e", weights_col="w")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGWRegressionFitter("weibull").fit(d, "t", "e", weights_col="w", robust=True)
+        PGWRegressionFitter("weibull").fit(d.assign(w=3), "t", "e", weights_col="w")
+
+
+def test_scores_of_new_rows_are_the_likelihood_and_the_order_of_risk():
+    d, new = drawn(300), drawn(80, seed=5)
+    f = PGWRegressionFitter().fit(d, "t", "e")
+    given = f.predict_parameters(new)
+    t, e = new["t"].to_numpy(), new["e"].to_numpy()
+    each = e * pgw.log_hazard(t, **given) - pgw.cumulative_hazard(t, **given)
+    assert f.score(new) == pytest.approx(each.mean(), rel=1e-9)
+    assert f.score(new[new["e"] == 0]) == pytest.approx(each[e == 0].mean(), rel=1e-9)  # no event is needed to score
+    ranked = lifelines.utils.concordance_index(t, -f.predict_log_risk(new), e)
+    assert f.score(new, "concordance_index") == pytest.approx(ranked)
+    assert f.score(d, "concordance_index") == pytest.approx(f.concordance_index_)
+    with pytest.raises(ValueError, match="unknown scoring method 'auc'"):
+        f.score(new, "auc")
+
+
+def test_a_start_is_tried_and_a_wrong_one_refused():
+    d = drawn(300)
+    base = PGWRegressionFitter("weibull", shape_covariates=False).fit(d, "t", "e")
+    for point in (np.zeros(4), {"phi_": np.zeros(3), "gamma_": np.zeros(1)}):
+        again = PGWRegressionFitter("weibull", shape_covariates=False).fit(d, "t", "e", initial_point=point)
+        np.testing.assert_allclose(again.params_, base.params_, atol=1e-6)
+    with pytest.raises(ValueError, match=r"initial_point has shape \(5,\); 4 coefficients"):
+        base.fit(d, "t", "e", initial_point=np.zeros(5))

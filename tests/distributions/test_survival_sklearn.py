@@ -6,9 +6,16 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sksurv.datasets import load_veterans_lung_cancer
-from sksurv.metrics import concordance_index_censored
+from sksurv.metrics import (
+    as_concordance_index_ipcw_scorer,
+    as_cumulative_dynamic_auc_scorer,
+    as_integrated_brier_score_scorer,
+    concordance_index_censored,
+    integrated_brier_score,
+)
 from sksurv.util import Surv
 
+from rankwise.distributions import power_weibull as pgw
 from rankwise.distributions.survival_regression import PGWRegressionFitter
 from rankwise.distributions.survival_sklearn import PGWSurvivalAnalysis
 
@@ -61,3 +68,56 @@ def test_a_plain_target_is_refused():
         PGWSurvivalAnalysis().fit(X, Y["Survival_in_days"])
     with pytest.raises(ValueError, match="feature"):
         PGWSurvivalAnalysis().fit(X, Y).predict(pd.DataFrame({"a": [1.0]}))
+
+
+def cured(n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A scale and a cured share that move together: most rows have no median."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 1))
+    t = pgw.quantile(rng.exponential(size=n), phi=np.exp(x[:, 0]), lambda_=0.4 * np.exp(x[:, 0]), kappa=-0.5)
+    return x, Surv.from_arrays(t < 20, np.minimum(t, 20))
+
+
+def test_a_row_s_risk_does_not_depend_on_the_rows_beside_it():
+    x, y = cured()
+    model = PGWSurvivalAnalysis(family="ph", shape_covariates=False).fit(x, y)
+    together = model.predict(x)
+    alone = np.array([model.predict(row[None])[0] for row in x[:20]])
+    np.testing.assert_allclose(alone, together[:20], rtol=1e-12)
+
+
+def test_cured_rows_are_ranked_by_their_hazard_and_not_tied():
+    x, y = cured()
+    model = PGWSurvivalAnalysis(family="ph", shape_covariates=False).fit(x, y)
+    median = model.fitter_.predict_median(pd.DataFrame(x, columns=["x0"])).to_numpy()
+    assert np.isinf(median).mean() > 0.3
+    by_median = concordance_index_censored(y["event"], y["time"], -np.minimum(median, 1e9))[0]
+    by_covariate = concordance_index_censored(y["event"], y["time"], x[:, 0])[0]  # one covariate: the order it gives
+    assert model.score(x, y) == pytest.approx(by_covariate, abs=1e-9)
+    assert model.fitter_.concordance_index_ == pytest.approx(by_covariate, abs=1e-3)
+    assert model.score(x, y) > by_median + 0.02
+
+
+def test_scikit_survival_s_scorers_take_it():
+    times = np.quantile(Y["Survival_in_days"], [0.2, 0.4, 0.6])
+    brier = as_integrated_brier_score_scorer(PGWSurvivalAnalysis("weibull"), times).fit(X, Y)
+    S = brier.estimator_.predict_survival_function(X, times)
+    assert brier.score(X, Y) == pytest.approx(-integrated_brier_score(Y, Y, S, times))
+    for scorer in (as_cumulative_dynamic_auc_scorer, lambda e, _: as_concordance_index_ipcw_scorer(e)):
+        assert 0.5 < scorer(PGWSurvivalAnalysis("weibull"), times).fit(X, Y).score(X, Y) < 1
+
+
+def test_curves_are_functions_exact_at_any_time_and_arrays_on_request():
+    model = PGWSurvivalAnalysis().fit(X, Y)
+    curves = model.predict_survival_function(X.head(4))
+    array = model.predict_survival_function(X.head(4), return_array=True)
+    assert array.shape == (4, len(model.unique_times_))
+    for curve, row in zip(curves, array, strict=True):
+        np.testing.assert_allclose(curve.y, row, rtol=1e-12)
+        np.testing.assert_array_equal(curve.x, model.unique_times_)
+    between = model.unique_times_[:2].mean()
+    assert curves[0](between) == pytest.approx(model.predict_survival_function(X.head(1), [between])[0, 0])
+    hazards = model.predict_cumulative_hazard_function(X.head(4))
+    assert hazards[2](between) == pytest.approx(-np.log(curves[2](between)))
+    with pytest.raises(ValueError, match="leave times out"):
+        model.predict_survival_function(X, [1.0], return_array=False)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
+from scipy.special import expit, xlogy
 
 Array = NDArray[np.float64]
 LARGEST = 2.0**53  # κ + 1 from here on is κ = ∞
@@ -43,28 +43,49 @@ def cumulative_hazard(
 def log_hazard(
     t: ArrayLike, *, phi: ArrayLike = 1.0, lambda_: ArrayLike = 1.0, gamma: ArrayLike = 1.0, kappa: ArrayLike = 1.0
 ) -> Array:
-    """``log h(t)``, with everything broadcast, for t > 0."""
+    """``log h(t)``, with everything broadcast; at t = 0 and ∞ its limits (±∞ but where γ or κγ is 1)."""
+    t, gamma, terms = np.asarray(t, dtype=float), np.asarray(gamma), _Terms.of(_z(t, phi, gamma), log_shape(kappa))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        early = xlogy(gamma - 1, t) + (terms.kappa - 1) * terms.L
+        # L → z - log m: one power of t is left
+        late = xlogy(gamma * terms.kappa - 1, t) + (terms.kappa - 1) * (gamma * np.log(phi) - np.log(terms.m))
+        return np.log(lambda_) + np.log(gamma) + gamma * np.log(phi) + np.where(np.isposinf(t), late, early)
+
+
+def log_cumulative_hazard(
+    t: ArrayLike, *, phi: ArrayLike = 1.0, lambda_: ArrayLike = 1.0, gamma: ArrayLike = 1.0, kappa: ArrayLike = 1.0
+) -> Array:
+    """``log H(t)``, with everything broadcast: finite where H itself would overflow or vanish."""
     terms = _Terms.of(_z(t, phi, gamma), log_shape(kappa))
-    with np.errstate(divide="ignore"):
-        return np.log(lambda_) + np.log(gamma) - np.log(t) + _log_slope(terms)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        w, nu = terms.w, np.log(terms.m)
+        grown = np.where(w > 30, w - np.log(np.maximum(w, 1.0)), np.log(_mean_exponential(np.minimum(w, 30.0))))
+        log_L = np.where(terms.L > 0, np.log(terms.L), terms.z - nu)  # L → e^z / m
+        return np.log(lambda_) + nu + log_L + grown
 
 
 def quantile(
     y: ArrayLike, *, phi: ArrayLike = 1.0, lambda_: ArrayLike = 1.0, gamma: ArrayLike = 1.0, kappa: ArrayLike = 1.0
 ) -> Array:
     """The time at which ``-log S = y``; ∞ where y is at or above the limit of a defective distribution."""
+    with np.errstate(over="ignore"):
+        return np.exp(log_quantile(y, phi=phi, lambda_=lambda_, gamma=gamma, kappa=kappa))
+
+
+def log_quantile(
+    y: ArrayLike, *, phi: ArrayLike = 1.0, lambda_: ArrayLike = 1.0, gamma: ArrayLike = 1.0, kappa: ArrayLike = 1.0
+) -> Array:
+    """Logarithm of `quantile`, which is finite where the time itself overflows."""
     nu = log_shape(kappa)
     m = np.exp(nu)
     k = m - 1
     x = np.asarray(y, dtype=float) / np.asarray(lambda_) / m
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        base = np.log1p(np.maximum(k * x, -1.0))
-        # log(1 + κ x) / κ → x as κ → 0
-        power = np.where(np.abs(k) > 1e-9, base / np.where(k == 0, 1.0, k), x - k * x * x / 2)
-        # m (e^p - 1) as a logarithm; p above 700 would overflow
+        # log(1 + κ x) / κ, x at κ = 0
+        power = np.where(k == 0, x, np.log1p(np.maximum(k * x, -1.0)) / np.where(k == 0, 1.0, k))
+        # e^p - 1 as a logarithm; p above 700 would overflow
         grown = np.where(power > 30, power + np.log1p(-np.exp(-power)), np.log(np.expm1(np.minimum(power, 30.0))))
-        time = np.exp((nu + grown) / np.asarray(gamma)) / np.asarray(phi)
-    return np.where(k * x <= -1, np.inf, np.where(x == 0, 0.0, time))
+        return np.where(k * x <= -1, np.inf, (nu + grown) / np.asarray(gamma) - np.log(phi))
 
 
 def cure_fraction(*, lambda_: ArrayLike = 1.0, kappa: ArrayLike = 1.0) -> Array:
@@ -115,7 +136,8 @@ class _Terms(NamedTuple):
         x = z - nu
         # log(1 + e^x) in a third of logaddexp's time
         L = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-        return cls(z, m, m - 1, L, expit(x), (m - 1) * L)
+        with np.errstate(invalid="ignore"):  # 0 ∞ at the end of time
+            return cls(z, m, m - 1, L, expit(x), (m - 1) * L)
 
 
 class Derivatives(NamedTuple):
@@ -154,10 +176,6 @@ def _growth(t: _Terms) -> Array:
         value = t.m * t.L * _mean_exponential(t.w)
         end = np.where(t.kappa < 0, -t.m / np.where(t.kappa == 0, 1.0, t.kappa), np.inf)
         return np.where(np.isposinf(t.z), end, value)
-
-
-def _log_slope(t: _Terms) -> Array:
-    return t.z + t.w - t.L
 
 
 def _mean_exponential(w: Array) -> Array:

@@ -38,8 +38,14 @@ from rankwise.distributions.survival_model import (
     deviance_limit,
     distinct_baselines,
     form,
+    hint_robust,
+    marks,
     maximise,
+    numbers,
     observations,
+    right_censored,
+    starting,
+    tolerance,
 )
 from rankwise.nearest import unknown
 
@@ -66,6 +72,12 @@ class FittedSurvival:
     def gradient_norm_(self) -> float:
         """Largest entry of the mean log-likelihood's gradient, in scaled columns."""
         return self.fit_.optimum.gradient_norm
+
+    @property
+    def BIC_(self) -> float:
+        """Bayesian information criterion: the number of coefficients times the log of the rows (weights summed)."""
+        likelihood = self.fit_.likelihood
+        return likelihood.size * float(np.log(likelihood.total)) - 2 * self.log_likelihood_
 
     @property
     def condition_number_(self) -> float:
@@ -187,6 +199,7 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
         self._observations = observations(
             lower=lower, upper=upper, event=event, entry=kwargs.get("entry"), weight=kwargs.get("weights")
         )
+        hint_robust(self._observations.weight, "PGWRegressionFitter takes robust=True, without covariates too")
         if self.baseline == "auto":
             self.baselines_ = compare_baselines(
                 {b: form(b, self.family, self.fixed) for b in distinct_baselines(self.family)},
@@ -194,6 +207,7 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
                 float(self._observations.weight.sum()),
             )
             self._set(form(str(self.baselines_.index[0]), self.family, self.fixed))
+        self._begin = kwargs.get("initial_point")
         with warnings.catch_warnings():  # lifelines inverts the Hessian, which a limit of the family makes singular
             warnings.filterwarnings("ignore", message="(?s).*(not invertible|negative values)", category=Warning)
             super()._fit(Ts, event_observed=event, **kwargs)
@@ -207,26 +221,40 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
     def fit(self, durations, event_observed=None, **kwargs) -> PGWFitter:
         """Fit to right-censored durations, lifelines' ``fit``; a row censored at time 0 adds nothing.
 
+        Of lifelines' options, ``initial_point`` is one more place to start from, and ``fit_options`` takes ``tol``.
+
         Raises
         ------
         ValueError
-            NaN, an event at time 0 or before, no event, an entry at or after its duration: with the rows.
+            NaN, dates, an event at time 0 or before, no event, an entry at or after its duration: with the rows.
         """
-        t = np.asarray(durations, dtype=float)
-        event = np.ones(len(t)) if event_observed is None else np.asarray(event_observed, dtype=float)
-        o = observations(
-            lower=t, upper=np.where(event == 1, t, np.inf), event=event, entry=kwargs.pop("entry", None),
-            weight=kwargs.pop("weights", None),
-        ).take(t > 0)  # fmt: skip
+        o = right_censored(durations, event_observed, kwargs.pop("entry", None), kwargs.pop("weights", None))
+        o = o.take(o.lower > 0)
         return super().fit(o.lower, o.event, entry=o.entry, weights=o.weight, **kwargs)
+
+    def fit_left_censoring(self, durations, event_observed=None, **kwargs):
+        """Fit where an event of 0 came before its duration; otherwise as `fit`."""
+        event = None if event_observed is None else marks(event_observed)
+        return super().fit_left_censoring(numbers(durations, "durations"), event, **kwargs)
+
+    def fit_interval_censoring(self, lower_bound, upper_bound, event_observed=None, **kwargs):
+        """Fit where the event lies between two times (equal for an exact one, ∞ above for a right-censored one)."""
+        event = None if event_observed is None else marks(event_observed)
+        return super().fit_interval_censoring(
+            numbers(lower_bound, "lower bounds"), numbers(upper_bound, "upper bounds"), event, **kwargs
+        )
 
     def _create_initial_point(self, *args) -> Array:
         return np.ones(len(self.form_.free))
 
     def _fit_model(self, Ts, E, entry, weights, fit_options, show_progress=True):
-        fit = maximise(self._observations, dict.fromkeys(self.form_.free), self.form_)
-        self.fit_ = fit
-        natural = np.exp(fit.coefficients) - np.array([n == "kappa_" for n in self.form_.free])
+        shift = np.array([n == "kappa_" for n in self.form_.free])
+        begin = None if self._begin is None else np.log(starting(self._begin, len(shift)) + shift)
+        designs = dict.fromkeys(self.form_.free)
+        fit = self.fit_ = maximise(
+            self._observations, designs, self.form_, begin=begin, tol=tolerance(fit_options), show=show_progress
+        )
+        natural = np.exp(fit.coefficients) - shift
         # the gradient is zero here, so the Hessian transforms by the first derivatives alone
         slopes = np.exp(-fit.coefficients)
         hessian = -fit.likelihood.total * fit.optimum.at.hessian * np.outer(slopes, slopes)
@@ -339,11 +367,10 @@ def select_baseline(
     -------
     DataFrame
         By AIC, the least first: ``log_likelihood``, ``parameters``, ``AIC``, ``BIC``, and ``lr_p``, the p-value of the
-        likelihood-ratio test within the general model with both scales (halved for Gompertz, on its boundary).
+        likelihood-ratio test within the general model with both scales (halved for Gompertz, on its boundary), which
+        ``attrs["general"]`` describes; NaN where that model's fit did not converge.
     """
-    t = np.asarray(durations, dtype=float)
-    event = np.ones(len(t)) if event_observed is None else np.asarray(event_observed, dtype=float)
-    o = observations(lower=t, upper=np.where(event == 1, t, np.inf), event=event, entry=entry, weight=weights)
+    o = right_censored(durations, event_observed, entry, weights)
     shapes = {b: form(b, family) for b in candidates or distinct_baselines(family)}
     return compare_baselines(shapes, lambda s: maximise(o, dict.fromkeys(s.free), s), float(o.weight.sum()))
 

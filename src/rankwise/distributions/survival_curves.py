@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
+_STEP = 0.025  # of the trapezoids of a mean time
 
 
 def quantity(what: str, at: Array, shape: Form, eta: Mapping[str, Array | float]) -> Array:
@@ -101,17 +102,28 @@ def _restricted_mean(horizon: Array, given: Mapping[str, Array]) -> Array:
 
 
 def mean_time(given: Mapping[str, Array], after: Array) -> Array:
-    """``∫₀^∞ Q(y + H(after)) e^{-y} dy - after`` over ``y = exp(x - e^{-x})``, whose trapezoids converge at once."""
-    x, step = np.linspace(-4.5, 8.5, 521, retstep=True)
-    y = np.exp(x - np.exp(-x))
-    weight = step * (1 + np.exp(-x)) * y
-    wide = {n: np.asarray(p)[..., None] for n, p in given.items()}
-    start = pgw.cumulative_hazard(after, **given)[..., None]
-    with np.errstate(over="ignore", invalid="ignore"):
-        Q = pgw.quantile(y + start, **wide)
-        total = np.where(y < 700, Q * np.exp(-y), np.exp(np.log(Q) - y)) @ weight - after
+    """``∫₀^∞ Q(y + H(after)) e^{-y} dy - after`` over ``y = exp(x - e^{-x})``, whose trapezoids converge at once.
+
+    The integrand is taken from log Q, as Q alone overflows long before ``Q e^{-y}`` is small. Near κ = 0 that may take
+    very long: such rows go on to ``y = e^60``. ∞ where the integral diverges, or is above the largest float.
+    """
     kappa, fat = np.asarray(given["kappa"]), np.asarray(given["lambda_"]) * np.asarray(given["gamma"]) <= 1
-    return np.where((kappa < 0) | ((kappa == 0) & fat), np.inf, total)
+    wide = {n: np.asarray(p)[..., None] + np.zeros((len(after), 1)) for n, p in given.items()}
+    start = pgw.cumulative_hazard(after, **given)[..., None]
+
+    def part(rows: NDArray[np.bool_], low: float, high: float) -> tuple[Array, Array]:
+        x = np.arange(low, high, _STEP)
+        y = np.exp(x - np.exp(-x))
+        with np.errstate(over="ignore", invalid="ignore"):
+            log_Q = pgw.log_quantile(y + start[rows], **{n: p[rows] for n, p in wide.items()})
+            terms = np.exp(log_Q - y + np.log((1 + np.exp(-x)) * y * _STEP))
+        return terms.sum(-1), terms[:, -1]
+
+    total, last = part(np.ones(len(after), dtype=bool), -4.5, 8.5)
+    more = (last > 1e-17 * total) & ~((kappa < 0) | ((kappa == 0) & fat))
+    if more.any():
+        total[more] += part(more, 8.5, 60.0)[0]
+    return np.where((kappa < 0) | ((kappa == 0) & fat), np.inf, total - after)
 
 
 def cox_snell(times: ArrayLike, event: ArrayLike, entry: ArrayLike, H: Callable[[Array], Array]) -> pd.DataFrame:

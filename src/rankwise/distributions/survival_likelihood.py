@@ -27,7 +27,7 @@ from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rankwise.distributions.power_weibull import Derivatives, growth
 from rankwise.spectral.concurrent import each
@@ -100,12 +100,13 @@ class Likelihood:
         self.designs = {name: designs[name] for name in PARAMETERS if name in designs}
         self.fixed = {"phi_": 0.0, "lambda_": 0.0, "gamma_": 0.0, "kappa_": float(np.log(2))} | dict(fixed or {})
         self.total = float(observations.weight.sum())
-        self.scales = {id(X): _Scale.of(X) for X in self.designs.values() if X is not None}
+        of_array = {id(X): _Scale.of(X) for X in self._distinct()}
+        self.scales = {n: of_array[id(X)] for n, X in self.designs.items() if X is not None}
         widths = [1 if X is None else X.shape[1] for X in self.designs.values()]
         ends = np.cumsum(widths)
         self.slices = {n: slice(e - w, e) for n, e, w in zip(self.designs, ends, widths, strict=True)}
         self.size = int(ends[-1]) if widths else 0
-        self.shrunk = np.concatenate([np.ones(0), *(self._shrunk(X) for X in self.designs.values())])
+        self.shrunk = np.concatenate([np.ones(0), *map(self._shrunk, self.designs)])
 
     def __call__(self, theta: Array) -> Second:
         """Value, gradient ``(P,)`` and Hessian ``(P, P)``."""
@@ -132,17 +133,20 @@ class Likelihood:
     def original(self) -> Array:
         """``A``, with ``A θ`` the coefficients of the columns as given."""
         out = np.eye(self.size)
-        for name, X in self.designs.items():
-            if X is not None:
-                at = self.slices[name]
-                out[at, at] = self.scales[id(X)].back()
+        for name, scale in self.scales.items():
+            at = self.slices[name]
+            out[at, at] = scale.back()
         return out
+
+    def scaled(self, coefficients: ArrayLike) -> Array:
+        """θ of coefficients of the columns as given."""
+        return np.asarray(np.linalg.solve(self.original(), np.asarray(coefficients, dtype=float)), dtype=np.float64)
 
     def start(self, values: Mapping[str, float]) -> Array:
         """θ whose linear predictors are these constants, where there is an intercept."""
         theta = np.zeros(self.size)
-        for name, X in self.designs.items():
-            constant = 0 if X is None else self.scales[id(X)].constant
+        for name in self.designs:
+            constant = self.scales[name].constant if name in self.scales else 0
             if constant is not None:
                 theta[self.slices[name].start + constant] = values.get(name, self.fixed[name])
         return theta
@@ -150,8 +154,10 @@ class Likelihood:
     def dependent(self) -> list[tuple[str, int]]:
         """Columns that others make up, as (parameter, position): constants beside an intercept, collinear ones."""
         found: dict[int, list[int]] = {}
-        for X in self._distinct():
-            scale, out = self.scales[id(X)], found.setdefault(id(X), [])
+        for name, X in self.designs.items():
+            if X is None or id(X) in found:
+                continue
+            scale, out = self.scales[name], found.setdefault(id(X), [])
             gram = np.zeros((X.shape[1], X.shape[1]))
             for rows in self._rows():
                 part = scale.apply(X[rows])
@@ -166,11 +172,11 @@ class Likelihood:
                     out.append(j)
         return [(name, j) for name, X in self.designs.items() if X is not None for j in found[id(X)]]
 
-    def _shrunk(self, X: Array | None) -> Array:
-        if X is None:
+    def _shrunk(self, name: str) -> Array:
+        if name not in self.scales:
             return np.zeros(1)
-        constant = self.scales[id(X)].constant
-        return np.array([float(j != constant) for j in range(X.shape[1])])
+        scale = self.scales[name]
+        return np.array([float(j != scale.constant) for j in range(len(scale.scale))])
 
     def _rows(self) -> Iterator[slice]:
         n = len(self.observations)
@@ -180,7 +186,10 @@ class Likelihood:
         return each(f, self._rows(), workers=1 if len(self.observations) <= 2 * BLOCK else None)
 
     def _standard(self, rows: slice) -> dict[str, Array | None]:
-        done = {i: s.apply(X[rows]) for i, s, X in ((id(X), self.scales[id(X)], X) for X in self._distinct())}
+        done: dict[int, Array] = {}
+        for name, X in self.designs.items():
+            if X is not None and id(X) not in done:
+                done[id(X)] = self.scales[name].apply(X[rows])
         return {name: None if X is None else done[id(X)] for name, X in self.designs.items()}
 
     def _distinct(self) -> list[Array]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from lifelines.exceptions import ConvergenceWarning, StatisticalWarning
 from numpy.typing import ArrayLike, NDArray
+from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype, is_timedelta64_dtype
 from scipy import stats
 
 from rankwise.distributions.power_weibull import LARGEST
@@ -31,7 +32,12 @@ BASELINES: dict[str, dict[str, float]] = {
 }
 _BOTH_SCALES = ("burr", "linear-hazard", "gompertz")  # one scale alone does not give the usual family
 _SAMPLE = 4096  # rows on which the starts are compared
-_STARTS = (0.2, 1.0, 3.0)  # of κ
+# κ at which its profile, which may have several tops and one at κ = ∞, is looked at, from 1 outwards
+_BELOW, _ABOVE = (0.3, 0.0, -0.5), (3.0, 10.0, 100.0, 1000.0)
+
+
+class NotANumberError(TypeError, ValueError):
+    """NaN or infinity where a number is needed; lifelines raises ``TypeError`` for these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,40 @@ def form(baseline: str, family: str, fixed: Mapping[str, float] | None = None) -
     return Form(free=free, fixed=out, family=family)
 
 
+def numbers(values: Any, what: str) -> Array:
+    """One column of numbers, ``(n,)``, from a sequence, an array, a Series or a frame of one column.
+
+    Raises
+    ------
+    ValueError
+        Dates or differences of dates, text that is no number, more than one column.
+    """
+    if np.ndim(values) > 1:
+        table = pd.DataFrame(values)
+        if table.shape[1] != 1:
+            raise ValueError(f"{what}: one column is needed, found {table.shape[1]}")
+        values = table.iloc[:, 0]
+    column: Any = pd.Series(values).infer_objects()
+    if is_datetime64_any_dtype(column.dtype) or is_timedelta64_dtype(column.dtype):
+        raise ValueError(
+            f"{what}: {column.dtype} has no unit of its own; give numbers, such as a difference of dates divided by "
+            "pd.Timedelta(days=1)"
+        )
+    found: Any = pd.to_numeric(column, errors="coerce")
+    wrong = column[found.isna() & column.notna()]
+    if len(wrong):
+        raise ValueError(f"{what}: {wrong.iloc[0]!r} is no number")
+    return found.to_numpy(dtype=float, na_value=np.nan)
+
+
+def marks(values: Any, what: str = "events") -> Array:
+    """Events as 0 and 1; says so where they are objects and not numbers."""
+    given = pd.Series(values) if np.ndim(values) == 1 else pd.DataFrame(values).iloc[:, 0]
+    if not is_numeric_dtype(given.dtype):
+        warnings.warn(f"{what}: {given.dtype} values are converted to numbers", UserWarning, stacklevel=4)
+    return numbers(values, what)
+
+
 def observations(
     *,
     lower: ArrayLike,
@@ -94,36 +134,90 @@ def observations(
     weight: ArrayLike | None = None,
     index: ArrayLike | None = None,
 ) -> Observations:
-    """Checked observations.
+    """Checked observations; an entry below 0 is one from the start.
+
+    Raises
+    ------
+    NotANumberError
+        NaN (a ``TypeError``, as lifelines', and a ``ValueError``).
+    ValueError
+        Dates, an event at time 0 or before, a negative or infinite time, ``upper < lower``, an entry at or after the
+        time, an event that is neither 0 nor 1, or a weight that is not positive: with the rows.
+    """
+    lo, hi = numbers(lower, "durations"), numbers(upper, "durations")
+    begin = np.zeros(len(lo)) if entry is None else np.maximum(numbers(entry, "entries"), 0.0)
+    w = np.ones(len(lo)) if weight is None else numbers(weight, "weights")
+    seen_or_not = marks(event)
+
+    def refuse(bad: NDArray[np.bool_], what: str, kind: type[Exception] = ValueError) -> None:
+        if bad.any():
+            at = np.flatnonzero(bad) if index is None else np.asarray(index)[bad]
+            rows = ", ".join(map(str, at[:5].tolist())) + (", …" if bad.sum() > 5 else "")
+            raise kind(f"{what} in {int(bad.sum())} row{'s' if bad.sum() > 1 else ''}: {rows}")
+
+    columns = {"durations": lo, "upper bounds": hi, "events": seen_or_not, "entries": begin, "weights": w}
+    for what, column in columns.items():
+        refuse(np.isnan(column), f"NaNs were detected in the dataset, {what}", NotANumberError)
+        if len(column) != len(lo):
+            raise ValueError(f"{len(column)} {what} for {len(lo)} durations")
+    refuse((seen_or_not != 0) & (seen_or_not != 1), "an event that is neither 0 nor 1")
+    seen = seen_or_not == 1
+    refuse(seen & (lo <= 0), "an event at a duration of 0 or below (times are positive; add half a unit, or drop it)")
+    refuse((lo < 0) | (hi < lo), "a negative duration, or an upper bound below the lower")
+    refuse(np.isinf(lo), "an infinite duration")
+    late = (begin >= np.minimum(lo, hi)) & (begin > 0)
+    refuse(late, "entry >= duration (not seen for any time: add half a unit to the duration, or drop it)")
+    refuse(~(w > 0) | np.isinf(w), "a weight that is not positive and finite")
+    return Observations(lower=lo, upper=hi, event=seen, entry=begin, weight=w)
+
+
+def right_censored(durations: Any, event_observed: Any = None, entry: Any = None, weight: Any = None) -> Observations:
+    """Checked observations of right-censored durations, all of them events by default."""
+    t = numbers(durations, "durations")
+    event = np.ones(len(t)) if event_observed is None else marks(event_observed)
+    upper = np.where(event == 1, t, np.inf) if len(event) == len(t) else t  # of other lengths: refused there
+    return observations(lower=t, upper=upper, event=event, entry=entry, weight=weight)
+
+
+def tolerance(fit_options: Mapping[str, float] | None) -> float:
+    """``tol`` of lifelines' ``fit_options``, 1e-8 by default.
 
     Raises
     ------
     ValueError
-        NaN, an event at time 0 or before, a negative time, ``upper < lower``, an entry at or after the time, an event
-        that is neither 0 nor 1, a weight that is not positive, or no event at all: with the rows.
+        Another option, or a tolerance that is not positive.
     """
-    lo, hi = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
-    labels = np.arange(len(lo)) if index is None else np.asarray(index)
-    begin = np.zeros(len(lo)) if entry is None else np.asarray(entry, dtype=float)
-    w = np.ones(len(lo)) if weight is None else np.asarray(weight, dtype=float)
-    marks = np.asarray(event, dtype=float)
+    for name in fit_options or {}:
+        if name != "tol":
+            raise unknown("fit option", name, ["tol"])
+    tol = (fit_options or {}).get("tol", 1e-8)
+    if not tol > 0:
+        raise ValueError(f"tol is {tol}; above 0 is accepted")
+    return tol
 
-    def refuse(bad: NDArray[np.bool_], what: str) -> None:
-        if bad.any():
-            rows = ", ".join(str(r) for r in labels[bad][:5].tolist()) + (", …" if bad.sum() > 5 else "")
-            raise ValueError(f"{what} in {int(bad.sum())} row{'s' if bad.sum() > 1 else ''}: {rows}")
 
-    refuse(np.isnan(lo) | np.isnan(hi) | np.isnan(begin) | np.isnan(w), "NaN among times, entries or weights")
-    refuse(np.isnan(marks) | ((marks != 0) & (marks != 1)), "an event that is neither 0 nor 1")
-    seen = marks == 1
-    refuse(seen & (lo <= 0), "an event at a duration of 0 or below (times are positive; add half a unit, or drop it)")
-    refuse((lo < 0) | (hi < lo), "a negative duration, or an upper bound below the lower")
-    refuse(np.isinf(lo), "an infinite duration")
-    refuse((begin < 0) | ((begin >= np.minimum(lo, hi)) & (begin > 0)), "an entry below 0 or not before the time")
-    refuse(~(w > 0) | np.isinf(w), "a weight that is not positive and finite")
-    if not (seen | np.isfinite(hi)).any():
-        raise ValueError("no event was observed: every row is right censored, and nothing can be estimated")
-    return Observations(lower=lo, upper=hi, event=seen, entry=begin, weight=w)
+def starting(point: ArrayLike, size: int) -> Array:
+    """lifelines' ``initial_point``, of the right length."""
+    given = np.asarray(point, dtype=float)
+    if given.shape != (size,):
+        raise ValueError(f"initial_point has shape {given.shape}; {size} coefficients are fitted")
+    return given
+
+
+def hint_robust(weight: Array, how: str) -> None:
+    """Warn that weights that are no counts make naive standard errors wrong.
+
+    Warns
+    -----
+    StatisticalWarning
+        Some weight is not an integer.
+    """
+    if (weight != np.round(weight)).any():
+        warnings.warn(
+            f"some weights are no integers: standard errors take weights as counts of rows; {how}",
+            StatisticalWarning,
+            stacklevel=4,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +253,17 @@ def maximise(
     *,
     penalizer: float = 0.0,
     names: Mapping[str, list[Hashable]] | None = None,
+    begin: ArrayLike | None = None,
     tol: float = 1e-8,
+    show: bool = False,
 ) -> Fit:
-    """Fit from a Weibull start with several values of κ (compared on a sample of the rows, if there are many).
+    """Fit from the best of several κ held fixed (on a sample of the rows, if there are many), or from ``begin`` where
+    that ends higher: coefficients ``(P,)`` of the columns as given.
 
     Raises
     ------
     ValueError
-        Columns that the others make up (named), without a penalty.
+        No event, columns that the others make up (named) without a penalty, ``begin`` of another length.
 
     Warnings
     --------
@@ -175,10 +272,17 @@ def maximise(
     StatisticalWarning
         The information is singular (which parameters), or fewer events than parameters.
     """
+    if not (o.event | np.isfinite(o.upper)).any():
+        raise ValueError("no event was observed: every row is right censored, and nothing can be estimated")
     likelihood = Likelihood(o, designs, shape.linear, penalizer=penalizer)
     if names and not penalizer:
         _refuse_dependent(likelihood, names)
     optimum = newton(likelihood, _best_start(o, designs, shape, penalizer, likelihood), tol=tol)
+    if begin is not None:
+        other = newton(likelihood, likelihood.scaled(starting(begin, likelihood.size)), tol=tol)
+        optimum = max(optimum, other, key=lambda top: top.at.value if np.isfinite(top.at.value) else -np.inf)
+    if show:
+        print(f"{optimum.iterations} steps to a gradient of {optimum.gradient_norm:.1e}")
     titles = [(n, c) for n in likelihood.designs for c in (names or {}).get(n, ["Intercept"])]
     if not optimum.converged:
         warnings.warn(
@@ -205,7 +309,7 @@ def maximise(
 def _refuse_dependent(likelihood: Likelihood, names: Mapping[str, list[Hashable]]) -> None:
     found = likelihood.dependent()
     if found:
-        constants = {n: likelihood.scales[id(X)].constant for n, X in likelihood.designs.items() if X is not None}
+        constants = {n: scale.constant for n, scale in likelihood.scales.items()}
         # of two constants the covariate is at fault, not the intercept
         own = [names[p][j] if names[p][j] != "Intercept" else names[p][constants[p] or 0] for p, j in found]
         which = ", ".join(dict.fromkeys(map(str, own)))
@@ -226,29 +330,41 @@ def _best_start(
     some = {name: None if X is None else taken[id(X)] for name, X in designs.items()}
     small = Likelihood(o.take(rows), some, shape.linear, penalizer=penalizer)
     best = max(_tops(o.take(rows), some, shape, penalizer), key=lambda top: top.at.value).theta
-    return np.asarray(np.linalg.solve(whole.original(), small.original() @ best), dtype=np.float64)
+    return whole.scaled(small.original() @ best)
 
 
 def _tops(o: Observations, designs: Mapping[str, Array | None], shape: Form, penalizer: float) -> Iterator[Optimum]:
-    """The optimum reached from every start: the Weibull fit, then κ (and a second scale) set free."""
+    """Optima from a Weibull start or, where κ is free, from the tops of its profile, held κ after held κ from 1 on."""
     full = Likelihood(o, designs, shape.linear, penalizer=penalizer)
-    left_out = {"kappa_"} | ({"lambda_"} if shape.scale == "phi_" and "phi_" in designs else set())
-    first = {n: X for n, X in designs.items() if n not in left_out}
     middle = np.where(np.isfinite(o.upper), (o.lower + o.upper) / 2, o.lower)
     rate = float(np.log((o.weight * (o.event | np.isfinite(o.upper))).sum() / (o.weight * middle).sum()))
-    theta = full.start({"phi_": rate} if "phi_" in designs else {"lambda_": rate})
-    if first and "kappa_" in designs:
-        part = Likelihood(o, first, {k: v for k, v in shape.linear.items() if k not in first}, penalizer=penalizer)
-        top = newton(part, part.start({"phi_": rate} if "phi_" in first else {"lambda_": rate}), tol=1e-4)
-        for name in first:
-            theta[full.slices[name]] = top.theta[part.slices[name]]
+    weibull = full.start({"phi_" if "phi_" in designs else "lambda_": rate, "kappa_": float(np.log(2))})
     if "kappa_" not in designs:
-        yield newton(full, theta, tol=1e-4)
+        yield newton(full, weibull, tol=1e-4)
         return
-    for kappa in _STARTS:
-        begin = theta.copy()
-        begin[full.slices["kappa_"]] = full.start({"kappa_": float(np.log1p(kappa))})[full.slices["kappa_"]]
-        yield newton(full, begin, tol=1e-4)
+
+    def held(kappa: float, theta: Array) -> tuple[float, float, Array]:
+        same = kappa == 1 and {"phi_", "lambda_"} <= set(designs)  # one parameter there
+        others = {n: X for n, X in designs.items() if n != "kappa_" and not (same and n == "lambda_")}
+        theta, fixed = theta.copy(), {n: v for n, v in shape.linear.items() if n not in designs}
+        theta[full.slices["kappa_"]] = full.start({"kappa_": float(np.log1p(kappa))})[full.slices["kappa_"]]
+        if others:
+            part = Likelihood(o, others, fixed | {"kappa_": float(np.log1p(kappa))}, penalizer=penalizer)
+            at = np.concatenate([np.arange(full.size)[full.slices[n]] for n in others])
+            theta[at] = newton(part, theta[at], tol=1e-4).theta
+        return kappa, full(theta).value, theta
+
+    profile = [held(1.0, weibull)]
+    for path in (_BELOW, _ABOVE):
+        theta = profile[0][2]
+        for kappa in path:
+            profile.append(held(kappa, theta))
+            theta = profile[-1][2]
+    profile.sort(key=lambda entry: entry[0])
+    values = np.array([-np.inf, *(v if np.isfinite(v) else -np.inf for _, v, _ in profile), -np.inf])
+    for (_, _, theta), left, own, right in zip(profile, values, values[1:], values[2:], strict=False):
+        if own >= left and own >= right:
+            yield newton(full, theta, tol=1e-4)
 
 
 def _covariance(
@@ -289,27 +405,54 @@ def distinct_baselines(family: str) -> list[str]:
 
 
 def compare_baselines(shapes: Mapping[str, Form], fit: Callable[[Form], Fit], n: float) -> pd.DataFrame:
-    """Fits of several forms by AIC, and their likelihood-ratio tests within the general model with both scales."""
+    """Fits of several forms by AIC, and their likelihood-ratio tests within the general model with both scales, which
+    is described in the table's ``attrs["general"]``.
+
+    Warns
+    -----
+    StatisticalWarning
+        The general model did not converge, or not to above its special cases: ``lr_p`` is NaN.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fits = {b: fit(s) for b, s in shapes.items()}
         largest = form("pgw", "both")
         general = None if "pgw" not in shapes else fits["pgw"] if shapes["pgw"] == largest else fit(largest)
+    least = max(f.log_likelihood for f in fits.values()) - 1e-4
+    if general is not None and not (general.optimum.converged and general.log_likelihood >= least):
+        warnings.warn(
+            f"the general model with both scales, within which lr_p tests, ended at a log-likelihood of "
+            f"{general.log_likelihood:.6g} with a gradient of {general.optimum.gradient_norm:.1e}: lr_p is left out",
+            StatisticalWarning,
+            stacklevel=3,
+        )
     rows = {}
     for name, f in fits.items():
         k = f.likelihood.size
-        more = 0 if general is None else general.likelihood.size - k
-        statistic = max(2 * (general.log_likelihood - f.log_likelihood), 0.0) if general is not None else np.nan
-        p = float(stats.chi2.sf(statistic, more)) if more > 0 else np.nan
         rows[name] = {
             "log_likelihood": f.log_likelihood,
             "parameters": k,
             "AIC": 2 * k - 2 * f.log_likelihood,
             "BIC": k * np.log(n) - 2 * f.log_likelihood,
-            "lr_p": p / 2 if name == "gompertz" else p,
+            "lr_p": _ratio_test(f, general, least) * (0.5 if name == "gompertz" else 1.0),
             "converged": f.optimum.converged,
         }
-    return pd.DataFrame.from_dict(rows, orient="index").sort_values("AIC", kind="stable")
+    table = pd.DataFrame.from_dict(rows, orient="index").sort_values("AIC", kind="stable")
+    if general is not None:
+        table.attrs["general"] = {
+            "log_likelihood": general.log_likelihood, "parameters": general.likelihood.size,
+            "converged": general.optimum.converged,
+        }  # fmt: skip
+    return table
+
+
+def _ratio_test(f: Fit, general: Fit | None, least: float) -> float:
+    """p-value of the likelihood-ratio test within ``general``; NaN where that is no maximum, or no larger model."""
+    if general is None or not (general.optimum.converged and f.optimum.converged and general.log_likelihood >= least):
+        return float("nan")
+    more = general.likelihood.size - f.likelihood.size
+    statistic = max(2 * (general.log_likelihood - f.log_likelihood), 0.0)
+    return float(stats.chi2.sf(statistic, more)) if more > 0 else float("nan")
 
 
 def bounds_of(Ts, event) -> tuple[Array, Array, Array]:

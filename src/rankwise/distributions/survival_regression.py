@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rankwise.distributions import power_weibull as pgw
 from rankwise.distributions.survival import FittedSurvival
-from rankwise.distributions.survival_curves import cox_snell, intervals, links, mean_time, natural, plot_ratio, quantity
+from rankwise.distributions.survival_curves import cox_snell
 from rankwise.distributions.survival_likelihood import PARAMETERS, Likelihood
 from rankwise.distributions.survival_model import (
     Form,
@@ -32,9 +32,14 @@ from rankwise.distributions.survival_model import (
     compare_baselines,
     distinct_baselines,
     form,
+    hint_robust,
+    marks,
     maximise,
+    numbers,
     observations,
+    tolerance,
 )
+from rankwise.distributions.survival_predictions import RegressionPredictions
 from rankwise.nearest import unknown
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 
-class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
+class PGWRegressionFitter(RegressionPredictions, FittedSurvival, ParametricRegressionFitter):
     """Multi-parameter regression with a power generalised Weibull baseline, as a lifelines regression fitter.
 
     Parameters
@@ -73,7 +78,8 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
     """
 
     _KNOWN_MODEL = True
-    _FAST_MEDIAN_PREDICT = True
+    _FAST_MEDIAN_PREDICT = True  # lifelines prints a concordance for these
+    _ancillary_parameter_name = "gamma_"
 
     def __init__(
         self,
@@ -97,9 +103,16 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         self.form_ = shape
         self._fitted_parameter_names = list(shape.free)
 
+    @property
+    def _primary_parameter_name(self) -> str:
+        """lifelines' name for the parameter that the covariates move; φ's coefficients have the opposite sign of its
+        own accelerated failure models'."""
+        return self.form_.scale
+
     def fit(
-        self, df: pd.DataFrame, duration_col: str, event_col: str | None = None, *, formula: str | None = None, **kwargs
-    ):
+        self, df: pd.DataFrame, duration_col: str, event_col: str | None = None, *, formula: str | None = None,
+        ancillary: bool | str | pd.DataFrame | None = None, **kwargs,
+    ):  # fmt: skip
         """Fit to right-censored data.
 
         Parameters
@@ -109,31 +122,61 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         duration_col, event_col : str
         formula : str, optional
             Covariates (formulaic), for every parameter that takes covariates; all columns by default.
+        ancillary : bool, str or DataFrame, optional
+            Covariates of the power γ, as in lifelines' accelerated failure models: the scale's (True), none (False), a
+            formula, or a frame of the same rows; by default as ``shape_covariates`` says.
         **kwargs
-            As in lifelines: ``entry_col``, ``weights_col``, ``timeline``, ``robust`` (sandwich errors), and
-            ``regressors``, the covariates of single parameters by name: a formula or a list of columns, such as
-            ``{"gamma_": "age"}``.
+            As in lifelines: ``entry_col``, ``weights_col``, ``timeline``, ``robust`` (sandwich errors), ``regressors``,
+            the covariates of single parameters by name: a formula or a list of columns, such as ``{"gamma_": "age"}``;
+            ``initial_point``, one more place to start from, and ``fit_options``, of which ``tol`` is known.
 
         Raises
         ------
         ValueError
-            Bad durations, events, entries or weights (with the rows), NaN among the covariates, or columns that others
-            make up (named).
+            Bad durations, events, entries or weights (with the rows), NaN among the covariates, columns that others
+            make up (named), a column called Intercept beside the fitter's own.
         """
-        self._formula = formula
+        df = self._prepared(df, [duration_col], event_col, kwargs, formula, ancillary)
         return super().fit(df, duration_col, event_col, **kwargs)
 
-    def fit_left_censoring(self, df, duration_col=None, event_col=None, *, formula: str | None = None, **kwargs):  # type: ignore[override]
+    def fit_left_censoring(
+        self, df, duration_col=None, event_col=None, *, formula: str | None = None, ancillary=None, **kwargs
+    ):  # type: ignore[override]
         """Fit where ``event_col`` 0 means that the event came before ``duration_col``; otherwise as `fit`."""
-        self._formula = formula
+        df = self._prepared(df, [duration_col], event_col, kwargs, formula, ancillary)
         return super().fit_left_censoring(df, duration_col, event_col, **kwargs)
 
     def fit_interval_censoring(
-        self, df, lower_bound_col, upper_bound_col, event_col=None, *, formula: str | None = None, **kwargs
-    ):  # type: ignore[override]
+        self, df, lower_bound_col, upper_bound_col, event_col=None, *, formula: str | None = None, ancillary=None,
+        **kwargs,
+    ):  # type: ignore[override]  # fmt: skip
         """Fit where the event lies between two columns (equal for an exact time, ∞ above for a right-censored one)."""
-        self._formula = formula
+        df = self._prepared(df, [lower_bound_col, upper_bound_col], event_col, kwargs, formula, ancillary)
         return super().fit_interval_censoring(df, lower_bound_col, upper_bound_col, event_col, **kwargs)
+
+    def _prepared(
+        self, df: pd.DataFrame, time_cols: list, event_col, kwargs: dict, formula: str | None, ancillary
+    ) -> pd.DataFrame:
+        """The frame with times, events, entries and weights as numbers, and who takes which covariates noted."""
+        special = [*time_cols, event_col, kwargs.get("entry_col"), kwargs.get("weights_col")]
+        self._special = [c for c in special if c is not None]
+        df = df.copy(deep=False)
+        for column in self._special:
+            if column not in df:
+                raise unknown("column", str(column), map(str, df.columns))
+            df[column] = (marks if column == event_col else numbers)(df[column], f"column '{column}'")
+        self._formula, self._ancillary, self._every = formula, ancillary, [c for c in df if c not in self._special]
+        if isinstance(ancillary, pd.DataFrame):
+            if not (ancillary.index.is_unique and set(ancillary.index) == set(df.index)):
+                raise ValueError(
+                    f"ancillary has {len(ancillary)} rows that are not the data's {len(df)} by their index"
+                )
+            more, self._ancillary = ancillary.reindex(df.index), [c for c in ancillary if c not in self._special]
+            for column in self._ancillary:
+                if column in df and not df[column].equals(more[column]):
+                    raise ValueError(f"column '{column}' of ancillary differs from the data's: rename one")
+                df[column] = more[column]
+        return df
 
     def _fit(
         self, log_likelihood_function, df, Ts, regressors=None, event_col=None, show_progress=False, timeline=None,
@@ -142,7 +185,6 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         self._time_fit_was_called = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S") + " UTC"
         self.weights_col, self.entry_col, self.event_col, self.robust = weights_col, entry_col, event_col, robust
         self._n_examples, ones = len(df), pd.Series(np.ones(len(df)), index=df.index)
-        self.__dict__.pop("_concordance_index_", None)
         taken = {c: df.pop(c) for c in (event_col, weights_col, entry_col) if c is not None}
         E = taken.get(event_col, ones)
         self.weights, self.entry = taken.get(weights_col, ones), taken.get(entry_col, 0 * ones)
@@ -151,6 +193,8 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         self._observations = observations(
             lower=lower, upper=upper, event=event, entry=self.entry, weight=self.weights, index=df.index
         )
+        if not robust:
+            hint_robust(self._observations.weight, "set robust=True")
         self.timeline = np.unique(lower) if timeline is None else np.sort(np.asarray(timeline, dtype=float))
         self._central_values = self._compute_central_values_of_raw_training_data(df)
         if self.baseline == "auto":
@@ -160,7 +204,12 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
                 float(self._observations.weight.sum()),
             )
             self._set(form(str(self.baselines_.index[0]), self.family, self.fixed))
-        self.fit_, names = self._maximise(df, self.form_, regressors)
+        begin = initial_point
+        if isinstance(begin, Mapping):
+            begin = np.concatenate([np.atleast_1d(begin[n]) for n in self.form_.free])
+        self.fit_, names = self._maximise(
+            df, self.form_, regressors, begin=begin, tol=tolerance(fit_options), show=show_progress
+        )
         index = pd.MultiIndex.from_tuples(
             [(p, c) for p in self.form_.free for c in names[p]], names=["param", "covariate"]
         )
@@ -171,8 +220,9 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         self.variance_matrix_ = pd.DataFrame(covariance, index=index, columns=index)
         self.standard_errors_ = pd.Series(np.sqrt(np.diag(covariance)), index=index, name="se")
         self.confidence_intervals_ = self._compute_confidence_intervals()
-        self._neg_likelihood = self._mean_negative
-        self._predicted_median = self._quantiles(self._eta(df), 0.5)
+        known = np.isfinite(upper)
+        self._horizon = float(np.median((lower[known] + upper[known]) / 2))
+        self._training_risk = self.predict_log_risk(df)
         return self
 
     def _roles(self, df: pd.DataFrame, shape: Form, regressors: Mapping | None) -> dict:
@@ -182,8 +232,14 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
             moved |= {"phi_", "lambda_"}
         if self.shape_covariates:
             moved |= {"gamma_"}
-        every = self._formula if self._formula is not None else (list(df.columns) or "1")
+        every = self._formula if self._formula is not None else (self._every or "1")
         roles = {n: every if n in moved else "1" for n in shape.free}
+        wanted = self._ancillary is not None and self._ancillary is not False
+        if wanted and "gamma_" not in shape.free and self.baseline != "auto":
+            raise ValueError(f"ancillary covariates are for gamma_, which is fixed at {shape.fixed['gamma_']}")
+        if self._ancillary is not None and "gamma_" in roles:
+            given = self._ancillary
+            roles["gamma_"] = given if isinstance(given, str | list) else every if given else "1"
         for name, given in (regressors or {}).items():
             if name not in PARAMETERS:
                 raise unknown("parameter", str(name), PARAMETERS)
@@ -193,21 +249,25 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
                 roles[name] = given if given is not None else every
         return roles
 
-    def _maximise(self, df: pd.DataFrame, shape: Form, regressors: Mapping | None):
+    def _maximise(self, df: pd.DataFrame, shape: Form, regressors: Mapping | None, **options):
         roles = self._roles(df, shape, regressors)
         self.regressors = utils.CovariateParameterMappings(roles, df, force_intercept=self.fit_intercept)
+        self._keys = {name: role if isinstance(role, str) else tuple(role) for name, role in roles.items()}
+        self._constant = [name for name, key in self._keys.items() if key == "1"]
         designs: dict[str, Array | None] = {}
         made: dict[object, tuple[Array, list]] = {}
         names: dict[str, list] = {}
-        for name, role in roles.items():
-            key = role if isinstance(role, str) else tuple(role)
-            if key == "1":
+        for name, key in self._keys.items():
+            if name in self._constant:
                 designs[name], names[name] = None, ["Intercept"]
                 continue
             if key not in made:
-                made[key] = _design(self.regressors.mappings[name], df)
+                made[key] = self._design(name, df)
             designs[name], names[name] = made[key]
-        return maximise(self._observations, designs, shape, penalizer=float(self.penalizer), names=names), names
+            if len(set(names[name])) < len(names[name]):
+                raise ValueError(f"two columns of {name} have the same name: {', '.join(map(str, names[name]))}")
+        penalizer = float(self.penalizer)
+        return maximise(self._observations, designs, shape, penalizer=penalizer, names=names, **options), names
 
     def _sandwich(self) -> Array:
         L, V = self.fit_.likelihood, self.fit_.covariance
@@ -219,138 +279,50 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         out[~known, ~known] = np.inf
         return out
 
-    def _mean_negative(self, params, Ts, E, W, entries, Xs) -> float:
-        """Mean negative log-likelihood of new rows, which lifelines' ``score`` asks for."""
-        lower, upper, event = bounds_of(Ts, E)
-        o = observations(lower=lower, upper=upper, event=event, entry=entries, weight=W)
-        designs = {n: np.asarray(Xs[n]) for n in self.form_.free}
-        L = Likelihood(o, designs, self.form_.linear)
-        theta = np.asarray(np.linalg.solve(L.original(), np.asarray(params)), dtype=np.float64)
-        return -L(theta).value
-
     @property
     def _ll_null(self) -> float:
         return maximise(self._observations, dict.fromkeys(self.form_.free), self.form_).log_likelihood
 
-    def _eta(self, df: pd.DataFrame, coefficients: Array | None = None) -> dict[str, Array]:
-        """Linear predictors of rows, ``(n,)`` each."""
-        params = self.params_ if coefficients is None else pd.Series(coefficients, index=self.params_.index)
-        eta = {}
-        for name in self.form_.free:
-            own = pd.Series(params[name])
-            if list(own.index) == ["Intercept"]:
-                eta[name] = np.full(len(df), own.iloc[0])
-            else:
-                eta[name] = _design(self.regressors.mappings[name], df)[0] @ own.to_numpy()
-        return eta
+    @property
+    def concordance_index_(self) -> float:
+        """Of the training rows' times with `predict_log_risk`, whose order is the medians' unless hazards cross.
 
-    def _quantiles(self, eta: Mapping[str, Array], p: ArrayLike, after: ArrayLike | None = None) -> Array:
-        given = natural(self.form_, eta)
-        if after is None:
-            return pgw.quantile(-np.log(p), **given)
-        return pgw.quantile(-np.log(p) + pgw.cumulative_hazard(after, **given), **given) - np.asarray(after)
-
-    def _cumulative_hazard(self, params, T, Xs):
-        return pgw.cumulative_hazard(T, **self._given(params, Xs))
-
-    def _log_hazard(self, params, T, Xs):
-        return pgw.log_hazard(T, **self._given(params, Xs))
-
-    def _hazard(self, params, T, Xs):
-        return np.exp(self._log_hazard(params, T, Xs))
-
-    def _given(self, params, Xs) -> dict:
-        return natural(self.form_, {n: np.asarray(Xs[n]) @ np.asarray(params[n]) for n in self.form_.free})
-
-    def predict_percentile(self, df, *, p=0.5, conditional_after=None) -> pd.Series:
-        """The time at which each row's survival function is ``p``, in closed form; ∞ for more cured than ``p``."""
-        df = df.to_frame().T.infer_objects() if isinstance(df, pd.Series) else df
-        return pd.Series(self._quantiles(self._eta(df), p, conditional_after), index=df.index, name=p)
-
-    def predict_expectation(self, X, conditional_after=None) -> pd.Series:
-        """Mean time to the event (from ``conditional_after`` on); ∞ where it does not exist or some are cured."""
-        df = X.to_frame().T.infer_objects() if isinstance(X, pd.Series) else X
-        given = natural(self.form_, self._eta(df))
-        after = np.zeros(len(df)) if conditional_after is None else np.asarray(conditional_after, dtype=float)
-        return pd.Series(mean_time(given, after), index=df.index)
-
-    def predict_cure_fraction(self, df: pd.DataFrame) -> pd.Series:
-        """Share of each row's like that never has the event; 0 where κ ≥ 0."""
-        given = natural(self.form_, self._eta(df))
-        return pd.Series(
-            pgw.cure_fraction(lambda_=given["lambda_"], kappa=given["kappa"]) + np.zeros(len(df)), index=df.index
-        )
-
-    def predict_with_interval(
-        self, df: pd.DataFrame, what: str = "survival", at: ArrayLike = np.nan, *, alpha: float | None = None
-    ) -> pd.DataFrame:
-        """Estimates with intervals (delta method), a row a subject and an entry of ``at``.
-
-        Parameters
-        ----------
-        df : DataFrame
-            Covariates.
-        what : {"survival", "hazard", "cumulative_hazard", "quantile", "rmst", "cure"}
-        at : array_like
-            Times; for quantiles survival probabilities.
+        Raises
+        ------
+        ValueError
+            Left- or interval-censored data.
         """
-        points, n = np.atleast_1d(np.asarray(at, dtype=float)), len(df)
-        link, back = links(what)
+        self._right_censored("a concordance")
+        return concordance(self.durations, self.event_observed, self._training_risk)
 
-        def of(c: Array) -> Array:
-            eta = {k: np.repeat(v, len(points)) for k, v in self._eta(df, c).items()}
-            return quantity(what, np.tile(points, n), self.form_, eta)
-
-        found = intervals(
-            of, self.fit_.coefficients, np.asarray(self.variance_matrix_), self.alpha if alpha is None else alpha,
-            link=link, back=back,
+    def score(self, df: pd.DataFrame, scoring_method: str = "log_likelihood") -> float:
+        """Mean log-likelihood of rows like the training ones, or their ``"concordance_index"``."""
+        if scoring_method not in ("log_likelihood", "concordance_index"):
+            raise unknown("scoring method", scoring_method, ("log_likelihood", "concordance_index"))
+        if scoring_method == "concordance_index":
+            self._right_censored("a concordance")
+        if utils.CensoringType.is_interval_censoring(self):
+            t = numbers(df[self.lower_bound_col], "lower bounds")
+            Ts = t, numbers(df[self.upper_bound_col], "upper bounds")
+            E = (t == Ts[1]).astype(float)
+        else:
+            t = numbers(df[self.duration_col], "durations")
+            Ts = (None, t) if utils.CensoringType.is_left_censoring(self) else (t, None)
+            E = np.ones(len(df)) if self.event_col is None else marks(df[self.event_col])
+        if scoring_method == "concordance_index":
+            return concordance(t, E, self.predict_log_risk(df))
+        lower, upper, event = bounds_of(Ts, E)
+        o = observations(
+            lower=lower, upper=upper, event=event, entry=None if self.entry_col is None else df[self.entry_col],
+            weight=df.get(self.weights_col), index=df.index,
         )  # fmt: skip
-        index = pd.MultiIndex.from_product([df.index, points], names=["subject", "at"])
-        return pd.DataFrame(np.column_stack(found), index=index, columns=pd.Index(["estimate", "lower", "upper"]))
+        designs = {n: None if n in self._constant else self._design(n, df)[0] for n in self.form_.free}
+        L = Likelihood(o, designs, self.form_.linear)
+        return L(L.scaled(self.params_.to_numpy())).value
 
-    def hazard_ratio(
-        self, at: pd.DataFrame, reference: pd.DataFrame, times: ArrayLike, *, alpha: float | None = None
-    ) -> pd.DataFrame:
-        """``h(t | at) / h(t | reference)`` over time with intervals.
-
-        Constant in the PH family without shape covariates. ``at`` and ``reference`` are one row of covariates each.
-        """
-        return self._ratio("hazard", at, reference, times, alpha)
-
-    def quantile_ratio(
-        self, at: pd.DataFrame, reference: pd.DataFrame, p: ArrayLike, *, alpha: float | None = None
-    ) -> pd.DataFrame:
-        """``Q(p | at) / Q(p | reference)``, Q the time at which survival is p; constant in the AFT family without shape
-        covariates."""
-        return self._ratio("quantile", at, reference, p, alpha)
-
-    def _ratio(
-        self, what: str, at: pd.DataFrame, reference: pd.DataFrame, points: ArrayLike, alpha: float | None
-    ) -> pd.DataFrame:
-        where = np.atleast_1d(np.asarray(points, dtype=float))
-        if len(at) != 1 or len(reference) != 1:
-            raise ValueError(f"one row each is compared, found {len(at)} and {len(reference)}")
-
-        def of(c: Array) -> Array:
-            both = [quantity(what, where, self.form_, self._eta(df, c)) for df in (at, reference)]
-            return both[0] / both[1]
-
-        found = intervals(
-            of, self.fit_.coefficients, np.asarray(self.variance_matrix_), self.alpha if alpha is None else alpha
-        )
-        return pd.DataFrame(np.column_stack(found), index=where, columns=pd.Index(["ratio", "lower", "upper"]))
-
-    def plot_hazard_ratio(
-        self, at: pd.DataFrame, reference: pd.DataFrame, times: ArrayLike, ax: Axes | None = None
-    ) -> Axes:
-        """The hazard ratio over time with its interval."""
-        return plot_ratio(self.hazard_ratio(at, reference, times), "time", "hazard ratio", ax)
-
-    def plot_quantile_ratio(
-        self, at: pd.DataFrame, reference: pd.DataFrame, p: ArrayLike, ax: Axes | None = None
-    ) -> Axes:
-        """The quantile (acceleration) ratio with its interval."""
-        return plot_ratio(self.quantile_ratio(at, reference, p), "survival probability", "quantile ratio", ax)
+    def _right_censored(self, what: str) -> None:
+        if not utils.CensoringType.is_right_censoring(self):
+            raise ValueError(f"{what} is defined here for right-censored data")
 
     def compute_residuals(self, training_dataframe: pd.DataFrame, kind: str = "cox-snell") -> pd.DataFrame:
         """Residuals of the training rows.
@@ -363,15 +335,13 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         """
         if kind not in ("cox-snell", "martingale", "deviance"):
             raise unknown("kind of residual", kind, ("cox-snell", "martingale", "deviance"))
-        if not utils.CensoringType.is_right_censoring(self):
-            raise ValueError("residuals are defined here for right-censored data")
-        df = training_dataframe
-        given = natural(self.form_, self._eta(df))
-        zero = pd.Series(0.0, index=df.index)
+        self._right_censored("a residual")
+        df, zero = training_dataframe, np.zeros(len(training_dataframe))
+        given = self.predict_parameters(df)
         found = cox_snell(
-            df[self.duration_col],
-            zero + 1 if self.event_col is None else df[self.event_col],
-            zero if self.entry_col is None else df[self.entry_col],
+            numbers(df[self.duration_col], "durations"),
+            zero + 1 if self.event_col is None else marks(df[self.event_col]),
+            zero if self.entry_col is None else np.maximum(numbers(df[self.entry_col], "entries"), 0.0),
             lambda t: pgw.cumulative_hazard(t, **given),
         ).set_index(df.index)
         if kind == "cox-snell":
@@ -388,20 +358,9 @@ class PGWRegressionFitter(FittedSurvival, ParametricRegressionFitter):
         return self._qq(self.compute_residuals(training_dataframe), ax)
 
 
-def _design(mapping, df: pd.DataFrame) -> tuple[Array, list]:
-    if isinstance(mapping, list):
-        columns = [c for c in mapping if c != "Intercept"]
-        missing = [c for c in columns if c not in df.columns]
-        if missing:
-            raise unknown("column", str(missing[0]), map(str, df.columns))
-        X = df[columns].to_numpy(dtype=float)
-        names = mapping
-        if "Intercept" in mapping:
-            X = np.column_stack([X, np.ones(len(df))])
-    else:
-        matrix = mapping.get_model_matrix(df)
-        X, names = matrix.to_numpy(dtype=float), list(matrix.columns)
-    bad = [str(n) for n, ok in zip(names, np.isfinite(X.sum(0)).tolist(), strict=True) if not ok]
-    if bad or len(X) != len(df):
-        raise ValueError(f"NaN or Inf among the covariates: {', '.join(bad) or 'a formula drops their rows'}")
-    return X, list(names)
+def concordance(times: ArrayLike, events: ArrayLike, log_risk: ArrayLike) -> float:
+    """0.5 where no two rows can be compared."""
+    try:
+        return float(utils.concordance_index(np.asarray(times), -np.asarray(log_risk), np.asarray(events)))
+    except ZeroDivisionError:
+        return 0.5

@@ -1,22 +1,54 @@
 """The power generalised Weibull regression as a scikit-learn estimator, with scikit-survival's structured targets.
 
 A target is a structured array whose two fields are the event (bool) and the time, as ``sksurv.util.Surv`` makes it.
+Curves are callables with ``x``, ``y`` and ``domain``, as scikit-survival's step functions, which its scorers call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from lifelines.utils import concordance_index
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from rankwise.distributions.survival_regression import PGWRegressionFitter
+from rankwise.distributions import power_weibull as pgw
+from rankwise.distributions.survival_regression import PGWRegressionFitter, concordance
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """S or H of one row, exact at any time.
+
+    Attributes
+    ----------
+    x, y : ndarray
+        Training times, and the curve there.
+    domain : tuple
+        ``(0, ∞)``.
+    parameters : dict
+        `power_weibull`'s, of this row.
+    survival : bool
+        S; False for H.
+    """
+
+    x: Array
+    parameters: dict[str, float]
+    survival: bool
+    domain: tuple[float, float] = (0.0, np.inf)
+
+    @property
+    def y(self) -> Array:
+        return np.asarray(self(self.x))
+
+    def __call__(self, times: ArrayLike) -> Array | float:
+        H = pgw.cumulative_hazard(times, **self.parameters)
+        return np.exp(-H) if self.survival else H
 
 
 class PGWSurvivalAnalysis(BaseEstimator):
@@ -70,25 +102,45 @@ class PGWSurvivalAnalysis(BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike) -> Array:
-        """Risk, ``(n,)``: -log of the median time, or where some have none (cured), log H at the last training time."""
-        df = self._checked(X)
-        median = self.fitter_.predict_percentile(df, p=0.5).to_numpy(float)
-        if np.isfinite(median).all():
-            return -np.log(median)
-        return np.log(self.fitter_.predict_cumulative_hazard(df, times=[self.unique_times_[-1]]).to_numpy(float)[0])
+        """Risk, ``(n,)``: log H at the median of the training events' times."""
+        return self.fitter_.predict_log_risk(self._checked(X)).to_numpy(float)
 
-    def predict_survival_function(self, X: ArrayLike, times: ArrayLike | None = None) -> Array:
-        """S at ``times`` (the training times by default), ``(n, len(times))``."""
-        return self.fitter_.predict_survival_function(self._checked(X), times=self._times(times)).to_numpy().T
+    def predict_survival_function(
+        self, X: ArrayLike, times: ArrayLike | None = None, *, return_array: bool | None = None
+    ) -> Array | NDArray[np.object_]:
+        """S of every row: `Curve` objects ``(n,)`` or, where ``times`` are given, ``(n, len(times))``.
 
-    def predict_cumulative_hazard_function(self, X: ArrayLike, times: ArrayLike | None = None) -> Array:
-        """H at ``times`` (the training times by default), ``(n, len(times))``."""
-        return self.fitter_.predict_cumulative_hazard(self._checked(X), times=self._times(times)).to_numpy().T
+        ``return_array`` chooses, with the training times where there are no others.
+        """
+        return self._curves(X, times, return_array, survival=True)
+
+    def predict_cumulative_hazard_function(
+        self, X: ArrayLike, times: ArrayLike | None = None, *, return_array: bool | None = None
+    ) -> Array | NDArray[np.object_]:
+        """H of every row, as `predict_survival_function` gives S."""
+        return self._curves(X, times, return_array, survival=False)
 
     def score(self, X: ArrayLike, y: ArrayLike) -> float:
         """Concordance index of the predicted risks."""
         event, time = _target(y)
-        return float(concordance_index(time, -self.predict(X), event))
+        return concordance(time, event, self.predict(X))
+
+    def _curves(
+        self, X: ArrayLike, times: ArrayLike | None, return_array: bool | None, *, survival: bool
+    ) -> Array | NDArray[np.object_]:
+        df = self._checked(X)
+        if return_array is False and times is not None:
+            raise ValueError("curves are functions of any time: leave times out, or return_array=False")
+        if return_array or times is not None:
+            at = self.unique_times_ if times is None else np.atleast_1d(np.asarray(times, dtype=float))
+            H = self.fitter_.predict_cumulative_hazard(df, times=at).to_numpy().T
+            return np.exp(-H) if survival else H
+        given = self.fitter_.predict_parameters(df)
+        out = np.empty(len(df), dtype=object)
+        for i in range(len(df)):
+            row = {n: float(v[i]) for n, v in given.items()}
+            out[i] = Curve(x=self.unique_times_, parameters=row, survival=survival)
+        return out
 
     def _checked(self, X: ArrayLike) -> pd.DataFrame:
         check_is_fitted(self)
@@ -97,9 +149,6 @@ class PGWSurvivalAnalysis(BaseEstimator):
     def _frame(self, X: Array) -> pd.DataFrame:
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])
         return pd.DataFrame(X, columns=pd.Index(names))
-
-    def _times(self, times: ArrayLike | None) -> Array:
-        return self.unique_times_ if times is None else np.atleast_1d(np.asarray(times, dtype=float))
 
 
 def _target(y: ArrayLike) -> tuple[NDArray[np.bool_], Array]:
