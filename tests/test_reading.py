@@ -105,6 +105,32 @@ def test_json_lines_give_their_numbers_and_name_the_broken_one(file, monkeypatch
         list(json_lines(file('{"a": "long enough"}\n', "rows.jsonl")))
 
 
+def compressed(suffix, data):
+    import bz2
+    import gzip
+    import lzma
+
+    import pyarrow
+
+    zstd = lambda d: pyarrow.compress(d, codec="zstd", asbytes=True)  # noqa: E731
+    return {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}[suffix.lower()](data)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst", ".GZ"])
+def test_compressed_text_is_read_and_a_broken_or_a_folded_one_is_named(file, suffix, monkeypatch):
+    path = file(compressed(suffix, "Größe\n".encode() * 1000), f"a.txt{suffix}")
+    assert read_text(path) == "Größe\n" * 1000
+    rows = file(compressed(suffix, b'{"a": 1}\n{"a": 2}\n'), f"rows.jsonl{suffix}")
+    assert [row for _, row in json_lines(rows)] == [{"a": 1}, {"a": 2}]
+    for broken in (path.read_bytes()[:-5], b"plain text"):
+        with pytest.raises(ValueError, match=r"b\.txt\.\w+ cannot be decompressed"):
+            read_text(file(broken, f"b.txt{suffix}"))
+    monkeypatch.setattr(reading, "UNFOLDS_TO", (10_000, 2))
+    bomb = file(compressed(suffix, b"0" * 50_000_000), f"bomb.txt{suffix}")
+    with pytest.raises(ValueError, match=r"bomb\.txt\.\w+ unfolds to more than [\d,]+ bytes"):
+        read_text(bomb)
+
+
 def test_tensors_come_whole_or_the_file_is_named(tmp_path, file):
     save_file({"w": torch.arange(3.0)}, tmp_path / "a.safetensors")
     assert torch.equal(read_tensors(tmp_path / "a.safetensors")["w"], torch.tensor([0.0, 1.0, 2.0]))

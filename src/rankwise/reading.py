@@ -1,16 +1,19 @@
 """Reading what others wrote: plain data, of bounded size, depth and time; every complaint names the file.
 
 Nothing read here runs. A file that is too large, nests too deeply, unfolds when its references are followed, or is no
-text at all gives one `ValueError`.
+text at all gives one `ValueError`. A text file may be compressed (.gz, .bz2, .xz, .zst).
 """
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
 import re
 import subprocess
 import sys
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +28,21 @@ MOST_NODES = 100_000  # of a YAML file, aliases followed
 MOST_LINE = 64_000_000  # bytes of a line of JSON lines
 DEEPEST = 100
 SECONDS = 5.0  # for a pattern
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+UNFOLDS_TO = 64_000_000, 100  # a compressed file: so many bytes, or so many times its own size, if that is more
 _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+
+
+def opened(path: Path) -> io.BufferedReader:
+    """A file's bytes to read; one named .gz, .bz2, .xz or .zst is decompressed, up to the bound in `UNFOLDS_TO`.
+
+    Raises
+    ------
+    ValueError
+        No such file, no regular file; while reading: broken, or unfolding beyond the bound.
+    """
+    _check_file(path)
+    return io.BufferedReader(_Unfolded(path)) if path.suffix.lower() in COMPRESSED else path.open("rb")
 
 
 def read_text(path: Path, *, most: int = MOST_JSON) -> str:
@@ -36,7 +53,7 @@ def read_text(path: Path, *, most: int = MOST_JSON) -> str:
     ValueError
         No such file, no regular file, too large, or not UTF-8 (line and column are said).
     """
-    return _decoded(path, _bytes(path, most))
+    return decoded(path, _bytes(path, most))
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -98,14 +115,13 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     ValueError
         No such file, not UTF-8, a line over 64 MB, or one that is no JSON object: which, and where.
     """
-    _check_file(path)
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         number = 0
         while line := stream.readline(MOST_LINE):
             number += 1
             if len(line) == MOST_LINE and not line.endswith(b"\n"):
                 raise ValueError(f"{path}, line {number} has more than {MOST_LINE:,} bytes: not read")
-            text = _decoded(path, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, first=number)
+            text = decoded(path, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, first=number)
             if text.strip():
                 yield number, parse_json(text, f"{path}, line {number}")
 
@@ -169,21 +185,62 @@ def printable(text: str) -> str:
     )
 
 
+class _Unfolded(io.RawIOBase):
+    """A decompressed file that ends in an error where it unfolds beyond the bound."""
+
+    def __init__(self, path: Path) -> None:
+        least, times = UNFOLDS_TO
+        self.path, self.seen, self.most = path, 0, max(least, times * path.stat().st_size)
+        self.stream = _decompressing(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self.stream.read(len(buffer))
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ValueError(f"{self.path} cannot be decompressed: {error}. Is the file whole?") from error
+        self.seen += len(data)
+        if self.seen > self.most:
+            raise ValueError(f"{self.path} unfolds to more than {self.most:,} bytes: not read")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+def _decompressing(path: Path) -> Any:
+    import bz2
+    import gzip
+
+    suffix = path.suffix.lower()
+    if suffix != ".zst":
+        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](path, "rb")
+    try:
+        from pyarrow import CompressedInputStream
+    except ImportError as error:
+        raise ImportError("reading .zst needs: pip install 'rankwise[data]'") from error
+    return CompressedInputStream(str(path), "zstd")
+
+
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"no such file: {path}" if not path.exists() else f"{path} is no regular file")
 
 
 def _bytes(path: Path, most: int) -> bytes:
-    _check_file(path)
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         data = stream.read(most + 1)
     if len(data) > most:
         raise ValueError(f"{path} has more than {most:,} bytes: not read")
     return data
 
 
-def _decoded(path: Path, data: bytes, first: int = 1) -> str:
+def decoded(path: Path, data: bytes, first: int = 1) -> str:
+    """Bytes of a file that begin at line ``first``, as text; what is not UTF-8 is an error that says where."""
     try:
         return data.decode("utf-8-sig" if first == 1 else "utf-8")
     except UnicodeDecodeError as error:

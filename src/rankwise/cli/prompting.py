@@ -128,7 +128,7 @@ def answer(
 
 
 def _quiz(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    from rankwise.data.files import json_lines
+    from rankwise.reading import json_lines
 
     out = []
     for number, row in json_lines(path):

@@ -1,9 +1,9 @@
 """Speech of one's own: audio files and a manifest that names each with its transcript.
 
-A manifest is a csv, tsv, jsonl or parquet file with the columns ``path`` (relative to the manifest) and ``text``, or a
-folder that holds one as ``manifest.*`` or ``metadata.*``. What cannot be used is an error that names row and file, or,
-on request, is skipped and counted. Stereo is mixed to mono and other sampling rates are resampled to 16 kHz: said, and
-done. Nothing is cut: a recording over 30 s, Whisper's window, is an error.
+A manifest is a csv, tsv, jsonl, json or parquet file with the columns ``path`` (relative to the manifest) and ``text``,
+or a folder that holds one as ``manifest.*`` or ``metadata.*``. What cannot be used is an error that names row and file,
+or, on request, is skipped and counted. Stereo is mixed to mono and other sampling rates are resampled to 16 kHz: said,
+and done. Nothing is cut: a recording over 30 s, Whisper's window, is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.data.corpus import Corpus
-from rankwise.data.files import READERS, rows
+from rankwise.data.tables import READERS, rows
 
 RATE = 16_000  # Hz
 LONGEST = 30.0  # seconds
@@ -67,7 +67,7 @@ def read_manifest(
     Parameters
     ----------
     path : Path
-        Manifest, or a folder with ``manifest.csv`` (tsv, jsonl, parquet) or ``metadata.csv``.
+        Manifest, or a folder with ``manifest.csv`` (tsv, jsonl, json, parquet) or ``metadata.csv``.
     text_column, audio_column : str
         Columns of the transcript and of the audio file. A column ``group`` (speaker, session), where there is one,
         keeps its rows on one side of the split; otherwise equal transcripts share one.
@@ -124,7 +124,7 @@ def _manifest_of(path: Path) -> Path:
         for suffix in READERS:
             if (path / f"{stem}{suffix}").is_file():
                 return path / f"{stem}{suffix}"
-    raise ValueError(f"{path} has no manifest.csv, .tsv, .jsonl or .parquet with columns path and text")
+    raise ValueError(f"{path} has no manifest.csv, .tsv, .jsonl, .json or .parquet with columns path and text")
 
 
 def _conversions(file: Path) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from rankwise.files import content_of, fingerprint
 from rankwise.nearest import unknown
 
 
@@ -41,6 +42,19 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def labelled(self, labels: list[float], names: list[str] | None = None) -> Corpus:
+        """The same rows with these labels, and classes where they are classes."""
+        return replace(self, labels=labels, label_names=names or [])
+
+    def noting(self, *notes: str) -> Corpus:
+        """The same with further notes."""
+        return replace(self, notes=[*self.notes, *notes])
+
+    def fingerprint(self) -> str:
+        """What the rows are by content: texts, labels, groups, classes and recordings; not where they lie."""
+        recordings = [content_of(p) for p in self.audio]
+        return fingerprint([self.texts, self.labels, self.groups, self.label_names, recordings])
 
     def where(self, keep: Callable[[int], bool]) -> Corpus:
         """The rows whose index passes ``keep``."""
@@ -82,6 +96,8 @@ def load(
     text_column: str = "text",
     label_column: str | None = "label",
     audio_column: str = "path",
+    classes: Sequence[str] | None = None,
+    chat: Callable[[list[dict[str, str]]], str] | None = None,
     normalize: Callable[[str], str] = str.strip,
     skip_bad: bool = False,
 ) -> Corpus:
@@ -91,13 +107,15 @@ def load(
     ----------
     spec : str
         ``sentiment:movies`` (or ``tweets``, ``amazon``, ``nyt``), ``text:nyt`` (or ``amazon``: whole documents),
-        ``speech:child`` (or ``adult``, ``accents``), or a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file; for
-        ``asr`` a manifest of audio, or the folder of one.
+        ``speech:child`` (or ``adult``, ``accents``), or a csv, tsv, jsonl, json or parquet file; for ``asr`` a manifest
+        of audio, or the folder of one.
     task : {"polarity", "rating", "classification", "text-to-label", "regression", "causal-lm", "asr"}
         ``rating`` and ``regression`` give numbers, ``classification`` and ``text-to-label`` classes; ``causal-lm`` and
         ``asr`` ignore labels.
     text_column, label_column, audio_column : str
         Columns of a user file.
+    classes, chat
+        Of a user file, see `rankwise.data.files.read_file`.
     normalize, skip_bad
         For speech, see `rankwise.data.audio.read_manifest`.
     """
@@ -114,8 +132,8 @@ def load(
         return sentiment(spec.partition(":")[2], task="rating" if task in ("rating", "regression") else "polarity")
     path = Path(spec).expanduser()
     if not path.is_file():
-        if path.suffix:
-            raise ValueError(f"no such data file: {path}")
+        if path.suffix or path.exists():
+            raise ValueError(f"no such data file: {path}" if not path.exists() else f"{path} is no regular file")
         known = [f"sentiment:{d}" for d in ("movies", "tweets", "amazon", "nyt")]
         raise unknown("data", spec, [*known, "text:nyt", "text:amazon"])
     return read_file(
@@ -123,6 +141,8 @@ def load(
         text_column=text_column,
         label_column=None if task == "causal-lm" else label_column,
         regression=task in ("rating", "regression"),
+        classes=classes,
+        chat=chat if task == "causal-lm" else None,
     )
 
 

@@ -1,149 +1,163 @@
-"""User data from csv, tsv, jsonl or parquet. Every complaint names the file, the line and the column."""
+"""Texts of one's own, with or without labels, as a `Corpus`. Every complaint names file, line and column."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rankwise.data.corpus import Corpus
+from rankwise.data.tables import Table, number, read_table
 from rankwise.nearest import unknown
-from rankwise.reading import json_lines, read_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Row = tuple[int, dict[str, object]]
-READERS = (".csv", ".tsv", ".jsonl", ".parquet")
+Chat = Callable[[list[dict[str, str]]], str]
+# what tools write for "there is none"; a class of that name has to be renamed
+MISSING = {"nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT", "None", "null", "NULL"}
+MANY_CLASSES, ROWS_A_CLASS = 20, 3  # more classes than that need so many rows each, on average
 
 
 def read_file(
-    path: Path, *, text_column: str = "text", label_column: str | None = "label", regression: bool = False
+    path: Path,
+    *,
+    text_column: str = "text",
+    label_column: str | None = "label",
+    regression: bool = False,
+    classes: Sequence[str] | None = None,
+    chat: Chat | None = None,
 ) -> Corpus:
-    """A file of texts as a `Corpus`.
+    """A file of texts (csv, tsv, jsonl, a json list or parquet; compressed or not) as a `Corpus`.
 
     Parameters
     ----------
     text_column, label_column : str
-        Columns (keys, for jsonl); ``label_column=None`` for unlabelled text. A column named ``group``, where there is
+        Columns (keys, for json); ``label_column=None`` for unlabelled text. A column named ``group``, where there is
         one, names each row's source document; otherwise equal texts share one.
     regression : bool
         Read labels as numbers instead of classes.
+    classes : sequence of str, optional
+        The classes there are, in order, where they are known already (of a test file, from the training file). By
+        default those in the file, in the order of numbers where all are numbers, else of the alphabet.
+    chat : callable, optional
+        Makes one text of a list of messages (``role`` and ``content``), for rows that have ``messages`` and no text.
 
     Raises
     ------
     ValueError
-        Not UTF-8, no such column, an empty text or label, a label that is no number, one class only, or no row.
+        Not UTF-8, no such column, an empty text or label, a label that is no number or stands for a missing one, one
+        class only, more classes than the rows can teach, or no row.
     """
-    if path.suffix not in READERS:
-        raise unknown("file type", path.suffix or path.name, READERS)
+    table = read_table(path)
     texts: list[str] = []
-    raw: list[str] = []
     groups: list[str] = []
-    for number, row in _rows(path):
-        text = str(_cell(path, number, row, text_column)).strip()
-        if not text:
-            raise ValueError(f"{path}, line {number}: column '{text_column}' is empty")
+    labels: list[tuple[int, str]] = []
+    for n, row in table.rows:
+        text = _text(table, n, row, text_column, chat)
         texts.append(text)
-        groups.append(str(row.get("group") or text.casefold()))
+        groups.append((table.text(n, row, "group") if "group" in row else "") or text.casefold())
         if label_column is not None:
-            label = str(_cell(path, number, row, label_column)).strip()
-            if not label or label == "None":
-                raise ValueError(f"{path}, line {number}: column '{label_column}' is empty")
-            if regression:
-                _number(path, number, label_column, label)
-            raw.append(label)
+            labels.append((n, _label(table, n, row, label_column, regression=regression)))
     if not texts:
         raise ValueError(f"{path} has no rows")
+    corpus = Corpus(name=str(path), texts=texts, labels=[], groups=groups)
     if label_column is None:
-        return Corpus(name=str(path), texts=texts, labels=[], groups=groups)
+        return corpus
     if regression:
-        return Corpus(name=str(path), texts=texts, labels=[float(x) for x in raw], groups=groups)
-    names = sorted(set(raw))
-    if len(names) < 2:
-        raise ValueError(f"{path}: column '{label_column}' has one class only ('{names[0]}'); at least two are needed")
-    index = {n: i for i, n in enumerate(names)}
-    return Corpus(name=str(path), texts=texts, labels=[index[x] for x in raw], groups=groups, label_names=names)
+        commas = any("," in label for _, label in labels)
+        corpus = corpus.noting(*[f"{path}: commas in '{label_column}' are decimal points"] * commas)
+        return corpus.labelled(_numbers(table, label_column, labels))
+    if classes is None:
+        names = _classes(path, label_column, [label for _, label in labels])
+        corpus = corpus.noting(*_notes(path, label_column, [label for _, label in labels]))
+    else:
+        names = list(classes)
+    index = {name: i for i, name in enumerate(names)}
+    for n, label in labels:
+        if label not in index:
+            raise ValueError(f"{table.at(n)}, column '{label_column}': {unknown('class', label, names)}")
+    return corpus.labelled([index[label] for _, label in labels], names)
 
 
-def frame(path: Path) -> pd.DataFrame:
-    """A file as a data frame.
+def _text(table: Table, n: int, row: dict[str, Any], column: str, chat: Chat | None) -> str:
+    chosen = "messages" if column not in row and "messages" in row else column
+    value = table.cell(n, row, chosen)
+    if isinstance(value, list) and chosen == "messages":
+        text = _chat(f"{table.at(n)}: column '{chosen}'", value, chat).strip()
+    else:
+        text = table.text(n, row, chosen)
+    if not text:
+        raise ValueError(f"{table.at(n)}: column '{chosen}' is empty")
+    return text
 
-    Raises
-    ------
-    ValueError
-        Another type of file, none there, or one that cannot be read.
-    """
-    import pandas as pd
 
-    read = {
-        ".csv": pd.read_csv,
-        ".tsv": lambda p: pd.read_csv(p, sep="\t"),
-        ".jsonl": lambda p: pd.read_json(p, lines=True),
-        ".parquet": pd.read_parquet,
-    }
-    if path.suffix not in READERS:
-        raise unknown("file type", path.suffix or path.name, READERS)
+def _chat(where: str, messages: list[Any], chat: Chat | None) -> str:
+    if chat is None:
+        raise ValueError(f"{where} holds a chat, which only causal-lm reads; name a column of text")
+    for m in messages:
+        if not isinstance(m, dict) or not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
+            raise ValueError(f"{where}: every message needs a role and a content, both text; found {str(m)[:80]}")
     try:
-        table = read[path.suffix](path)
-    except FileNotFoundError as error:
-        raise ValueError(f"no such file: {path}") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not len(table):
-        raise ValueError(f"{path} has no rows")
-    return table
-
-
-def rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Row numbers and stripped cells of a file that has these columns; an absent value is empty."""
-    if path.suffix not in READERS:
-        raise unknown("file type", path.suffix or path.name, READERS)
-    for number, row in _rows(path):
-        for column in columns:
-            _cell(path, number, row, column)
-        yield number, {k: "" if v is None else str(v).strip() for k, v in row.items()}
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-        return
-    if path.suffix == ".jsonl":
-        yield from json_lines(path)
-        return
-    text = read_text(path)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-    for row in reader:
-        if None in row:
-            raise ValueError(
-                f"{path}, line {reader.line_num}: more cells than the {len(reader.fieldnames or [])} columns"
-            )
-        yield reader.line_num, dict(row)
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError("reading parquet needs: pip install 'rankwise[data]'") from error
-    try:
-        table = parquet.read_table(path)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as parquet: {error}") from error
-    yield from enumerate(table.to_pylist(), 1)
-
-
-def _cell(path: Path, number: int, row: dict[str, object], column: str) -> object:
-    if column not in row:
-        raise ValueError(f"{path}, line {number}: {unknown('column', column, map(str, row))}")
-    return "" if row[column] is None else row[column]
-
-
-def _number(path: Path, number: int, column: str, text: str) -> None:
-    try:
-        float(text)
+        return chat(messages) if messages else ""
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}: column '{column}' is not a number: '{text}'") from error
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _label(table: Table, n: int, row: dict[str, Any], column: str, *, regression: bool) -> str:
+    label = table.text(n, row, column)
+    if not label:
+        raise ValueError(f"{table.at(n)}: column '{column}' is empty")
+    if label in MISSING and not regression:
+        raise ValueError(
+            f"{table.at(n)}: column '{column}' is '{label}', which stands for a missing value; drop the row, or rename "
+            "the class"
+        )
+    return label
+
+
+def _numbers(table: Table, column: str, labels: list[tuple[int, str]]) -> list[float]:
+    """Labels as numbers; decimal commas where they cannot be anything else."""
+    with_point = next((label for _, label in labels if "." in label), None)
+    found = []
+    for n, label in labels:
+        try:
+            if table.decimal_comma and "," in label and with_point:
+                raise ValueError(f"has a decimal comma in '{label}' and a point in '{with_point}'; write one of them")
+            found.append(number(label, decimal_comma=table.decimal_comma))
+        except ValueError as error:
+            raise ValueError(f"{table.at(n)}: column '{column}' {error}") from error
+    return found
+
+
+def _classes(path: Path, column: str, labels: list[str]) -> list[str]:
+    """The classes in order: by number where all are numbers."""
+    names = sorted(set(labels))
+    if len(names) < 2:
+        raise ValueError(f"{path}: column '{column}' has one class only ('{names[0]}'); at least two are needed")
+    if len(names) > MANY_CLASSES and len(labels) < ROWS_A_CLASS * len(names):
+        raise ValueError(
+            f"{path}: column '{column}' has {len(names)} classes in {len(labels)} rows, fewer than {ROWS_A_CLASS} rows "
+            "a class; numbers are for the task regression, and another column may hold the classes"
+        )
+    try:
+        values = {name: number(name) for name in names}
+    except ValueError:
+        return names
+    names.sort(key=lambda name: values[name])
+    for one, other in itertools.pairwise(names):
+        if values[one] == values[other]:
+            raise ValueError(f"{path}: column '{column}' writes one number as '{one}' and as '{other}'; write it once")
+    return names
+
+
+def _notes(path: Path, column: str, labels: list[str]) -> list[str]:
+    """What is odd about the classes of a training file."""
+    counts = Counter(labels)
+    once = sorted(name for name, count in counts.items() if count == 1)
+    shown = ", ".join(once[:5]) + (", …" if len(once) > 5 else "")
+    notes = [f"{path}: {len(once)} of {len(counts)} classes have one row only: {shown}"] if once else []
+    folded: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        folded.setdefault(name.casefold(), []).append(name)
+    alike = [names for names in folded.values() if len(names) > 1]
+    return notes + [f"{path}: column '{column}': {' and '.join(names)} are different classes" for names in alike]

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from skops import io
 
-from rankwise.data.files import frame
+from rankwise.data.dataframe import frame
 from rankwise.distributions import quantile_saved
 from rankwise.distributions.quantile_aggregation import QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, predict_base

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rankwise.data.files import json_lines
 from rankwise.prompting.language_model import LanguageModel, Message, Prompt
+from rankwise.reading import json_lines
 
 ANSWER = "The answer is"
 
