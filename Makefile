@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export TOKENIZERS_PARALLELISM := false
+FAMILY ?= spectral
+N ?= 60
+SEED ?= 0
 
-.PHONY: demo test slow lint bench docs clean
+.PHONY: demo test slow lint mutants bench docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +34,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# a sample of small faults in the mathematics of a family, and the share that its tests notice
+mutants: $(VENV)/installed
+	PYTHONPATH=src:tools OMP_NUM_THREADS=1 $(BIN)/python -m mutants $(FAMILY) --n $(N) --seed $(SEED)
 
 bench: $(VENV)/installed
 	$(BIN)/rankwise bench speed
