@@ -1,3 +1,6 @@
+import copy
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -85,6 +88,144 @@ def test_forgetting_favours_recent_rows():
     assert principal_angles(keeps.components()[1].T, target).max() > 0.3
 
 
+@pytest.mark.parametrize("engine", ["exact", "incremental"])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_what_a_stream_forgets_weighs_less_in_every_sum(engine, center, weight):
+    old, new = rows(30, seed=1).double(), rows(20, seed=2, offset=-1.0).double()
+    stream = StreamingSVD(K, engine=engine, center=center, forget=weight)
+    stream.partial_fit(old).partial_fit(new)
+    X, w = torch.cat([old, new]), torch.cat([torch.full((30,), weight), torch.ones(20)]).double()[:, None]
+    assert stream.n_samples == pytest.approx(30 * weight + 20)
+    mean = (w * X).sum(0) / w.sum()
+    torch.testing.assert_close(stream.mean, mean)
+    about = w.sqrt() * (X - mean if center else X)
+    _, s, vh = torch.linalg.svd(about, full_matrices=False)
+    values, vectors = stream.components()
+    assert stream.total_variance == pytest.approx(float(s.square().sum()))
+    # the incremental engine drops what lies behind its 2 K + 8 components
+    torch.testing.assert_close(values, s[:K], rtol=1e-6 if engine == "exact" else 1e-3, atol=0)
+    assert principal_angles(vectors.double().T, vh[:K].T).max() < 1e-2
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("engine", ["exact", "incremental"])
+def test_sums_of_few_small_rows_are_exact(engine, center):
+    X = 1e-3 * torch.randn(7, 5, dtype=torch.float64) + 1e-3
+    one = StreamingSVD(2, engine=engine, center=center).partial_fit(X[:3]).partial_fit(X[3:])
+    two = StreamingSVD(2, engine=engine, center=center).partial_fit(X[:3])
+    two.merge(StreamingSVD(2, engine=engine, center=center).partial_fit(X[3:]))
+    about = X - X.mean(0) if center else X
+    for stream in (one, two):
+        assert stream.n_samples == 7
+        assert stream.total_variance == pytest.approx(float(about.square().sum()), rel=1e-6)
+        torch.testing.assert_close(stream.components(5)[0], torch.linalg.svdvals(about), rtol=1e-5, atol=1e-12)
+        V = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64)).Q.T
+        assert stream.captured(V) == pytest.approx(float((about @ V.T).square().sum()), rel=1e-5)
+
+
+def test_the_covariance_is_the_sum_of_outer_products():
+    X = rows(40).double()
+    about = X - X.mean(0)
+    torch.testing.assert_close(StreamingSVD(K).partial_fit(X).covariance(), about.T @ about)
+    torch.testing.assert_close(StreamingSVD(K, center=False).partial_fit(X).covariance(), X.T @ X)
+
+
+@pytest.mark.parametrize("engine", ["exact", "incremental"])
+def test_double_rows_keep_their_digits_and_half_rows_are_computed_in_float32(engine):
+    Q = torch.linalg.qr(torch.randn(20, 6, dtype=torch.float64)).Q
+    X = Q * torch.logspace(0, -9, 6, dtype=torch.float64)  # a Gram matrix in float64 would lose the last ones
+    stream = StreamingSVD(6, engine="incremental", center=False).partial_fit(X)
+    torch.testing.assert_close(stream.components()[0], torch.logspace(0, -9, 6, dtype=torch.float64), rtol=1e-6, atol=0)
+    half, X = StreamingSVD(K, engine=engine), rows(60).half()
+    S, V = half.partial_fit(X).components()
+    assert (S.dtype, V.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(S, leading(X, center=True)[1][:K], rtol=1e-5, atol=0)
+    torch.testing.assert_close(V @ V.T, torch.eye(K), rtol=0, atol=1e-5)
+
+
+def test_as_many_components_as_there_are_rows_can_be_asked_for_and_fewer_or_more_than_usual():
+    X = rows(6)
+    stream = StreamingSVD(2).partial_fit(X)
+    exact = leading(X, center=True)[1]
+    assert len(stream.components()[0]) == 2
+    for k in (1, 3, 6):
+        S, V = stream.components(k)
+        assert (len(S), len(V)) == (k, k)
+        torch.testing.assert_close(S[:5], exact[: min(k, 5)], rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            stream.explained_variance_ratio(k), S.square() / exact.square().sum(), rtol=1e-5, atol=1e-6
+        )
+    for k, data in ((7, X), (5, X[:, :4])):
+        with pytest.raises(ValueError, match=f"{k} components need at least {k} rows and features"):
+            StreamingSVD(2).partial_fit(data).components(k)
+
+
+def test_the_incremental_engine_keeps_eight_more_than_twice_what_is_asked_for():
+    stream = StreamingSVD(3, engine="incremental").partial_fit(rows(100))
+    assert len(stream.components(14)[0]) == 14
+    with pytest.raises(ValueError, match="15 components asked for, the incremental engine kept 14"):
+        stream.components(15)
+
+
+def test_auto_is_exact_up_to_4096_features():
+    assert StreamingSVD(1).partial_fit(torch.ones(1, 4096)).engine == "exact"
+    assert StreamingSVD(1).partial_fit(torch.ones(1, 4097)).engine == "incremental"
+
+
+@pytest.mark.parametrize("engine", ["exact", "incremental"])
+def test_an_empty_stream_takes_over_the_other_and_an_empty_one_changes_nothing(engine):
+    full = StreamingSVD(K, engine=engine).partial_fit(rows())
+    taken = StreamingSVD(K, engine=engine).merge(full)
+    before = taken.components()[0]
+    torch.testing.assert_close(before, full.components()[0])
+    full.partial_fit(rows(seed=3))
+    torch.testing.assert_close(StreamingSVD(K, engine=engine).merge(taken).components()[0], before)
+    taken.merge(StreamingSVD(K)).partial_fit(rows()[:0])
+    torch.testing.assert_close(taken.components()[0], before)
+
+
+@pytest.mark.parametrize("engine", ["exact", "incremental"])
+def test_a_restored_state_goes_on_as_the_stream_itself(engine):
+    stream = StreamingSVD(K, engine=engine, center=False, forget=0.5).partial_fit(rows(seed=1))
+    state = stream.state()
+    stream.partial_fit(rows(seed=2))
+    restored = StreamingSVD(1)
+    restored.__dict__.update(state)
+    restored.partial_fit(rows(seed=2))
+    assert restored.n_samples == stream.n_samples
+    assert restored.total_variance == stream.total_variance
+    assert torch.equal(restored.components()[0], stream.components()[0])
+
+
+@pytest.mark.parametrize("engine", ["exact", "incremental"])
+def test_after_all_reduce_every_process_holds_the_whole(engine, monkeypatch):
+    import torch.distributed as dist
+
+    parts = rows(300).split(100)
+    streams = [StreamingSVD(K, engine=engine).partial_fit(part) for part in parts]
+    states = [s.state() for s in streams]
+
+    def gather(into, mine):
+        assert len(into) == 3
+        assert mine["n_samples"] == 100
+        into[:] = copy.deepcopy(states)
+
+    assert streams[0].all_reduce() is streams[0]
+    assert streams[0].n_samples == 100  # alone, there is nothing to add
+    for name, value in (("is_available", True), ("is_initialized", True), ("get_world_size", 3)):
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    one = StreamingSVD(K, engine=engine).partial_fit(rows(300))
+    for stream in streams:
+        assert stream.all_reduce() is stream
+        assert stream.n_samples == 300
+        torch.testing.assert_close(stream.components()[0], one.components()[0], rtol=1e-3, atol=0)
+    assert torch.equal(streams[0].components()[1], streams[2].components()[1])
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    assert streams[0].all_reduce().n_samples == 300
+
+
 def test_agrees_with_incremental_pca_of_scikit_learn():
     sklearn = pytest.importorskip("sklearn.decomposition")
     X = rows(600)
@@ -102,3 +243,21 @@ def test_bad_input_names_the_value():
         StreamingSVD(5).partial_fit(rows(3)).components()
     with pytest.raises(ValueError, match="width 7"):
         StreamingSVD(2).partial_fit(rows(9)).partial_fit(torch.randn(4, 7))
+    with pytest.raises(ValueError, match="n_components=0; at least 1"):
+        StreamingSVD(0)
+    with pytest.raises(ValueError, match=r"forget=0 is outside \(0, 1\]"):
+        StreamingSVD(2, forget=0)
+    with pytest.raises(ValueError, match="engine='quick'; one of"):
+        StreamingSVD(2, engine="quick")
+    with pytest.raises(ValueError, match=r"rows of shape \(n, d\) are needed, got \(4,\)"):
+        StreamingSVD(2).partial_fit(torch.randn(4))
+    for bad in (math.nan, math.inf):
+        for engine in ("exact", "incremental"):
+            with pytest.raises(ValueError, match="NaN or Inf"):
+                StreamingSVD(2, engine=engine).partial_fit(torch.full((4, 3), bad)).components()
+    one = StreamingSVD(2).partial_fit(rows(9))
+    for other in (StreamingSVD(2, center=False), StreamingSVD(2, engine="incremental")):
+        with pytest.raises(ValueError, match="only streams of equal width, engine and centring"):
+            one.merge(other.partial_fit(rows(9)))
+    with pytest.raises(ValueError, match="only streams of equal width"):
+        one.merge(StreamingSVD(2).partial_fit(torch.randn(9, 5)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
 
 import torch
@@ -139,7 +140,8 @@ def proportional(shares: Sequence[float], total: int, *, least: int = 0) -> list
     """
     if any(not 0 <= s < float("inf") for s in shares):
         raise ValueError(f"shares {list(shares)} must be finite and not negative")
-    weights = list(shares) if sum(shares) > 0 else [1.0] * len(shares)
+    # as fractions, in which equal remainders are equal
+    weights = [Fraction(float(s)) for s in shares] if any(shares) else [Fraction(1)] * len(shares)
     free = max(0, total - least * len(weights))
     exact = [least + free * w / sum(weights) for w in weights]
     parts = [int(x) for x in exact]

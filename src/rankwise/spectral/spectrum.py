@@ -106,12 +106,21 @@ def power_law_fit(
     n_tests : int
         Synthetic samples for the p-value (100 give ±0.05); 0 skips the test.
     min_tail : int
-        The fewest values a tail may have when ``xmin`` is searched.
+        The fewest values a tail may have when ``xmin`` is searched; at least 2.
+
+    Raises
+    ------
+    ValueError
+        Fewer than ``min_tail`` positive values, or fewer than 2 from ``xmin`` on.
     """
+    if min_tail < 2:
+        raise ValueError(f"min_tail={min_tail}; a tail needs at least 2 values")
     x = _nonnegative(values).flatten().sort().values
     x = x[x > 0]
-    if len(x) < max(min_tail, 2):
-        raise ValueError(f"a power-law fit needs at least {max(min_tail, 2)} positive values, got {len(x)}")
+    if len(x) < min_tail:
+        raise ValueError(f"a power-law fit needs at least {min_tail} positive values, got {len(x)}")
+    if xmin is not None and (above := int((x >= xmin).sum())) < 2:
+        raise ValueError(f"xmin={xmin} leaves {above} of {len(x)} values for the tail; at least 2 are needed")
     alpha, start, distance = _fit_tail(x, xmin, min_tail)
     tail = x[x >= start]
     p_value = math.nan
@@ -163,7 +172,7 @@ def _fit_tail(x: Tensor, xmin: float | None, min_tail: int) -> tuple[float, floa
     suffix = torch.cat([logs.flip(0).cumsum(0).flip(0), logs.new_zeros(1)])
     spread = suffix[starts] - counts * logs[starts.clamp(max=n - 1)]
     alphas = 1 + counts / spread.clamp(min=1e-12)
-    best = (math.inf, 0.0, 0.0)
+    best = (math.inf, math.nan, math.nan)  # what a synthetic sample without a tail gets: it fits worse
     for start, alpha in zip(starts.tolist(), alphas.tolist(), strict=True):
         tail = x[start:]
         if len(tail) < 2:
