@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 RANKWISE = str(Path(sys.executable).parent / "rankwise")
-ENV = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+ENV = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def rankwise(*args, **options):

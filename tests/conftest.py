@@ -1,4 +1,4 @@
-"""Shared test settings: two threads, no hub, and one small random model that has the shapes of the real ones."""
+"""Shared test settings: one thread a worker, no hub, and one small random model that has the shapes of the real ones."""
 
 import os
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 settings.register_profile("rankwise", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("rankwise")
 
