@@ -2,11 +2,12 @@ import warnings
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
+from scipy.stats import gaussian_kde, multivariate_normal
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -166,3 +167,52 @@ def test_the_regime_map_and_its_plot():
     assert (np.diff(table["effective_number"]) > -1e-9).all()
     assert kde.plot_regimes().lines
     matplotlib.pyplot.close("all")
+
+
+@pytest.mark.parametrize("rule", ["theory", "scott", "silverman", "cv", "nn", 0.8])
+def test_rows_of_weight_zero_change_nothing(rule):
+    data = Y[:200, :3]
+    w = RNG.uniform(0.5, 2, 200)
+    far = np.vstack([data, 50 + RNG.normal(size=(300, 3))])
+    plain, more = (
+        HighDimKDE(rule).fit(data, sample_weight=w),
+        HighDimKDE(rule).fit(far, sample_weight=np.r_[w, np.zeros(300)]),
+    )
+    assert more.bandwidth_ == pytest.approx(plain.bandwidth_, rel=1e-9)
+    assert more.critical_.h_g == pytest.approx(plain.critical_.h_g, rel=1e-9)
+    np.testing.assert_allclose(more.score_samples(X[:9, :3]), plain.score_samples(X[:9, :3]), rtol=1e-9)
+    pd.testing.assert_frame_equal(more.diagnose(X[:9, :3]), plain.diagnose(X[:9, :3]))
+    pd.testing.assert_frame_equal(more.regime_map(rows=50), plain.regime_map(rows=50))
+
+
+def test_rules_count_weighted_rows_as_kish_does():
+    data, w = Y[:, :3], RNG.uniform(0.1, 3, 1500)
+    n, d = w.sum() ** 2 / (w**2).sum(), 3
+    mean = np.average(data, axis=0, weights=w)
+    sigma = np.sqrt(np.average((data - mean) ** 2, axis=0, weights=w).mean())
+    kde = HighDimKDE("scott").fit(data, sample_weight=w)
+    assert kde.n_effective_ == pytest.approx(n)
+    assert kde.bandwidth_ == pytest.approx(sigma * n ** (-1 / (d + 4)))
+    assert kde.bandwidth_ == pytest.approx(sigma * gaussian_kde(data.T, weights=w).scotts_factor())
+    assert kde.critical_.alpha == pytest.approx(np.log(n) / d)
+    assert HighDimKDE("silverman").fit(data, sample_weight=7 * w).bandwidth_ == pytest.approx(
+        sigma * (n * (d + 2) / 4) ** (-1 / (d + 4))
+    )
+
+
+def test_data_driven_rules_weigh_rows():
+    data, w = np.r_[Y[:150, :2], 0.05 * Y[150:300, :2] + 9], np.r_[np.full(150, 1e-6), np.ones(150)]
+    D = ((data[:, None] - data[None]) ** 2).sum(-1) + np.diag(np.full(300, np.inf))
+    assert HighDimKDE("nn").fit(data, sample_weight=w).bandwidth_ == pytest.approx(
+        np.sqrt(np.average(D.min(1), weights=w) / 2)
+    )
+    tight = HighDimKDE("cv").fit(data[150:]).bandwidth_
+    assert HighDimKDE("cv").fit(data, sample_weight=w).bandwidth_ == pytest.approx(tight, rel=0.05)
+    assert HighDimKDE("cv").fit(data).bandwidth_ > 1.3 * tight
+
+
+def test_weights_that_count_as_one_row_need_a_bandwidth():
+    w = np.r_[1.0, np.full(99, 1e-9)]
+    with pytest.raises(ValueError, match="100 samples whose weights count as 1; give a number"):
+        HighDimKDE("scott").fit(Y[:100], sample_weight=w)
+    assert np.isfinite(HighDimKDE(1.0).fit(Y[:100], sample_weight=w).score_samples(X)).all()

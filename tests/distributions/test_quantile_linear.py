@@ -116,3 +116,52 @@ def test_bad_options_are_named(options, why):
 @parametrize_with_checks([LinearQuantile(0.5)])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
+
+
+def dependent(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Full-rank columns, the same with ones that they make up, and a response."""
+    rng = np.random.default_rng(seed)
+    X, group = rng.normal(size=(n, 3)), rng.integers(0, 4, n)
+    dummies = np.eye(4)[group]
+    y = X[:, 0] + dummies @ [1.0, 2, 3, 4] + rng.standard_t(3, size=n)
+    plain = np.column_stack([X, dummies[:, 1:]])
+    twice = (X[:, 0] * 1e4).astype(np.float32)  # to seven digits
+    return plain, np.column_stack([X, dummies, X[:, 0] + X[:, 1], twice, X[:, 2], np.full(n, 3.0)]), y
+
+
+@pytest.mark.parametrize("tau", TAU)
+@pytest.mark.parametrize("n", [60, 400])
+def test_dependent_columns_reach_the_optimum_without_a_penalty(tau, n):
+    for seed in range(5):
+        plain, more, y = dependent(n, seed)
+        best = QuantileRegressor(quantile=tau, alpha=0.0).fit(plain, y)
+        model = LinearQuantile(tau, alpha=0.0).fit(more, y)
+        assert objective(model, more, y) == pytest.approx(
+            objective(LinearQuantile(tau, alpha=0.0).fit(plain, y), plain, y), abs=2e-7
+        )
+        assert objective(model, more, y) <= objective(best, plain, y) + 1e-6
+        assert np.abs(model.coef_).max() < 50  # and not 1e14 against -1e14
+
+
+def test_equal_columns_share_their_coefficient():
+    plain, _, y = dependent(200, 0)
+    model = LinearQuantile(0.5, alpha=0.0).fit(np.column_stack([plain, plain[:, 0], plain[:, 0]]), y)
+    once = LinearQuantile(0.5, alpha=0.0).fit(plain, y).coef_[0]
+    np.testing.assert_allclose(model.coef_[[0, -2, -1]], once / 3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6, 100])
+def test_the_gap_is_that_of_the_coefficients_returned(monkeypatch, steps):
+    monkeypatch.setattr("rankwise.distributions.quantile_linear._STEPS", steps)
+    _, more, y = dependent(150, 1)
+    X = np.column_stack([np.ones(150), more])
+    least = (
+        150
+        * pinball(
+            y, QuantileRegressor(quantile=0.3, alpha=0).fit(more[:, :6], y).predict(more[:, :6])[:, None], [0.3]
+        ).mean()
+    )
+    beta, _, gap = interior_point(X, y, 0.3, tol=1e-9)
+    above = 150 * pinball(y, (X @ beta)[:, None], [0.3]).mean() - least
+    assert above <= gap + 1e-6  # a promise
+    assert steps == 100 or gap > 1e-9

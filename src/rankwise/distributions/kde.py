@@ -52,7 +52,7 @@ class HighDimKDE(BaseEstimator):
     bandwidth : float or {"theory", "scott", "silverman", "cv", "nn"}
         h, or how to choose it: by the theory from the covariance's spectrum (`kde_regimes`); ``σ n^{-1/(d+4)}``;
         ``σ (n (d+2)/4)^{-1/(d+4)}`` (σ² the mean variance); by leave-one-out likelihood; by the mean squared distance
-        to the nearest neighbour, a dimension.
+        to the nearest neighbour, a dimension. n is ``n_effective_``, and means are weighted.
     kernel : {"gaussian"}
 
     Attributes
@@ -60,6 +60,8 @@ class HighDimKDE(BaseEstimator):
     bandwidth_ : float
     critical_ : CriticalBandwidths or None
         From the sample covariance; None for a single point or no variance.
+    n_effective_ : float
+        ``(Σ w)² / Σ w²`` (Kish), the number of rows where they weigh the same; rows of weight 0 are left out.
     n_features_in_ : int
 
     Notes
@@ -96,16 +98,20 @@ class HighDimKDE(BaseEstimator):
         w = np.ones(len(data)) if sample_weight is None else _check_sample_weight(sample_weight, data, dtype=np.float64)
         if (w < 0).any() or not w.sum() > 0:
             raise ValueError("sample_weight must be non-negative with a positive sum")
+        data, w = data[w > 0], w[w > 0]
+        self.n_effective_ = float(w.sum() ** 2 / np.square(w).sum())
         self.centre_ = np.average(data, axis=0, weights=w)
         device = torch.get_default_device()
         self.data_ = torch.as_tensor(data - self.centre_, device=device)
         norms = self.data_.square().sum(1, keepdim=True)
         self._right = torch.cat([self.data_, torch.ones_like(norms), norms], 1)
-        self.log_weights_ = torch.as_tensor(np.log(np.maximum(w, 1e-300)), device=device)
+        self.log_weights_ = torch.as_tensor(np.log(w), device=device)
         self.log_total_ = float(np.log(w.sum()))
         covariance = np.atleast_2d(np.cov(data.T, aweights=w, bias=True)) if len(data) > 1 else np.zeros((1, 1))
-        varies = len(data) > 1 and np.trace(covariance) > 0
-        self.critical_: CriticalBandwidths | None = critical_bandwidths(covariance, len(data)) if varies else None
+        varies = self.n_effective_ >= 2 - 1e-9 and np.trace(covariance) > 0
+        self.critical_: CriticalBandwidths | None = None
+        if varies:
+            self.critical_ = critical_bandwidths(covariance, max(self.n_effective_, 2.0))
         self.bandwidth_ = self._chosen(float(np.sqrt(np.trace(covariance) / data.shape[1])))
         self._warn_if_concentrated()
         return self
@@ -122,7 +128,7 @@ class HighDimKDE(BaseEstimator):
         """Points drawn from the estimate, ``(n_samples, d)``: covariance ``Σ̂ + h² I``."""
         check_is_fitted(self)
         rng = check_random_state(random_state)
-        p = np.exp(self.log_weights_.cpu().numpy() - self.log_total_)
+        p = self._weights()
         at = self.data_.cpu().numpy()[rng.choice(len(p), size=n_samples, p=p / p.sum())]
         return at + self.centre_ + self.bandwidth_ * rng.standard_normal(at.shape)
 
@@ -215,7 +221,7 @@ class HighDimKDE(BaseEstimator):
         return pd.DataFrame({
             "bandwidth": h, "index": c.index(h), "regime": [c.regime(b) for b in h],
             "theory": c.d * c.log_density(h) if c.d == self.data_.shape[1] else np.full(len(h), np.nan),
-            "log_density": self.leave_one_out(list(h), at).mean(1),
+            "log_density": np.average(self.leave_one_out(list(h), at), axis=1, weights=self._weights()[at]),
             "effective_number": torch.cat(effective, 1).median(1).values.cpu().numpy(),
         })  # fmt: skip
 
@@ -242,6 +248,10 @@ class HighDimKDE(BaseEstimator):
         right.set_ylabel("effective number of points", color="#009e73")
         ax.legend(frameon=False, fontsize=7, loc="lower center")
         return ax
+
+    def _weights(self) -> Array:
+        """Of the rows, with sum 1."""
+        return np.exp(self.log_weights_.cpu().numpy() - self.log_total_)
 
     def _queries(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self)
@@ -293,23 +303,24 @@ class HighDimKDE(BaseEstimator):
     def _chosen(self, sigma: float) -> float:
         if not isinstance(self.bandwidth, str):
             return float(self.bandwidth)
-        (n, d), rule = self.data_.shape, self.bandwidth
+        (rows, d), n, rule = self.data_.shape, self.n_effective_, self.bandwidth
         if self.critical_ is None:
-            raise ValueError(
-                f"bandwidth='{rule}' needs at least two samples that differ, found "
-                f"{n} sample{'s without any variance' if n > 1 else ''}; give a number"
-            )
+            found = f"{rows} sample" if rows == 1 else f"{rows} samples without any variance" if n >= 2 else (
+                f"{rows} samples whose weights count as {n:.3g}"
+            )  # fmt: skip
+            raise ValueError(f"bandwidth='{rule}' needs at least two samples that differ, found {found}; give a number")
         if rule == "scott":
             return float(sigma * n ** (-1 / (d + 4)))
         if rule == "silverman":
             return float(sigma * (n * (d + 2) / 4) ** (-1 / (d + 4)))
         if rule == "theory":
             return self.critical_.h_opt
-        nearest = torch.cat([D.amin(1) for D in self._distances(self.data_, torch.arange(n))])
+        nearest = torch.cat([D.amin(1) for D in self._distances(self.data_, torch.arange(rows))])
         if rule == "nn":
-            if not float(nearest.mean()) > 0:
+            typical = float(nearest.cpu().numpy() @ self._weights())
+            if not typical > 0:
                 raise ValueError("bandwidth='nn': every row has an exact duplicate; drop duplicates or give a number")
-            return float((nearest.mean() / d).sqrt())
+            return float(np.sqrt(typical / d))
         return self._cross_validated(nearest, sigma)
 
     def _cross_validated(self, nearest: Tensor, sigma: float) -> float:
@@ -317,7 +328,8 @@ class HighDimKDE(BaseEstimator):
         same = int((nearest <= 1e-12 * float(self._right[:, -1].max())).sum())  # as near as distances are known
         low = max(float((nearest.mean() / self.data_.shape[1]).sqrt()), 1e-3 * sigma) / 16
         grid = low * 2 ** np.arange(0, np.log2(4 * sigma / low) + 0.125, 0.125)
-        values = self.leave_one_out(list(grid)).mean(1)
+        w = self._weights()
+        values = self.leave_one_out(list(grid)) @ w
         best = int(values.argmax())
         if same and best == 0:
             raise ValueError(
@@ -325,7 +337,7 @@ class HighDimKDE(BaseEstimator):
                 "bound as h goes to 0; drop duplicates, or choose another rule"
             )
         fine = grid[best] * 2 ** (np.arange(-4, 5) / 32)
-        return float(fine[self.leave_one_out(list(fine)).mean(1).argmax()])
+        return float(fine[(self.leave_one_out(list(fine)) @ w).argmax()])
 
     def _warn_if_concentrated(self) -> None:
         n = len(self.data_)

@@ -36,8 +36,10 @@ class CriticalBandwidths:
 
     Attributes
     ----------
-    n, d : int
-        Points, and directions with variance.
+    n : float
+        Points; of weighted ones their effective number.
+    d : int
+        Directions with variance.
     alpha : float
         ``log n / d``.
     h_g, h_clt, h_opt : float
@@ -49,7 +51,7 @@ class CriticalBandwidths:
         The eigenvalues used.
     """
 
-    n: int
+    n: float
     d: int
     alpha: float
     beta_g: float
@@ -81,7 +83,7 @@ def log_mean_term(beta: ArrayLike, spectrum: ArrayLike) -> Array:
     return (-np.log1p(bs) / 2 - bs / (2 * (1 + bs))).sum(-1)
 
 
-def critical_bandwidths(spectrum: ArrayLike, n: int) -> CriticalBandwidths:
+def critical_bandwidths(spectrum: ArrayLike, n: float) -> CriticalBandwidths:
     """The critical bandwidths of n points with this covariance.
 
     Parameters
@@ -89,7 +91,7 @@ def critical_bandwidths(spectrum: ArrayLike, n: int) -> CriticalBandwidths:
     spectrum : array_like
         Eigenvalues ``(d,)``, or the covariance ``(d, d)``. Directions without variance (below 1e-10 of the largest) are
         left out.
-    n : int
+    n : float
         At least 2.
 
     Raises

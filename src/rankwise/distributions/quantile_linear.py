@@ -8,7 +8,8 @@ one problem left. Its dual, solved here, has a variable a row and no inequality 
     max_a  yᵀa      Xᵀa = (1 - τ) Xᵀ1,  0 <= a <= 1
 
 A Newton step on its optimality conditions costs one weighted Gram matrix ``Xᵀ diag(q) X``, and some tens of
-steps are enough where a simplex takes one a row. β is the multiplier of the equality.
+steps are enough where a simplex takes one a row. β is the multiplier of the equality; what is reported is the gap of β
+itself, its objective less that of a feasible a.
 
 Source: Portnoy & Koenker, "The Gaussian Hare and the Laplacian Tortoise", Statistical Science 1997, section 4; the
 predictor and corrector are Mehrotra's, SIAM J. Optimization 1992.
@@ -23,7 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import lstsq
+from scipy.linalg import LinAlgError, lstsq, qr, solve
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
@@ -32,6 +33,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 Array = NDArray[np.float64]
 _STEPS = 100
 _INSIDE = 0.9995  # share of the way to the nearest bound
+_DEPENDENT = 1e-7  # of the largest column: all that is left of a column that others make up
 
 
 class LinearQuantile(RegressorMixin, BaseEstimator):
@@ -56,7 +58,8 @@ class LinearQuantile(RegressorMixin, BaseEstimator):
 
     Notes
     -----
-    CPU, float64, whatever the input. Columns may be dependent, constant, or more than the rows.
+    CPU, float64, whatever the input. Columns may be dependent (to a ten-millionth), constant, or more than the rows:
+    of the coefficients with the same predictions the smallest are taken.
     """
 
     def __init__(self, quantile: float = 0.5, *, alpha: float = 1e-3, tol: float = 1e-7) -> None:
@@ -110,30 +113,49 @@ class LinearQuantile(RegressorMixin, BaseEstimator):
 
 
 def interior_point(X: Array, y: Array, tau: float, *, tol: float) -> tuple[Array, int, float]:
-    """``β`` that minimises ``Σ ρ_τ(y - Xβ)``, the steps taken and the duality gap.
+    """``β`` that minimises ``Σ ρ_τ(y - Xβ)``, the smallest of those where columns are dependent; the steps taken; and
+    by how much at most the objective at this β is above the minimum.
 
-    Both problems are feasible at the start and stay so; with ``s = 1 - a``, multipliers z of ``a >= 0`` and w of
-    ``s >= 0``, ``z - w = Xβ - y``, and the gap is ``aᵀz + sᵀw``.
+    The steps are taken on an orthonormal basis of the columns, by a QR with pivots. Both problems are feasible at the
+    start and stay so; with ``s = 1 - a``, multipliers z of ``a >= 0`` and w of ``s >= 0``, ``z - w = Xβ - y``.
     """
+    Q, R, order = cast(Any, qr(X, mode="economic", pivoting=True))
+    rank = int((np.abs(np.diag(R)) > _DEPENDENT * abs(R[0, 0])).sum())
+    Q = np.ascontiguousarray(Q[:, :rank])
     a, s = np.full(len(y), 1 - tau), np.full(len(y), tau)
-    beta = _least_squares(X, y)
-    r = X @ beta - y
+    b = Q.T @ y
+    r = Q @ b - y
     away = 0.1 * np.abs(r).mean() + 1e-8
     z, w = np.maximum(r, 0) + away, np.maximum(-r, 0) + away
-    gap, step = float(a @ z + s @ w), 0
-    while gap > tol and step < _STEPS:
+    step, product = 0, float(a @ z + s @ w)
+    while step < _STEPS and not (
+        product <= tol and _gap(Q, Q, y, tau, b, a) <= tol
+    ):  # product: the gap but for rounding
         q = 1 / (z / a + w / s)
-        gram = (X * q[:, None]).T @ X
-        _, da, dz, dw = _direction(X, gram, q, (a, s, z, w))
+        gram = (Q * q[:, None]).T @ Q
+        _, da, dz, dw = _direction(Q, gram, q, (a, s, z, w))
         primal, dual = min(_reach(a, da), _reach(s, -da)), min(_reach(z, dz), _reach(w, dw))
         after = float((a + primal * da) @ (z + dual * dz) + (s - primal * da) @ (w + dual * dw))
-        mu = (after / gap) ** 3 * gap / (2 * len(y))
-        db, da, dz, dw = _direction(X, gram, q, (a, s, z, w), mu - da * dz, mu + da * dw)
+        mu = (after / product) ** 3 * product / (2 * len(y))
+        db, da, dz, dw = _direction(Q, gram, q, (a, s, z, w), mu - da * dz, mu + da * dw)
         primal, dual = min(_reach(a, da), _reach(s, -da)), min(_reach(z, dz), _reach(w, dw))
         a, s = a + primal * da, s - primal * da
-        beta, z, w = beta + dual * db, z + dual * dz, w + dual * dw
-        gap, step = float(a @ z + s @ w), step + 1
-    return beta, step, gap
+        following = float(a @ (z + dual * dz) + s @ (w + dual * dw))
+        if not np.isfinite(following):  # no digits are left
+            break
+        b, z, w = b + dual * db, z + dual * dz, w + dual * dw
+        product, step = following, step + 1
+    beta = np.zeros(X.shape[1])
+    beta[order] = _smallest(R[:rank], b)
+    return beta, step, _gap(X, Q, y, tau, beta, a)
+
+
+def _gap(X: Array, Q: Array, y: Array, tau: float, beta: Array, a: Array) -> float:
+    """The objective at β less a bound below it: any u with ``Qᵀu = 0`` and ``τ - 1 <= u <= τ`` has ``uᵀy`` for one."""
+    e, u = y - X @ beta, a - (1 - tau)
+    u -= Q @ (Q.T @ u)
+    u *= min(1.0, tau / max(float(u.max()), 1e-300), (1 - tau) / max(float(-u.min()), 1e-300))
+    return float(np.maximum(tau * e, (tau - 1) * e).sum() - u @ y)
 
 
 def _direction(
@@ -142,13 +164,19 @@ def _direction(
     """Newton's step from ``(a, s, z, w)`` to ``az = low``, ``sw = high`` with ``Xᵀ da = 0``, ``dz - dw = X dβ``."""
     a, s, z, w = at
     target = z - w - low / a + high / s
-    db = -_least_squares(gram, X.T @ (q * target))
+    db = -_solved(gram, X.T @ (q * target))
     da = -q * (X @ db + target)
     return db, da, (low - z * da) / a - z, (high + w * da) / s - w
 
 
-def _least_squares(A: Array, b: Array) -> Array:
-    """The smallest solution, so that columns may be dependent."""
+def _solved(gram: Array, b: Array) -> Array:
+    try:
+        return cast(Any, solve(gram, b, assume_a="pos", check_finite=False))
+    except LinAlgError:  # singular to rounding, close to the optimum
+        return _smallest(gram, b)
+
+
+def _smallest(A: Array, b: Array) -> Array:
     return cast(Any, lstsq(A, b, lapack_driver="gelsy"))[0]
 
 

@@ -35,6 +35,7 @@ from torch import Tensor
 from rankwise.distributions.singular_networks import Ensemble, directions, sliced_wasserstein
 from rankwise.files import whole_file
 from rankwise.nearest import unknown
+from rankwise.reading import parse_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,9 +70,11 @@ class SingularGenerativeEstimator(BaseEstimator):
     draws : int
         K.
     hidden : tuple of int
-        Widths of f; empty for a linear f (probabilistic principal components).
+        Widths of f. Empty: f is linear, and the maximum is taken in closed form (probabilistic principal components),
+        to which no option of the optimiser matters.
     refresh : bool
-        Draw the perturbation anew every epoch, which regularises more; False: once, as in the paper's theory.
+        Draw the perturbation anew every epoch, which regularises more (a linear f: its expectation); False: once, as in
+        the paper's theory.
     anneal : bool
         Begin with a perturbation of the data's scale and lower it to σ̃ over the first half of the epochs.
     sigma_floor : float
@@ -95,7 +98,7 @@ class SingularGenerativeEstimator(BaseEstimator):
         σ̂ of its fit.
     noise_path_ : DataFrame
         A row a level: ``noise`` and ``sigma`` in X's units, ``relative`` noise, sliced ``wasserstein`` distance to the
-        held-out rows, ``epoch`` kept, whether σ̂ is ``at_floor``.
+        held-out rows, ``epoch`` kept (0 in closed form), whether σ̂ is ``at_floor``.
     columns_ : ndarray of bool
         Columns that vary; the others are restored in samples.
     n_features_in_ : int
@@ -162,7 +165,7 @@ class SingularGenerativeEstimator(BaseEstimator):
             The level chosen is the largest of several.
         """
         data = np.asarray(validate_data(self, X, dtype=np.float64, ensure_min_samples=2))  # type: ignore[arg-type]
-        self._check(data)
+        self._check()
         self.mean_, variance = data.mean(0), data.var(0)
         self.columns_ = variance > 1e-24 * np.maximum(self.mean_**2, 1e-300)
         self.scale_ = float(np.sqrt(variance[self.columns_].mean())) if self.columns_.any() else 1.0
@@ -308,21 +311,25 @@ class SingularGenerativeEstimator(BaseEstimator):
 
         try:
             with safe_open(path, framework="pt") as opened:
-                kept = json.loads((opened.metadata() or {})["rankwise"])
+                kept = parse_json((opened.metadata() or {})["rankwise"], str(path))
                 tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
-            model = cls(kept["parameters"].pop("latent_dim"), **kept["parameters"])
-            model.mean_, model.columns_ = tensors.pop("mean").numpy(), tensors.pop("columns").numpy()
-            model.noise_, model.sigma_, model.scale_ = kept["noise"], kept["sigma"], kept["scale"]
+            model = cls(**kept["parameters"])
+            model.mean_, model.columns_ = tensors.pop("mean").double().numpy(), tensors.pop("columns").bool().numpy()
+            model.noise_, model.sigma_, model.scale_ = (float(kept[k]) for k in ("noise", "sigma", "scale"))
             model.noise_path_ = pd.DataFrame(kept["noise_path"])
-            model.relative_ = model.noise_path_["relative"].to_numpy()
+            model.relative_ = model.noise_path_["relative"].to_numpy(dtype=float)
             vars(model)["n_features_in_"] = len(model.mean_)  # scikit-learn sets it in `validate_data`
-            model.net_ = model._network()
-            model.net_.load_state_dict(tensors)
-        except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+            model._check()
+            if len(model.columns_) != len(model.mean_) or len(tensors) != 4 * (len(model.hidden) + 1) + 1:
+                raise ValueError("its tensors are not those of its parameters")
+            model.net_ = model._network(tensors)
+        except FileNotFoundError as error:
+            raise ValueError(f"no such file: {path}") from error
+        except (SafetensorError, KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} holds no SingularGenerativeEstimator: {error}") from error
         return model
 
-    def _check(self, data: Array) -> None:
+    def _check(self) -> None:
         if self.objective not in ("iwae", "vae"):
             raise unknown("objective", self.objective, ("iwae", "vae"))
         levels = self.noise_grid if isinstance(self.noise, str) else [self.noise]
@@ -344,13 +351,19 @@ class SingularGenerativeEstimator(BaseEstimator):
         net = self.net_ = self._network()
         x, held, n = x.to(device), held.to(device), len(x)
         levels = torch.as_tensor(relative, dtype=torch.float32, device=device)[:, None, None]
+        axes = directions(x.shape[1], _DIRECTIONS, g).to(device)
+        if not self.hidden:
+            once = 0.0 if self.refresh else levels * self._normal(g, *x.shape)
+            added = torch.as_tensor(relative, device=device).square() * float(self.refresh)
+            net.solve((x + once).expand(len(levels), -1, -1), added, self.sigma_floor)
+            self._recorded(self._distance(held, axes), np.zeros(len(levels), dtype=int))
+            return
         rest = [p for p in net.parameters() if p is not net.log_sigma]
         groups = [{"params": rest}, {"params": [net.log_sigma], "lr": 5 * self.lr}]
         optimizer = torch.optim.Adam(groups, lr=self.lr, fused=True)
         steps = self.epochs * math.ceil(n / self.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         K = 1 if self.objective == "vae" else self.draws
-        axes = directions(x.shape[1], _DIRECTIONS, g).to(device)
         own = torch.Generator(device).manual_seed(self.random_state)
         best, epochs = np.full(len(levels), np.inf), np.zeros(len(levels), dtype=int)
         kept, noise = {k: v.clone() for k, v in net.state_dict().items()}, self._normal(g, *x.shape)
@@ -378,10 +391,14 @@ class SingularGenerativeEstimator(BaseEstimator):
                 if epoch - epochs.max() >= self.patience:
                     break
         net.load_state_dict(kept)
-        sigma = net.log_sigma.detach().double().exp().cpu().numpy()
+        self._recorded(best, epochs)
+
+    def _recorded(self, distances: Array, epochs: NDArray[np.int64]) -> None:
+        sigma = self.net_.log_sigma.detach().double().exp().cpu().numpy()
         self.noise_path_ = pd.DataFrame({
-            "noise": relative * self.scale_, "relative": relative, "sigma": sigma * self.scale_,
-            "wasserstein": best * self.scale_, "epoch": epochs, "at_floor": sigma <= self.sigma_floor * (1 + 1e-4),
+            "noise": self.relative_ * self.scale_, "relative": self.relative_, "sigma": sigma * self.scale_,
+            "wasserstein": distances * self.scale_, "epoch": epochs,
+            "at_floor": sigma <= self.sigma_floor * (1 + 1e-4),
         })  # fmt: skip
 
     @torch.no_grad()
@@ -391,10 +408,17 @@ class SingularGenerativeEstimator(BaseEstimator):
         z = self._normal(g, 1, _DRAWS, self.latent_dim).expand(len(self.relative_), -1, -1)
         return sliced_wasserstein(self.net_.decoder(z), held, axes).double().cpu().numpy()
 
-    def _network(self) -> Ensemble:
+    def _network(self, tensors: dict[str, Tensor] | None = None) -> Ensemble:
+        """Seeded, or of tensors that were kept: only what they hold is allocated."""
+        shape = len(self.relative_), self.latent_dim, int(self.columns_.sum()), self.hidden
+        if tensors is not None:
+            with torch.device("meta"):
+                net = Ensemble(*shape)
+            net.load_state_dict(tensors, assign=True)
+            return net.to(self._device())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
-            net = Ensemble(len(self.relative_), self.latent_dim, int(self.columns_.sum()), self.hidden)
+            net = Ensemble(*shape)
         return net.to(self._device())
 
     def _normal(self, g: torch.Generator, *shape: int) -> Tensor:

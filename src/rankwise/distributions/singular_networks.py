@@ -71,6 +71,31 @@ class Ensemble(nn.Module):
         with torch.no_grad():
             self.encoder.biases[-1][..., latent_dim:] = math.log(_START)
 
+    @torch.no_grad()
+    def solve(self, x: Tensor, variance: Tensor, floor: float) -> None:
+        """Set linear networks to the maximum likelihood of each member's rows ``x (members, n, D)`` plus noise of
+        ``variance (members,)``, with the exact posterior as the encoder: probabilistic principal components.
+
+        With eigenvalues λ and eigenvectors U of the covariance, ``W = U_q (Λ_q - σ²)^½`` and σ² the mean of the others
+        (Tipping & Bishop 1999); the posterior of z has mean ``Λ_q^{-1} Wᵀ (x - μ)`` and variances ``σ² / λ``.
+        """
+        q = self.decoder.weights[0].shape[1]
+        x, mean = x.double(), x.double().mean(1, keepdim=True)
+        covariance = (x - mean).mT @ (x - mean) / x.shape[1] + variance.double()[:, None, None] * torch.eye(
+            x.shape[2]
+        ).to(x)
+        values, U = torch.linalg.eigh(covariance)
+        square = values[:, :-q].mean(1).clamp(min=floor**2)
+        top, U = values[:, -q:].clamp(min=1e-300), U[:, :, -q:]
+        W = U * (top - square[:, None]).clamp(min=0).sqrt()[:, None]
+        top = torch.maximum(top, square[:, None])
+        backward = W / top[:, None]
+        self.decoder.weights[0].copy_(W.mT)
+        self.decoder.biases[0].copy_(mean)
+        self.encoder.weights[0].copy_(torch.cat([backward, torch.zeros_like(backward)], 2))
+        self.encoder.biases[0].copy_(torch.cat([-mean @ backward, (square[:, None] / top).log()[:, None] / 2], 2))
+        self.log_sigma.copy_(square.log() / 2)
+
     def log_weights(self, x: Tensor, draws: Tensor) -> Tensor:
         """``log w``, ``(members, K, n)``, of ``x (members, n, D)`` and standard normal ``draws (members, K, n, q)``."""
         return self._log_weights(x, draws, *self.encoder(x).chunk(2, -1))
