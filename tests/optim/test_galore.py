@@ -170,10 +170,12 @@ def test_refresh_modes_treat_the_moments_as_they_say(mode):
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_updating_in_the_backward_pass_changes_not_a_bit(make, dtype):
-    # exact bases: random directions are drawn in the order of the updates, which differs
     ids = torch.randint(0, 50, (3, 9))
     models = [make().to(dtype).train(), make().to(dtype).train()]
-    optimizers = [GaLoreAdamW(galore_groups(m, rank=4, update_gap=2, svd="full"), lr=1e-2) for m in models]
+    rounded = dtype == torch.bfloat16  # at random, by draws that do not depend on the order of the updates
+    optimizers = [
+        GaLoreAdamW(galore_groups(m, rank=4, update_gap=2), lr=1e-2, stochastic_rounding=rounded) for m in models
+    ]
     optimizers[1].step_in_backward()
     for _ in range(5):
         for model, optimizer in zip(models, optimizers, strict=True):
@@ -335,15 +337,6 @@ def test_learning_rate_schedules_reach_the_updates():
 def test_bad_input_is_named(make, match):
     with pytest.raises(ValueError, match=match):
         make()
-
-
-def test_sparse_gradients_are_refused():
-    table = nn.Embedding(5, 4, sparse=True)
-    optimizer = GaLoreAdamW(table.parameters(), rank=2)
-    table(torch.tensor([1, 2])).sum().backward()
-    optimizer._in_backward = [None]  # the finiteness check of the plain step cannot read sparse tensors either
-    with pytest.raises(ValueError, match="sparse"):
-        optimizer._update(table.weight, table.weight.grad, optimizer.param_groups[0])
 
 
 def test_sides_follow_the_projection_type():

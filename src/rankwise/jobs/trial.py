@@ -30,7 +30,7 @@ from rankwise.jobs.methods import Projection, method
 from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
-from rankwise.optim import OwLore
+from rankwise.optim import GaLoreAdamW
 from rankwise.tuning.callback import S2LoraCallback
 from rankwise.tuning.eva import EvaConfig, initialize
 from rankwise.tuning.s2lora import S2LoraModel
@@ -195,6 +195,8 @@ def train(
         log_level="error",
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
+        # updates in the backward pass leave nothing to clip
+        max_grad_norm=1.0 if optimizer is None else 0.0,
     )
     watch = _Watch(training, validation, task, on_step)
     callbacks: list[TrainerCallback] = [watch, _MarkComplete()]
@@ -248,7 +250,7 @@ class AdapterTrainer(Trainer):
         """AdamW, or the method's own; S2-LoRA's coefficients get their own learning rate."""
         if self.optimizer is None and self.make_optimizer is not None:
             self.optimizer = self.make_optimizer()
-            if isinstance(self.optimizer, OwLore):
+            if isinstance(self.optimizer, GaLoreAdamW):
                 self.add_callback(self.optimizer.callback())
             return self.optimizer
         tuner = getattr(self.model, "base_model", None)

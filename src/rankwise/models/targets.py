@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,31 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     found: dict[str, nn.Linear] = {n: m for n, m in linear.items() if not _HEADS.search(n)}  # type: ignore[misc]
     in_blocks = {n: m for n, m in found.items() if _BLOCK.search(n)}
     return in_blocks or found
+
+
+def stacked_experts(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters inside the blocks that hold a matrix an expert, ``(experts, …, …)``, by name.
+
+    They are of no linear layer, so that `linear_layers` and `target_modules` do not see them.
+    """
+    return {
+        f"{name}.{own}": p
+        for name, module in model.named_modules()
+        for own, p in module.named_parameters(recurse=False)
+        if p.dim() >= 3 and min(p.shape[-2:]) > 1 and _BLOCK.search(f"{name}.{own}") and not _is_convolution(module)
+    }
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that PEFT has wrapped, by name; none where PEFT was never imported."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is None:
+        return {}
+    return {n: m for n, m in model.named_modules() if isinstance(m, tuners.BaseTunerLayer)}
 
 
 def blocks(model: nn.Module, *, layers_attribute: str | None = None) -> tuple[str, nn.ModuleList]:

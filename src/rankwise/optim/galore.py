@@ -8,8 +8,11 @@ For a weight ``W: (m, n)`` with gradient ``G`` and rank r, every T steps the bas
     M ← β₁ M + (1-β₁) R,   V ← β₂ V + (1-β₂) R²,   N = M̂ / (√V̂ + ε),   W ← W - lr·scale·back(N) - lr·wd·W
 
 so the state of a matrix is ``2·r·m + r·n`` numbers (or ``2·r·n + r·m``) instead of ``2·m·n``. Parameters in groups
-without a rank get plain AdamW. Moments and bases are float32 whatever the weights are: in bfloat16 a second moment with
-β₂ = 0.999 would never move.
+without a rank get plain AdamW. Moments and bases are float32 whatever the weights are (float64 for float64 weights): in
+bfloat16 a second moment with β₂ = 0.999 would never move.
+
+Adam's N has entries of size one, so that ``back(N)`` is √(r/n) as long as the step of plain AdamW (√(r/m) on the left).
+``scale=None`` makes up for it, matrix by matrix; a number is galore-torch's one factor for all.
 
 The basis comes from `rankwise.spectral.truncated_svd`, one power iteration from the old basis, instead of a full SVD.
 ``captured_share`` of a matrix is (at least) the share ``‖Q Gᵀ‖² / ‖G‖²`` of the energy inside its basis at the last
@@ -26,58 +29,40 @@ is updated, and its gradient freed, while the backward pass runs (`GaLoreAdamW.s
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
-from rankwise.models.targets import linear_layers
-from rankwise.nearest import unknown
+from rankwise.optim.groups import check_group, check_keys, check_state, galore_groups, split
+from rankwise.optim.held import Holders, refuse_loss_scaling, refuse_replicas, undo_of
 from rankwise.optim.tied import gather_in_place
 from rankwise.spectral import truncated_svd
 
-PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
-SVDS = ("subspace", "full", "random")
-ON_REFRESH = ("keep", "reset", "rotate")
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
 _OVERSAMPLE = 8
 _CHUNK = 1 << 20  # entries of a low-precision weight updated at a time, in float32
-
-
-def galore_groups(model: nn.Module, **options: Any) -> list[dict]:
-    """Parameter groups of a model: the matrices of its blocks projected, everything else (embeddings, norms, head) not.
-
-    Parameters
-    ----------
-    model : nn.Module
-        With linear layers (``nn.Linear`` or GPT-2's ``Conv1D``).
-    **options
-        ``rank`` and, if wanted, ``update_gap``, ``scale``, ``proj_type``, ``weight_decay`` … of the projected group.
-
-    Raises
-    ------
-    ValueError
-        The model has no linear layer.
-    """
-    layers = linear_layers(model)
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear layer: there is no gradient to project")
-    inside = {id(layer.weight): layer.weight for layer in layers.values()}
-    rest = [p for p in model.parameters() if id(p) not in inside]
-    return [{"params": list(inside.values()), **options}, *([{"params": rest}] if rest else [])]
+_KEPT = ("stochastic_rounding", "max_skipped", "skipped", "_skipped_in_a_row")  # by copies and pickles
+_UPDATING = Holders("updates these parameters in the backward pass")
 
 
 class GaLoreAdamW(Optimizer):
     """AdamW with low-rank gradient projection; drop-in for ``galore_torch.GaLoreAdamW``.
 
+    Copies and pickles have moments and settings, but not the hooks of `step_in_backward`: they update in ``step``.
+
     Parameters
     ----------
     params : iterable of Tensor or of dict
         Groups with a ``rank`` key are projected and hold matrices only (`galore_groups` makes them); others get AdamW.
-        float32 or bfloat16, any device.
+        float32, float64, bfloat16 or float16, any device and layout; sparse gradients are made dense.
     lr, betas, eps, weight_decay
         As in `torch.optim.AdamW`, with galore-torch's ``eps=1e-6``.
     rank : int, optional
@@ -85,8 +70,8 @@ class GaLoreAdamW(Optimizer):
         it reaches the projected side the basis is a rotation, and nothing is saved.
     update_gap : int
         Steps T between refreshes of a basis (at steps 0, T, 2T, …); ``update_proj_gap`` in a group is the same.
-    scale : float
-        Factor of the projected update.
+    scale : float, optional
+        Factor of the projected update, galore-torch's 0.25 by default; ``None`` makes it as long as a full step.
     proj_type : {"std", "reverse_std", "left", "right", "full"}
         Which side is projected: the smaller, the larger, always left or right, both.
     on_refresh : {"keep", "reset", "rotate"}
@@ -98,15 +83,26 @@ class GaLoreAdamW(Optimizer):
         Round updates of bfloat16 weights at random, unbiased, so that small ones are not lost.
     max_skipped : int
         A step whose gradients are not finite is skipped and counted in ``skipped``; after so many in a row it raises.
+        In the backward pass only the tensors with such gradients are skipped: the others have moved already.
     seed : int
-        Of the random directions and of stochastic rounding.
+        At least 0. Decides random directions and rounding, together with the parameter's number and the step.
 
     Raises
     ------
     ValueError
-        Rank out of range, a projected group with a tensor that is no matrix, unknown names.
+        Rank out of range, a projected group with a tensor that is no matrix, complex or integer parameters, float16
+        weights with stochastic rounding, unknown names and keys.
     FloatingPointError
         In ``step``, after ``max_skipped`` steps in a row without finite gradients.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.optim import GaLoreAdamW
+    >>> layer = torch.nn.Linear(8, 4)
+    >>> optimizer = GaLoreAdamW(layer.parameters(), lr=1e-2, rank=2)
+    >>> layer(torch.ones(3, 8)).sum().backward()
+    >>> _ = optimizer.step()
     """
 
     def __init__(
@@ -116,7 +112,7 @@ class GaLoreAdamW(Optimizer):
         *,
         rank: int | None = None,
         update_gap: int = 200,
-        scale: float = 0.25,
+        scale: float | None = 0.25,
         proj_type: Literal["std", "reverse_std", "left", "right", "full"] = "std",
         on_refresh: Literal["keep", "reset", "rotate"] = "keep",
         svd: Literal["subspace", "full", "random"] = "subspace",
@@ -127,28 +123,54 @@ class GaLoreAdamW(Optimizer):
         max_skipped: int = 10,
         seed: int = 0,
     ) -> None:
-        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= b < 1 for b in betas):
-            raise ValueError(
-                f"lr={lr}, eps={eps}, weight_decay={weight_decay} must be >= 0 and betas={betas} in [0, 1)"
-            )
         self.stochastic_rounding, self.max_skipped = stochastic_rounding, max_skipped
         self.skipped = self._skipped_in_a_row = 0
-        self._generator = torch.Generator().manual_seed(seed)
-        self._in_backward: list[torch.utils.hooks.RemovableHandle] = []
-        self._max_norm: float | None = None
-        self._untie: Callable[[], None] = lambda: None
-        self._updated: set[int] = set()
-        self._bad = False
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "update_gap": update_gap}
         defaults |= {"scale": scale, "proj_type": proj_type, "on_refresh": on_refresh, "svd": svd}
-        super().__init__(_split(list(params), rank), defaults)
+        defaults |= {"seed": seed, "steps": 0}
+        self._begin()
+        super().__init__(split(params, rank), defaults)
+
+    def _begin(self) -> None:
+        """What belongs to this object alone: its hooks, and what has happened since the last step."""
+        self.updates_in_backward, self.released = False, False
+        self._undo, self._max_norm = undo_of(self), None
+        self._number: dict[int, tuple[int, int]] = {}  # of a parameter: its place, and its group's
+        self._updated: set[int] = set()
+        self._bad, self._asked = False, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{k: getattr(self, k) for k in _KEPT}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_undo" not in self.__dict__:  # a copy or a pickle; torch also comes here when state is loaded
+            self._begin()
+        super().__setstate__(state)
+        self._count_parameters()
 
     def add_param_group(self, param_group: dict) -> None:
         """Add a group, checked; ``update_proj_gap`` is galore-torch's name for ``update_gap``."""
         if "update_proj_gap" in param_group:
+            if "update_gap" in param_group:
+                raise ValueError("update_gap and update_proj_gap are the same option: give one")
             param_group["update_gap"] = param_group.pop("update_proj_gap")
+        check_keys(param_group)
         super().add_param_group(param_group)
-        _check(self.param_groups[-1])
+        group = self.param_groups[-1]
+        try:
+            check_group(group)
+            if self.stochastic_rounding and any(p.dtype == torch.float16 for p in group["params"]):
+                raise ValueError("stochastic_rounding is for bfloat16 weights, not for float16")
+            if self.updates_in_backward:
+                self._watch(group["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._count_parameters()
+
+    def _count_parameters(self) -> None:
+        places = ((p, g) for g, group in enumerate(self.param_groups) for p in group["params"])
+        self._number = {id(p): (i, g) for i, (p, g) in enumerate(places)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -157,13 +179,15 @@ class GaLoreAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._in_backward:
-            grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-            self._bad = bool(grads) and not bool(torch.isfinite(get_total_norm(grads)))
-            for group in self.param_groups if not self._bad else ():
-                for p in group["params"]:
-                    if p.grad is not None:
-                        self._update(p, p.grad, group)
+        waiting = [(p, _dense(p.grad), g) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        if not _finite([grad for _, grad, _ in waiting]):
+            self._bad, waiting = True, []
+        for p, grad, group in waiting:
+            self._update(p, grad, group)
+            if self.updates_in_backward:  # a gradient that came without its hook
+                p.grad = None
+        for group in self.param_groups:
+            group["steps"] += 1
         self._updated.clear()
         self._count_skipped()
         return loss
@@ -171,8 +195,9 @@ class GaLoreAdamW(Optimizer):
     def step_in_backward(self, *, model: nn.Module | None = None, max_norm: float | None = None) -> None:
         """Update each parameter as soon as its gradient is complete, and free that gradient at once.
 
-        From here on ``step`` only closes the step (it must still be called: schedules and counters hang on it). A
-        second backward pass before it, as in gradient accumulation, is an error.
+        From here on, until `release`, ``step`` only closes the step (it must still be called: schedules and counters
+        hang on it). A second backward pass before it, as in gradient accumulation, is an error, and so are scaled
+        losses (``GradScaler``) and several processes.
 
         Parameters
         ----------
@@ -180,45 +205,69 @@ class GaLoreAdamW(Optimizer):
             Whose tied embedding, if it has one, gets its gradient in one buffer (`rankwise.optim.tied`).
         max_norm : float, optional
             Clip the norm of each gradient tensor to this; a norm over all parameters is not known in time.
+
+        Raises
+        ------
+        ValueError
+            Another optimiser updates one of the parameters in the backward pass; several processes run; ``max_norm`` is
+            not positive.
         """
-        self._max_norm = max_norm
-        for handle in self._in_backward:
-            handle.remove()
-        self._in_backward = []
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"max_norm={max_norm}: above 0, or None")
+        refuse_replicas("updating in the backward pass")
+        self._undo.close()
+        self._watch([p for group in self.param_groups for p in group["params"]])
         if model is not None:
-            self._untie = gather_in_place(model)
-        for index, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                trains = p.requires_grad
-                p.requires_grad_(True)  # a frozen parameter takes no hook
-                self._in_backward.append(p.register_post_accumulate_grad_hook(self._hook(index)))
-                p.requires_grad_(trains)
+            self._undo.callback(gather_in_place(model))
+        self.updates_in_backward, self.released, self._asked, self._max_norm = True, False, False, max_norm
 
-    @property
-    def updates_in_backward(self) -> bool:
-        """Whether `step_in_backward` is on."""
-        return bool(self._in_backward)
+    def release(self) -> None:
+        """Undo `step_in_backward`: from here on ``step`` updates, and gradients stay until they are zeroed."""
+        self._undo.close()
+        _UPDATING.give_back(self)
+        self.updates_in_backward, self.released = False, True
 
-    def _hook(self, group_index: int) -> Callable[[Tensor], None]:
-        @torch.no_grad()
-        def update_and_free(p: Tensor) -> None:
-            if id(p) in self._updated:
-                raise RuntimeError(
-                    "two backward passes in one step: gradient accumulation needs all gradients at once; accumulate 1 "
-                    "step, or use the optimiser without step_in_backward"
-                )
-            grad, p.grad = p.grad, None
-            assert grad is not None
-            self._updated.add(id(p))
-            norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
-            if not torch.isfinite(norm):
-                self._bad = True
-                return
-            if self._max_norm is not None:
-                grad.mul_((self._max_norm / (norm + 1e-6)).clamp(max=1.0))
-            self._update(p, grad, self.param_groups[group_index])
+    def _watch(self, params: list[Tensor]) -> None:
+        _UPDATING.take(self, params)
+        weakly = weakref.ref(self)  # a hook that held the optimiser would keep it, and itself, alive
 
-        return update_and_free
+        def complete(p: Tensor) -> None:
+            if (me := weakly()) is not None:
+                me._update_and_free(p)
+
+        for p in params:
+            trains = p.requires_grad
+            p.requires_grad_(True)  # a frozen parameter takes no hook
+            self._undo.callback(p.register_post_accumulate_grad_hook(complete).remove)
+            p.requires_grad_(trains)
+
+    @torch.no_grad()
+    def _update_and_free(self, p: Tensor) -> None:
+        if id(p) in self._updated:
+            raise RuntimeError(
+                "two backward passes in one step: gradient accumulation needs all gradients at once; accumulate 1 "
+                "step, or use the optimiser without step_in_backward"
+            )
+        if not self._updated:
+            self._ask_once()
+        grad, p.grad = p.grad, None
+        assert grad is not None
+        grad = _dense(grad)
+        self._updated.add(id(p))
+        if not _finite([grad]):
+            self._bad = True
+            return
+        if self._max_norm is not None:
+            norm = torch.linalg.vector_norm(grad, dtype=_precision(grad))
+            grad.mul_((self._max_norm / (norm + 1e-6)).clamp(max=1.0))
+        self._update(p, grad, self.param_groups[self._number[id(p)][1]])
+
+    def _ask_once(self) -> None:
+        """Before the first weight moves: whether somebody expects gradients to be there afterwards."""
+        if not self._asked:
+            refuse_replicas("updating in the backward pass")
+            refuse_loss_scaling()
+            self._asked = True
 
     def _count_skipped(self) -> None:
         self.skipped += self._bad
@@ -230,21 +279,15 @@ class GaLoreAdamW(Optimizer):
             )
 
     def _update(self, p: Tensor, grad: Tensor, group: dict) -> None:
-        if grad.is_sparse:
-            raise ValueError("sparse gradients are not supported; use nn.Embedding(sparse=False)")
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros(())
-        if group.get("rank"):
-            self._projected(p, grad, group, state)
-        else:
-            self._plain(p, grad, group, state)
+        (self._projected if group.get("rank") else self._plain)(p, grad, group, state)
 
     def _projected(self, p: Tensor, grad: Tensor, group: dict, state: dict) -> None:
-        step = int(state["step"])
-        if step % group["update_gap"] == 0:
-            _refresh(grad, group, state, seed=self._seed())
-        R = project(grad, state.get("left"), state.get("right")).float()
+        if int(state["step"]) % group["update_gap"] == 0:
+            _refresh(grad, group, state, seed=self._seed(p, 0))
+        R = project(grad, state.get("left"), state.get("right")).to(_precision(p))
         if "exp_avg" not in state:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(R), torch.zeros_like(R)
         state["step"] += 1
@@ -252,41 +295,47 @@ class GaLoreAdamW(Optimizer):
         beta1, beta2 = group["betas"]
         M = state["exp_avg"].lerp_(R, 1 - beta1)
         V = state["exp_avg_sq"].mul_(beta2).addcmul_(R, R, value=1 - beta2)
-        size = group["lr"] * group["scale"] / (1 - beta1 ** state["age"])
+        scale = math.sqrt(p.numel() / R.numel()) if group["scale"] is None else group["scale"]
+        size = group["lr"] * scale / (1 - beta1 ** state["age"])
         N = M / V.sqrt().div_(math.sqrt(1 - beta2 ** state["age"])).add_(group["eps"])
-        W = p if p.dtype == torch.float32 else p.float()
+        W = p.to(_precision(p))  # the weight itself, where it is long enough
         left, right = back(N, state.get("left"), state.get("right"))
         W.addmm_(left, right, beta=1 - group["lr"] * group["weight_decay"], alpha=-size)
-        if W is not p:
-            self._store(p, W)
+        if W.dtype != p.dtype:
+            self._store(p, W, self._seed(p, 1))
 
     def _plain(self, p: Tensor, grad: Tensor, group: dict, state: dict) -> None:
         if "exp_avg" not in state:
-            state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(p, dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = (p.new_zeros(p.shape, dtype=_precision(p)) for _ in "mv")
+        M, V, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
         beta1, beta2 = group["betas"]
         options = {"beta1": beta1, "beta2": beta2, "lr": group["lr"], "weight_decay": group["weight_decay"]}
-        options |= {"eps": group["eps"], "amsgrad": False, "maximize": False}
-        if p.dtype == torch.float32:
-            fused = p.device.type == "cpu"  # one pass without temporaries; on a GPU it would want the step there
-            moments = [state["exp_avg"]], [state["exp_avg_sq"]]
-            adamw([p], [grad], *moments, [], [state["step"]], fused=fused, foreach=False, **options)  # type: ignore[arg-type]
+        options |= {"eps": group["eps"], "amsgrad": False, "maximize": False, "foreach": False}
+        if p.dtype == _precision(p):
+            # one pass without temporaries, over memory as it lies; on a GPU it would want the step there
+            fused = p.device.type == "cpu" and p.is_contiguous() and grad.is_contiguous()
+            adamw([p], [grad.to(p.dtype)], [M], [V], [], [step], fused=fused, **options)  # type: ignore[arg-type]
             return
-        step, rows = state["step"].clone(), (state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1))
-        weights, grads = p.view(-1), grad.reshape(-1)
+        dense = p.contiguous()
+        weights, grads, M, V, now = dense.view(-1), grad.reshape(-1), M.view(-1), V.view(-1), step.clone()
         for start in range(0, len(weights), _CHUNK):
             part = slice(start, start + _CHUNK)
-            W, step = weights[part].float(), state["step"].clone()
-            moments = [rows[0][part]], [rows[1][part]]
-            adamw([W], [grads[part].float()], *moments, [], [step], foreach=False, **options)  # type: ignore[arg-type]
-            self._store(weights[part], W)
-        state["step"].copy_(step)
+            W, now = weights[part].float(), step.clone()
+            adamw([W], [grads[part].float()], [M[part]], [V[part]], [], [now], **options)  # type: ignore[arg-type]
+            self._store(weights[part], W, self._seed(p, 1 + start))
+        step.copy_(now)
+        if not p.is_contiguous():
+            p.copy_(dense)
 
-    def _store(self, p: Tensor, W: Tensor) -> None:
-        p.copy_(stochastic_round(W, self._seed()) if self.stochastic_rounding and p.dtype == torch.bfloat16 else W)
+    def _store(self, p: Tensor, W: Tensor, seed: int) -> None:
+        p.copy_(stochastic_round(W, seed) if self.stochastic_rounding and p.dtype == torch.bfloat16 else W)
 
-    def _seed(self) -> int:
-        return int(torch.randint(1 << 62, (), generator=self._generator))
+    def _seed(self, p: Tensor, use: int) -> int:
+        """Of one draw: a function of the seed, the parameter's number, the step and the use."""
+        number, place = self._number[id(p)]
+        group = self.param_groups[place]
+        words = group["seed"], number, group["steps"], use
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
     def captured_share(self) -> dict[int, float]:
         """Share of each projected gradient's energy inside its basis at the last refresh, by parameter number."""
@@ -298,20 +347,49 @@ class GaLoreAdamW(Optimizer):
         return sum(v.nbytes for s in self.state.values() for v in s.values() if isinstance(v, Tensor))
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, bases, counters and random state: resuming continues exactly."""
-        extra = {"random": self._generator.get_state(), "counts": [self.skipped, self._skipped_in_a_row]}
-        return {**super().state_dict(), **extra}
+        """Moments, bases and counters: resuming continues exactly."""
+        return {**super().state_dict(), "counts": [self.skipped, self._skipped_in_a_row]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; float32 state of bfloat16 weights stays float32."""
+        """The inverse of `state_dict`; float32 state of bfloat16 weights stays float32.
+
+        Counts of skipped steps may be missing, as in what ``torch.distributed.checkpoint`` keeps.
+
+        Raises
+        ------
+        ValueError
+            The state of another optimiser, or of parameters of other shapes.
+        """
+        check_state(state_dict, self.param_groups)
         super().load_state_dict({k: state_dict[k] for k in ("state", "param_groups")})
-        for i, p in enumerate(p for g in self.param_groups for p in g["params"]):
-            for key, value in state_dict["state"].get(i, {}).items():
+        names = [n for g in state_dict["param_groups"] for n in g["params"]]
+        params = [p for g in self.param_groups for p in g["params"]]
+        for name, p in zip(names, params, strict=True):
+            for key, value in state_dict["state"].get(name, {}).items():
                 if isinstance(value, Tensor):  # torch has cast it to the weight's dtype
                     self.state[p][key] = value.detach().clone().to("cpu" if value.dim() == 0 else p.device)
-        self._generator.set_state(state_dict["random"].cpu().to(torch.uint8))
-        self.skipped, self._skipped_in_a_row = state_dict["counts"]
+        self.skipped, self._skipped_in_a_row = state_dict.get("counts", (0, 0))
+
+    def callback(self) -> TrainerCallback:
+        """For `transformers.Trainer`: refuses settings that cannot work, and releases the model at the end."""
+        from rankwise.optim.trainer import in_trainer
+
+        return in_trainer(self)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.is_sparse else grad
+
+
+def _finite(grads: list[Tensor]) -> bool:
+    """Whether no gradient has NaN or Inf; a norm over all would overflow before its entries do."""
+    largest = [torch.linalg.vector_norm(g, float("inf")) for g in grads if g.numel()]
+    return not largest or bool(torch.stack([x.to(largest[0].device, torch.float64) for x in largest]).isfinite().all())
 
 
 def sides(shape: tuple[int, ...], proj_type: str) -> tuple[bool, bool]:
@@ -347,7 +425,7 @@ def leading_basis(
     rank = min(rank, small)
     if svd == "random":
         generator = torch.Generator().manual_seed(seed)
-        Y = torch.randn(G.shape[side == "right"], rank, generator=generator).to(G.device)
+        Y = torch.randn(G.shape[side == "right"], rank, generator=generator, dtype=G.dtype).to(G.device)
         Q = torch.linalg.qr(Y).Q.mT.contiguous()
         held = (G @ Q.mT if side == "right" else Q @ G).square().sum()
         return Q, (held / G.square().sum().clamp(min=1e-30)).double()
@@ -371,7 +449,7 @@ def leading_basis(
 
 def _refresh(grad: Tensor, group: dict, state: dict, *, seed: int) -> None:
     """Draw the bases from the current gradient, and carry the moments over as the group says."""
-    G, captured = grad.float(), torch.ones((), dtype=torch.float64)
+    G, captured = grad.to(_precision(grad)), torch.ones((), dtype=torch.float64)
     old = {k: state.get(k) for k in ("left", "right")}
     for side, wanted in zip(("left", "right"), sides(grad.shape, group["proj_type"]), strict=True):
         if wanted:
@@ -397,45 +475,6 @@ def stochastic_round(x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(seed)
     noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
     return (x.contiguous().view(torch.int32) + noise).bitwise_and_(-65536).view(torch.float32).bfloat16()
-
-
-def _split(params: list, rank: int | None) -> list[dict]:
-    """Groups; plain parameters with a rank fall into matrices, projected, and the rest."""
-    if not params:
-        raise ValueError("the optimiser got an empty parameter list")
-    if isinstance(params[0], dict):
-        if rank is not None:
-            raise ValueError(f"rank={rank} is for a plain list of parameters; give each group its own 'rank' key")
-        return [{**g} for g in params]
-    params = [p[1] if isinstance(p, tuple) else p for p in params]
-    matrices = [p for p in params if p.dim() == 2 and rank is not None]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in params if id(p) not in chosen]
-    return [*([{"params": matrices, "rank": rank}] if matrices else []), *([{"params": rest}] if rest else [])]
-
-
-def _check(group: dict) -> None:
-    for name, accepted in (
-        ("proj_type", PROJECTIONS),
-        ("on_refresh", ON_REFRESH),
-        ("svd", ("subspace", "full", "random")),
-    ):
-        if group[name] not in accepted:
-            raise unknown(name, str(group[name]), accepted)
-    if group["update_gap"] < 1:
-        raise ValueError(f"update_gap={group['update_gap']}: at least 1 step")
-    if "rank" not in group or group["rank"] is None:
-        return
-    for p in group["params"]:
-        if p.dim() != 2:
-            raise ValueError(
-                f"a group with rank={group['rank']} holds a tensor of shape {tuple(p.shape)}; only matrices can be "
-                "projected: put it in a group without rank (galore_groups sorts a model's parameters)"
-            )
-        if not 1 <= group["rank"] <= max(p.shape):
-            raise ValueError(
-                f"rank={group['rank']} is outside 1..{max(p.shape)} for a matrix of shape {tuple(p.shape)}"
-            )
 
 
 __all__ = ["GaLoreAdamW", "back", "galore_groups", "leading_basis", "project", "sides", "stochastic_round"]

@@ -3,7 +3,7 @@
     p_ℓ = D_ℓ / Σ D     (OwLore: D is the outlier score of `rankwise.models.outliers`; uniform p is LISA)
 
 γ blocks are drawn without replacement, one after the other, the rest renormalised after each; the others are frozen.
-What is not in a block (embeddings, final norm, head) always trains.
+What is not in a block (embeddings, final norm, head) always trains; what was frozen before stays frozen.
 
 Source: Li et al., "OwLore", arXiv 2405.18380; Pan et al., "LISA", NeurIPS 2024, arXiv 2403.17919.
 
@@ -16,22 +16,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rankwise.models.targets import blocks
 from rankwise.nearest import unknown
+from rankwise.optim.held import Holders, refuse_replicas, undo_of
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 Mode = Literal["owl", "owl_reverse", "uniform", "increase", "decrease", "norm"]
 MODES = ("owl", "owl_reverse", "uniform", "increase", "decrease", "norm")
+BY_OUTLIERS = ("owl", "owl_reverse")
 _FLOOR = 1e-6
+_SAMPLING = Holders("samples these blocks")
 
 
 class LayerSampler:
     """Freezes all blocks of a model but a few, drawn anew every ``interval`` steps.
+
+    It toggles what trained when it was made, and nothing else; blocks where nothing did are never drawn. `release`
+    gives that back, and so does the collection of a sampler that nobody holds any more. A copy holds its own model.
 
     Parameters
     ----------
@@ -46,21 +53,22 @@ class LayerSampler:
     interval : int
         Steps K between draws.
     seed : int
-        Of the draws.
+        At least 0; decides every draw together with its number.
     layers_attribute : str, optional
         Dotted name of the list of blocks, where it cannot be found.
 
     Attributes
     ----------
     probabilities : Tensor
-        ``(blocks,)`` float64.
+        ``(blocks,)`` float64; 0 for blocks where nothing trains.
     active_layers : list of int
         The blocks that train now.
 
     Raises
     ------
     ValueError
-        γ out of range, scores of another length, an unknown mode, no list of blocks.
+        γ out of range, scores of another length or for a mode that reads none, an unknown mode, no list of blocks, no
+        block that trains, a model that another sampler holds, several processes.
     """
 
     def __init__(
@@ -75,63 +83,96 @@ class LayerSampler:
         layers_attribute: str | None = None,
     ) -> None:
         self.layers = blocks(model, layers_attribute=layers_attribute)[1]
-        n = len(self.layers)
+        self.probabilities = sampling_probabilities(mode, self.layers, scores)
+        own = [[p for p in layer.parameters() if p.requires_grad] for layer in self.layers]
+        drawable = torch.tensor([bool(ps) for ps in own])
+        n = int(drawable.sum())
+        if n == 0:
+            raise ValueError(f"no parameter of {type(model).__name__}'s {len(own)} blocks trains: nothing can be drawn")
         self.active = min(n, max(2, round(0.15 * n))) if active is None else active
         if not 1 <= self.active <= n:
-            raise ValueError(f"active={self.active} is outside 1..{n}, the blocks of the model")
-        if interval < 1:
-            raise ValueError(f"interval={interval}: at least 1 step")
-        self.probabilities = sampling_probabilities(mode, self.layers, scores)
-        self.interval, self.steps, self.active_layers = interval, 0, []
-        self._generator = torch.Generator().manual_seed(seed)
+            raise ValueError(f"active={self.active} is outside 1..{n}, the blocks of the model that train")
+        if interval < 1 or seed < 0:
+            raise ValueError(f"interval={interval} must be at least 1 step, seed={seed} at least 0")
+        self.probabilities = self.probabilities * drawable / (self.probabilities * drawable).sum()
+        self.interval, self.seed, self.own = interval, seed, own
+        self.steps, self.draws, self.active_layers, self.released = 0, 0, [], False
+        _SAMPLING.take(self, [p for ps in own for p in ps])
+        self._undo_at_release()
         self.draw()
+
+    def _undo_at_release(self) -> None:
+        self._undo = undo_of(self)
+        for p in [p for ps in self.own for p in ps]:
+            self._undo.callback(p.requires_grad_, True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_undo"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._undo_at_release()
 
     def draw(self) -> list[int]:
         """Draw the next blocks, freeze the others and free their gradients."""
-        drawn = torch.multinomial(self.probabilities, self.active, generator=self._generator)
+        refuse_replicas("sampling layers")
+        seed = int(np.random.SeedSequence((self.seed, self.draws)).generate_state(1, np.uint64)[0] >> 1)
+        drawn = torch.multinomial(self.probabilities, self.active, generator=torch.Generator().manual_seed(seed))
+        self.draws += 1
         self._train_only(sorted(drawn.tolist()))
         return self.active_layers
 
     def step(self) -> bool:
-        """Count a training step; at every ``interval``-th, draw. Returns whether it did."""
+        """Count a training step; at every ``interval``-th, until `release`, draw. Returns whether it did."""
         self.steps += 1
-        due = self.steps % self.interval == 0
+        due = self.steps % self.interval == 0 and not self.released
         if due:
             self.draw()
         return due
 
     def release(self) -> None:
-        """Let all blocks train again (after training)."""
-        self._train_only(list(range(len(self.layers))))
+        """Let all that trained in the beginning train again (after training), and draw no more."""
+        self._undo.close()
+        _SAMPLING.give_back(self)
+        self.released, self.active_layers = True, [i for i, ps in enumerate(self.own) if ps]
 
     def _train_only(self, chosen: list[int]) -> None:
         self.active_layers = chosen
-        for layer in self.layers:
-            layer.requires_grad_(False)
-        for i in chosen:  # after the freezing: blocks may share parameters
-            self.layers[i].requires_grad_(True)
-        for p in self.layers.parameters():
-            if not p.requires_grad:
+        awake = {id(p) for i in chosen for p in self.own[i]}  # blocks may share parameters
+        for p in [p for ps in self.own for p in ps]:
+            p.requires_grad_(id(p) in awake)
+            if id(p) not in awake:
                 p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, current blocks, probabilities (they belong to the weights before training) and random state."""
+        """Seed, steps, draws, current blocks, and probabilities (they belong to the weights before training)."""
         return {
+            "seed": self.seed,
             "steps": self.steps,
+            "draws": self.draws,
             "active": list(self.active_layers),
-            "probabilities": self.probabilities.clone(),
-            "random": self._generator.get_state(),
+            "probabilities": self.probabilities.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self.steps, self.probabilities = state["steps"], state["probabilities"].double().cpu()
-        self._generator.set_state(state["random"].cpu().to(torch.uint8))
-        self._train_only(list(state["active"]))
+        """Continue where `state_dict` was taken.
+
+        Raises
+        ------
+        ValueError
+            The state is of a model with another number of blocks.
+        """
+        if len(state["probabilities"]) != len(self.layers):
+            raise ValueError(f"this state is of {len(state['probabilities'])} blocks, the model has {len(self.layers)}")
+        self.seed, self.steps, self.draws = (int(state[k]) for k in ("seed", "steps", "draws"))
+        self.probabilities = torch.tensor([float(p) for p in state["probabilities"]], dtype=torch.float64)
+        self._train_only([int(i) for i in state["active"]])
 
     def callback(self) -> TrainerCallback:
         """For `transformers.Trainer` with an optimiser that knows nothing of layers (such as AdamW)."""
-        return _sampling_callback(self)
+        from rankwise.optim.trainer import sampler_in_trainer
+
+        return sampler_in_trainer(self)
 
 
 def sampling_probabilities(
@@ -146,7 +187,9 @@ def sampling_probabilities(
         raise unknown("sampling mode", mode, MODES)
     n = len(layers)
     depth = torch.arange(1, n + 1, dtype=torch.float64)
-    if mode in ("owl", "owl_reverse"):
+    if scores is not None and mode not in BY_OUTLIERS:
+        raise ValueError(f"mode '{mode}' reads no scores; leave them out, or sample by {' or '.join(BY_OUTLIERS)}")
+    if mode in BY_OUTLIERS:
         if scores is None:
             raise ValueError(f"mode '{mode}' samples by outlier scores: give scores=outlier_scores(model)")
         p = torch.as_tensor(scores, dtype=torch.float64).flatten()
@@ -165,18 +208,3 @@ def sampling_probabilities(
 def _norm(layer: nn.Module) -> Tensor:
     squares = [p.detach().double().square().sum().cpu() for p in layer.parameters()]
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
-
-
-def _sampling_callback(sampler: LayerSampler) -> TrainerCallback:
-    from transformers import TrainerCallback
-
-    class LayerSamplingCallback(TrainerCallback):
-        """Draws blocks after every ``interval``-th optimiser step, and lets all train at the end."""
-
-        def on_step_end(self, args, state, control, **kwargs):
-            sampler.step()
-
-        def on_train_end(self, args, state, control, **kwargs):
-            sampler.release()
-
-    return LayerSamplingCallback()
