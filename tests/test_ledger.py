@@ -1,3 +1,5 @@
+import time
+
 import torch
 from torch import nn
 
@@ -13,11 +15,22 @@ def test_shared_parameters_count_once():
 
 
 def test_peak_memory_and_time_of_a_block_are_seen():
-    cost = Cost()
+    cost = Cost(seconds=10.0)
     with measure(cost):
         blocks = [torch.ones(20_000_000) for _ in range(3)]  # 240 MB, touched
-        total = sum(float(b.sum()) for b in blocks)
-    assert total > 0
-    assert cost.peak_memory_bytes > 150_000_000
-    assert cost.seconds > 0
-    assert Cost(trainable_parameters=5, total_parameters=100).as_dict()["trainable_share"] == 0.05
+        time.sleep(0.05)  # the memory is looked at every 10 ms
+        del blocks
+    assert 150_000_000 < cost.peak_memory_bytes < 400_000_000
+    assert 10.05 < cost.seconds < 20
+    before = cost.peak_memory_bytes
+    with measure(cost):
+        pass
+    assert cost.peak_memory_bytes == before  # a smaller block lowers no peak
+
+
+def test_the_trainable_share_is_of_the_base_models_parameters():
+    cost = Cost(trainable_parameters=5, total_parameters=100, seconds=2.0)
+    assert cost.trainable_share == 0.05
+    assert cost.as_dict()["trainable_share"] == 0.05
+    assert cost.as_dict()["seconds"] == 2.0
+    assert Cost().trainable_share == 0

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from rankwise.bench import kde_gaussian, kde_real, quantile_tables, singular_digits
 from rankwise.bench.distributions_speed import trial
 from rankwise.bench.flexible_survival import _dealt, _hazards
 from rankwise.bench.quantile_tables import Noise
@@ -10,6 +11,8 @@ from rankwise.bench.singular_manifolds import distance, hidden_in, points
 from rankwise.bench.survival_simulation import _one, _sample
 from rankwise.bench.wasserstein_gan import generate
 from rankwise.data.frames import survival
+from rankwise.distributions.kde import HighDimKDE
+from rankwise.distributions.kde_regimes import critical_bandwidths
 from rankwise.report import plots
 
 matplotlib.use("Agg")
@@ -77,3 +80,65 @@ def test_levels_and_clouds_are_drawn():
     assert len(plots.clouds({str(k): np.ones((3, 2)) for k in range(7)}).axes) == 7
     fan = plots.quantile_fan(np.arange(3.0), np.cumsum(np.ones((3, 5)), 1), [0.1, 0.25, 0.5, 0.75, 0.9], unit="y")
     assert len(fan.axes[0].collections) == 2
+
+
+def test_area_under_the_curve_is_the_share_of_pairs_in_order_with_ties_half():
+    inside, outside = np.array([1.0, 2, 3]), np.array([0.0, 2])
+    pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
+    assert kde_real._auc(inside, outside) == pytest.approx(np.mean(pairs))
+    assert kde_real._auc(outside, inside) == pytest.approx(1 - np.mean(pairs))
+
+
+def judged(held, auc=0.6, same=0.5):
+    values = {r: np.full(3, h) for r, h in zip(kde_real.RULES, held, strict=True)}
+    aucs = dict.fromkeys(kde_real.RULES, 0.6) | {"theory": auc}
+    return [c.held for c in kde_real._claims({"digits": values}, aucs, np.array([same, np.nan]))]
+
+
+def test_claims_on_real_points_hold_each_for_its_own_comparison():
+    assert judged([3, 0, 3, 1, 2]) == [True] * 4
+    assert judged([3, 0, 3, 1, 4]) == [False, True, True, True]  # the better classical rule counts
+    assert judged([3, 0, 2.9, 1, 2]) == [True, False, True, True]
+    assert judged([3, 0, 3, 1, 2], auc=0.58) == [True, True, False, True]
+    assert judged([3, 0, 3, 1, 2], same=0.54) == [True, True, True, False]
+
+
+def test_a_bandwidth_of_all_pairs_is_chosen_once_for_many_points():
+    X = np.random.default_rng(0).normal(size=(300, 20))
+    assert kde_gaussian._chosen("scott", X, [9.0]) == HighDimKDE("scott").fit(X).bandwidth_
+    assert kde_gaussian._chosen("cv", X, [9.0]) == pytest.approx(HighDimKDE("cv").fit(X).bandwidth_)
+    assert kde_gaussian._chosen("cv", np.zeros((10_001, 1)), [9.0]) == 9.0
+
+
+def test_the_best_bandwidth_and_the_gap_to_the_theory_are_read_off_the_held_out_density():
+    rng, c = np.random.default_rng(0), critical_bandwidths(np.ones(30), 2000)
+    Q = rng.standard_normal((200, 30))
+    kde = HighDimKDE(float(c.h_opt)).fit(rng.standard_normal((2000, 30)))
+    found = kde_gaussian._judged(kde, Q, {"theory": float(c.h_opt), "wide": 2 * float(c.h_opt)}, c)
+    assert found["theory"] == pytest.approx(kde.score_samples(Q).mean())
+    assert found["theory"] > found["wide"]
+    assert found["best"] == pytest.approx(1, abs=0.1)
+    assert found["gap"] == pytest.approx(float(c.log_density(c.h_opt)) - found["theory"] / 30)
+
+
+def test_samples_of_one_law_are_hardly_told_apart_and_far_ones_are():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 60, 3))
+    assert singular_digits._told_apart(a, b + 5, 0) == 1
+    assert singular_digits._told_apart(a, b, 0) == pytest.approx(0.5, abs=0.15)  # three standard errors of 120 rows
+
+
+def test_the_sliced_distance_of_a_shift_is_its_mean_projection():
+    a = np.random.default_rng(0).normal(size=(50, 3))
+    # |⟨θ, v⟩| of a direction in three dimensions is ‖v‖ / 2 on average
+    assert singular_digits._sliced(a, np.add(np.roll(a, 1, 0), [0.0, 3.0, 4.0])) == pytest.approx(2.5, rel=0.05)
+    assert singular_digits._sliced(a, np.roll(a, 1, 0)) == pytest.approx(0, abs=1e-12)
+
+
+def test_ratios_are_averaged_by_their_logarithms_and_coverage_is_by_level():
+    assert quantile_tables._ratio(np.array([0.5, 2.0])) == "1.000"
+    assert quantile_tables._ratio(np.array([0.5, 0.125])) == "0.250"
+    rng = np.random.default_rng(0)
+    y = rng.uniform(size=4000)
+    q = np.tile(quantile_tables.LEVELS, (4000, 1))
+    np.testing.assert_allclose(quantile_tables._coverage(y, q), [0.5, 0.8, 0.95], atol=0.025)  # three standard errors

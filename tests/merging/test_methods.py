@@ -1,5 +1,7 @@
 """Each method against its formula, its limits and its symmetries."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -123,9 +125,15 @@ def test_model_stock_by_rows_is_model_stock_of_each_row():
         torch.testing.assert_close(whole[i : i + 1], row, atol=1e-6, rtol=1e-5)
 
 
-def test_opposing_experts_leave_the_base_to_model_stock():
-    base, (expert,) = models(1)
-    torch.testing.assert_close(run("model_stock", base, [expert, 2 * base - expert]), base, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("filter_wise", [False, True])
+def test_experts_whose_plane_holds_the_base_leave_the_base_to_model_stock(filter_wise):
+    base = models(1, (3, 2))[0]
+    turns = [torch.tensor([math.cos(a), math.sin(a)]) for a in (0.3, 0.3 + 2 * math.pi / 3, 0.3 - 2 * math.pi / 3)]
+    # of different lengths, so that their mean is not the base
+    opposing = [base + turns[0], base - 2 * turns[0]]
+    around = [base + size * turn for size, turn in zip((1.0, 2.0, 3.0), turns, strict=True)]
+    for experts in (opposing, around):
+        torch.testing.assert_close(run("model_stock", base, experts, filter_wise=filter_wise), base, atol=1e-5, rtol=0)
 
 
 def test_the_simplex_grid_is_complete_and_the_soup_finds_its_best_point():

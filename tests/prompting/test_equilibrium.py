@@ -27,15 +27,41 @@ def by_history(G, D, *, lam, eta, iterations):
     return G, D
 
 
-def initial(ranker, G, D):
-    log_g, log_d, _ = ranker._initial(G, D, None)
-    return log_g.exp(), log_d.exp()
+def share(P, dim):
+    return P / P.sum(dim, keepdim=True)
 
 
-def test_running_averages_equal_the_whole_history():
-    ranker = EquilibriumRanker(iterations=60, tol=0)
+def initial(G, D, normalise="both"):
+    """π⁰ of both sides as the paper has them: each normalised across what it conditions on, then over what it says."""
+    g, d = share(G.exp(), 2), share(D.exp(), 2)
+    return (share(share(g, 1), 2), share(share(d, 1), 2)) if normalise == "both" else (g, d)
+
+
+@pytest.mark.parametrize("normalise", ["both", "own"])
+def test_the_game_starts_from_sides_that_are_comparable_across_what_they_condition_on(normalise):
+    G, D = game()
+    kept = EquilibriumRanker(lambda_g=math.inf, lambda_d=math.inf, iterations=1, normalise=normalise).rank(G, D)
+    g, d = initial(G, D, normalise)
+    torch.testing.assert_close(kept.policy_g, g)
+    torch.testing.assert_close(kept.policy_d, d)
+
+
+def test_what_the_generator_would_say_just_as_well_when_lying_tells_nothing():
+    same = torch.tensor([3.0, 1.0, 0.0]).log_softmax(0)
+    G, D = torch.stack([same, same])[None], torch.zeros(1, 3, 2)
+    kept = EquilibriumRanker(lambda_g=math.inf, lambda_d=math.inf, iterations=1).rank(G, D)
+    torch.testing.assert_close(kept.policy_g, torch.full((1, 2, 3), 1 / 3, dtype=torch.float64))
+    # a discriminator that says "correct" to everything says nothing either
+    eager = torch.tensor([2.0, -2.0]).expand(1, 3, 2)
+    kept = EquilibriumRanker(lambda_g=math.inf, lambda_d=math.inf, iterations=1).rank(G, eager)
+    torch.testing.assert_close(kept.policy_d, torch.full((1, 3, 2), 0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("normalise", ["both", "own"])
+def test_running_averages_equal_the_whole_history(normalise):
     G, D = game(1)
-    found, (g0, d0) = ranker.rank(G, D), initial(ranker, G, D)
+    found = EquilibriumRanker(iterations=60, tol=0, normalise=normalise).rank(G, D)
+    g0, d0 = initial(G, D, normalise)
     g, d = by_history(g0[0], d0[0], lam=0.1, eta=0.1, iterations=60)
     torch.testing.assert_close(found.policy_g[0], g, atol=1e-12, rtol=0)
     torch.testing.assert_close(found.policy_d[0], d, atol=1e-12, rtol=0)
@@ -76,8 +102,8 @@ def test_one_candidate_is_certain():
 def test_infinite_lambda_keeps_the_initial_policies_and_large_lambda_nearly():
     G, D = game()
     for lam, tol in ((math.inf, 1e-15), (1e5, 1e-4)):
-        ranker = EquilibriumRanker(lambda_g=lam, lambda_d=lam, iterations=500)
-        found, (g0, d0) = ranker.rank(G, D), initial(ranker, G, D)
+        found = EquilibriumRanker(lambda_g=lam, lambda_d=lam, iterations=500).rank(G, D)
+        g0, d0 = initial(G, D)
         torch.testing.assert_close(found.policy_g, g0, atol=tol, rtol=0)
         torch.testing.assert_close(found.policy_d, d0, atol=tol, rtol=0)
 
@@ -99,7 +125,7 @@ def test_symmetric_policies_stay_symmetric():
 def test_the_refined_end_of_a_two_by_two_game_solves_both_softmax_equations():
     lam, ranker = 0.6, EquilibriumRanker(lambda_g=0.6, lambda_d=0.6, refine=200)
     G, D = game(1, 2, scale=0.7)
-    found, (g0, d0) = ranker.rank(G, D), initial(ranker, G, D)
+    found, (g0, d0) = ranker.rank(G, D), initial(G, D)
     g, d = found.policy_g, found.policy_d
     assert (g - torch.softmax(d.mT / (2 * lam) + g0.log(), 2)).abs().max() < 1e-8
     assert (d - torch.softmax(g.mT / (2 * lam) + d0.log(), 2)).abs().max() < 1e-8

@@ -50,8 +50,16 @@ OF_MATRICES = {
 def test_nan_is_refused_by_the_name_of_the_function(name):
     A = MATRIX.clone()
     A[3, 2] = float("nan")
-    with pytest.raises(ValueError, match=rf"{name}.*NaN or Inf"):
+    with pytest.raises(ValueError, match=rf"^{name}: .*NaN or Inf"):
         OF_MATRICES[name](A)
+
+
+def test_nan_in_the_other_matrix_is_refused_too():
+    A = torch.full((12, 8), float("nan"), dtype=torch.float64)
+    for call in (principal_angles, projection, procrustes):
+        given = (A.mT, MATRIX) if call is projection else (MATRIX, A)
+        with pytest.raises(ValueError, match=rf"^{call.__name__}: .*NaN or Inf"):
+            call(*given)
 
 
 @pytest.mark.parametrize("name", [*OF_MATRICES, "orthogonality_error", "StreamingSVD"])
@@ -59,9 +67,9 @@ def test_complex_entries_are_refused_by_name_and_integers_too(name):
     extra = {"orthogonality_error": orthogonality_error, "StreamingSVD": StreamingSVD(2).partial_fit}
     call = (OF_MATRICES | extra)[name]
     if name != "polar_factor":  # which rounds to float32 by its contract
-        with pytest.raises(ValueError, match=rf"{name}.*complex128.*real and the imaginary"):
+        with pytest.raises(ValueError, match=rf"^{name}: .*complex128.*real and the imaginary"):
             call(MATRIX.to(torch.complex128))
-        with pytest.raises(ValueError, match=rf"{name}.*int64.*cast"):
+        with pytest.raises(ValueError, match=rf"^{name}: .*int64.*cast"):
             call(MATRIX.long())
 
 
@@ -125,10 +133,11 @@ def test_spectra_directions_and_factors_do_not_mind_the_scale(scale):
     torch.testing.assert_close(Q.mT @ Q, torch.eye(8), atol=1e-4, rtol=0)
 
 
-def test_directions_of_float64_matrices_stay_float64():
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_directions_of_float64_matrices_stay_float64(scale):
     for A in (MATRIX, MATRIX.mT):
-        values, V = spectrum_and_directions(A)
-        torch.testing.assert_close(values, S, rtol=1e-12, atol=0)
+        values, V = spectrum_and_directions(scale * A)
+        torch.testing.assert_close(values / scale, S, rtol=1e-12, atol=0)
         tall = A if A.shape[0] > A.shape[1] else A.mT
         torch.testing.assert_close((tall @ V).norm(dim=0), S, rtol=1e-12, atol=0)
 
@@ -155,7 +164,10 @@ def test_streams_keep_rows_whose_squares_float32_cannot_hold(scale, engine):
         (lambda: balanced_factors(MATRIX, 9), r"rank=9 is outside 1\.\.8"),
         (lambda: balanced_factors(MATRIX, 0), r"rank=0 is outside 1\.\.8"),
         (lambda: leading_right_vectors(MATRIX, 0), r"rank=0 is outside 1\.\.8"),
-        (lambda: spectrum_and_directions(torch.ones(2, 3, 4)), "one matrix with"),
+        (lambda: spectrum_and_directions(torch.ones(2, 3, 4)), "^spectrum_and_directions: one matrix with"),
+        (lambda: balanced_factors(torch.ones(2, 4, 3), 1), "^balanced_factors: one matrix with"),
+        (lambda: leading_right_vectors(torch.ones(2, 4, 3), 1), "^leading_right_vectors: one matrix with"),
+        (lambda: polar_factor(torch.ones(2, 2, 2)), "^polar_factor: one matrix with"),
     ],
 )
 def test_shapes_and_ranks_out_of_range_are_named(call, match):

@@ -132,6 +132,7 @@ def test_the_fewest_values_a_fit_takes_are_the_fewest_of_a_tail():
     x = pareto(10, 2.0)
     assert power_law_fit(x).n_tail == 10
     assert power_law_fit(x[:2], min_tail=2).n_tail == 2
+    assert power_law_fit(x, xmin=float(x.sort().values[-2])).n_tail == 2
     assert power_law_fit(pareto(11, 2.0), xmin=1.0).xmin == pareto(11, 2.0).min()
     for values, options, message in (
         (x[:9], {}, "at least 10 positive values, got 9"),

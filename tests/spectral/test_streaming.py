@@ -134,7 +134,8 @@ def test_the_covariance_is_the_sum_of_outer_products():
 @pytest.mark.parametrize("engine", ["exact", "incremental"])
 def test_double_rows_keep_their_digits_and_half_rows_are_computed_in_float32(engine):
     Q = torch.linalg.qr(torch.randn(20, 6, dtype=torch.float64)).Q
-    X = Q * torch.logspace(0, -9, 6, dtype=torch.float64)  # a Gram matrix in float64 would lose the last ones
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    X = Q * torch.logspace(0, -9, 6, dtype=torch.float64) @ turn  # a Gram matrix in float64 would lose the last ones
     stream = StreamingSVD(6, engine="incremental", center=False).partial_fit(X)
     torch.testing.assert_close(stream.components()[0], torch.logspace(0, -9, 6, dtype=torch.float64), rtol=1e-6, atol=0)
     half, X = StreamingSVD(K, engine=engine), rows(60).half()

@@ -101,6 +101,13 @@ def test_a_randomized_start_near_the_wanted_directions_needs_no_iteration(batch)
         assert (svd.error - best <= share * (drawn - best)).all()
 
 
+def test_randomized_defaults_are_those_documented():
+    A = torch.randn(200, 150)
+    for tol in (0.0, 2e-3):
+        spelled = truncated_svd(A, 10, oversample=10, max_power_iterations=6, tol=tol, seed=0)
+        assert torch.equal(truncated_svd(A, 10, **({"tol": tol} if tol == 0 else {})).U, spelled.U)
+
+
 def test_auto_is_randomized_for_few_directions_of_a_large_matrix_and_exact_otherwise():
     A = torch.randn(136, 140)
     for size, rank, method in ((136, 17, "randomized"), (136, 18, "gram"), (129, 1, "randomized"), (128, 1, "gram")):
@@ -279,6 +286,16 @@ def test_balanced_factors_reach_the_least_error_and_share_the_singular_values(sh
     root = torch.linalg.svdvals(A)[:12].sqrt()
     torch.testing.assert_close(B.norm(dim=0), root, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(C.norm(dim=1), root, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+def test_balanced_factors_project_on_the_directions_they_are_given(shape):
+    A = torch.randn(shape, dtype=torch.float64)
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    smaller = Vh.mT if shape[0] > shape[1] else U
+    B, C = balanced_factors(A, 3, directions=smaller.flip(1).float())
+    torch.testing.assert_close(B @ C, U[:, -3:] * S[-3:] @ Vh[-3:], atol=1e-5, rtol=0)
+    assert B.dtype == torch.float64
 
 
 def test_balanced_factors_of_a_deficient_matrix_are_finite_and_exact():

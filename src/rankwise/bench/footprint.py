@@ -300,7 +300,8 @@ def saved_bytes(call, x: Tensor) -> int:
     y = x.clone().requires_grad_()
 
     def pack(t: Tensor) -> Tensor:
-        if not isinstance(t, nn.Parameter) and not t.is_leaf:
+        owner = t if t._base is None else t._base  # a weight is saved as a view of it, transposed
+        if not isinstance(owner, nn.Parameter) and not owner.is_leaf:
             seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 

@@ -1,0 +1,250 @@
+"""What the recipes of tuning, optimisers, compression and merging compute by themselves."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rankwise.bench import experts, footprint, lama, language, memory, owlore, rtsvm, s2lora_speech, welore
+from rankwise.bench.evidence import paired
+from rankwise.compression.lama import LowRankAttentionPooling
+from rankwise.data import Corpus
+
+
+def entry(*values, status="done", metric="loss"):
+    trials = [{"status": status, "scores": {"c": {metric: v}}} for v in values]
+    cost = {"trainable_parameters": 82_900, "peak_memory_bytes": 2 * 2**20}
+    return {"title": "LoRA", "learning_rate": 1e-3, "cost": cost, "trials": trials}
+
+
+def test_scores_by_seed_leave_out_what_was_not_done():
+    e = entry(1.0, 2.0)
+    e["trials"].append({"status": "diverged", "scores": {}})
+    assert language.by_seed(e, "c", "loss").tolist() == [1.0, 2.0]
+    assert language.row(e, {"c": "loss"}) == ["LoRA", "0.001", "82.9k", "2.0MB", "1.500±0.707"]
+    assert language.row(entry(0.5, 0.7, metric="accuracy"), {"c": "accuracy"})[-1] == "60.0±14.1"
+
+
+def test_settings_share_tokens_and_draw_blocks_a_few_times_a_run():
+    text = language.settings(language.TEXT, ["full", "galore"], seeds=2, steps=30)
+    label = language.settings(language.LABEL, ["lora"], seeds=2, steps=2)
+    assert (text.task, label.task) == ("causal-lm", "text-to-label")
+    assert (text.interval, text.update_gap) == (10, 15)
+    assert (label.interval, label.update_gap) == (1, 1)
+    assert text.learning_rates == {"full": [3e-5, 1e-4], "galore": language.LOW_MEMORY_RATES}
+
+
+def test_a_loss_is_better_when_it_is_lower():
+    d = paired([2.0, 3.0], [1.0, 1.0])
+    assert owlore.difference(d, "loss") == "loss lower by 1.5000±0.5000, p=0.25"
+    assert owlore.difference(d, "accuracy") == str(d)
+
+
+def optimizer_scores(**changed):
+    scores = {n: np.full(4, 0.5) for n in owlore.METHODS} | {"owlore": np.full(4, 0.6)}
+    return scores | {n: np.full(4, v) for n, v in changed.items()}
+
+
+def held(scores, untrained=0.4):
+    cost = {n: {"cost": {"peak_memory_bytes": 1.0}} for n in ("owlore", "full")}
+    return [c.held for c in owlore._claims(scores, untrained, cost, "accuracy")]
+
+
+def test_claims_on_owlore_hold_each_for_its_own_comparison():
+    assert held(optimizer_scores()) == [True] * 5
+    assert held(optimizer_scores(galore=0.3)) == [False, True, True, True, True]
+    for i, rival in ((1, "full"), (2, "lisa"), (3, "owlore-uniform"), (4, "owlore-reverse")):
+        assert held(optimizer_scores(**{rival: 0.7})) == [j != i for j in range(5)]
+
+
+def test_heavier_tails_with_more_outliers_are_a_negative_correlation():
+    x = np.arange(12.0)
+    falling, rising = ({"outliers": x, "hill_alpha": s * x} for s in (-1, 1))
+    assert [c.held for layers in (falling, rising) for c in owlore._tails(layers)] == [True, False]
+    assert owlore._tails({}) == []
+
+
+def test_turned_task_vectors_keep_their_singular_values_and_size():
+    g = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(6, 4, generator=g), "b": torch.randn(5, generator=g), "n": torch.tensor(3)}
+    expert = {"w": base["w"] + torch.randn(6, 4, generator=g), "b": base["b"] + 1.0, "n": torch.tensor(4)}
+    turned = rtsvm.rotated(base, expert, seed=1)
+    taus = [state["w"] - base["w"] for state in (turned, expert)]
+    torch.testing.assert_close(*map(torch.linalg.svdvals, taus), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(*taus, atol=0.1)
+    assert (turned["b"] - base["b"]).norm() == pytest.approx(5**0.5, rel=1e-5)
+    assert turned["n"] == 4
+    assert torch.equal(rtsvm.rotated(base, expert, seed=1)["w"], turned["w"])
+    assert not torch.equal(rtsvm.rotated(base, expert, seed=2)["w"], turned["w"])
+
+
+def test_the_scales_chosen_are_listed_once():
+    seeds = [{"scale": {"a": s, "b": None}} for s in (1.0, 0.3, 1.0)]
+    assert rtsvm._scale(seeds, "a") == "0.3, 1"
+    assert rtsvm._scale(seeds, "b") == rtsvm._scale(seeds, "c") == "-"
+
+
+def test_every_other_sentence_has_its_words_shuffled():
+    words = [f"w{i}" for i in range(8)]
+    texts = [" ".join(words) + ".", "Too short.", *[", ".join(words)] * 3]
+    corpus = Corpus(name="x", texts=texts, labels=[0.0] * 5, groups=list("abcde"))
+    found = experts._order(corpus)
+    assert found.labels == [6, 7, 6, 7]
+    assert found.groups == ["a", "c", "d", "e"]
+    for text, label in zip(found.texts, found.labels, strict=True):
+        assert sorted(text.split()) == words
+        assert (text.split() == words) == (label == 7)
+
+
+class Pair(nn.Module):
+    """Two features to eight classes, as the recipe's encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(2, 8)
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.classifier(x))
+
+
+class Rows:
+    """Examples are ``(features, label)``."""
+
+    def length(self, example):
+        return 0
+
+    def collate(self, examples):
+        x, y = zip(*examples, strict=True)
+        return {"x": torch.tensor(x), "labels": torch.tensor(y)}
+
+
+@pytest.fixture
+def bench():
+    g = torch.Generator().manual_seed(0)
+
+    def examples(task):
+        own = range(8)[experts.OWN[task]]
+        return [(torch.randn(2, generator=g).tolist(), own[i % len(own)]) for i in range(10)]
+
+    rows = {t: experts.Rows(train=examples(t), validation=examples(t), test=examples(t)) for t in experts.TASKS}
+    torch.manual_seed(0)
+    return SimpleNamespace(task=Rows(), rows=rows, base=lambda seed, model=Pair(): model)
+
+
+def test_loss_and_gradient_of_every_example_are_those_of_autograd(bench):
+    model = bench.base(0)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    examples = bench.rows["source"].train
+    losses, gradients = experts._per_example(bench, state, examples)
+    for i, (x, y) in enumerate(examples):
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(torch.tensor([x])).logits, torch.tensor([y]))
+        loss.backward()
+        assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
+        torch.testing.assert_close(gradients[i].float(), model.classifier.weight.grad, atol=2e-3, rtol=2e-3)
+
+
+def test_the_clearest_examples_are_those_of_smallest_loss_of_each_ability(bench):
+    state = bench.base(0).state_dict()
+    kept = experts.clearest(bench, dict.fromkeys(experts.TASKS, state), share=0.5)
+    assert len(kept) == 15
+    for k, task in enumerate(experts.TASKS):
+        loss, _ = experts._per_example(bench, state, bench.rows[task].train)
+        assert kept[5 * k : 5 * k + 5] == [bench.rows[task].train[i] for i in np.argsort(loss)[:5]]
+
+
+def test_the_agreeing_examples_pull_the_head_as_the_other_abilities_do(bench):
+    state = bench.base(0).state_dict()
+    kept = experts.agreeing(bench, state, share=0.3)
+    gradients = {t: experts._per_example(bench, state, bench.rows[t].train)[1].float() for t in experts.TASKS}
+    for k, task in enumerate(experts.TASKS):
+        others = sum(g.mean(0) for t, g in gradients.items() if t != task)
+        pull = [float((g * others).sum()) for g in gradients[task]]
+        chosen = [bench.rows[task].train.index(e) for e in kept[3 * k : 3 * k + 3]]
+        assert min(pull[i] for i in chosen) >= sorted(pull)[-3] - 1e-3  # the gradients are kept in half precision
+
+
+def test_accuracy_is_among_the_abilitys_own_classes():
+    model = Pair()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.arange(8.0))  # always says the last class
+    labels = {"order": [7, 6], "sentiment": [1, 1, 0, 1]}
+    rows = {task: SimpleNamespace(test=[([0.0, 0.0], y) for y in ys]) for task, ys in labels.items()}
+    b = SimpleNamespace(task=Rows(), rows=rows, base=lambda seed: Pair())
+    assert experts.Bench.accuracy(b, model.state_dict(), "order", "test") == 0.5
+    assert experts.Bench.accuracy(b, model.state_dict(), "sentiment", "test") == 0.75
+
+
+def test_what_decides_where_to_look_is_counted():
+    pooled = SimpleNamespace(pool=LowRankAttentionPooling(16, 4), encoder=None)
+    assert lama.attention_parameters(pooled) == sum(p.numel() for p in pooled.pool.parameters()) > 0
+    layer = nn.TransformerEncoderLayer(16, 4)
+    assert lama.attention_parameters(SimpleNamespace(pool=None, encoder=layer)) == 4 * 16 * 16 + 4 * 16
+    assert lama.attention_parameters(SimpleNamespace(pool=None, encoder=nn.GRU(4, 4))) == 0
+
+
+def test_claims_on_lama_hold_each_for_its_own_comparison():
+    names = ("lama", "gru-structured", "transformer-mean", "gru-mean", "lama-frozen")
+    scores = dict(zip(names, ([0.9, 0.91, 0.92, 0.93], *[[0.8, 0.81, 0.82, 0.83]] * 4), strict=True))
+    assert [c.held for c in lama._claims(scores, 0.2)] == [True] * 5
+    assert [c.held for c in lama._claims(scores, 0.1)] == [True, True, True, False, True]
+    for i, rival in ((0, "gru-structured"), (1, "transformer-mean"), (2, "gru-mean"), (4, "lama-frozen")):
+        better = scores | {rival: [0.95, 0.96, 0.97, 0.98]}
+        assert [c.held for c in lama._claims(better, 0.2)] == [j != i for j in range(5)]
+
+
+def test_saved_bytes_are_what_autograd_keeps_besides_input_and_parameters():
+    x, layer = torch.randn(10, 4), nn.Linear(4, 4)
+    assert footprint.saved_bytes(layer, x) == 0  # the input and the weight
+    assert footprint.saved_bytes(lambda y: layer(y).exp(), x) == 10 * 4 * 4  # exp keeps its result
+    assert footprint.saved_bytes(lambda y: layer(y).exp().sin(), x) == 10 * 4 * 4  # of which sin keeps the same
+    assert footprint.saved_bytes(lambda y: layer(y).exp().exp(), x) == 2 * 10 * 4 * 4
+
+
+def test_gradients_of_two_batches_share_their_leading_directions():
+    old, new = (footprint._gradient(96, seed) for seed in (0, 1))
+    assert torch.equal(old, footprint._gradient(96, 0))
+    assert not torch.equal(old, new)
+    V = torch.linalg.svd(old).Vh[:6]
+    kept = (new @ V.T).square().sum() / new.square().sum()
+    assert kept > 4 * 6 / 96  # a random subspace of six holds 6 / 96
+
+
+def test_all_tensors_of_an_optimisers_state_are_counted_inside_projectors_too():
+    projector = SimpleNamespace(ortho_matrix=torch.ones(3), rank=2)
+    state = {"exp_avg": torch.ones(4), "step": 3, "projector": projector}
+    assert sorted(len(t) for t in memory._tensors(state)) == [3, 4]
+
+
+def test_a_measurement_is_the_last_line_of_a_process_and_a_failure_says_why(monkeypatch):
+    asked = []
+
+    def run(command, **options):
+        asked.append(command[-2:])
+        code = command[-1] != "--no-checkpointing"
+        return SimpleNamespace(
+            returncode=code, stdout='loading\n{"peak": 3}\n', stderr=f"{'x' * 600}KeyError: 'lora'\n"
+        )
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    assert memory.in_fresh_process("lora", checkpointing=False) == {"peak": 3}
+    with pytest.raises(ChildProcessError, match=r"memory of lora could not be measured: x+KeyError: 'lora'$"):
+        memory.in_fresh_process("lora")
+    assert asked == [["lora", "--no-checkpointing"], ["rankwise.bench.memory", "lora"]]
+
+
+def test_error_rates_are_shown_where_scores_are_their_complements():
+    assert s2lora_speech._rates([0.7, 0.9]) == "20.0±14.1"
+    jobs = {budget: s2lora_speech.settings(budget, 2, 10) for budget in s2lora_speech.BUDGETS}
+    assert {b: j.reference for b, j in jobs.items() if j.reference == "full"} == {"1%": "full"}
+    assert all(j.methods == s2lora_speech.BUDGETS[b] for b, j in jobs.items())
+
+
+def test_calibration_sees_the_inputs_in_eights_without_their_labels():
+    found = welore.inputs(Rows(), [([float(i), 0.0], i) for i in range(10)])
+    assert [list(b) for b in found] == [["x"], ["x"]]
+    assert torch.cat([b["x"] for b in found])[:, 0].tolist() == list(range(10))
+    assert len(found[0]["x"]) == 8
