@@ -24,8 +24,9 @@ $(VENV)/docs: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/rankwise adapt examples/demo.yaml
 
+# a worker a core; the tests of a file share its fixtures, so they stay together
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

@@ -1,9 +1,10 @@
-"""Shared test settings: one thread a worker, no hub, and one small random model that has the shapes of the real ones."""
+"""Shared test settings: one thread a worker, no hub, the same random numbers for every test."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
