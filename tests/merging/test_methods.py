@@ -13,10 +13,11 @@ from rankwise.merging.averaging import simplex
 from rankwise.merging.masks import balance
 from rankwise.merging.registry import checked_options, find
 from rankwise.merging.sparse import dropped, dropped_by_rank, largest, middle
-from rankwise.merging.tsvm import adaptive_ranks, orthogonal_sum, row_weights
-from rankwise.spectral import polar_factor, proportional
+from rankwise.merging.tsvm import adaptive_ranks, dense_share, orthogonal_sum, outlier_weighted
+from rankwise.spectral import joined_polar, polar_factor, proportional
 
-FULL = {"density": 1.0, "rank": "uniform", "weighting": "none", "kappa": 0.0}
+FULL = {"density": 1.0, "rank": "uniform", "weighting": "none", "kappa": 0.0, "t": 1.0}
+MANY = sorted(n for n in METHODS if METHODS[n].most is None)  # those that take any number of experts
 
 
 def models(T=3, shape=(20, 14), seed=0, size=0.1):
@@ -27,6 +28,8 @@ def models(T=3, shape=(20, 14), seed=0, size=0.1):
 
 def run(name, base, experts, *, dtype=torch.float32, seed=0, **options):
     method = find(name)
+    if name == "slerp":
+        options = {"t": 0.4} | options
     given_options = checked_options(method, options, len(experts))
     extra = {"seed": seed} if method.seeded else {}
     return method.function(base, experts, dtype=dtype, **given_options, **extra)
@@ -46,23 +49,25 @@ def test_identical_experts_give_the_expert(name):
     torch.testing.assert_close(run(name, base, [expert] * 3, **options), expert, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in METHODS if not METHODS[n].seeded))
+@pytest.mark.parametrize("name", [n for n in MANY if not METHODS[n].seeded])
 @settings(max_examples=30)
 @given(seed=st.integers(0, 100))
 def test_the_order_of_experts_does_not_matter(name, seed):
     base, (a, b, c) = models(seed=seed)
-    if name == "rtsvm":  # of equally dense experts the first gets the rank that is left over
-        ranks = adaptive_ranks([e - base for e in (a, b, c)], 14)
-        moved = adaptive_ranks([e - base for e in (c, a, b)], 14)
-        assume(ranks == [*moved[1:], moved[0]])
     # a random square U has a condition number of up to 1e3, and an orthonormalisation loses as many digits
     tol = 1e-3 if "tsvm" in name else 2e-6
     torch.testing.assert_close(run(name, base, [a, b, c]), run(name, base, [c, a, b]), atol=tol, rtol=1e-3)
 
 
+def some(name, **more):
+    """A base, and as many experts as the method takes."""
+    base, experts = models(**more)
+    return base, experts[: METHODS[name].most]
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_bfloat16_inputs_are_their_float32_values_and_the_result_is_rounded_once(name):
-    base, experts = models()
+    base, experts = some(name)
     base, experts = base.bfloat16(), [e.bfloat16() for e in experts]
     narrow = run(name, base, experts, dtype=torch.bfloat16)
     wide = run(name, base.float(), [e.float() for e in experts])
@@ -71,8 +76,35 @@ def test_bfloat16_inputs_are_their_float32_values_and_the_result_is_rounded_once
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"linear"}))
 def test_equal_to_the_base_adds_nothing(name):
-    base, _ = models()
-    torch.testing.assert_close(run(name, base, [base.clone()] * 3), base, atol=1e-6, rtol=1e-6)
+    base, experts = some(name)
+    torch.testing.assert_close(run(name, base, [base.clone() for _ in experts]), base, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (4, 0), (1,), (1, 1), (3, 1), (2, 3, 4)])
+def test_tensors_of_any_shape_are_merged_those_without_entries_too(name, shape):
+    base, experts = some(name, shape=shape)
+    options = {"matrix": len(shape) >= 2 and min(shape) > 1} if METHODS[name].matrix else {}
+    method = find(name)
+    given_options = checked_options(method, {"t": 0.5} if name == "slerp" else {}, len(experts)) | options
+    if method.seeded:
+        given_options["seed"] = 0
+    merged = method.function(base, experts, dtype=torch.float32, **given_options)
+    assert merged.shape == base.shape
+    assert merged.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [n for n in MANY if "density" in METHODS[n].parameters])
+def test_an_expert_of_density_zero_adds_nothing(name):
+    base, (a, b, _) = models()
+    plain = {"normalize": False} if "normalize" in METHODS[name].parameters else {}
+    alone, both = (run(name, base, [a, b][: len(d)], density=d, **plain) for d in ([0.6], [0.6, 0.0]))
+    if name == "pcb":  # its weights compare experts, so those of the first differ
+        moved = (both - base).abs() > 1e-6
+        assert moved.sum() == int(0.6 * base.numel())
+        torch.testing.assert_close(both[moved], a[moved], atol=1e-5, rtol=1e-5)
+    else:
+        torch.testing.assert_close(both, alone, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "breadcrumbs", "tsvm", "rtsvm", "consensus", "pcb"])
@@ -105,9 +137,9 @@ def test_low_rank_svd_is_that_of_the_product():
 
 
 def test_weights_that_sum_to_zero_are_refused():
-    base, experts = models(2)
     with pytest.raises(ValueError, match="sum to zero"):
-        run("linear", base, experts, weight=[1.0, -1.0])
+        checked_options(find("linear"), {"weight": [1.0, -1.0]}, 2)
+    checked_options(find("linear"), {"weight": [1.0, -1.0], "normalize": False}, 2)
 
 
 def test_model_stock_ratio_is_that_of_the_cosine():
@@ -182,7 +214,7 @@ def test_breadcrumbs_without_outliers_is_the_largest_share():
 @pytest.mark.parametrize("name", ["dare_linear", "della_linear"])
 def test_random_dropping_keeps_the_expectation(name):
     base, experts = models(2, shape=(6, 50), size=1.0)
-    draws = torch.stack([run(name, base, experts, density=0.5, seed=10 * s) for s in range(300)])
+    draws = torch.stack([run(name, base, experts, density=0.5, seed=s) for s in range(300)])
     expected = base + sum(e - base for e in experts)
     error = (draws.mean(0) - expected) / (draws.std(0) / len(draws) ** 0.5).clamp(min=1e-6)
     assert error.abs().mean() < 1.2  # of a normal: 0.8
@@ -191,7 +223,7 @@ def test_random_dropping_keeps_the_expectation(name):
 
 def test_della_keeps_large_entries_more_often():
     tau = torch.arange(1.0, 101.0).repeat(2000, 1)
-    kept = (dropped_by_rank(0.5, 0.2, "none", 0)(tau.clone(), slice(0, 2000)) != 0).float().mean(0)
+    kept = (dropped_by_rank(0.5, 0.2, "none", (0,))(tau.clone(), slice(0, 2000)) != 0).float().mean(0)
     expected = torch.linspace(0.3, 0.7, 100)
     assert (kept - expected).abs().max() < 0.06
     assert abs(float(kept.mean()) - 0.5) < 0.01
@@ -199,7 +231,7 @@ def test_della_keeps_large_entries_more_often():
 
 def test_draws_depend_on_the_seed_alone():
     tau = torch.ones(4, 50)
-    once, again, other = (dropped(0.5, "none", s)(tau.clone(), slice(0, 4)) for s in (1, 1, 2))
+    once, again, other = (dropped(0.5, "none", (s,))(tau.clone(), slice(0, 4)) for s in (1, 1, 2))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
 
@@ -213,9 +245,25 @@ def test_l1_rescaling_restores_the_norm_of_one_expert(name):
 
 
 def test_epsilon_that_leaves_the_unit_interval_is_named():
-    base, experts = models(2)
     with pytest.raises(ValueError, match=r"density=0.9 ± epsilon=0.15"):
-        run("della", base, experts, density=0.9)
+        checked_options(find("della"), {"density": 0.9}, 2)
+    for density in (0.0, 1.0):
+        checked_options(find("della"), {"density": density}, 2)  # nothing is drawn
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].seeded])
+def test_no_two_seeds_experts_or_blocks_share_a_mask(name, monkeypatch):
+    monkeypatch.setattr("rankwise.merging.entries.BLOCK", 64)
+    base = torch.zeros(8, 64)  # a block a row
+    tau = torch.arange(1.0, 65.0).repeat(8, 1)
+    masks = set()
+    for seed in (0, 1, 2, 2**32, 2**32 + 1, 2**64):
+        for i in range(3):
+            experts = [base.clone() for _ in range(3)]
+            experts[i] = tau
+            kept = run(name, base, experts, density=0.5, seed=seed, normalize=False) != 0
+            masks |= {tuple(row.tolist()) for row in kept}
+    assert len(masks) == 6 * 3 * 8
 
 
 # masks
@@ -316,20 +364,127 @@ def heavy(base, experts):
     return out
 
 
-def test_row_weights_average_one_and_follow_the_outliers():
-    a, b = torch.full((4, 50), 0.01), torch.full((4, 50), 0.01)
-    a[0, 0], b[1, 0], a[2, 0], b[2, 0] = 1.0, 1.0, 3.0, 1.0
-    wa, wb = row_weights([a, b])
-    torch.testing.assert_close(wa + wb, torch.full((4,), 2.0))
-    torch.testing.assert_close(wa, torch.tensor([2.0, 0.0, 1.5, 1.0]))
+def shares(taus, *, rows=False, outlier=3.0):
+    """The share of ‖τ‖₁ in entries beyond mean + 3 deviations, by loops over numpy."""
+    found = []
+    for tau in taus:
+        size = tau.abs().numpy().astype("float64")
+        at = size > size.mean() + outlier * size.std()
+        found.append((size * at).sum(1) / size.sum(1) if rows else (size * at).sum() / size.sum())
+    return found
+
+
+def test_outlier_weights_follow_the_share_that_outliers_carry():
+    base, experts = models(3, shape=(30, 40))
+    taus = [e - base for e in heavy(base, experts)]
+    o = shares(taus)
+    for tau, got, own in zip(taus, outlier_weighted(taus, "tensor"), o, strict=True):
+        torch.testing.assert_close(got, tau * 3 * (1 + own) / sum(1 + x for x in o), atol=1e-6, rtol=1e-5)
+    o = shares(taus, rows=True)
+    for tau, got, own in zip(taus, outlier_weighted(taus, "row"), o, strict=True):
+        weight = torch.tensor(3 * (1 + own) / sum(1 + x for x in o)).float()
+        torch.testing.assert_close(got, tau * weight[:, None], atol=1e-6, rtol=1e-5)
+    at = [t.abs() > t.abs().mean() + 3 * t.abs().std(correction=0) for t in taus]
+    for tau, got, own, where in zip(taus, outlier_weighted(taus, "entries"), shares(taus), at, strict=True):
+        weight = 3 * (1 + own) / sum(1 + x for x in shares(taus))
+        torch.testing.assert_close(got, torch.where(where, tau * weight, tau), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["tensor", "row", "entries"])
+def test_outlier_weights_have_no_scale_and_are_one_for_experts_that_are_alike(weighting):
+    torch.manual_seed(0)
+    taus = [torch.randn(384, 384) for _ in range(3)]
+    scaled = outlier_weighted([taus[0], 100 * taus[1], taus[2]], weighting)
+    weights = [(w / t)[t.abs() > 0.1] for w, t in zip(scaled, [taus[0], 100 * taus[1], taus[2]], strict=True)]
+    assert (
+        float(torch.cat([w.flatten() for w in weights]).std())
+        < {"tensor": 2e-3, "row": 0.02, "entries": 2e-3}[weighting]
+    )
+
+
+def test_a_row_or_a_tensor_without_outliers_keeps_its_say():
+    plain, spiked = torch.full((4, 50), 0.01), torch.full((4, 50), 0.01)
+    spiked[0, 0] = 1.0
+    for weighting in ("tensor", "row"):
+        light, heavy_one = outlier_weighted([plain, spiked], weighting)
+        assert float((light / plain).min()) > 0.6
+        torch.testing.assert_close(light / plain + heavy_one / spiked, torch.full((4, 50), 2.0))
 
 
 def test_ranks_follow_how_dense_a_task_vector_is():
+    torch.manual_seed(0)
     dense, sparse = torch.randn(40, 40), torch.randn(40, 40)
     sparse[:, :30] = 0
-    ranks = adaptive_ranks([dense, sparse], 40)
+    half = float((sparse.abs() >= 0.1 * sparse.std(correction=0)).sum()) / 1600
+    assert dense_share(sparse, 0.1) == pytest.approx(half)
+    assert adaptive_ranks([dense, sparse], "share", 1.0) == [int(20 * dense_share(x)) for x in (dense, sparse)]
+    assert abs(adaptive_ranks([dense, dense], "share")[0] - 0.317 * 20) < 1  # of a normal: what is beyond one deviation
+    ranks = adaptive_ranks([dense, sparse], "expert", 0.1)
     assert sum(ranks) == 40
     assert ranks[0] > 2.5 * ranks[1] >= 2.5
+    assert adaptive_ranks([dense, sparse], "uniform") == [20, 20]
+
+
+def test_ranks_by_layer_spend_tsvms_budget_where_task_vectors_are_dense():
+    rations = METHODS["rtsvm"].rations
+    ranks = [r["layer_rank"] for r in rations([(0.4, 60, 3), (0.2, 60, 3), (0.3, 30, 3)])]
+    exact = [50 * d * n / 45 for d, n in ((0.4, 60), (0.2, 60), (0.3, 30))]
+    assert ranks == [round(k) for k in exact]
+    assert abs(sum(ranks) - 50) <= len(ranks)
+    assert rations([(0.9, 60, 3), (1e-9, 60, 3)])[0]["layer_rank"] == 40  # at most twice TSVM's
+    assert rations([(0.9, 60, 3), (1e-9, 60, 3)])[1]["layer_rank"] == 1
+    assert [r["layer_rank"] for r in rations([(0.0, 60, 3)] * 2)] == [20, 20]
+
+
+def test_a_share_of_tsvms_rank_keeps_the_leading_directions_alone():
+    base, (expert,) = models(1, shape=(18, 12))
+    U, S, Vh = torch.linalg.svd(expert - base, full_matrices=False)
+    expected = base + U[:, :4] * S[:4] @ Vh[:4]
+    torch.testing.assert_close(run("tsvm", base, [expert], share=0.34), expected, atol=1e-4, rtol=1e-4)
+
+
+@given(st.integers(0, 20), st.sampled_from([(60, 20, 15), (40, 20, 20), (64, 20, 1)]))
+def test_two_bases_in_closed_form_have_the_polar_factor_of_a_float64_svd(seed, shape):
+    d, p, q = shape
+    g = torch.Generator().manual_seed(seed)
+    A, B = (torch.linalg.qr(torch.randn(d, k, generator=g)).Q for k in (p, q))
+    B[:, : q // 3] = torch.nn.functional.normalize(A[:, : q // 3] + 2e-3 * B[:, : q // 3], dim=0)  # nearly shared
+    B = torch.linalg.qr(B).Q
+    L, S, Rh = torch.linalg.svd(torch.cat([A, B], 1).double(), full_matrices=False)
+    assume(S[-1] > 1e-5 * S[0])  # what is closer counts as one direction
+    # the polar factor moves by what A and B lack in orthogonality (float32) over the smallest singular value (1e-3)
+    torch.testing.assert_close(joined_polar([A, B]), (L @ Rh).float(), atol=2e-4, rtol=0)
+
+
+def test_two_bases_in_closed_form_count_a_shared_direction_once_and_keep_zeros():
+    A = torch.linalg.qr(torch.randn(12, 4)).Q
+    B = torch.cat([A[:, :2], torch.zeros(12, 2)], 1)
+    expected = polar_factor(torch.cat([A, B], 1))
+    torch.testing.assert_close(joined_polar([A, B]), expected, atol=1e-4, rtol=0)
+    assert float(joined_polar([A, B])[:, 6:].abs().max()) == 0
+
+
+# arcs
+
+
+def test_slerp_walks_the_circle_at_constant_speed():
+    base, expert = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    for t, angle in ((0.0, 0.0), (1 / 3, torch.pi / 6), (1.0, torch.pi / 2)):
+        got = run("slerp", base, [expert], t=t)
+        angle = torch.tensor(angle)
+        torch.testing.assert_close(got, torch.stack([angle.cos(), 2 * angle.sin()])[None], atol=1e-6, rtol=1e-6)
+
+
+def test_slerp_of_parallel_or_opposite_models_is_the_straight_line():
+    base, _ = models()
+    torch.testing.assert_close(run("slerp", base, [2 * base], t=0.25), 1.25 * base)
+    torch.testing.assert_close(run("slerp", base, [-base], t=0.25), 0.5 * base)
+
+
+def test_passthrough_scales_what_it_passes():
+    _base, (expert,) = models(1)
+    assert torch.equal(run("passthrough", None, [expert]), expert)
+    torch.testing.assert_close(run("passthrough", None, [expert], scale=0.5), 0.5 * expert)
 
 
 def test_vectors_and_embeddings_get_the_mean():
@@ -362,11 +517,15 @@ def test_options_are_checked_by_name_range_and_length():
     ties = find("ties")
     with pytest.raises(ValueError, match="did you mean density"):
         checked_options(ties, {"densty": 0.2}, 2)
-    with pytest.raises(ValueError, match=r"density=0 is outside \(0, 1\]"):
-        checked_options(ties, {"density": 0}, 2)
+    with pytest.raises(ValueError, match=r"density=-0.1 is outside \[0, 1\]"):
+        checked_options(ties, {"density": -0.1}, 2)
     with pytest.raises(ValueError, match="weight has 3 values for 2 experts"):
         checked_options(ties, {"weight": [1, 2, 3]}, 2)
     with pytest.raises(ValueError, match="true or false"):
         checked_options(ties, {"normalize": 1}, 2)
-    with pytest.raises(ValueError, match="slerp' is not built here"):
-        find("slerp")
+    with pytest.raises(ValueError, match="did you mean none"):
+        checked_options(ties, {"rescale": "non"}, 2)
+    with pytest.raises(ValueError, match="accepted: l1, none"):
+        checked_options(ties, {"rescale": "expectation"}, 2)  # it keeps no expectation
+    with pytest.raises(ValueError, match="karcher' is not built here"):
+        find("karcher")

@@ -3,6 +3,7 @@
 from rankwise.merging.alignment import Conflict
 from rankwise.merging.averaging import linear, model_stock, rewarded_soup, task_arithmetic
 from rankwise.merging.config import MergeConfig
+from rankwise.merging.interpolation import passthrough, slerp
 from rankwise.merging.low_rank import LowRank
 from rankwise.merging.masks import consensus, pcb
 from rankwise.merging.registry import METHODS, MergeMethod, Parameter, register
@@ -23,11 +24,13 @@ __all__ = [
     "merge",
     "merge_checkpoints",
     "model_stock",
+    "passthrough",
     "pcb",
     "prepare",
     "register",
     "rewarded_soup",
     "rtsvm",
+    "slerp",
     "task_arithmetic",
     "ties",
     "tsvm",

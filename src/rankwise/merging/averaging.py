@@ -10,8 +10,9 @@ al., "Editing models with task arithmetic", arXiv 2212.04089; Jang et al., "Mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,14 @@ from rankwise.merging.low_rank import LowRank
 from rankwise.merging.registry import lambda_, register, switch, weights
 
 
+def _some_weight(options: Mapping[str, Any]) -> None:
+    if options["normalize"] and sum(options["weight"]) == 0:
+        raise ValueError(f"weights {options['weight']} sum to zero: normalize must be false")
+
+
 @register(
     "linear", title="Weight average", paper="arXiv 2203.05482", parameters=weights() | switch("normalize", True),
-    needs_base=False,
+    needs_base=False, check=_some_weight,
 )  # fmt: skip
 def linear(
     base: Tensor | None,
@@ -35,8 +41,6 @@ def linear(
 ) -> Tensor:
     """``Σ w_t θ_t``, divided by ``Σ w_t`` if ``normalize``."""
     total = sum(weight) if normalize else 1.0
-    if total == 0:
-        raise ValueError(f"weights {list(weight)} sum to zero: normalize must be false")
     return weighted_sum(experts, [w / total for w in weight], dtype=dtype)
 
 
@@ -96,15 +100,15 @@ def model_stock(base: Tensor, experts: Sequence[Tensor], *, dtype: torch.dtype, 
 def _products(base: Tensor, experts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Row by row, float64: ``‖τ_t‖²`` of each, and ``⟨τ_i, τ_j⟩`` of each pair."""
     b, flat = as_rows(base), [as_rows(e) for e in experts]
-    norms: list[list[Tensor]] = [[] for _ in experts]
-    dots: list[list[Tensor]] = [[] for _ in combinations(experts, 2)]
+    norms = [torch.empty(len(b), dtype=torch.float64, device=b.device) for _ in experts]
+    dots = [torch.empty_like(norms[0]) for _ in combinations(experts, 2)]
     for part in blocks(*b.shape):
         taus = [delta(b, x, part) for x in flat]
         for into, tau in zip(norms, taus, strict=True):
-            into.append(tau.square().sum(1).double())
+            into[part] = tau.square().sum(1).double()
         for into, (u, v) in zip(dots, combinations(taus, 2), strict=True):
-            into.append((u * v).sum(1).double())
-    return [torch.cat(n) for n in norms], [torch.cat(d) for d in dots]
+            into[part] = (u * v).sum(1).double()
+    return norms, dots
 
 
 def simplex(models: int, parts: int) -> Iterator[tuple[float, ...]]:

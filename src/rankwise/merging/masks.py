@@ -63,6 +63,8 @@ def pcb(
     taus = [w * delta(as_rows(base), as_rows(e), slice(None)) for e, w in zip(experts, weight, strict=True)]
     merged, total = torch.zeros_like(taus[0]), torch.zeros_like(taus[0])
     for tau, share in zip(taus, density, strict=True):
+        if share == 0:
+            continue
         beta = balance(tau, taus)
         keep = max(1, int(share * beta.numel()))
         if keep < beta.numel():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -38,6 +38,8 @@ class Parameter:
         Bounds of a number; ``low_open``: the lower one itself is refused.
     choices : tuple of str
         Accepted words; empty for numbers and switches.
+    theirs : optional
+        What mergekit takes where a configuration says nothing, if that is something else.
     """
 
     default: Scalar | None
@@ -46,6 +48,7 @@ class Parameter:
     high: float | None = None
     low_open: bool = False
     choices: tuple[str, ...] = ()
+    theirs: Scalar | None = None
 
     def checked(self, name: str, value: object) -> Scalar:
         """The value, of the parameter's kind; a wrong one is an error that says what is accepted."""
@@ -53,7 +56,7 @@ class Parameter:
             if isinstance(value, bool) and {"l1", "none"} <= set(self.choices):
                 value = "l1" if value else "none"  # mergekit's rescale is a switch
             if value not in self.choices:
-                raise unknown(name, str(value), self.choices)
+                raise unknown(name, str(value)[:80], self.choices)
             return str(value)
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
@@ -85,14 +88,20 @@ class MergeMethod:
     parameters : dict of Parameter
     needs_base : bool
         It works on task vectors.
-    least : int
-        The fewest experts it makes sense for.
+    least, most : int
+        How few and how many experts it makes sense for.
     low_rank : bool
         It takes adapters' tensors as `rankwise.merging.LowRank`, never dense.
     seeded : bool
         It draws random numbers: it takes ``seed``.
     matrix : bool
         It treats matrices in its own way, others (norms, biases, embeddings) plainly: it takes ``matrix``.
+    check : callable, optional
+        Looks through a tensor's options before anything is merged; raises `ValueError`.
+    survey, rations : callables, optional
+        For options that share something out between tensors. ``survey(base, experts, **options)`` gives a number of
+        each matrix, or None where it is not asked for; ``rations`` takes ``(number, smaller side, experts)`` of all of
+        them, and gives what each is to be merged with besides its options.
     """
 
     name: str
@@ -102,16 +111,20 @@ class MergeMethod:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     needs_base: bool = True
     least: int = 1
+    most: int | None = None
     low_rank: bool = False
     seeded: bool = False
     matrix: bool = False
+    check: Callable[[Mapping[str, Any]], None] | None = None
+    survey: Callable[..., float | None] | None = None
+    rations: Callable[[Sequence[tuple[float, int, int]]], list[dict[str, int]]] | None = None
 
 
 METHODS: dict[str, MergeMethod] = {}
 
 
 def register(
-    name: str, *, title: str, paper: str, parameters: Mapping[str, Parameter], **options: bool | int
+    name: str, *, title: str, paper: str, parameters: Mapping[str, Parameter], **options: Any
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Enter a function into `METHODS`; see the module for what it takes and returns."""
 
@@ -122,7 +135,7 @@ def register(
             paper=paper,
             function=function,
             parameters=parameters,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
         return function
 
@@ -131,7 +144,7 @@ def register(
 
 # methods of mergekit that are not built here, so that a configuration that asks for one is answered
 ELSEWHERE = {
-    "slerp", "nuslerp", "multislerp", "karcher", "sce", "passthrough", "nearswap", "arcee_fusion", "ram", "ramplus_tl"
+    "nuslerp", "multislerp", "karcher", "sce", "nearswap", "arcee_fusion", "ram", "ramplus_tl"
 }  # fmt: skip
 
 
@@ -157,8 +170,8 @@ def weights(default: float = 1.0) -> dict[str, Parameter]:
 
 
 def density(default: float) -> dict[str, Parameter]:
-    """Share of entries kept."""
-    return {"density": Parameter(default=default, per_model=True, low=0.0, high=1.0, low_open=True)}
+    """Share of entries kept; an expert of density 0 adds nothing."""
+    return {"density": Parameter(default=default, per_model=True, low=0.0, high=1.0, theirs=1.0)}
 
 
 def lambda_(default: float = 1.0) -> dict[str, Parameter]:
@@ -171,9 +184,11 @@ def switch(name: str, default: bool) -> dict[str, Parameter]:
     return {name: Parameter(default=default)}
 
 
-def rescale(default: str) -> dict[str, Parameter]:
-    """How what is left of a task vector is scaled up again."""
-    return {"rescale": Parameter(default=default, choices=("expectation", "l1", "none"))}
+def rescale(*choices: str) -> dict[str, Parameter]:
+    """How what is left of a task vector is scaled up again; the first is the default."""
+    return {
+        "rescale": Parameter(default=choices[0], choices=choices, theirs="l1" if "expectation" in choices else None)
+    }
 
 
 def checked_options(method: MergeMethod, given: Mapping[str, object], experts: int) -> dict[str, object]:
@@ -199,4 +214,6 @@ def checked_options(method: MergeMethod, given: Mapping[str, object], experts: i
         if len(values) != experts:
             raise ValueError(f"{name} has {len(values)} values for {experts} experts")
         out[name] = [parameter.checked(name, v) for v in values]
+    if method.check is not None:
+        method.check(out)
     return out

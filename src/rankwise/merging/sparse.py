@@ -15,14 +15,19 @@ Sources: Yadav et al., "TIES-Merging", arXiv 2306.01708; Yu et al., "Language mo
 2311.03099; Deep et al., "DELLA-Merging", arXiv 2406.11617; Davari & Belilovsky, "Model Breadcrumbs", arXiv 2312.06795.
 
 ``rescale="l1"`` is mergekit's way: what stays is scaled to the l1 norm of the whole. Where several entries tie at the
-threshold all of them stay.
+threshold all of them stay. An expert of density 0 adds nothing.
+
+What people get wrong: seeds. A seed that another is added or shifted to meets the next expert's, or loses its upper
+half in a generator that reads 32 bits; here the stream's key is a hash of seed, tensor, expert and block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,11 +70,11 @@ def dare(
     weight: Sequence[float],
     density: Sequence[float],
     rescale: str = "expectation",
-    seed: int = 0,
+    seed: object = 0,
     **fusing: Any,
 ) -> Tensor:
     """Keep entries at random, scaled up; sign election where ``election`` is given."""
-    thin = [dropped(d, rescale, seed + i) for i, d in enumerate(density)]
+    thin = [dropped(d, rescale, (seed, i)) for i, d in enumerate(density)]
     return _thinned(thin, base, experts, dtype=dtype, weight=weight, rescale=rescale, **fusing)
 
 
@@ -82,12 +87,12 @@ def della(
     density: Sequence[float],
     epsilon: Sequence[float],
     rescale: str = "expectation",
-    seed: int = 0,
+    seed: object = 0,
     **fusing: Any,
 ) -> Tensor:
     """Keep entries at random, large ones rather than small ones, scaled up; sign election as for `dare`."""
     pairs = zip(density, epsilon, strict=True)
-    thin = [dropped_by_rank(d, eps, rescale, seed + i) for i, (d, eps) in enumerate(pairs)]
+    thin = [dropped_by_rank(d, eps, rescale, (seed, i)) for i, (d, eps) in enumerate(pairs)]
     return _thinned(thin, base, experts, dtype=dtype, weight=weight, rescale=rescale, **fusing)
 
 
@@ -125,14 +130,23 @@ def _thinned(
 
 _PLAIN = weights() | lambda_()
 _ELECT = _PLAIN | {"election": Parameter(default="sum", choices=("sum", "count"))}
+
+
+def _probabilities(options: Mapping[str, Any]) -> None:
+    """DELLA's are to stay inside (0, 1)."""
+    for share, epsilon in zip(options["density"], options["epsilon"], strict=True):
+        if 0 < share < 1 and (share - epsilon <= 0 or share + epsilon >= 1):
+            raise ValueError(f"density={share} ± epsilon={epsilon} leaves (0, 1); choose a smaller epsilon")
+
+
 _GAMMA = {"gamma": Parameter(default=0.01, per_model=True, low=0.0, high=1.0)}
 _EPSILON = {"epsilon": Parameter(default=0.15, per_model=True, low=0.0, high=1.0)}
-_DARE = density(0.2) | rescale("expectation") | switch("normalize", False)
-_DELLA = density(0.5) | _EPSILON | rescale("expectation")
-_CRUMBS = density(0.9) | _GAMMA | rescale("none") | switch("normalize", False)
+_DARE = density(0.2) | rescale("expectation", "l1", "none") | switch("normalize", False)
+_DELLA = density(0.5) | _EPSILON | rescale("expectation", "l1", "none")
+_CRUMBS = density(0.9) | _GAMMA | rescale("none", "l1") | switch("normalize", False)
 
 for _name, _title, _paper, _function, _parameters in (
-    ("ties", "TIES", "2306.01708", ties, _ELECT | density(0.2) | rescale("none") | switch("normalize", True)),
+    ("ties", "TIES", "2306.01708", ties, _ELECT | density(0.2) | rescale("none", "l1") | switch("normalize", True)),
     ("dare_linear", "DARE", "2311.03099", dare, _PLAIN | _DARE),
     ("dare_ties", "DARE, sign election", "2311.03099", dare, _ELECT | _DARE),
     ("della_linear", "DELLA", "2406.11617", della, _PLAIN | _DELLA | switch("normalize", False)),
@@ -140,14 +154,18 @@ for _name, _title, _paper, _function, _parameters in (
     ("breadcrumbs", "Breadcrumbs", "2312.06795", breadcrumbs, _PLAIN | _CRUMBS),
     ("breadcrumbs_ties", "Breadcrumbs, sign election", "2312.06795", breadcrumbs, _ELECT | _CRUMBS),
 ):
-    _seeded = _function in (dare, della)
-    register(_name, title=_title, paper=f"arXiv {_paper}", parameters=_parameters, seeded=_seeded)(_function)
+    register(
+        _name, title=_title, paper=f"arXiv {_paper}", parameters=_parameters, seeded=_function in (dare, della),
+        check=_probabilities if _function is della else None,
+    )(_function)  # fmt: skip
 
 
 def largest(base: Tensor, expert: Tensor, density: float) -> Sparsify | None:
-    """Keep the ``⌊density · n⌋`` (at least one) largest |τ|."""
+    """Keep the ``⌊density · n⌋`` (at least one, but of density 0) largest |τ|."""
     if density >= 1 or base.numel() == 0:
         return None
+    if density == 0:
+        return _nothing
     return keep_at_least(magnitude_at(base, expert, max(1, int(density * base.numel()))))
 
 
@@ -160,7 +178,7 @@ def middle(base: Tensor, expert: Tensor, density: float, gamma: float) -> Sparsi
     keep = int(density * n)
     top = min(int(gamma * n), n - keep)
     if keep == 0:
-        return lambda tau, part: tau.zero_()
+        return _nothing
     floor = keep_at_least(magnitude_at(base, expert, top + keep))
     if top == 0:
         return floor
@@ -168,10 +186,16 @@ def middle(base: Tensor, expert: Tensor, density: float, gamma: float) -> Sparsi
     return lambda tau, part: floor(tau, part) - ceiling(tau, part)
 
 
-def dropped(density: float, rescale: str, seed: int) -> Sparsify | None:
+def _nothing(tau: Tensor, part: slice) -> Tensor:
+    return tau.zero_()
+
+
+def dropped(density: float, rescale: str, seed: tuple[object, ...]) -> Sparsify | None:
     """Keep each entry with probability ``density``."""
     if density >= 1:
         return None
+    if density == 0:
+        return _nothing
     up = 1 / density if rescale == "expectation" else 1.0
 
     def thin(tau: Tensor, part: slice) -> Tensor:
@@ -180,18 +204,12 @@ def dropped(density: float, rescale: str, seed: int) -> Sparsify | None:
     return thin
 
 
-def dropped_by_rank(density: float, epsilon: float, rescale: str, seed: int) -> Sparsify | None:
-    """Keep an entry with a probability that rises linearly with the rank of its |τ| in its row.
-
-    Raises
-    ------
-    ValueError
-        ``density ± ε`` leaves (0, 1).
-    """
+def dropped_by_rank(density: float, epsilon: float, rescale: str, seed: tuple[object, ...]) -> Sparsify | None:
+    """Keep an entry with a probability that rises linearly with the rank of its |τ| in its row."""
     if density >= 1:
         return None
-    if density - epsilon <= 0 or density + epsilon >= 1:
-        raise ValueError(f"density={density} ± epsilon={epsilon} leaves (0, 1); choose a smaller epsilon")
+    if density == 0:
+        return _nothing
 
     def thin(tau: Tensor, part: slice) -> Tensor:
         low, high = (density - epsilon, density + epsilon) if tau.shape[1] > 1 else (density, density)
@@ -204,10 +222,12 @@ def dropped_by_rank(density: float, epsilon: float, rescale: str, seed: int) -> 
     return thin
 
 
-def _draw(tau: Tensor, p: float | Tensor, seed: int, part: slice) -> Tensor:
+def _draw(tau: Tensor, p: float | Tensor, seed: tuple[object, ...], part: slice) -> Tensor:
     """A 0/1 mask; each block draws from its own stream, so that passes over the blocks agree."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + part.start) & 0x7FFF_FFFF_FFFF_FFFF)
-    return (torch.rand(tau.shape, generator=generator).to(tau.device) < p).to(tau.dtype)
+    key = hashlib.blake2b(repr((*seed, part.start)).encode(), digest_size=16).digest()
+    stream = np.random.default_rng(int.from_bytes(key, "little"))
+    drawn = torch.from_numpy(stream.random(tuple(tau.shape), dtype=np.float32))
+    return (drawn.to(tau.device) < p).to(tau.dtype)
 
 
 def _rescaled(thin: Sparsify | None, base: Tensor, expert: Tensor) -> Sparsify | None:

@@ -8,13 +8,21 @@ For a matrix with task vectors ``τ_t = U_t Σ_t V_tᵀ`` (out, in), T experts, 
 
 Other tensors (vectors, embeddings, heads) get ``θ₀ + λ mean τ_t``.
 
-R-TSVM differs in what goes in. *Outlier-aware weighting*: with ``O_t = {|τ_t| > μ_t + 3 σ_t}`` (mean and deviation of
-|τ_t|), expert t's row i is scaled by ``T ω_ti``, ``ω_ti = ‖τ_ti|O_t‖₁ / Σ_s ‖τ_si|O_s‖₁`` (equal where no expert has
-outliers). *Sparsity-adaptive rank*: ``k_t ∝ 1 - s_t`` with ``Σ k_t = n``, where ``s_t`` is the share of entries below
-``ε σ_t``. Both parts off is TSVM.
+R-TSVM differs in what goes in, and in how much of it. *Outlier weights*: with ``O_t = {|τ_t| > μ_t + 3 σ_t}`` (mean and
+deviation of |τ_t|) and ``o_t = ‖τ_t|O_t‖₁ / ‖τ_t‖₁``, the share of an expert's change that its few large entries carry,
+expert t counts ``ω_t = T (1 + o_t) / Σ_s (1 + o_s)``: for the whole tensor, for each row of its own, or for the
+outliers alone. A share has no scale and an expert without outliers keeps its say; of experts that are alike, all get 1.
+*Ranks by sparsity*: ``s_t`` is the share of entries below ``ε σ(τ_t)``, and
+
+    share     k_t = ⌊(1 - s_t) n / T⌋
+    expert    k_t ∝ 1 - s_t, Σ_t k_t = n: shared out anew within the tensor
+    layer     k_t = k_ℓ ∝ (1 - mean_t s_t) n_ℓ, Σ_ℓ k_ℓ as for TSVM, at most twice TSVM's: between the tensors
+
+Both parts off is TSVM.
 
 Sources: Gargiulo et al., "Task Singular Vectors", CVPR 2025, arXiv 2412.00081; Yang et al., "Mix Data or Merge
-Models?", arXiv 2502.06876, whose R-TSVM is rebuilt here from its description, there being no code of it.
+Models?", arXiv 2502.06876, named R-TSVM there first and RESM later. Neither its code nor its formulas are public:
+weights and ranks are rebuilt here from its description, and are not the authors'.
 
 What people get wrong: taking the polar factor by a full SVD where experts share directions. U is then rank-deficient,
 and the SVD fills its null space with arbitrary directions, which Σ scales into the result; here they stay zero.
@@ -31,12 +39,17 @@ from rankwise.merging.averaging import task_arithmetic
 from rankwise.merging.entries import as_rows, delta
 from rankwise.merging.low_rank import LowRank
 from rankwise.merging.registry import Parameter, lambda_, register, weights
-from rankwise.spectral import leading_right_vectors, polar_factor, proportional
+from rankwise.spectral import joined_polar, leading_right_vectors, proportional
 
 _NULL = 1e-5  # of σ₁: what lies below is rounding, and no direction of the task
+_TINY = 1e-38
+_MOST = 2  # κ: times TSVM's rank that a layer may get
 
 
-@register("tsvm", title="TSVM", paper="arXiv 2412.00081", parameters=weights() | lambda_(), low_rank=True, matrix=True)
+@register(
+    "tsvm", title="TSVM", paper="arXiv 2412.00081", low_rank=True, matrix=True,
+    parameters=weights() | lambda_() | {"share": Parameter(default=1.0, low=0.0, high=1.0, low_open=True)},
+)  # fmt: skip
 def tsvm(
     base: Tensor,
     experts: Sequence[Tensor | LowRank],
@@ -44,23 +57,42 @@ def tsvm(
     dtype: torch.dtype,
     weight: Sequence[float],
     scale: float = 1.0,
+    share: float = 1.0,
     matrix: bool = True,
 ) -> Tensor:
-    """Merge the leading singular directions of each task vector, orthogonalised."""
+    """Merge the leading singular directions of each task vector, orthogonalised; ``share`` of ``n / T`` each."""
     if not matrix:
         return _mean(base, experts, weight, scale, dtype)
-    share = max(1, min(as_rows(base).shape) // len(experts))
-    pieces = [_triplets(_task_vector(base, e), w, share) for e, w in zip(experts, weight, strict=True)]
+    rank = max(1, int(share * min(as_rows(base).shape) / len(experts)))
+    pieces = [_triplets(_task_vector(base, e), w, rank) for e, w in zip(experts, weight, strict=True)]
     return _added(base, orthogonal_sum(pieces), scale, dtype)
 
 
+def _survey(base: Tensor, experts: Sequence[Tensor], *, rank: str, epsilon: float, **_: object) -> float | None:
+    """What ``rank="layer"`` has to know of every matrix before the first is merged: ``1 - mean_t s_t``."""
+    if rank != "layer":
+        return None
+    return sum(dense_share(tau, epsilon) for tau in _task_vectors(base, experts)) / len(experts)
+
+
+def _rations(surveyed: Sequence[tuple[float, int, int]]) -> list[dict[str, int]]:
+    """``layer_rank`` of matrices that are given as ``(1 - s, n, T)``."""
+    budget = sum(max(1, n // T) for _, n, T in surveyed)
+    total = sum(dense * n for dense, n, _ in surveyed)
+    exact = [budget * dense * n / total if total > 0 else n / T for dense, n, T in surveyed]
+    return [
+        {"layer_rank": min(max(1, round(k)), max(1, _MOST * n // T))}
+        for k, (_, n, T) in zip(exact, surveyed, strict=True)
+    ]
+
+
 @register(
-    "rtsvm", title="R-TSVM", paper="arXiv 2502.06876", matrix=True,
+    "rtsvm", title="R-TSVM", paper="arXiv 2502.06876", matrix=True, survey=_survey, rations=_rations,
     parameters=weights() | lambda_() | {
-        "weighting": Parameter(default="outliers", choices=("outliers", "none")),
-        "rank": Parameter(default="adaptive", choices=("adaptive", "uniform")),
+        "weighting": Parameter(default="tensor", choices=("tensor", "row", "entries", "none")),
+        "rank": Parameter(default="share", choices=("share", "expert", "layer", "uniform")),
         "outlier": Parameter(default=3.0, low=0.0),
-        "epsilon": Parameter(default=0.1, low=0.0),
+        "epsilon": Parameter(default=1.0, low=0.0),
     },
 )  # fmt: skip
 def rtsvm(
@@ -70,39 +102,60 @@ def rtsvm(
     dtype: torch.dtype,
     weight: Sequence[float],
     scale: float = 1.0,
-    weighting: str = "outliers",
-    rank: str = "adaptive",
+    weighting: str = "tensor",
+    rank: str = "share",
     outlier: float = 3.0,
-    epsilon: float = 0.1,
+    epsilon: float = 1.0,
     matrix: bool = True,
+    layer_rank: int | None = None,
 ) -> Tensor:
-    """TSVM with rows weighted by their outliers and ranks by how dense each task vector is."""
+    """TSVM with experts weighted by their outliers and ranks by how dense each task vector is."""
     if not matrix:
         return _mean(base, experts, weight, scale, dtype)
-    taus = [delta(as_rows(base), as_rows(e), slice(None)) for e in experts]
-    n, T = min(taus[0].shape), len(experts)
-    ranks = [max(1, n // T)] * T if rank == "uniform" else adaptive_ranks(taus, n, epsilon)
-    if weighting == "outliers":
-        taus = [tau * rows[:, None] for tau, rows in zip(taus, row_weights(taus, outlier), strict=True)]
+    taus = _task_vectors(base, experts)
+    if rank == "layer":
+        if layer_rank is None:
+            raise ValueError("rank='layer' shares ranks out between the tensors of a model: use merge()")
+        ranks = [layer_rank] * len(taus)
+    else:
+        ranks = adaptive_ranks(taus, rank, epsilon)
+    if weighting != "none":
+        taus = outlier_weighted(taus, weighting, outlier)
     pieces = [_triplets(tau, w, k) for tau, w, k in zip(taus, weight, ranks, strict=True)]
     return _added(base, orthogonal_sum(pieces), scale, dtype)
 
 
-def row_weights(taus: Sequence[Tensor], outlier: float = 3.0) -> list[Tensor]:
-    """``T ω_t``, a number a row (mean 1 over the experts): an expert's share of what the outliers of that row weigh."""
-    weighed = []
-    for tau in taus:
-        size = tau.abs()
-        above = size > size.mean() + outlier * size.std(correction=0)
-        weighed.append((size * above).sum(1))
-    total = sum(weighed[1:], start=weighed[0].clone())
-    return [torch.where(total > 0, len(taus) * w / total.where(total > 0, 1.0), 1.0) for w in weighed]
+def outlier_weighted(taus: Sequence[Tensor], weighting: str, outlier: float = 3.0) -> list[Tensor]:
+    """The task vectors times ``ω_t``: a number a ``tensor``, a ``row``, or for outliers alone (``entries``)."""
+    sizes = [tau.abs() for tau in taus]
+    above = [size > size.mean() + outlier * size.std(correction=0) for size in sizes]
+    carried = [size * at for size, at in zip(sizes, above, strict=True)]
+    if weighting == "row":
+        shares = [
+            c.sum(1, keepdim=True) / s.sum(1, keepdim=True).clamp(min=_TINY)
+            for c, s in zip(carried, sizes, strict=True)
+        ]
+    else:
+        shares = [c.sum() / s.sum().clamp(min=_TINY) for c, s in zip(carried, sizes, strict=True)]
+    total = sum(1 + o for o in shares)
+    omega = [len(taus) * (1 + o) / total for o in shares]
+    if weighting == "entries":
+        return [torch.where(at, w * tau, tau) for at, w, tau in zip(above, omega, taus, strict=True)]
+    return [w * tau for w, tau in zip(omega, taus, strict=True)]
 
 
-def adaptive_ranks(taus: Sequence[Tensor], total: int, epsilon: float = 0.1) -> list[int]:
-    """``k_t ∝ 1 - s_t`` summing to ``total``, at least 1 each; s_t is the share of entries below ``ε σ_t``."""
-    dense = [float((tau.abs() >= epsilon * tau.std(correction=0)).float().mean()) for tau in taus]
-    return proportional(dense, total, least=1)
+def adaptive_ranks(taus: Sequence[Tensor], rank: str, epsilon: float = 1.0) -> list[int]:
+    """``k_t`` of each task vector of a tensor: ``uniform``, ``share`` or ``expert``; at least 1."""
+    n, T = min(taus[0].shape), len(taus)
+    if rank == "uniform":
+        return [max(1, n // T)] * T
+    dense = [dense_share(tau, epsilon) for tau in taus]
+    return [max(1, int(d * n / T)) for d in dense] if rank == "share" else proportional(dense, n, least=1)
+
+
+def dense_share(tau: Tensor, epsilon: float = 1.0) -> float:
+    """``1 - s_t``: the share of entries that reach ``ε σ(τ_t)``."""
+    return float((tau.abs() >= epsilon * tau.std(correction=0)).float().mean())
 
 
 def orthogonal_sum(pieces: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -113,9 +166,12 @@ def orthogonal_sum(pieces: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         real = _NULL * S.max() < S
         Us.append(torch.where(real, US / S.where(real, 1.0), 0.0))
         Ss.append(S)
-        Vs.append(torch.where(real[:, None], Vh, 0.0))
-    U, S, Vh = torch.cat(Us, 1), torch.cat(Ss), torch.cat(Vs)
-    return (polar_factor(U) * S) @ polar_factor(Vh)
+        Vs.append(torch.where(real, Vh.mT, 0.0))
+    return (joined_polar(Us) * torch.cat(Ss)) @ joined_polar(Vs).mT
+
+
+def _task_vectors(base: Tensor, experts: Sequence[Tensor]) -> list[Tensor]:
+    return [delta(as_rows(base), as_rows(e), slice(None)) for e in experts]
 
 
 def _task_vector(base: Tensor, expert: Tensor | LowRank) -> Tensor | LowRank:

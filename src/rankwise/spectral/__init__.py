@@ -13,6 +13,7 @@ from rankwise.spectral.spectrum import (
 )
 from rankwise.spectral.streaming import StreamingSVD
 from rankwise.spectral.subspace import (
+    joined_polar,
     orthogonality_error,
     polar_factor,
     principal_angles,
@@ -42,6 +43,7 @@ __all__ = [
     "explained_variance",
     "gini",
     "hill_index",
+    "joined_polar",
     "leading_right_vectors",
     "orthogonality_error",
     "outlier_ratio",
