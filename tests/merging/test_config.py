@@ -58,7 +58,7 @@ def test_slices_hold_their_own_parameters():
     ("change", "message"),
     [
         ({"merge_method": "tise"}, "did you mean ties"),
-        ({"merge_method": "slerp"}, "'slerp' is not built here; mergekit has it"),
+        ({"merge_method": "sce"}, "'sce' is not built here; mergekit has it"),
         ({"base_mode": "b"}, "did you mean base_model"),
         ({"models": [{"model": "x", "parameter": {}}]}, "did you mean parameters"),
         ({"models": []}, "list of models is empty"),
@@ -68,8 +68,21 @@ def test_slices_hold_their_own_parameters():
         ({"parameters": {"denisty": 0.2}}, "did you mean density"),
         ({"dtype": "bfloat"}, "did you mean bfloat16"),
         ({"modules": {}}, "'modules' is not read"),
-        ({"tokenizer": {}}, "'tokenizer' is not read: use tokenizer_source"),
-        ({"chat_template": "chatml"}, "a Jinja template is needed"),
+        ({"chat_template": "chatmk"}, "a Jinja template is needed, auto, or one of alpaca, chatml"),
+        ({"tokenizer": {}, "tokenizer_source": "union"}, "one of tokenizer and tokenizer_source"),
+        ({"tokenizer": {"tokens": {"a": {"source": {"kind": "model_token", "model": "x"}}}}}, "token or token_id"),
+        ({"tokenizer": {"tokens": {"a": {"source": {"kind": "nought"}}}}}, "accepted: model_token, zero"),
+        ({"tokenizer": {"pad_to_multiple_of": 0}}, "pad_to_multiple_of"),
+        ({"name": "first"}, "'name' is not read: the result is named by --out"),
+        ({"random_seed": 1}, "'random_seed' is not read: write seed"),
+        ({"seed": -1}, "seed"),
+        ({"models": [{"model": "x", "parameters": {"normalize": True}}]}, "normalize is one for the whole merge"),
+        ({"merge_method": "linear", "parameters": {"density": 0.5}}, "'density'.*for other methods: leave it out"),
+        ({"merge_method": "slerp"}, "slerp needs exactly 1 models besides the base, not 2"),
+        ({"models": [{"model": {"model": {"path": "x"}, "override_architecture": "A"}}]}, "that of config.json"),
+        ({"models": [{"model": {"paht": "x"}}]}, "did you mean path"),
+        ({"models": [{"model": {"revision": "x"}}]}, "names no model: 'path' is needed"),
+        ({"models": None, "slices": [{"base_model": "b", "sources": []}]}, "give one base_model for the merge"),
         ({"merge_method": "consensus", "models": [{"model": "x"}]}, "at least 2 models"),
     ],
 )
@@ -97,6 +110,103 @@ def test_yaml_runs_nothing(tmp_path):
         read(tmp_path / "absent.yaml")
 
 
+MODEL = {"model": {"path": "owner/a", "revision": "main"}, "lora": {"path": "owner/l"}}
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        ("owner/a@main", "owner/a@main"),
+        ({"model": {"path": "owner/a"}}, "owner/a"),
+        ({"model": {"path": "owner/a", "revision": "main"}}, "owner/a@main"),
+        (MODEL, "owner/a@main+owner/l"),
+        ({"path": "owner/a"}, "owner/a"),
+    ],
+)
+def test_a_model_may_be_written_as_mergekits_mapping(written, read_as):
+    config = parse(
+        TWO | {"base_model": written, "models": [{"model": written}, {"model": "y"}], "tokenizer": {"source": written}}
+    )
+    assert config.references == [read_as, "y"]
+    assert config.tokens.source == read_as
+
+
+def test_a_weight_or_revision_beside_the_model_of_a_slice_counts():
+    sources = [
+        {"model": "x", "layer_range": [0, 2], "weight": 0.3, "revision": "v0"},
+        {"model": "y", "layer_range": [0, 2], "parameters": {"weight": 0.7}},
+    ]
+    config = parse({"merge_method": "linear", "slices": [{"sources": sources}]})
+    assert options(config)["weight"] == [0.3, 0.7]
+    assert config.references == ["x@v0", "y"]
+
+
+def test_a_dtype_may_carry_torchs_name():
+    config = parse(TWO | {"dtype": "torch.bfloat16", "out_dtype": "torch.float16"})
+    assert (config.dtype, config.out_dtype) == ("bfloat16", "float16")
+
+
+def test_keys_with_nothing_behind_them_count_as_absent():
+    config = parse(TWO | {"parameters": None, "slices": None, "models": [{"model": "x", "parameters": None}]})
+    assert config.parameters == {}
+
+
+def test_a_gradients_numbers_may_be_written_in_scientific_notation():
+    config = parse(TWO | {"parameters": {"weight": ["1e-1", 0.3]}})  # YAML reads 1e-1 as text
+    assert options(config, t=0.5)["weight"] == [pytest.approx(0.2)] * 2
+    with pytest.raises(ValueError, match="'much': a number is needed"):
+        options(parse(TWO | {"parameters": {"weight": [0, "much"]}}), t=1.0)
+
+
+def test_words_and_switches_of_a_gradient_are_chosen_not_mixed():
+    config = parse(TWO | {"parameters": {"normalize": [True, False], "election": ["sum", "count"]}})
+    assert [options(config, t=t)["normalize"] for t in (0.0, 0.9, 1.0)] == [True, True, False]
+    assert options(config, t=1.0)["election"] == "count"
+
+
+def test_filters_of_a_models_own_parameter_see_its_own_names():
+    weight = [{"filter": "layers.5.", "value": 0.25}, {"value": 1.0}]
+    config = parse(TWO | {"parameters": {"weight": weight}})
+    (group,), method = config.groups, find("ties")
+    found = config.options(method, group, "layers.0.a", 0.0, ["layers.5.a", "layers.0.a"])
+    assert found["weight"] == [0.25, 1.0]
+
+
+def test_a_density_gradient_from_zero_is_read():
+    config = parse(TWO | {"parameters": {"density": [0, 0.5]}})
+    assert options(config, t=0.0)["density"] == [0.0, 0.0]
+
+
+def test_defaults_that_are_not_mergekits_are_noted():
+    (note,) = parse(TWO).notes
+    assert note == "density is left out: 0.2 is taken, where mergekit takes 1.0"
+    assert parse(TWO | {"parameters": {"density": 0.2}}).notes == []
+    half = [{"model": "x", "parameters": {"density": 0.5}}, {"model": "y"}]
+    assert parse(TWO | {"models": half}).notes == [note]
+    notes = parse(TWO | {"merge_method": "dare_ties", "parameters": {"density": 0.5}}).notes
+    assert notes == ["rescale is left out: expectation is taken, where mergekit takes true (l1)"]
+
+
+def test_parameters_that_the_base_does_not_use_are_noted():
+    config = parse(TWO | {"models": [{"model": "x"}, {"model": "b", "weight": 1}], "parameters": {"density": 1}})
+    assert config.notes == ["parameters of the base are not used: it is what the others are compared with"]
+
+
+def test_a_base_that_linear_does_not_average_in_is_noted():
+    config = parse(TWO | {"merge_method": "linear"})
+    assert ["mergekit would average it in" in n for n in config.notes] == [True]
+    assert parse(TWO | {"merge_method": "linear", "models": [{"model": "b"}, {"model": "x"}]}).notes == []
+
+
+def test_a_complaint_shows_little_of_what_it_complains_of():
+    bomb = [["x"] * 1000] * 1000
+    for bad in ({"models": bomb}, {"models": [{"model": "x", "parameters": bomb}]}, bomb, {"model" * 10**6: 1}):
+        with pytest.raises(ValueError) as error:
+            parse(bad if isinstance(bad, list) else TWO | bad)
+        assert len(str(error.value)) < 1000
+
+
 def test_a_configuration_survives_its_own_recipe():
-    config = parse(TWO | {"parameters": {"weight": [0, 1]}, "dtype": "bfloat16"})
+    tokens = {"source": "union", "tokens": {"<x>": {"source": {"kind": "zero"}, "force": True}, "y": {"source": "b"}}}
+    config = parse(TWO | {"parameters": {"weight": [0, 1]}, "dtype": "bfloat16", "tokenizer": tokens, "ignore": ["a"]})
     assert MergeConfig.model_validate(config.model_dump(mode="json", exclude_defaults=True)) == config

@@ -151,7 +151,7 @@ def test_a_killed_merge_goes_on_and_ends_the_same(folders, tmp_path):
         f"merge_checkpoints({str(tmp_path / 'c.yaml')!r}, {str(tmp_path / 'out')!r})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    journal = tmp_path / ".out.partial" / "written.txt"
+    journal = tmp_path / ".out.rankwise-draft" / "written.txt"
     for _ in range(600):
         if journal.exists() and len(journal.read_text().splitlines()) >= 4:
             break
@@ -166,23 +166,119 @@ def test_a_killed_merge_goes_on_and_ends_the_same(folders, tmp_path):
     assert not before & set(seen)
     merge_checkpoints(tmp_path / "c.yaml", tmp_path / "whole")
     assert all(torch.equal(t, tensors(tmp_path / "whole")[n]) for n, t in tensors(tmp_path / "out").items())
-    assert not (tmp_path / ".out.partial").exists()
+    assert not (tmp_path / ".out.rankwise-draft").exists()
 
 
-def test_a_left_over_of_another_merge_is_not_continued(folders, tmp_path):
-    draft = tmp_path / ".out.partial"
-    draft.mkdir()
-    (draft / "fingerprint").write_text("another")
-    (draft / "written.txt").write_text("model.norm.weight\n")
-    merge_checkpoints(recipe(folders, "linear"), tmp_path / "out")
-    assert float(tensors(tmp_path / "out")["model.norm.weight"].abs().sum()) > 0
+class Cut(BaseException):
+    """As a kill would: nothing tidies up."""
+
+
+def cut_short(config, out, *, after=3):
+    """A merge that ends after some tensors, and which they were."""
+    seen = []
+
+    def progress(name, done, total):
+        seen.append(name)
+        if len(seen) == after:
+            raise Cut
+
+    with pytest.raises(Cut):
+        merge_checkpoints(config, out, workers=1, progress=progress)
+    return seen
+
+
+@pytest.mark.parametrize("change", ["option", "weights", "touched", "beside"])
+def test_a_draft_of_other_options_or_files_is_not_continued(folders, tmp_path, change):
+    root = tmp_path / "models"
+    shutil.copytree(folders, root)
+    cut_short(recipe(root, "task_arithmetic"), tmp_path / "out")
+    config = recipe(root, "task_arithmetic")
+    file = root / "e0" / "model.safetensors"
+    if change == "option":
+        config["parameters"] = {"lambda": 0.5}
+    elif change == "weights":  # another file of the same name, size and time
+        before = file.stat()
+        state = {k: v + 1 for k, v in load_file(file).items()}
+        file.unlink()
+        save_file(state, file, metadata={"format": "pt"})
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert file.stat().st_size == before.st_size
+    elif change == "touched":
+        os.utime(file)
+    else:
+        (root / "base" / "generation_config.json").write_text('{"max_new_tokens": 7}')
+    seen = []
+    merge_checkpoints(config, tmp_path / "out", progress=lambda name, done, total: seen.append(name))
+    merge_checkpoints(config, tmp_path / "fresh")
+    fresh = tensors(tmp_path / "fresh")
+    assert len(seen) == len(fresh)
+    assert all(torch.equal(t, fresh[n]) for n, t in tensors(tmp_path / "out").items())
+
+
+def test_a_draft_of_the_same_merge_is_continued(folders, tmp_path):
+    before = cut_short(recipe(folders, "linear"), tmp_path / "out")
+    seen = []
+    merge_checkpoints(recipe(folders, "linear"), tmp_path / "out", progress=lambda n, d, t: seen.append(n))
+    assert len(before) == 3
+    assert not set(before) & set(seen)
+
+
+def test_a_second_merge_into_a_folder_that_is_being_written_is_refused(folders, tmp_path):
+    def second(name, done, total):
+        with pytest.raises(ValueError, match="another command is writing"):
+            merge_checkpoints(recipe(folders, "linear"), tmp_path / "out")
+        raise Cut
+
+    with pytest.raises(Cut):
+        merge_checkpoints(recipe(folders, "ties"), tmp_path / "out", progress=second)
 
 
 def test_a_folder_that_is_no_merge_is_not_replaced(folders, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists and is not a merge"):
+    with pytest.raises(ValueError, match="rankwise did not write"):
         merge_checkpoints(recipe(folders, "linear"), tmp_path / "out")
+
+
+def test_a_users_own_file_in_an_earlier_merge_is_never_deleted(folders, tmp_path):
+    out = tmp_path / "out"
+    merge_checkpoints(recipe(folders, "linear"), out)
+    held = {p.name for p in out.iterdir()}
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes.txt, added or changed"):
+        merge_checkpoints(recipe(folders, "ties"), out)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert {p.name for p in out.iterdir()} == held | {"notes.txt"}
+    (out / "notes.txt").unlink()
+    merge_checkpoints(recipe(folders, "ties"), out)
+    assert json.loads((out / "merge.json").read_text())["method"] == "ties"
+
+
+def test_where_to_write_is_settled_before_anything_is_read(folders, tmp_path, monkeypatch):
+    def late(config):
+        raise AssertionError("looked at the models first")
+
+    monkeypatch.setattr("rankwise.merging.run.prepare", late)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for out, message in (
+        (folders / "base", "is read: it is not replaced"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "mine", "rankwise did not write"),
+        (Path("."), "is the working folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge_checkpoints(recipe(folders, "linear"), out)
+
+
+def test_the_target_of_a_link_and_an_empty_folder_are_written(folders, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    merge_checkpoints(recipe(folders, "linear"), tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "config.json").is_file()
 
 
 def test_every_misfit_is_told_at_once(folders, tmp_path):
@@ -285,7 +381,7 @@ def test_slices_stack_layers_as_mergekit_does(folders, tmp_path):
     assert len(model.model.layers) == 6
     assert not info["missing_keys"]
     config["slices"][0] = part(2, 5, 0.5)
-    with pytest.raises(Conflict, match="missing in"):
+    with pytest.raises(ValueError, match=r"layer_range \[2, 5\]: .*base has 4 layers in model.layers"):
         prepare(config)
 
 

@@ -77,6 +77,9 @@ def test_shards_are_filled_in_order_and_large_tensors_stand_alone():
     assert [[s.name for s in shard] for shard in split(sizes, 8)] == [["0", "1"], ["2"], ["3", "4"]]
 
 
+BYTES = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
 def write_raw(path, header, data=b"", length=None):
     text = json.dumps(header).encode() if isinstance(header, dict) else header
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
@@ -85,9 +88,23 @@ def write_raw(path, header, data=b"", length=None):
 @pytest.mark.parametrize(
     ("header", "length", "message"),
     [
+        (BYTES | {"b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, None, "overlap or gap"),
+        (BYTES | {"b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, None, "overlap or gap"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, None, "overlap or gap"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, None, "end at byte .*is the file whole"),
+        ({"a": {"dtype": "F32", "shape": [100], "data_offsets": [0, 400]}}, None, "end at byte .*is the file whole"),
+        ({}, None, "end at byte .*is the file whole"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 400]}}, None, "do not fit"),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, None, "do not fit"),
-        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, None, "do not fit"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, None, "no numbers"),
+        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, None, "no numbers"),
+        ({"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}}, None, "no numbers"),
+        ({"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}, None, "no numbers"),
+        ({"a": {"dtype": "F32", "shape": [0, 10**60], "data_offsets": [0, 0]}}, None, "no numbers"),
+        ({"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}}, None, "no numbers"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}, None, "not a valid safetensors"),
+        ({"a": [1]}, None, "not a valid safetensors"),
+        (b"[" * 200_000, None, "nests deeper"),
+        (b"[]", None, "an object is needed"),
         ({"a": {"dtype": "PICKLE", "shape": [2], "data_offsets": [0, 8]}}, None, "dtype PICKLE"),
         ({"a": {"shape": [2]}}, None, "not a valid safetensors"),
         (b"\x80\x04cos\nsystem", None, "not a valid safetensors"),
@@ -110,9 +127,29 @@ def test_an_index_may_not_point_outside_its_folder_or_to_nothing(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     with pytest.raises(ValueError, match="do not hold: a"):
         checkpoint_entries(tmp_path)
-    index.write_text("[]")
-    with pytest.raises(ValueError, match="not a valid index"):
-        checkpoint_entries(tmp_path)
+    for broken in (
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": {}}}',
+        "[" * 9999,
+    ):
+        index.write_text(broken)
+        with pytest.raises(ValueError, match=r"index\.json"):
+            checkpoint_entries(tmp_path)
+
+
+def test_of_a_single_file_and_an_index_the_single_file_is_read_as_transformers_does(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert torch.equal(checkpoint_entries(tmp_path)["a"].read(), torch.ones(2))
+
+
+def test_unsigned_integers_are_read(tmp_path):
+    held = {str(d): torch.tensor([1, 2]).to(d) for d in (torch.uint16, torch.uint32, torch.uint64)}
+    save_file(held, tmp_path / "model.safetensors")
+    assert {n: e.read().tolist() for n, e in checkpoint_entries(tmp_path).items()} == {n: [1, 2] for n in held}
 
 
 def test_pickled_weights_are_not_opened(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from rankwise.cli.app import Json, app, console, continues
 
@@ -20,47 +21,55 @@ def merge(
     out: Annotated[Path | None, typer.Option(help="Folder to write (appears when it is whole).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, and show tensors and cost.")] = False,
     shard_size: Annotated[str, typer.Option(help="The most bytes a file, e.g. 500MB.")] = "5GB",
-    workers: Annotated[int | None, typer.Option(help="Tensors merged at once.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Tensors merged at once; a thread each, at most 8.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Merge fine-tuned models into one: TIES, DARE, TSVM, R-TSVM and others.
+    """Merge fine-tuned models into one: TIES, DARE, SLERP, TSVM, R-TSVM and others.
 
-    Reads a tensor of all models at a time; a killed merge continues.
+    Reads a few tensors of all models at a time; a killed merge continues.
 
     Examples:
 
     * rankwise merge examples/merge.yaml --out merged
     * rankwise merge recipe.yaml --dry-run
     """
+    from rankwise.files import check_output
     from rankwise.merging import config as configuration
     from rankwise.merging import merge_checkpoints, prepare
-    from rankwise.merging.run import report
+    from rankwise.merging.companions import report
+    from rankwise.reading import printable
     from rankwise.report.tables import merge_summary, merge_tensors, terminal
 
     if out is None and not dry_run:
         raise ValueError("no folder to write: give --out, or --dry-run to look only")
     size = _size(shard_size)
     if dry_run:
-        ready = prepare(configuration.read(config))
+        read = configuration.read(config)
+        if out is not None:
+            check_output(out, made_by="merge", inputs=[config, *read.references])
+        ready = prepare(read)
     else:
         assert out is not None
         continues()
         with _Bar(quiet=json_) as bar:
             ready = merge_checkpoints(config, out, shard_size=size, workers=workers, progress=bar.update)
     if json_:
-        print(json.dumps(report(ready)))
+        print(json.dumps(report(ready, workers)))
         return
     if dry_run:
         console.print(terminal(*merge_tensors(ready)))
-    console.print(terminal(*merge_summary(ready)))
+    console.print(terminal(*merge_summary(ready, workers)))
     for note in ready.notes:
-        console.print(f"* {note}", style="yellow", markup=False)
+        console.print(f"* {printable(note)}", style="yellow", markup=False)
     if not dry_run:
-        console.print(f"\nmodel     {out}\nrecipe    {out}/merge.yaml\nreport    {out}/merge.json", highlight=False)
+        written = f"\nmodel     {out}\nrecipe    {out}/merge.yaml\nreport    {out}/merge.json"
+        console.print(written, highlight=False, markup=False)
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"\s*([0-9.]+)\s*(B|KB|MB|GB)\s*", text.upper())
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(B|KB|MB|GB)\s*", text.upper())
     if not match or float(match[1]) <= 0:
         raise ValueError(f"shard size '{text}' is not understood; write 5GB or 500MB")
     return int(float(match[1]) * _UNITS[match[2]])
@@ -91,4 +100,4 @@ class _Bar:
         self.bar.stop()
 
     def update(self, name: str, done: int, total: int) -> None:
-        self.bar.update(self.task, description=name[-30:].rjust(30), completed=done, total=total)
+        self.bar.update(self.task, description=escape(name[-30:].rjust(30)), completed=done, total=total)

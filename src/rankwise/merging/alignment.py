@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
 
-from rankwise.merging.config import DTYPES, MergeConfig, SliceInput
+from rankwise.merging.config import DTYPES, Group, MergeConfig
+from rankwise.merging.names import LAYER, is_buffer, is_embedding, is_output, is_stack, position, token_axis
 from rankwise.merging.registry import MergeMethod, checked_options, find
-from rankwise.merging.sources import LAYER, Source, is_embedding, is_output
+from rankwise.merging.slices import Place, Stacked
+from rankwise.merging.sources import Source
 from rankwise.merging.vocabulary import Vocabulary
+from rankwise.reading import matching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,10 @@ class TensorPlan:
         It is taken as it is: integers and booleans.
     matrix : bool
         A 2-d weight that is no embedding.
-    vocabulary : bool
-        Its rows are tokens, to be put in one order.
+    stack : bool
+        ``(E, …, …)``, E matrices that are merged one by one.
+    tokens : int, optional
+        The axis along which its entries are tokens, to be put in one order.
     """
 
     name: str
@@ -46,7 +51,8 @@ class TensorPlan:
     options: dict[str, object]
     copied: bool
     matrix: bool
-    vocabulary: bool
+    stack: bool = False
+    tokens: int | None = None
 
     @property
     def inputs(self) -> list[tuple[Source, str]]:
@@ -76,8 +82,25 @@ class Conflict(ValueError):
         super().__init__(f"the models do not fit at {len(rows)} tensors:\n{shown}{more}{hint}")
 
 
-def plan(config: MergeConfig, sources: Mapping[str, Source], vocabulary: Vocabulary | None = None) -> list[TensorPlan]:
-    """Every tensor of the result, in the base's order.
+@dataclass(frozen=True)
+class Plan:
+    """All tensors of the result, in the base's order.
+
+    Attributes
+    ----------
+    tensors : list of TensorPlan
+    stacked : Stacked, optional
+        Of ``slices``.
+    notes : list of str
+    """
+
+    tensors: list[TensorPlan]
+    stacked: Stacked | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def plan(config: MergeConfig, sources: Mapping[str, Source], vocabulary: Vocabulary | None = None) -> Plan:
+    """What is to be done.
 
     Raises
     ------
@@ -88,126 +111,158 @@ def plan(config: MergeConfig, sources: Mapping[str, Source], vocabulary: Vocabul
     """
     method = find(config.merge_method)
     base = sources[config.base_model] if config.base_model is not None else None
-    out: list[TensorPlan] = []
-    wrong: list[tuple[str, str]] = []
-    for names, group in _layout(config, sources, base):
-        experts = config.experts(group)
-        for name, t, at in names:
-            homes = [(sources[e.model], sources[e.model].name_of(at(i))) for i, e in enumerate(experts)]
-            anchor = None if base is None else (base, base.name_of(at(None)))
-            if is_output(name) and all(s.ties for s, _ in [*homes, *([anchor] if anchor else [])]):
-                continue  # the embedding is the output layer too: merged once
-            everyone = [*([anchor] if anchor and method.needs_base else []), *homes]
-            absent = [s.label for s, n in everyone if n is None]
-            if absent:
-                wrong.append((name, f"missing in {', '.join(dict.fromkeys(absent))}"))
-                continue
-            found = [(s, n) for s, n in everyone if n is not None]
-            complaint = _misfit(found, name, vocabulary)
-            if complaint:
-                wrong.append((name, complaint))
-                continue
-            lead, lead_name = anchor if anchor and anchor[1] else found[0]
-            assert lead_name is not None
-            try:
-                options = checked_options(method, config.options(method, group, name, t), len(experts))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            out.append(_planned(config, method, name, (lead, lead_name), found, options, vocabulary))
+    lead = base or sources[config.references[0]]
+    stacked = None if config.slices is None else Stacked(config, sources)
+    places = list(_whole(config, sources, lead) if stacked is None else stacked.places())
+    ignored = _ignored(config.ignore, [p.name for p, _ in places])
+    out, wrong, notes = [], [], []
+    for place, group in places:
+        experts = [sources[e.model] for e in config.experts(group)]
+        found = _homes(place, experts, base if method.needs_base else None, lead)
+        if place.name in ignored or found is None:
+            continue
+        held = [(s, n) for s, n in found if n is not None]
+        absent = [s.label for s, n in found if n is None]
+        complaint = (
+            f"missing in {', '.join(dict.fromkeys(absent))}" if absent else _misfit(held, place.name, vocabulary)
+        )
+        if complaint and any(is_buffer(n, s.shape(n)) for s, n in held):
+            continue  # worked out anew when the model is loaded
+        complaint = complaint or _differing(held, place.name, notes)
+        if complaint:
+            wrong.append((place.name, complaint))
+            continue
+        given = config.options(method, group, place.name, place.t, place.experts)
+        try:
+            options = checked_options(method, given, len(experts))
+        except ValueError as error:
+            raise ValueError(f"{place.name}: {error}") from error
+        own = None if base is None or stacked is not None else base.name_of(place.base)
+        anchor = held[0] if base is None or own is None else (base, own)
+        out.append(_planned(config, method, place.name, held, anchor, options, vocabulary))
     if wrong:
-        tokens = any(is_embedding(n) and "shape" in what for n, what in wrong)
-        hint = "\nvocabularies differ: give tokenizer_source: union, base, or a model" if tokens else ""
-        raise Conflict(wrong, hint)
+        raise Conflict(wrong, _hint(wrong))
     if not out:
         raise ValueError("the models have no tensor in common")
-    return out
+    return Plan(out, stacked, notes)
 
 
-def _planned(config, method: MergeMethod, name, lead, found, options, vocabulary) -> TensorPlan:
-    stored = lead[0].dtype(lead[1])
+def _homes(
+    place: Place, experts: Sequence[Source], base: Source | None, lead: Source
+) -> list[tuple[Source, str | None]] | None:
+    """Where the base's and the experts' tensor is; None for an output layer that is everyone's embedding."""
+    found = [(s, s.name_of(n)) for s, n in zip(experts, place.experts, strict=True)]
+    if base is not None:
+        found.insert(0, (base, base.name_of(place.base)))
+    return None if is_output(place.name) and all(s.ties for s in (lead, *experts)) else found
+
+
+def _ignored(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+    return {n for p in patterns for n in matching(rf"[\s\S]*?(?:{p})[\s\S]*", names, source="ignore")}
+
+
+def _hint(wrong: Sequence[tuple[str, str]]) -> str:
+    if any(is_embedding(n) and "shape" in what for n, what in wrong):
+        return "\nvocabularies differ: give tokenizer_source: union, base, or a model"
+    if any(what.startswith("missing") for _, what in wrong):
+        return "\nwhat only some of the models have can be left out of the result: ignore: [regular expressions]"
+    return ""
+
+
+def _planned(
+    config: MergeConfig,
+    method: MergeMethod,
+    name: str,
+    found: list[tuple[Source, str]],
+    anchor: tuple[Source, str],
+    options: dict[str, object],
+    vocabulary: Vocabulary | None,
+) -> TensorPlan:
+    """A tensor whose shape, dtype and integers are the anchor's: the base's, whether or not it is merged."""
+    lead, at = anchor
+    stored, shape = lead.dtype(at), list(lead.shape(at))
     wanted = config.out_dtype or config.dtype
     copied = not stored.is_floating_point
-    shape = lead[0].shape(lead[1])
-    tokens = vocabulary is not None and _is_vocabulary(name, lead[0], lead[1])
+    tokens = None if vocabulary is None else token_axis(at, shape, lead.rows)
+    if vocabulary is not None and tokens is not None:
+        shape[tokens] = vocabulary.size
+    stack = is_stack(at, shape)
     return TensorPlan(
         name=name,
-        shape=(vocabulary.size, *shape[1:]) if tokens and vocabulary is not None else shape,
+        shape=tuple(shape),
         dtype=stored if copied or wanted is None else DTYPES[wanted],
-        base=found[0] if method.needs_base else (lead if copied else None),
+        base=found[0] if method.needs_base else (anchor if copied else None),
         experts=found[1:] if method.needs_base else found,
         options=options,
         copied=copied,
-        matrix=len(shape) >= 2 and min(shape) > 1 and not is_embedding(name),
-        vocabulary=tokens,
-    )
-
-
-def _is_vocabulary(name: str, source: Source, at: str) -> bool:
-    return (
-        is_embedding(name)
-        and "position" not in name
-        and "wpe" not in name
-        and len(source.shape(at)) == 2
-        and ("token_type" not in name)
+        matrix=len(shape) >= 2 and min(shape[1:] if stack else shape) > 1 and not is_embedding(at),
+        stack=stack,
+        tokens=tokens,
     )
 
 
 def _misfit(found: Sequence[tuple[Source, str]], name: str, vocabulary: Vocabulary | None) -> str | None:
-    first, first_name = found[0]
-    shape, floats = first.shape(first_name), first.dtype(first_name).is_floating_point
-    for s, n in found[1:]:
-        there, skip = s.shape(n), int(vocabulary is not None and _is_vocabulary(name, s, n))
-        if there[skip:] != shape[skip:]:
-            return f"shape {list(shape)} in {first.label}, {list(there)} in {s.label}"
+    """What speaks against merging these tensors, by what their headers say."""
+    (first, first_name), *_ = found
+    shape, floats = list(first.shape(first_name)), first.dtype(first_name).is_floating_point
+    axes = [None if vocabulary is None else token_axis(n, s.shape(n), s.rows) for s, n in found]
+    for (s, n), axis in zip(found, axes, strict=True):
+        there = list(s.shape(n))
+        if axis != axes[0] or _without(there, axis) != _without(shape, axis):
+            return f"shape {shape} in {first.label}, {there} in {s.label}"
         if s.dtype(n).is_floating_point != floats:
             return f"{first.dtype(first_name)} in {first.label}, {s.dtype(n)} in {s.label}"
-    narrow = next((s for s, n in found if s.dtype(n).is_floating_point and s.dtype(n).itemsize < 2), None)
-    return f"quantised in {narrow.label}: dense float weights are needed" if narrow else None
+        if s.dtype(n).is_floating_point and s.dtype(n).itemsize < 2:
+            return f"quantised in {s.label}: dense float weights are needed"
+    if vocabulary is None or axes[0] is not None or LAYER.match(name) or first.words is None or not floats:
+        return None
+    if shape and shape[0] == first.rows and first.rows not in first.shape(first.words)[1:]:
+        return f"has {shape[0]} entries, as many as there are tokens, and a name that does not tell whether they are"
+    return None
 
 
-def _layout(config: MergeConfig, sources: Mapping[str, Source], base: Source | None):
-    """Names of the result by group: ``(names, group)``, a name with its t and its name in the i-th expert."""
-    if config.slices is None:
-        (group,) = config.groups
-        everyone = [*([base] if base else []), *(sources[e.model] for e in config.experts(group))]
-        names = list(dict.fromkeys(n for s in everyone for n in s.tensors))
-        depth = 1 + max((int(m[2]) for n in names if (m := LAYER.match(n))), default=0)
-        yield [(n, _position(n, depth), lambda i, n=n: n) for n in names], group
-        return
-    first = base or sources[config.groups[0].sources[0].model]
-    offset = 0
-    layered = {n: m for n in first.tensors if (m := LAYER.match(n))}
-    outside = [n for n in first.tensors if n not in layered]
-    entry = [n for n in outside if is_embedding(n) and not is_output(n)]
-    patterns = list(dict.fromkeys((m[1], m[3]) for m in layered.values()))
-    for group in config.groups:
-        spans = [s.layer_range for s in config.experts(group) if isinstance(s, SliceInput)]
-        of_base = (s for s in group.sources if isinstance(s, SliceInput) and s.model == config.base_model)
-        own = next((s.layer_range for s in of_base), spans[0])
-        depth = spans[0][1] - spans[0][0]
-        names = []
-        for j in range(depth):
-            for prefix, rest in patterns:
-
-                def at(i: int | None, j=j, prefix=prefix, rest=rest, spans=spans, own=own) -> str:
-                    return f"{prefix}{(own if i is None else spans[i])[0] + j}{rest}"
-
-                names.append((f"{prefix}{offset + j}{rest}", j / (depth - 1) if depth > 1 else 1.0, at))
-        yield names, group
-        offset += depth
-    # what comes before the layers is merged as the first slice says, what comes after as the last
-    yield [(n, 0.0, lambda i, n=n: n) for n in entry], config.groups[0]
-    yield [(n, 0.0, lambda i, n=n: n) for n in outside if n not in entry], config.groups[-1]
+def _without(shape: list[int], axis: int | None) -> list[int]:
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
 
-def _position(name: str, depth: int) -> float:
-    """t of a tensor: 0 for the first layer, 1 for the last, 0 outside the layers."""
-    found = LAYER.match(name)
-    if found is None:
-        return 0.0
-    return int(found[2]) / (depth - 1) if depth > 1 else 1.0
+def _differing(found: Sequence[tuple[Source, str]], name: str, notes: list[str]) -> str | None:
+    """Whether integers, which are copied, say something else in one of the models."""
+    (first, first_name), *others = found
+    if first.dtype(first_name).is_floating_point or is_buffer(name, first.shape(first_name)):
+        return None
+    held = first.read(first_name)
+    unlike = [s.label for s, n in others if not torch.equal(held, s.read(n))]
+    if unlike and held.ndim > 1:
+        return f"integers that differ in {', '.join(unlike)}: codes of packed weights cannot be averaged"
+    if unlike:
+        notes.append(f"{name} is copied from {first.label}; {', '.join(unlike)} has other integers")
+    return None
 
 
-def layers_of(plans: Sequence[TensorPlan]) -> int:
-    """How many layers the result has."""
-    return 1 + max((int(m[2]) for p in plans if (m := LAYER.match(p.name))), default=-1)
+def _whole(config: MergeConfig, sources: Mapping[str, Source], lead: Source) -> Iterator[tuple[Place, Group]]:
+    """Places of the result for whole models, in the lead's names."""
+    (group,) = config.groups
+    experts = [sources[e.model] for e in config.experts(group)]
+    into, depth = [_translation(lead, s) for s in experts], dict[str, int]()
+    names = dict.fromkeys(lead.tensors)
+    for s in experts:
+        back = _translation(s, lead)
+        names |= dict.fromkeys(n for n in map(back, s.tensors) if n not in names)
+        depth |= s.stacks
+    depth |= lead.stacks
+    for n in names:
+        yield Place(n, position(n, depth), n, [to(n) for to in into]), group
+
+
+def _translation(one: Source, other: Source) -> Callable[[str], str]:
+    """From names of one model to those of another, which may have a prefix more or less: ``bert.``, ``transformer.``"""
+    if not set(one.stacks) & set(other.stacks):
+        for mine in one.stacks:
+            for theirs in other.stacks:
+                if theirs.endswith(mine):
+                    more = theirs.removesuffix(mine)
+                    return lambda name: f"{more}{name}" if f"{more}{name}" in other.tensors else name
+                if mine.endswith(theirs):
+                    less = mine.removesuffix(theirs)
+                    return lambda name: name.removeprefix(less)
+    return lambda name: name

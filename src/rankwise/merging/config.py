@@ -3,41 +3,70 @@
     merge_method: ties
     base_model: smollm2
     models:
-      - model: runs/a                    # a folder, a hub id, a bundled name, or base+adapter
+      - model: runs/a                    # a folder, a hub id (owner/model@revision), a bundled name, or base+adapter
         parameters: {weight: 1.0, density: [0.2, 0.5]}        # a gradient over the layers
       - model: runs/b
         parameters: {weight: [{filter: mlp, value: 0.5}, {value: 1.0}]}
     parameters: {normalize: true, lambda: 1.0}
     dtype: bfloat16
-    tokenizer_source: union
+    tokenizer: {source: union}
+    chat_template: auto
+    ignore: ["^classifier"]              # ours: tensors to leave out
 
-``slices`` with ``layer_range`` stack layers of several models. Not read: ``modules``, ``tokenizer``, and methods that
-only mergekit has; each is answered with an error that says so. What differs: arithmetic is in float32 whatever
-``dtype`` says (it is the dtype of what is written), and options that are left out have the papers' defaults.
+``slices`` with ``layer_range`` stack layers of several models. What is not read (``modules``, a base a slice, methods
+that only mergekit has) is answered with an error that says what to do instead. What differs: arithmetic is in float32
+whatever ``dtype`` says (it is the dtype of what is written), and options that are left out have the papers' defaults,
+which the merge notes where they are not mergekit's.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rankwise.merging.registry import MergeMethod, Scalar, find
+from rankwise.merging.registry import MergeMethod, Parameter, Scalar, find
+from rankwise.merging.templates import TEMPLATES
 from rankwise.nearest import unknown
 from rankwise.reading import read_yaml
 
 Value: TypeAlias = Scalar | list[Scalar]
 Setting: TypeAlias = Value | list[dict[str, Value]] | dict[str, Value]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-_ALIASES = {"lambda": "scale"}
 _IGNORED = {"int8_mask"}  # mergekit's memory saving; here there are no masks to store
 _NOT_READ = {
-    "modules": "models with several modules are not merged here",
-    "tokenizer": "use tokenizer_source: base, union or a model",
+    "modules": "models with several modules are merged whole: write models",
+    "residual_weight": "leave it out (mergekit does not use it either)",
+    "override_architecture": "the architecture is that of config.json; change it there",
+    "name": "the result is named by --out; documents that build on each other are merged one after the other",
+    "random_seed": "write seed",
+    "out_shard_size": "write --shard-size on the command line",
 }
+_BESIDE = ("weight", "density", "revision")  # what people write beside ``model`` instead of in its parameters
+
+
+def spelled(value: object) -> object:
+    """A model in one string, ``model@revision+adapter@revision``, from that or from mergekit's mapping of its parts."""
+    if not isinstance(value, Mapping):
+        return value
+    parts: dict[str, Any] = {str(k): v for k, v in value.items()}
+    for key in parts:
+        if key in _NOT_READ:
+            raise ValueError(f"'{key}' is not read: {_NOT_READ[key]}")
+        if key not in ("model", "path", "lora", "revision"):
+            raise unknown("key of a model", key, ("model", "path", "lora", "revision"))
+    model = spelled(parts.get("model", parts.get("path")))
+    if not isinstance(model, str):
+        raise ValueError(f"{reprlib.repr(value)} names no model: 'path' is needed")
+    model += f"@{parts['revision']}" if parts.get("revision") else ""
+    return f"{model}+{spelled(parts['lora'])}" if parts.get("lora") else model
+
+
+Reference = Annotated[str, BeforeValidator(spelled)]
 
 
 class _Strict(BaseModel):
@@ -47,20 +76,34 @@ class _Strict(BaseModel):
     @classmethod
     def _known(cls, data: object) -> object:
         if not isinstance(data, dict):
-            raise ValueError(f"a mapping is needed, not {data!r}")
+            raise ValueError(f"a mapping is needed, not {reprlib.repr(data)}")
         for key in data:
             if key in _NOT_READ and key not in cls.model_fields:
                 raise ValueError(f"'{key}' is not read: {_NOT_READ[key]}")
-            if key not in cls.model_fields:
-                raise unknown("key", str(key), cls.model_fields)
+            if key not in cls.model_fields and not (key in _BESIDE and "model" in cls.model_fields):
+                raise unknown("key", str(key)[:80], cls.model_fields)
         return data
 
 
 class Input(_Strict):
     """A model, and its own parameters."""
 
-    model: str
+    model: Reference
     parameters: dict[str, Setting] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beside(cls, data: object) -> object:
+        """What stands beside ``model`` is moved to where it belongs."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if "revision" in data:
+            data["model"] = spelled({"model": data.get("model"), "revision": data.pop("revision")})
+        moved = {k: data.pop(k) for k in _BESIDE if k in data}
+        if moved:
+            data["parameters"] = moved | dict(data.get("parameters") or {})
+        return {k: v for k, v in data.items() if k != "parameters" or v is not None}
 
 
 class SliceInput(Input):
@@ -79,8 +122,15 @@ class SliceInput(Input):
 class Slice(_Strict):
     """Output layers, merged from equally many layers of several models."""
 
-    sources: list[SliceInput]
+    sources: list[SliceInput] = Field(min_length=1)
     parameters: dict[str, Setting] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_base(cls, data: object) -> object:
+        if isinstance(data, dict) and "base_model" in data:
+            raise ValueError("base_model of a slice is not read: give one base_model for the merge")
+        return data
 
     @field_validator("sources")
     @classmethod
@@ -89,6 +139,55 @@ class Slice(_Strict):
         if len(lengths) != 1:
             raise ValueError(f"the sources of a slice have {sorted(lengths)} layers; the same number is needed")
         return value
+
+
+class TokenSource(_Strict):
+    """Where a token's row comes from: zeros, or a token of a model."""
+
+    kind: str
+    model: Reference | None = None
+    token: str | None = None
+    token_id: int | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> TokenSource:
+        if self.kind not in ("zero", "model_token", "model"):
+            raise unknown("kind of token source", self.kind, ("zero", "model_token"))
+        if self.kind == "model_token" and (self.model is None or (self.token is None) == (self.token_id is None)):
+            raise ValueError("kind: model_token needs a model, and token or token_id")
+        return self
+
+
+def _token_source(value: object) -> object:
+    """A model instead of a mapping with ``kind``: that model's row of the same token."""
+    if value is None or isinstance(value, TokenSource) or (isinstance(value, Mapping) and "kind" in value):
+        return value
+    return {"kind": "model", "model": spelled(value)}
+
+
+class TokenConfig(_Strict):
+    """One token: where its row comes from in models that lack it, or, with ``force``, in all."""
+
+    source: Annotated[TokenSource | None, BeforeValidator(_token_source)] = None
+    force: bool = False
+
+
+class TokenizerConfig(_Strict):
+    """Whose tokens the result has, what single tokens mean, and a multiple to which the table is filled up."""
+
+    source: Reference = "union"
+    tokens: dict[str, TokenConfig] = {}
+    pad_to_multiple_of: int | None = Field(default=None, ge=1, le=65536)
+
+
+def _dtype(value: object) -> object:
+    name = value.removeprefix("torch.") if isinstance(value, str) else value
+    if name is not None and name not in DTYPES:
+        raise unknown("dtype", str(value)[:80], DTYPES)
+    return name
+
+
+Dtype = Annotated[str | None, BeforeValidator(_dtype)]
 
 
 class MergeConfig(_Strict):
@@ -107,23 +206,35 @@ class MergeConfig(_Strict):
     dtype, out_dtype : str, optional
         Of what is written (``out_dtype`` wins): float32, bfloat16, float16; by default the base's, tensor by tensor.
     tokenizer_source : str, optional
-        ``base``, ``union``, or a model: vocabularies may differ then.
+        ``base``, ``union``, or a model: vocabularies may differ then. Short for ``tokenizer: {source: …}``.
+    tokenizer : TokenizerConfig, optional
+        The same, with rows of single tokens.
     chat_template : str, optional
-        A Jinja template to write.
+        A Jinja template to write, the name of a known one, or ``auto``: the one that most of the models have.
+    ignore : list of str
+        Regular expressions; tensors whose names one is found in are left out of the result.
     seed : int
         Of methods that draw at random.
     """
 
     merge_method: str
-    base_model: str | None = None
+    base_model: Reference | None = None
     models: list[Input] | None = None
     slices: list[Slice] | None = None
     parameters: dict[str, Setting] = {}
-    dtype: str | None = None
-    out_dtype: str | None = None
-    tokenizer_source: str | None = None
+    dtype: Dtype = None
+    out_dtype: Dtype = None
+    tokenizer_source: Reference | None = None
+    tokenizer: TokenizerConfig | None = None
     chat_template: str | None = None
-    seed: int = 0
+    ignore: list[str] = []
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, data: object) -> object:
+        """A key with nothing behind it is as good as none."""
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> MergeConfig:
@@ -134,31 +245,38 @@ class MergeConfig(_Strict):
             raise ValueError("the list of models is empty: there is nothing to merge")
         if method.needs_base and self.base_model is None:
             raise ValueError(f"{self.merge_method} works on what was learned since a base: base_model is needed")
-        for name in (self.dtype, self.out_dtype):
-            if name is not None and name not in DTYPES:
-                raise unknown("dtype", name, DTYPES)
-        if self.chat_template is not None and "{" not in self.chat_template:
-            raise ValueError(f"chat_template '{self.chat_template}': a Jinja template is needed")
+        if self.tokenizer is not None and self.tokenizer_source is not None:
+            raise ValueError("give one of tokenizer and tokenizer_source")
+        template = self.chat_template
+        if template is not None and template not in (*TEMPLATES, "auto") and "{" not in template:
+            raise ValueError(
+                f"chat_template '{template[:80]}': a Jinja template is needed, auto, or one of {', '.join(TEMPLATES)}"
+            )
         for group in self.groups:
-            experts = self.experts(group)
-            least = max(1, method.least)
-            if len(experts) < least:
-                raise ValueError(f"{method.name} needs at least {least} models besides the base, not {len(experts)}")
-            for source in (*(e.parameters for e in group.sources), group.parameters, self.parameters):
-                for key in source:
-                    if _ALIASES.get(key, key) not in method.parameters and key not in _IGNORED:
-                        accepted = [*method.parameters, "lambda"] if "scale" in method.parameters else method.parameters
-                        raise unknown(f"parameter of {self.merge_method}", key, accepted)
+            self._check(method, group)
         return self
 
+    def _check(self, method: MergeMethod, group: Group) -> None:
+        experts, least = self.experts(group), max(1, method.least)
+        if len(experts) < least or (method.most is not None and len(experts) > method.most):
+            number = f"exactly {least}" if method.most == least else f"at least {least}"
+            besides = " besides the base" if method.needs_base else ""
+            raise ValueError(f"{method.name} needs {number} models{besides}, not {len(experts)}")
+        for own in (e.parameters for e in group.sources):
+            for key in own:
+                if not _parameter(method, key).per_model:
+                    raise ValueError(f"{key} is one for the whole merge: write it in `parameters` at the top")
+        for key in (*group.parameters, *self.parameters):
+            _parameter(method, key)
+
     @property
-    def groups(self) -> list[_Group]:
+    def groups(self) -> list[Group]:
         """The slices; whole models are one slice of all layers."""
         if self.slices is not None:
-            return [_Group(list(s.sources), s.parameters) for s in self.slices]
-        return [_Group(list(self.models or ()), {})]
+            return [Group(list(s.sources), s.parameters) for s in self.slices]
+        return [Group(list(self.models or ()), {})]
 
-    def experts(self, group: _Group) -> list[Input]:
+    def experts(self, group: Group) -> list[Input]:
         """The inputs that are merged: all but the base, which methods without a base take like any other."""
         needs_base = find(self.merge_method).needs_base
         return [s for s in group.sources if not (needs_base and s.model == self.base_model)]
@@ -170,7 +288,38 @@ class MergeConfig(_Strict):
         base = [self.base_model] if self.base_model is not None else []
         return list(dict.fromkeys([*base, *listed]))
 
-    def options(self, method: MergeMethod, group: _Group, name: str, t: float) -> dict[str, object]:
+    @property
+    def tokens(self) -> TokenizerConfig | None:
+        """``tokenizer``, or what ``tokenizer_source`` is short for."""
+        short = self.tokenizer_source
+        return self.tokenizer if short is None else TokenizerConfig(source=short)
+
+    @property
+    def notes(self) -> list[str]:
+        """Where the same file means something else to mergekit, or to a reader."""
+        method, notes = find(self.merge_method), []
+        for key, parameter in method.parameters.items():
+            scopes = [(e.parameters, g.parameters, self.parameters) for g in self.groups for e in self.experts(g)]
+            silent = [s for s in scopes if not any(n in p for n in _names(method, key) for p in s)]
+            if silent and parameter.theirs not in (None, parameter.default):
+                theirs = "true (l1)" if key == "rescale" else parameter.theirs
+                notes.append(f"{key} is left out: {parameter.default} is taken, where mergekit takes {theirs}")
+        base = [s for g in self.groups for s in g.sources if method.needs_base and s.model == self.base_model]
+        if any(s.parameters for s in base):
+            notes.append("parameters of the base are not used: it is what the others are compared with")
+        if self.base_model is not None and method.name == "linear" and not self._lists_base():
+            notes.append(
+                "base_model is not among the models: it gives configuration and tokenizer alone, where mergekit would "
+                "average it in"
+            )
+        return notes
+
+    def _lists_base(self) -> bool:
+        return all(any(s.model == self.base_model for s in g.sources) for g in self.groups)
+
+    def options(
+        self, method: MergeMethod, group: Group, name: str, t: float, inputs: Sequence[str] | None = None
+    ) -> dict[str, object]:
         """The method's options for one tensor.
 
         Parameters
@@ -181,23 +330,30 @@ class MergeConfig(_Strict):
             Of the tensor, for filters.
         t : float
             Where its layer lies in the slice, 0 for the first and 1 for the last; for gradients.
+        inputs : sequence of str, optional
+            The tensor's name in each expert, for filters of parameters that are the models' own.
         """
         experts = self.experts(group)
         out: dict[str, object] = {}
         for key, parameter in method.parameters.items():
-            shared = (group.parameters, self.parameters)
+            shared, names = (group.parameters, self.parameters), _names(method, key)
             if parameter.per_model:
-                found = [_first(key, (e.parameters, *shared), name, t) for e in experts]
+                found = [
+                    _first(names, parameter, (e.parameters, *shared), n, t)
+                    for e, n in zip(experts, inputs or [name] * len(experts), strict=True)
+                ]
                 if any(v is not None for v in found):
                     out[key] = [parameter.default if v is None else v for v in found]
             else:
-                value = _first(key, shared, name, t)
+                value = _first(names, parameter, shared, name, t)
                 if value is not None:
                     out[key] = value
         return out
 
 
-class _Group:
+class Group:
+    """The sources of a slice and its parameters."""
+
     def __init__(self, sources: Sequence[Input], parameters: Mapping[str, Setting]) -> None:
         self.sources, self.parameters = sources, parameters
 
@@ -219,23 +375,39 @@ def parse(loaded: object, where: str = "the configuration") -> MergeConfig:
         return MergeConfig.model_validate(loaded)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(x) for x in first["loc"])
+        place = ".".join(str(x)[:80] for x in first["loc"])
         said = first["msg"].removeprefix("Value error, ")
         raise ValueError(f"{where}: {place + ': ' if place else ''}{said}") from error
 
 
-def _first(key: str, settings: Sequence[Mapping[str, Setting]], name: str, t: float) -> Scalar | None:
-    names = [k for k, v in _ALIASES.items() if v == key] + [key]
+def _names(method: MergeMethod, key: str) -> tuple[str, ...]:
+    """What a parameter is called in a file: λ, which is ``scale`` here, is mergekit's ``lambda``."""
+    return ("lambda", key) if key == "scale" and not method.parameters[key].per_model else (key,)
+
+
+def _parameter(method: MergeMethod, key: str) -> Parameter:
+    if key in _IGNORED:
+        return Parameter(default=False, per_model=True)
+    for name, parameter in method.parameters.items():
+        if key in _names(method, name):
+            return parameter
+    accepted = [n for name in method.parameters for n in _names(method, name)]
+    raise ValueError(f"{unknown(f'parameter of {method.name}', key, accepted)} It is for other methods: leave it out")
+
+
+def _first(
+    names: Sequence[str], parameter: Parameter, settings: Sequence[Mapping[str, Setting]], name: str, t: float
+) -> Scalar | None:
     for setting in settings:
         for alias in names:
             if alias in setting:
-                value = _at(setting[alias], name, t)
+                value = _at(setting[alias], parameter, name, t)
                 if value is not None:
                     return value
     return None
 
 
-def _at(setting: Setting, name: str, t: float) -> Scalar | None:
+def _at(setting: Setting, parameter: Parameter, name: str, t: float) -> Scalar | None:
     """A setting's value for one tensor: a number, a gradient over the layers, or the first filter that matches."""
     if isinstance(setting, dict):
         setting = [setting]
@@ -245,16 +417,17 @@ def _at(setting: Setting, name: str, t: float) -> Scalar | None:
         for condition in setting:
             assert isinstance(condition, dict)
             if "value" not in condition or set(condition) - {"filter", "value"}:
-                raise ValueError(f"{condition}: a condition has 'value' and, if any, 'filter'")
+                raise ValueError(f"{reprlib.repr(condition)}: a condition has 'value' and, if any, 'filter'")
             wanted = condition.get("filter")
             if wanted is None or wanted == "*" or str(wanted) in name:
-                return _at(condition["value"], name, t)
+                return _at(condition["value"], parameter, name, t)
         return None
     if not setting:
         return None
-    if not all(isinstance(x, float | int) and not isinstance(x, bool) for x in setting):
-        return setting[int(t * (len(setting) - 1))]  # type: ignore[return-value]
     position = t * (len(setting) - 1)
+    if parameter.choices or isinstance(parameter.default, bool):  # words and switches are not mixed
+        return setting[int(position)]  # type: ignore[return-value]
     low = int(position)
     high = min(len(setting) - 1, low + 1)
-    return (1 - (position - low)) * float(setting[low]) + (position - low) * float(setting[high])  # type: ignore[arg-type]
+    first, last = (float(parameter.checked("a gradient's value", setting[i])) for i in (low, high))
+    return (1 - (position - low)) * first + (position - low) * last

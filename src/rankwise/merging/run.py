@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-from rankwise.files import write_json, write_text
-from rankwise.merging import config as configuration
-from rankwise.merging.alignment import TensorPlan, layers_of, plan
+from rankwise import __version__
+from rankwise.files import check_output, drafted
+from rankwise.merging import config as configuration_file
+from rankwise.merging.agreement import agree
+from rankwise.merging.alignment import TensorPlan, plan
+from rankwise.merging.companions import chat_template, configuration, to_copy, write_beside
 from rankwise.merging.config import MergeConfig
 from rankwise.merging.low_rank import LowRank
-from rankwise.merging.registry import METHODS, MergeMethod, find
+from rankwise.merging.names import is_output
+from rankwise.merging.registry import MergeMethod, find
 from rankwise.merging.shards import ShardWriter, Slot
-from rankwise.merging.sources import Source, is_output, open_source
-from rankwise.merging.vocabulary import Vocabulary, aligned, differ, vocabulary
+from rankwise.merging.sources import Source, open_source
+from rankwise.merging.vocabulary import Vocabulary, aligned, compared, vocabulary
 from rankwise.spectral import each
 
 SHARD_SIZE = 5_000_000_000
-_TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "spiece")
+_MOST_WORKERS = 8  # by default: more would hold more tensors than they save time
 Progress = Callable[[str, int, int], None]  # tensor just done, bytes written, bytes in all
 
 
@@ -41,8 +41,16 @@ class Merge:
     config : MergeConfig
     method : MergeMethod
     sources : dict of Source
+    lead : Source
+        The base, or the first model: its configuration and files are the result's.
     tensors : list of TensorPlan
     vocabulary : Vocabulary, optional
+    template : str, optional
+        The chat template to write.
+    configuration : dict
+        The result's ``config.json``.
+    files : list of Path
+        Of the lead's folder, copied.
     notes : list of str
         What the user should know.
     """
@@ -50,25 +58,48 @@ class Merge:
     config: MergeConfig
     method: MergeMethod
     sources: dict[str, Source]
+    lead: Source
     tensors: list[TensorPlan]
-    vocabulary: Vocabulary | None
-    notes: list[str]
+    vocabulary: Vocabulary | None = None
+    template: str | None = None
+    configuration: dict[str, Any] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    @property
-    def cost(self) -> dict[str, int]:
-        """Bytes to read and to write, and the most that two tensors at once hold in memory."""
-        # a matrix's task vectors are whole in float32 then, with as much again to work in
-        singular = self.method.matrix
-        held = [
-            t.read_bytes + t.bytes + (12 * len(t.experts) * prod(t.shape) if singular and t.matrix else 0)
-            for t in self.tensors
-        ]
+    def cost(self, workers: int | None = None) -> dict[str, int]:
+        """Bytes to read and to write, and the most that as many tensors at once as there are workers hold in memory."""
+        workers = workers or default_workers()
         return {
             "tensors": len(self.tensors),
             "read_bytes": sum(t.read_bytes for t in self.tensors),
             "written_bytes": sum(t.bytes for t in self.tensors),
-            "memory_bytes": sum(sorted(held)[-2:]),
+            "workers": workers,
+            "memory_bytes": sum(sorted(map(self._held, self.tensors))[-workers:]),
         }
+
+    def _held(self, t: TensorPlan) -> int:
+        """Bytes in memory while a tensor is merged: what is read, what is made, and of a matrix's decomposition."""
+        work = 0
+        if self.method.matrix and t.matrix:
+            entries = prod(t.shape[1:] if t.stack else t.shape)
+            work = 4 * entries * (3 * len(t.experts) + 4) + 8 * 4 * min(t.shape[-2:]) ** 2
+        return t.read_bytes + t.bytes + work
+
+    @cached_property
+    def rations(self) -> dict[str, dict[str, int]]:
+        """What a method shares out between the tensors, by tensor: it has to have looked at all of them."""
+        if self.method.survey is None:
+            return {}
+        found: dict[str, tuple[float, int, int]] = {}
+        for t in (t for t in self.tensors if t.matrix and not t.copied):
+            base, *experts = (source.read(name) for source, name in t.inputs)
+            number = self.method.survey(base, experts, **t.options)
+            if number is None:
+                return {}
+            small = min(t.shape[1:]) if t.stack else min(base.flatten(1).shape)
+            found[t.name] = (number, small, len(experts))
+        assert self.method.rations is not None
+        return dict(zip(found, self.method.rations(list(found.values())), strict=True))
 
     def tensor(self, t: TensorPlan) -> Tensor:
         """One merged tensor.
@@ -80,35 +111,59 @@ class Merge:
         """
         if t.copied:
             source, name = t.inputs[0]
-            return source.read(name)
-        sources = [s for s, _ in t.inputs]
+            return _own(source.read(name), source, name)
         inputs: list[Tensor | LowRank] = [self._input(s, n, t) for s, n in t.inputs]
-        if t.vocabulary and self.vocabulary is not None:
-            order = list(self.sources.values())
-            rows = [self.vocabulary.rows[order.index(s)] for s in sources]
-            dense = [x for x in inputs if isinstance(x, Tensor)]
-            inputs = list(aligned(dense, rows, 0 if t.base else None))
+        if t.tokens is not None:
+            inputs = list(self._aligned(t, inputs))
         base, experts = (inputs[0], inputs[1:]) if t.base else (None, inputs)
-        extra: dict[str, object] = {"seed": _seed(self.config.seed, t.name)} if self.method.seeded else {}
-        if self.method.matrix:
-            extra["matrix"] = t.matrix
         try:
-            merged = self.method.function(base, experts, dtype=t.dtype, **t.options, **extra)
+            if self.method.matrix and t.stack and t.matrix:
+                parts = zip(*(x for x in inputs if isinstance(x, Tensor)), strict=True)
+                merged = torch.stack([self._merged(t, b, list(e)) for b, *e in parts])
+            else:
+                merged = self._merged(t, base, experts)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{t.name}: {_blame(t, error)}") from error
         if t.dtype == torch.float16 and not torch.isfinite(merged).all():
             raise ValueError(f"{t.name}: values beyond float16's range; write bfloat16 or float32 (dtype)")
-        return merged
+        return _own(merged, *t.inputs[-1])
+
+    def _merged(self, t: TensorPlan, base: Tensor | LowRank | None, experts: Sequence[Tensor | LowRank]) -> Tensor:
+        extra: dict[str, object] = dict(self.rations.get(t.name, {}))
+        if self.method.seeded:
+            extra["seed"] = (self.config.seed, t.name)
+        if self.method.matrix:
+            extra["matrix"] = t.matrix
+        return self.method.function(base, experts, dtype=t.dtype, **t.options, **extra)
+
+    def _aligned(self, t: TensorPlan, inputs: Sequence[Tensor | LowRank]) -> list[Tensor]:
+        assert self.vocabulary is not None
+        assert t.tokens is not None
+        v, order = self.vocabulary, list(self.sources.values())
+        given = {
+            token: (None if g.model is None else self._row(t, order[g.model], g.row), g.force)
+            for token, g in v.given.items()
+        }
+        moved = [x.movedim(t.tokens, 0) for x in inputs if isinstance(x, Tensor)]
+        rows = [v.rows[order.index(s)] for s, _ in t.inputs]
+        found = aligned(moved, rows, 0 if t.base else None, given=given, size=v.size)
+        return [x.movedim(0, t.tokens).contiguous() for x in found]
+
+    def _row(self, t: TensorPlan, source: Source, row: int) -> Tensor:
+        name = next((n for s, n in t.inputs if s is source), source.name_of(t.name))
+        if name is None or t.tokens is None:
+            raise ValueError(f"{source.label} has no {t.name}, from which a token's row is to come")
+        return source.read(name).movedim(t.tokens, 0)[row]
 
     def _input(self, source: Source, name: str, t: TensorPlan) -> Tensor | LowRank:
         adapter = source.adapters.get(name)
-        if adapter is None or not self.method.low_rank or t.base is None or t.vocabulary:
+        if adapter is None or not self.method.low_rank or t.base is None or t.tokens is not None:
             return source.read(name)
-        base = t.base[0]
-        same = source.base_folder is not None and base.folder is not None and name not in base.adapters
-        if same and source.base_folder.resolve() == base.folder.resolve():  # type: ignore[union-attr]
-            return adapter.read()
-        return source.read(name)
+        base, at = t.base
+        held, other = source.tensors[name], base.tensors[at]
+        if at in base.adapters or isinstance(held, Tensor) or isinstance(other, Tensor) or not held.same(other):
+            return source.read(name)  # it is low-rank to another model's weight
+        return adapter.read(held.read() if adapter.start else None)
 
 
 def prepare(config: MergeConfig | Mapping[str, object], models: Mapping[str, Source] | None = None) -> Merge:
@@ -122,28 +177,54 @@ def prepare(config: MergeConfig | Mapping[str, object], models: Mapping[str, Sou
         Anything else that is wrong with the configuration or a model.
     """
     if not isinstance(config, MergeConfig):
-        config = configuration.parse(config)
+        config = configuration_file.parse(config)
     sources = dict(models or {r: open_source(r) for r in config.references})
-    base = sources[config.base_model] if config.base_model is not None else None
-    notes = [
-        f"{s.label} is the base itself: it adds nothing"
-        for r, s in sources.items()
-        if base is not None and s is not base and s.folder and s.folder == base.folder and not s.adapters
-    ]
-    tokens = None
-    if config.tokenizer_source is not None:
-        tokens = vocabulary(list(sources.values()), config.tokenizer_source, base)
-    tensors = plan(config, sources, tokens)
-    if tokens is None and len(sources) > 1 and differ(list(sources.values())):
-        notes.append("the tokenizers differ: without tokenizer_source, rows of different tokens are merged")
+    everyone, base = list(sources.values()), None if config.base_model is None else sources[config.base_model]
+    lead = base or sources[config.references[0]]
+    notes = [*config.notes, *agree(everyone, lead)]
+    notes += [f"{s.label} is the base itself: it adds nothing" for s in everyone if s is not base and _same(s, base)]
+    tokens = None if config.tokens is None else vocabulary(everyone, config.tokens, base)
+    planned = plan(config, sources, tokens)
+    if tokens is None:
+        notes += compared(everyone)
+    template = None if config.chat_template is None else chat_template(config.chat_template, everyone, lead)
+    code = [] if lead.folder is None else sorted(p.name for p in lead.folder.glob("*.py"))
+    if code:
+        notes.append(f"code is not copied: {', '.join(code[:4])}; look at it before you put it beside the result")
     return Merge(
         config=config,
         method=find(config.merge_method),
         sources=sources,
-        tensors=tensors,
+        lead=lead,
+        tensors=planned.tensors,
         vocabulary=tokens,
-        notes=notes,
+        template=template,
+        configuration=configuration(
+            lead,
+            dtype=config.out_dtype or config.dtype,
+            stacked=planned.stacked,
+            vocabulary=tokens,
+            untied=any(is_output(t.name) for t in planned.tensors),
+        ),
+        files=to_copy(lead, everyone, tokenizer=tokens is None, template=template is None),
+        notes=[*notes, *planned.notes],
     )
+
+
+def default_workers() -> int:
+    """Tensors merged at once: a thread each, at most 8."""
+    return min(_MOST_WORKERS, torch.get_num_threads())
+
+
+def _same(source: Source, base: Source | None) -> bool:
+    if base is None or source.folder is None or base.folder is None or source.adapters:
+        return False
+    return source.folder.resolve() == base.folder.resolve()
+
+
+def _own(x: Tensor, source: Source, name: str) -> Tensor:
+    """A copy, where it would be the user's own tensor."""
+    return x.clone() if x is source.tensors[name] else x
 
 
 def merge(
@@ -196,9 +277,9 @@ def merge(
         if len(values) != len(names):
             raise ValueError(f"{key} has {len(values)} values for {len(names)} models")
     inputs = [{"model": n, "parameters": {k: v[i] for k, v in lists.items()}} for i, n in enumerate(names)]
-    stated = {n: d for n, d in configuration.DTYPES.items() if d == dtype}
+    stated = {n: d for n, d in configuration_file.DTYPES.items() if d == dtype}
     if dtype is not None and not stated:
-        raise ValueError(f"dtype {dtype} is not written; accepted: {', '.join(configuration.DTYPES)}")
+        raise ValueError(f"dtype {dtype} is not written; accepted: {', '.join(configuration_file.DTYPES)}")
     config = {
         "merge_method": method,
         "base_model": base_name,
@@ -208,6 +289,7 @@ def merge(
         "seed": seed,
     }
     ready = prepare(config, sources)
+    _ = ready.rations  # once, before the threads ask for it
     return dict(zip((t.name for t in ready.tensors), each(ready.tensor, ready.tensors), strict=True))
 
 
@@ -222,34 +304,43 @@ def merge_checkpoints(
     """Merge checkpoints of any size into a folder that `transformers` loads.
 
     Every tensor is written to its place as soon as it is merged; a merge that was killed goes on where it was when the
-    same call is made again. The folder appears under its name only when it is whole.
+    same call is made again, on the same files. The folder appears under its name only when it is whole.
 
     Parameters
     ----------
     config : MergeConfig, mapping, or path of a YAML file
     out : path
-        Must not exist, or be an earlier merge's (then it is replaced).
+        Must not exist, be empty, or be an earlier merge's (then it is replaced; files that were put there since are
+        not, and have to be moved first).
     shard_size : int
         The most bytes a file.
     workers : int, optional
-        Tensors merged at once; ``torch.get_num_threads()`` by default.
+        Tensors merged at once; ``torch.get_num_threads()`` by default, at most 8.
     progress : callable
         ``(tensor, bytes done, bytes in all)``.
 
     Raises
     ------
     Conflict, ValueError
-        As `prepare`; also a folder that is something else.
+        As `prepare`; also a folder that is something else, or that another merge is writing.
     OSError
         The disk is full (found when the files are laid out, before anything is computed).
     """
-    if isinstance(config, Path | str):
-        config = configuration.read(Path(config))
-    ready, out = prepare(config), Path(out)
-    if out.exists() and any(out.iterdir()) and not (out / "merge.json").exists():
-        raise ValueError(f"{out} exists and is not a merge's folder; give another")
-    draft = out.parent / f".{out.name}.partial"
-    _resume_or_clear(draft, _fingerprint(ready, shard_size))
+    given = [Path(config)] if isinstance(config, Path | str) else []
+    if not isinstance(config, MergeConfig):
+        config = configuration_file.read(given[0]) if given else configuration_file.parse(config)
+    check_output(Path(out), made_by="merge", inputs=[*given, *config.references])
+    ready = prepare(config)
+    inputs = [*given, *(s.folder for s in ready.sources.values() if s.folder is not None)]
+    fingerprints = [s.fingerprint() for s in ready.sources.values()]
+    told = [__version__, ready.config.model_dump(mode="json"), shard_size, fingerprints]
+    with drafted(Path(out), made_by="merge", told=told, inputs=inputs) as draft:
+        _write_weights(ready, draft, shard_size, workers or default_workers(), progress)
+        write_beside(ready, draft)
+    return ready
+
+
+def _write_weights(ready: Merge, draft: Path, shard_size: int, workers: int, progress: Progress) -> None:
     slots = [Slot(t.name, t.dtype, t.shape) for t in ready.tensors]
     writer = ShardWriter(draft, slots, shard_size=shard_size)
     left = [t for t in ready.tensors if t.name not in writer.done]
@@ -261,36 +352,13 @@ def merge_checkpoints(
 
     finished = False
     try:
+        _ = ready.rations  # once, before the threads ask for it
         for t in each(work, left, workers=workers):
             done += t.bytes
             progress(t.name, done, writer.total)
         finished = True
     finally:
         writer.close(finished=finished)
-    _accompany(ready, draft)
-    (draft / "fingerprint").unlink()
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(draft, out)
-    return ready
-
-
-def _resume_or_clear(draft: Path, fingerprint: str) -> None:
-    mark = draft / "fingerprint"
-    if draft.exists() and (not mark.exists() or mark.read_text() != fingerprint):
-        shutil.rmtree(draft)  # left by another merge
-    draft.mkdir(parents=True, exist_ok=True)
-    write_text(mark, fingerprint)
-
-
-def _fingerprint(ready: Merge, shard_size: int) -> str:
-    told = [ready.config.model_dump(mode="json"), shard_size, [s.fingerprint() for s in ready.sources.values()]]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _seed(seed: int, name: str) -> int:
-    """A tensor's own seed, whatever the order and the place it is merged in."""
-    return (seed << 32) + zlib.crc32(name.encode())
 
 
 def _blame(t: TensorPlan, error: Exception) -> str:
@@ -300,83 +368,3 @@ def _blame(t: TensorPlan, error: Exception) -> str:
             where = f" ({held.file})" if not isinstance(held, Tensor) else ""
             return f"{source.label}{where} has NaN or Inf"
     return str(error)
-
-
-def _accompany(ready: Merge, draft: Path) -> None:
-    """Configuration, tokenizer, model card, recipe and report beside the weights."""
-    c = ready.config
-    lead = ready.sources[c.base_model] if c.base_model is not None else next(iter(ready.sources.values()))
-    config = dict(lead.config)
-    if config:
-        wanted = c.out_dtype or c.dtype
-        config |= {"dtype": wanted} if wanted else {}
-        config.pop("torch_dtype", None)
-        if c.slices is not None:
-            key = next(k for k in ("num_hidden_layers", "n_layer", "num_layers") if k in config)
-            config[key] = layers_of(ready.tensors)
-            config.pop("layer_types", None)
-        if ready.vocabulary is not None:
-            config["vocab_size"] = ready.vocabulary.size
-        if any(is_output(t.name) for t in ready.tensors):
-            config["tie_word_embeddings"] = False
-        write_json(draft / "config.json", config)
-    if lead.folder is not None:
-        kept = _TOKENIZER if ready.vocabulary is None else ()
-        for path in lead.folder.iterdir():
-            if path.name.startswith(("generation_config", *kept)):
-                shutil.copyfile(path, draft / path.name)
-    if ready.vocabulary is not None:
-        ready.vocabulary.tokenizer.save_pretrained(draft)
-    if c.chat_template is not None:
-        write_text(draft / "chat_template.jinja", c.chat_template)
-    recipe = yaml.safe_dump(c.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-    write_text(draft / "merge.yaml", recipe)
-    write_text(draft / "README.md", _card(ready, recipe))
-    write_json(draft / "merge.json", report(ready))
-
-
-def report(ready: Merge) -> dict:
-    """What went into every tensor, for JSON."""
-    return {
-        "method": ready.config.merge_method,
-        **ready.cost,
-        "notes": ready.notes,
-        "models": [s.label for s in ready.sources.values()],
-        "merged": [
-            {
-                "name": t.name,
-                "shape": list(t.shape),
-                "dtype": str(t.dtype).removeprefix("torch."),
-                **({"copied_from": t.inputs[0][0].label} if t.copied else {"options": t.options}),
-            }
-            for t in ready.tensors
-        ],
-    }
-
-
-def _card(ready: Merge, recipe: str) -> str:
-    newline, models = "\n", [f"* {s.label}" for s in ready.sources.values()]
-    title = METHODS[ready.config.merge_method]
-    front = {"library_name": "transformers", "tags": ["merge", "rankwise", ready.config.merge_method]}
-    hub = [s for s in ready.sources if s.count("/") == 1 and not Path(s).exists()]
-    if hub:
-        front["base_model"] = hub
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).rstrip()}
----
-
-# Merged by {title.title}
-
-{len(ready.tensors)} tensors of {len(models)} models, merged by {title.title} ({title.paper}) with
-[rankwise](https://pypi.org/project/rankwise/).
-
-## Models
-
-{newline.join(models)}
-
-## Recipe
-
-```yaml
-{recipe.rstrip()}
-```
-"""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rankwise.files import write_json
+from rankwise.reading import parse_json, read_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -34,12 +35,17 @@ DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 NAMES = {v: k for k, v in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 _MOST_HEADER = 100_000_000
+_MOST_ENTRIES = 1 << 48
+_MOST_AXES = 16
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,10 @@ class Entry:
         """Its size."""
         return prod(self.shape) * self.dtype.itemsize
 
+    def same(self, other: Entry) -> bool:
+        """Whether both are one place of one file."""
+        return self.start == other.start and self.file.resolve() == other.file.resolve()
+
     def read(self) -> Tensor:
         """The tensor, in memory of its own."""
         data = torch.empty(self.bytes, dtype=torch.uint8)  # not zeroed first, as a bytearray would be
@@ -86,31 +96,46 @@ def entries(file: Path) -> dict[str, Entry]:
     ------
     ValueError
         Not a safetensors file: a header that is too long or no JSON, an unknown dtype, offsets outside the file or not
-        of the size that dtype and shape ask for.
+        of the size that dtype and shape ask for, tensors that overlap or leave bytes between them.
     """
+    if not file.is_file():
+        raise ValueError(f"{file} is no regular file")
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(_MOST_HEADER, size - 8):
             raise ValueError(f"{file} is not a safetensors file (its header would have {length:,} bytes)")
         try:
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length).decode(), "its header")
             header.pop("__metadata__", None)
-            found = {n: _entry(file, d, 8 + length, size) for n, d in header.items()}
+            found = {n: _entry(file, d, 8 + length) for n, d in header.items()}
+            _check_cover(found, 8 + length, size)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not a valid safetensors file: {error}") from error
     return found
 
 
-def _entry(file: Path, d: dict, origin: int, size: int) -> Entry:
+def _entry(file: Path, d: dict, origin: int) -> Entry:
     if d["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {d['dtype']} is unknown")
-    begin, end = (int(x) for x in d["data_offsets"])
-    shape = tuple(int(x) for x in d["shape"])
+        raise ValueError(f"dtype {str(d['dtype'])[:20]} is unknown")
+    begin, end = d["data_offsets"]
+    shape = tuple(d["shape"])
+    if any(type(x) is not int or not 0 <= x < _MOST_ENTRIES for x in (begin, end, *shape)) or len(shape) > _MOST_AXES:
+        raise ValueError(f"shape {str(list(shape))[:60]} and bytes {str(begin)[:20]}..{str(end)[:20]} are no numbers")
     entry = Entry(file, DTYPES[d["dtype"]], shape, origin + begin)
-    if min((*shape, 0)) < 0 or begin < 0 or end - begin != entry.bytes or origin + end > size:
-        raise ValueError(f"bytes {begin}..{end} do not fit shape {list(shape)} of {d['dtype']}, or the file")
+    if end - begin != entry.bytes:
+        raise ValueError(f"bytes {begin}..{end} do not fit shape {list(shape)} of {d['dtype']}")
     return entry
+
+
+def _check_cover(found: Mapping[str, Entry], start: int, size: int) -> None:
+    """The tensors lie one behind the other, from the header to the end of the file."""
+    for name, entry in sorted(found.items(), key=lambda pair: (pair[1].start, pair[1].bytes)):
+        if entry.start != start:
+            raise ValueError(f"{name[:80]} begins at byte {entry.start:,}, where {start:,} is next: overlap or gap")
+        start += entry.bytes
+    if start != size:
+        raise ValueError(f"its tensors end at byte {start:,} of {size:,}: is the file whole?")
 
 
 @dataclass(frozen=True)
@@ -243,28 +268,24 @@ def checkpoint_entries(folder: Path) -> dict[str, Entry]:
     ValueError
         No safetensors, pickled weights only, an index that points outside the folder or to what is not there.
     """
-    index = folder / INDEX
+    index, single = folder / INDEX, folder / "model.safetensors"
+    if single.exists():  # transformers reads it first as well
+        return entries(single)
     if not index.exists():
-        single = folder / "model.safetensors"
-        if single.exists():
-            return entries(single)
         pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
         hint = f"; {pickled[0]} is pickled and is not opened: save it as safetensors first" if pickled else ""
         raise ValueError(f"{folder} has no model.safetensors{hint}")
-    try:
-        weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not a valid index: {error}") from error
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise ValueError(f"{index} is not a valid index: weight_map must name a file for each tensor")
     found: dict[str, Entry] = {}
-    for name in files:
+    for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise ValueError(f"{index} points outside its folder: {name}")
         if not (folder / name).exists():
             raise ValueError(f"{index} names {name}, which is not there")
         held = entries(folder / name)
         found |= {k: e for k, e in held.items() if weight_map.get(k) == name}
-    absent = set(weight_map) - set(found)
-    if absent:
-        raise ValueError(f"{index} names tensors that its files do not hold: {', '.join(sorted(absent)[:3])}")
+    if absent := sorted(set(weight_map) - set(found)):
+        raise ValueError(f"{index} names tensors that its files do not hold: {', '.join(absent[:3])[:200]}")
     return found

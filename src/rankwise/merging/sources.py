@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rankwise.merging.low_rank import LowRank
-from rankwise.merging.shards import Entry, checkpoint_entries, entries
+from rankwise.files import content_of
+from rankwise.merging.adapters import Adapter, adapted, settings_of
+from rankwise.merging.names import LAYER, is_output, is_words
+from rankwise.merging.shards import Entry, checkpoint_entries
 from rankwise.models.loading import BUNDLED, resolve
+from rankwise.models.low_rank import KEY
 from rankwise.reading import read_json
 
-_EMBEDDING = re.compile(
-    r"(^|\.)(embed\w*|wte|wpe|word_embeddings|position_embeddings|shared)\.(weight|\w*embeddings\.weight)$"
-)
-_OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|output_layer)\.weight$")
-LAYER = re.compile(r"^(.*?(?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(\..*)$")
-
-
-def is_embedding(name: str) -> bool:
-    """Whether a tensor has a row a token (or position): embeddings and output layers."""
-    return bool(_EMBEDDING.search(name) or _OUTPUT.search(name) or "embeddings." in name)
-
-
-def is_output(name: str) -> bool:
-    """Whether a tensor is a language model's output layer."""
-    return bool(_OUTPUT.search(name))
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The two factors of a layer's LoRA."""
-
-    A: Entry | Tensor
-    B: Entry | Tensor
-    scale: float
-    transposed: bool = False
-
-    def read(self) -> LowRank:
-        """``s B A`` in the orientation of the weight as stored."""
-        A, B = _tensor(self.A), _tensor(self.B)
-        return LowRank(B=A.mT, A=B.mT, scale=self.scale) if self.transposed else LowRank(B=B, A=A, scale=self.scale)
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "tokenizer*"]
+_LANGUAGE = ("text_config", "language_config", "llm_config", "text_model_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,36 +36,65 @@ class Source:
     adapters : dict of Adapter
         Low-rank changes to some of the tensors.
     folder : Path, optional
-        Where its configuration and tokenizer are.
-    base_folder : Path, optional
-        Of an adapter: where the model it changes is.
+        Where its configuration and tokenizer are; of an adapter, those of the model it changes.
+    untied : bool
+        An adapter changed the output layer, which the model's configuration ties to the embedding.
     """
 
     label: str
     tensors: Mapping[str, Entry | Tensor]
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     folder: Path | None = None
-    base_folder: Path | None = None
+    untied: bool = False
 
     @cached_property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """``config.json``; empty for state dicts."""
         path = None if self.folder is None else self.folder / "config.json"
         return read_json(path) if path is not None and path.exists() else {}
+
+    @cached_property
+    def layers(self) -> dict[tuple[str, int], list[str]]:
+        """Of every layer, by what its names begin with and its number: what they end with."""
+        found: dict[tuple[str, int], list[str]] = {}
+        for name in self.tensors:
+            if m := LAYER.match(name):
+                found.setdefault((m[1], int(m[2])), []).append(m[3])
+        return found
+
+    @cached_property
+    def stacks(self) -> dict[str, int]:
+        """Its stacks of layers, by what their names begin with (``model.layers.``), and how many layers each has."""
+        found: dict[str, int] = {}
+        for stack, i in self.layers:
+            found[stack] = max(found.get(stack, 0), i + 1)
+        return found
+
+    @cached_property
+    def words(self) -> str | None:
+        """The name of its embedding of tokens."""
+        return next((n for n in self.tensors if is_words(n)), None)
+
+    @property
+    def rows(self) -> int | None:
+        """How many tokens its embedding has rows for."""
+        return None if self.words is None else self.shape(self.words)[0]
 
     def name_of(self, name: str) -> str | None:
         """The tensor's name in this model; an output layer tied to the embedding is found there."""
         if name in self.tensors:
             return name
-        if is_output(name) and self.config.get("tie_word_embeddings", True):
-            tied = [n for n in self.tensors if _EMBEDDING.search(n) and "position" not in n and ".wpe" not in n]
-            return tied[0] if len(tied) == 1 else None
-        return None
+        return self.words if is_output(name) and self.ties else None
 
     @property
     def ties(self) -> bool:
         """Whether its output layer is its embedding."""
-        return self.config.get("tie_word_embeddings", not any(is_output(n) for n in self.tensors))
+        said = [
+            part["tie_word_embeddings"]
+            for part in (self.config, language(self.config))
+            if "tie_word_embeddings" in part
+        ]
+        return not self.untied and bool(said[0] if said else not any(is_output(n) for n in self.tensors))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, by its name here."""
@@ -104,21 +106,41 @@ class Source:
 
     def read(self, name: str) -> Tensor:
         """The whole tensor, with the adapter's change added (then float32)."""
-        plain = _tensor(self.tensors[name])
+        held = self.tensors[name]
+        plain = held.read() if isinstance(held, Entry) else held
         if name not in self.adapters:
             return plain
-        return plain.float() + self.adapters[name].read().dense().reshape(plain.shape)
+        return plain.float() + self.adapters[name].read(plain).dense().reshape(plain.shape)
 
-    def fingerprint(self) -> str:
-        """Changes when the files do."""
+    def fingerprint(self) -> list[object]:
+        """Changes when its files do: of weights by what the system says of the file, of small files by content."""
         files = {e.file for e in self.tensors.values() if isinstance(e, Entry)}
-        files |= {e.file for a in self.adapters.values() for e in (a.A, a.B) if isinstance(e, Entry)}
-        told = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        files |= {e.file for a in self.adapters.values() for e in (a.A, a.B)}
+        status = [f.stat() for f in files]
+        found = sorted([s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in status)
+        beside = [] if self.folder is None else sorted(p for p in self.folder.iterdir() if p.is_file())
+        small = {p.name: content_of(p) for p in beside if p.suffix != ".safetensors" and p.stat().st_size < 1e8}
+        adapters = {n: [a.scale, a.transposed, a.start] for n, a in self.adapters.items()}
+        return [found, small, adapters]
 
 
-def _tensor(held: Entry | Tensor) -> Tensor:
-    return held.read() if isinstance(held, Entry) else held
+def language(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that describes the language model: a part of its own where there is also vision."""
+    return next((config[k] for k in _LANGUAGE if isinstance(config.get(k), dict)), config)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """A file whose content is written lies where it seems to: in the model's folder, or among the hub cache's blobs.
+
+    Raises
+    ------
+    ValueError
+        It is a link to somewhere else.
+    """
+    folder = folder.resolve()
+    allowed = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
+    if not any(path.resolve().is_relative_to(a) for a in allowed):
+        raise ValueError(f"{path} is a link to outside of its folder, and would be copied: put the file itself there")
 
 
 def open_source(reference: str | Mapping[str, Tensor], *, label: str | None = None) -> Source:
@@ -127,29 +149,64 @@ def open_source(reference: str | Mapping[str, Tensor], *, label: str | None = No
     Parameters
     ----------
     reference : str or mapping of Tensor
-        A folder, a hub id, a bundled name, ``base+adapter``, an adapter's folder, or a state dict.
+        A folder, a hub id (``owner/model@revision``), a bundled name, ``base+adapter``, an adapter's folder, or a state
+        dict.
     label : str, optional
         What to call a state dict in messages.
 
     Raises
     ------
     ValueError
-        Nothing that can be read, or an adapter other than plain LoRA.
+        Nothing that can be read, a quantised or compressed model, or an adapter other than plain LoRA.
     """
     if not isinstance(reference, str):
         return Source(label=label or "state dict", tensors=dict(reference))
     # a folder may have a plus in its name
     base, _, adapter = (reference, "", "") if Path(reference).expanduser().is_dir() else reference.partition("+")
     folder = _folder(base)
-    if not adapter and (folder / "adapter_config.json").is_file():
-        settings = read_json(folder / "adapter_config.json")
-        named = settings.get("base_model_name_or_path")
-        if not named:
-            raise ValueError(f"{reference} is an adapter that does not say of which model: write model+{reference}")
-        return _adapted(reference, _folder(_bundled(str(named))), folder)
     if adapter:
         return _adapted(reference, folder, _folder(adapter))
-    return Source(label=reference, tensors=checkpoint_entries(folder), folder=folder)
+    if (folder / "adapter_config.json").is_file():
+        settings = read_json(folder / "adapter_config.json")
+        named = settings.get("base_model_name_or_path")
+        if not isinstance(named, str) or not named:
+            raise ValueError(
+                f"{folder / 'adapter_config.json'} does not say of which model this is an adapter: write "
+                f"model+{reference}"
+            )
+        named = _bundled(named)
+        local = named in BUNDLED or Path(named).expanduser().is_dir()
+        revision = "" if local or not settings.get("revision") else f"@{settings['revision']}"
+        return _adapted(reference, _folder(named + revision), folder)
+    return _dense(Source(label=reference, tensors=checkpoint_entries(folder), folder=folder))
+
+
+def _adapted(label: str, base: Path, folder: Path) -> Source:
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} has no adapter_config.json: not an adapter")
+    settings = settings_of(folder, label)
+    plain = _dense(Source(label=label, tensors=checkpoint_entries(base), folder=base))
+    tensors, adapters = adapted(folder, settings, plain.tensors, label)
+    untied = plain.ties and any(is_output(n) and n not in plain.tensors for n in tensors)
+    return Source(label=label, tensors=tensors, adapters=adapters, folder=base, untied=untied)
+
+
+def _dense(source: Source) -> Source:
+    """The source, if its tensors are the weights themselves."""
+    config = source.config
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if quantised:
+        how = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise ValueError(
+            f"{source.label} is quantised ({str(how or 'quantization_config')[:40]}): its numbers are codes, which "
+            "cannot be averaged; give the model it was made from, or save it dequantised"
+        )
+    if KEY in config:
+        raise ValueError(
+            f"{source.label} is compressed into factors, which cannot be averaged: rankwise export {source.folder} "
+            "--to dense makes it whole"
+        )
+    return source
 
 
 def _bundled(named: str) -> str:
@@ -163,61 +220,12 @@ def _folder(reference: str) -> Path:
         if not any((path / n).exists() for n in ("config.json", "adapter_config.json")):
             raise ValueError(f"{path} has neither config.json nor adapter_config.json: not a model folder")
         return path
-    local = Path(resolve(reference))
+    name, _, revision = reference.partition("@")
+    if revision and (name in BUNDLED or Path(name).expanduser().is_dir()):
+        raise ValueError(f"{reference}: a revision is one of a hub id; {name} has none")
+    local = Path(resolve(name))
     if local.is_dir():
         return local
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(reference, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"]))
-
-
-def _adapted(label: str, base: Path, folder: Path) -> Source:
-    settings = read_json(folder / "adapter_config.json")
-    kind = str(settings.get("peft_type"))
-    if kind != "LORA" or settings.get("use_dora") or settings.get("lora_bias"):
-        what = "DoRA" if settings.get("use_dora") else "LoRA with biases" if settings.get("lora_bias") else kind
-        raise ValueError(f"{label} is {what}, not plain LoRA; make it so: rankwise export {folder} --to lora")
-    if not (folder / "adapter_model.safetensors").exists():
-        raise ValueError(f"{folder} has no adapter_model.safetensors")
-    tensors: dict[str, Entry | Tensor] = dict(checkpoint_entries(base))
-    held = entries(folder / "adapter_model.safetensors")
-    odd = [k for k, e in held.items() if "lora_" in k and (not re.search(r"\.lora_[AB]\.", k) or len(e.shape) != 2)]
-    if odd:
-        raise ValueError(
-            f"{label} adapts more than linear layers ({odd[0]}); merge it first: rankwise export --to merged"
-        )
-    adapters = {}
-    for key, A in held.items():
-        module, found, _ = key.removeprefix("base_model.model.").partition(".lora_A")
-        if not found:
-            continue
-        B = held[key.replace(".lora_A", ".lora_B")]
-        name = _matching(f"{module}.weight", tensors, label)
-        adapters[name] = Adapter(A, B, _scale(settings, module, A.shape[0]), bool(settings.get("fan_in_fan_out")))
-    for key, entry in held.items():
-        if "lora_" not in key:  # modules_to_save: whole tensors instead of the base's
-            plain = key.removeprefix("base_model.model.")
-            tensors[_matching(plain, tensors, label) if _near(plain, tensors) else plain] = entry
-    if len(adapters) != sum(".lora_A" in k for k in held):
-        raise ValueError(f"{label} adapts a layer twice")
-    return Source(label=label, tensors=tensors, adapters=adapters, folder=base, base_folder=base)
-
-
-def _near(name: str, tensors: Mapping[str, object]) -> list[str]:
-    return [n for n in tensors if n == name or n.endswith(f".{name}") or name.endswith(f".{n}")]
-
-
-def _matching(name: str, tensors: Mapping[str, object], label: str) -> str:
-    """The base's name for an adapted tensor: the task model's may have a prefix more or less."""
-    if name in tensors:
-        return name
-    near = _near(name, tensors)
-    if len(near) != 1:
-        raise ValueError(f"{label} adapts {name}, which its base does not have")
-    return near[0]
-
-
-def _scale(settings: dict, module: str, rank: int) -> float:
-    patterns: dict[str, float] = settings.get("alpha_pattern") or {}
-    alpha = next((a for p, a in patterns.items() if re.fullmatch(rf"(.*\.)?({p})", module)), settings["lora_alpha"])
-    return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=_PATTERNS))

@@ -133,16 +133,16 @@ def merge_tensors(ready: Merge) -> tuple[list[str], list[list[str]]]:
     return ["tensor", "shape", "dtype", "how", "times"], [[*key, str(n)] for key, n in groups.items()]
 
 
-def merge_summary(ready: Merge) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what a merge reads, writes and holds."""
-    c = ready.cost
+def merge_summary(ready: Merge, workers: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what a merge reads, writes and holds, so many tensors at once."""
+    c = ready.cost(workers)
     rows = [
         ["method", f"{ready.method.title} ({ready.method.paper})"],
         ["models", ", ".join(s.label for s in ready.sources.values())],
         ["tensors", str(c["tensors"])],
         ["read", size(c["read_bytes"])],
         ["written", size(c["written_bytes"])],
-        ["memory for tensors, two at once", size(c["memory_bytes"])],
+        [f"memory for tensors, {c['workers']} at once", size(c["memory_bytes"])],
     ]
     return ["merge", ""], rows
 
