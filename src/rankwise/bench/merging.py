@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ import yaml
 from torch import Tensor
 
 from rankwise.bench.evidence import Claim, Evidence
-from rankwise.files import whole_folder
+from rankwise.files import claimed, whole_folder
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.merging import tsvm
 from rankwise.merging.shards import ShardWriter, Slot, checkpoint_entries
@@ -40,7 +41,12 @@ RECIPES = {
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
     """Write the checkpoint, time every pair ``seeds`` times (inputs are fixed), judge the claims."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
+    with claimed(out, made_by="bench speed --part merging", told={"model": LLAMA, "shard": SHARD}) as folder:
+        return _run(folder, seeds, on_event or (lambda *_: None))
+
+
+def _run(out: Path, seeds: int, note: OnEvent) -> Evidence:
+    start = time.perf_counter()
     folders = [_checkpoint(out / name, seed, note) for seed, name in enumerate(("base", "first", "second"))]
     shard = max(p.stat().st_size for p in folders[0].glob("*.safetensors"))
     rows, claims = [], []
@@ -149,19 +155,19 @@ def _checkpoint(folder: Path, seed: int, note) -> Path:
 
 
 def singular_vectors(note) -> tuple[list[list[str]], Claim]:
-    """TSVM of three experts, two matrices of each shape, against full SVDs of every part."""
+    """TSVM of two and of three experts, two matrices of each shape, against full SVDs of every part."""
     rows, ratios, errors = [], [], []
-    for shape in ((2048, 2048), (5632, 2048)):
-        note(f"TSVM {shape[0]} x {shape[1]}", "train", 0, 1, float("nan"))
+    for shape, T in product(((2048, 2048), (5632, 2048)), (2, 3)):
+        note(f"TSVM {shape[0]} x {shape[1]}, {T} experts", "train", 0, 1, float("nan"))
         torch.manual_seed(0)
         spectrum = torch.arange(1, 2049).float().rsqrt()  # falls slowly, as those of task vectors do
         problems = []
         for _ in range(2):
             base = torch.randn(shape)
-            taus = [torch.randn(shape) / 2048**0.5 * spectrum for _ in range(3)]
+            taus = [torch.randn(shape) / 2048**0.5 * spectrum for _ in range(T)]
             problems.append((base, [base + t for t in taus]))
         begin = time.perf_counter()
-        mine = list(each(lambda p: tsvm(p[0], p[1], dtype=torch.float32, weight=[1.0] * 3), problems))
+        mine = list(each(lambda p: tsvm(p[0], p[1], dtype=torch.float32, weight=[1.0] * T), problems))
         ours = time.perf_counter() - begin
         begin = time.perf_counter()
         theirs = [full_svds(*p) for p in problems]
@@ -169,7 +175,7 @@ def singular_vectors(note) -> tuple[list[list[str]], Claim]:
         ratios.append(full / ours)
         for (base, _), a, b in zip(problems, mine, theirs, strict=True):
             errors.append(float((a - b).norm() / (b - base).norm()))
-        rows.append([f"TSVM, {shape[0]} x {shape[1]}, 3 experts", f"{ours / 2:.1f}s", "full SVDs", f"{full / 2:.1f}s",
+        rows.append([f"TSVM, {shape[0]} x {shape[1]}, {T} experts", f"{ours / 2:.1f}s", "full SVDs", f"{full / 2:.1f}s",
                      f"{full / ours:.1f}x"])  # fmt: skip
     return rows, Claim(
         text="TSVM at least 5x faster than full SVDs, merged task vectors within 1e-3",

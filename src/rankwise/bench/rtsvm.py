@@ -1,14 +1,17 @@
 """R-TSVM's claims: the best merge on average, and merging beats mixing the data.
 
-Three experts of one MiniLM (`rankwise.bench.experts`), merged by every method with λ chosen on validation for each
-alike. Against them: the experts themselves, and one model trained on the mixture of the data (all of it, without the
-hardest examples, without those whose gradients disagree) for as many steps as all experts together. Ablations: R-TSVM
-without its weighting, without its ranks. Control: task vectors turned by random rotations, of the same spectra.
+Three experts of one MiniLM (`rankwise.bench.experts`), merged by 14 methods, with λ chosen on validation for each
+alike, from a grid that grows until the best point lies inside it. Against them: the experts themselves, and one model
+trained on the mixture of the data (all of it, without the hardest examples, without those whose gradients disagree) for
+as many steps as all experts together. Ablations: R-TSVM without its weighting, without its ranks, with its other
+readings, and TSVM of a third of the ranks, since R-TSVM keeps about so many. Controls: task vectors turned by random
+rotations, of the same spectra; the best λ of every method lies inside its grid.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -18,19 +21,27 @@ from torch import Tensor
 
 from rankwise.bench.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.experts import TASKS, Bench, State, agreeing, bench, clearest
-from rankwise.files import write_json
+from rankwise.files import claimed, write_json
 from rankwise.jobs.adapt import OnEvent, environment
 from rankwise.merging import METHODS, merge
 from rankwise.reading import read_json
 from rankwise.report import plots
 from rankwise.spectral import subspace_overlap, truncated_svd
 
-SCALES = (0.3, 0.6, 1.0, 1.5)
+SCALES = (0.3, 0.6, 1.0, 1.5, 2.25)
+STEP, LEAST, MOST = 1.5, 0.03, 40.0  # a grid whose best point is its last goes on by this factor, no further than here
+COMPARED = (
+    "linear", "task_arithmetic", "model_stock", "ties", "dare_linear", "dare_ties", "della_linear", "della",
+    "breadcrumbs", "breadcrumbs_ties", "consensus", "pcb", "tsvm", "rtsvm",
+)  # fmt: skip
 VARIANTS: dict[str, tuple[str, dict]] = {
-    **{name: (name, {}) for name in METHODS if name != "rtsvm"},
-    "rtsvm": ("rtsvm", {}),
+    **{name: (name, {}) for name in COMPARED},
     "rtsvm, no weighting": ("rtsvm", {"weighting": "none"}),
     "rtsvm, uniform rank": ("rtsvm", {"rank": "uniform"}),
+    "rtsvm, weights a row": ("rtsvm", {"weighting": "row"}),
+    "rtsvm, ranks by layer": ("rtsvm", {"rank": "layer"}),
+    "rtsvm, ranks by expert": ("rtsvm", {"rank": "expert"}),
+    "tsvm, a third of the ranks": ("tsvm", {"share": 1 / 3}),
 }
 MIXTURES = ("mixture", "clearest mixture", "agreeing mixture")
 CONTROL = "rtsvm of rotated task vectors"
@@ -39,8 +50,9 @@ CONTROL = "rtsvm of rotated task vectors"
 def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None = None) -> Evidence:
     """Train, merge and score (finished parts are read back), judge the claims."""
     start = time.perf_counter()
-    b = bench(out, steps=steps, on_event=on_event)
-    by_seed = [_scores(b, seed) for seed in range(seeds)]
+    with claimed(out, made_by="bench rtsvm", told={"steps": steps}) as folder:
+        b = bench(folder, steps=steps, on_event=on_event)
+        by_seed = [_scores(b, seed) for seed in range(seeds)]
     names = list(by_seed[0]["test"])
     test = {n: np.array([s["test"][n] for s in by_seed]) for n in names}  # (seeds, tasks)
     normal = {n: (test[n] / test["experts"]).mean(1) for n in names}
@@ -56,11 +68,11 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
         title="R-TSVM: merging experts",
         command=f"rankwise bench rtsvm --seeds {seeds}",
         setting=f"MiniLM, experts for {', '.join(TASKS)}; {steps} steps of 16 sentences each, mixtures {3 * steps} "
-        f"steps; λ of {', '.join(map(str, SCALES))} by validation; {seeds} seeds, 200 test sentences an ability; "
-        "accuracy in per cent, mean ± standard deviation; normalised: by the expert's own",
+        f"steps; λ from {', '.join(map(str, SCALES))} and on, by validation; {seeds} seeds, 200 test sentences an "
+        "ability; accuracy in per cent, mean ± standard deviation; normalised: by the expert's own",
         header=["model", "λ", *TASKS, "normalised", "smallest"],
         rows=rows,
-        claims=_claims(test, normal),
+        claims=_claims(test, normal, sorted({n for s in by_seed for n, at in s["at_edge"].items() if at})),
         seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
         extra={"interference": interference, "normalised": {n: v.tolist() for n, v in normal.items()}},
@@ -69,13 +81,13 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
 
 def _scores(b: Bench, seed: int) -> dict:
     path = b.out / f"scores-seed{seed}.json"
-    found: dict = read_json(path) if path.exists() else {"test": {}, "scale": {}}
+    found: dict = read_json(path) if path.exists() else {"test": {}, "scale": {}, "at_edge": {}}
     rates = {t: b.best_rate(t, lambda t=t: b.rows[t].train, [t], steps=b.steps) for t in TASKS}
     experts = {t: b.trained(t, lambda t=t: b.rows[t].train, seed=seed, rate=rates[t], steps=b.steps) for t in TASKS}
     base = b.base(seed).state_dict()
 
-    def record(name: str, accuracies: np.ndarray, scale: float | None = None) -> None:
-        found["test"][name], found["scale"][name] = accuracies.tolist(), scale
+    def record(name: str, accuracies: np.ndarray, scale: float | None = None, at_edge: bool = False) -> None:
+        found["test"][name], found["scale"][name], found["at_edge"][name] = accuracies.tolist(), scale, at_edge
         write_json(path, found)
         b.on_event(f"{name} seed={seed}", "done", 1, 1, float("nan"))
 
@@ -106,14 +118,27 @@ def _scores(b: Bench, seed: int) -> dict:
 
 
 def _best(b: Bench, experts: list[State], base: State, method: str, options: dict, seed: int):
-    """Test accuracies and λ of the merge whose λ is best on validation."""
-    scales = SCALES if "scale" in METHODS[method].parameters else (None,)
-    merged = {}
-    for s in scales:
-        given: dict = options if s is None else options | {"scale": s}
-        merged[s] = merge(experts, base=base, method=method, seed=seed, **given)
-    best = max(scales, key=lambda s: b.accuracies(merged[s], "validation").mean())
-    return b.accuracies(merged[best], "test"), best
+    """Test accuracies, λ, and whether λ is the last of its grid, of the merge whose λ is best on validation."""
+
+    def merged(scale: float | None) -> State:
+        given: dict = options if scale is None else options | {"scale": scale}
+        return merge(experts, base=base, method=method, seed=seed, **given)
+
+    if "scale" not in METHODS[method].parameters:
+        return b.accuracies(merged(None), "test"), None, False
+    best, at_edge = inside(lambda s: float(b.accuracies(merged(s), "validation").mean()))
+    return b.accuracies(merged(best), "test"), best, at_edge
+
+
+def inside(score: Callable[[float], float]) -> tuple[float, bool]:
+    """The best λ of a grid that goes on past its best point, and whether there was no going on."""
+    scores = {s: score(s) for s in SCALES}
+    while True:
+        best = max(scores, key=lambda s: scores[s])
+        further = best * STEP if best == max(scores) else best / STEP if best == min(scores) else None
+        if further is None or not LEAST <= further <= MOST:
+            return best, further is not None
+        scores[further] = score(further)
 
 
 def rotated(base: State, expert: State, *, seed: int) -> State:
@@ -153,15 +178,16 @@ def _scale(by_seed: list[dict], name: str) -> str:
     return ", ".join(f"{x:g}" for x in sorted({x for x in scales if x is not None})) or "-"
 
 
-def _claims(test: dict[str, np.ndarray], normal: dict[str, np.ndarray]) -> list[Claim]:
+def _claims(test: dict[str, np.ndarray], normal: dict[str, np.ndarray], at_edge: list[str]) -> list[Claim]:
     learned = (test["experts"] - test["untrained"]).mean(0)
     least = 0.5 ** len(normal["rtsvm"]) + 1e-9  # the smallest p-value so few seeds can give
-    merges = [n for n in VARIANTS if "," not in n]
+    merges = list(COMPARED)
     ranking = sorted(merges, key=lambda n: -normal[n].mean())
     best_mixture = max(MIXTURES, key=lambda n: normal[n].mean())
     mixture, tsvm = (paired(normal["rtsvm"], normal[n]) for n in (best_mixture, "tsvm"))
     arithmetic, control = (paired(normal["rtsvm"], normal[n]) for n in ("task_arithmetic", CONTROL))
     parts = {n: paired(normal["rtsvm"], normal[n]) for n in ("rtsvm, no weighting", "rtsvm, uniform rank")}
+    small = paired(normal["rtsvm"], normal["tsvm, a third of the ranks"])
     return [
         Claim(
             text="R-TSVM is the best merge on average",
@@ -175,6 +201,11 @@ def _claims(test: dict[str, np.ndarray], normal: dict[str, np.ndarray]) -> list[
             found=str(arithmetic),
         ),
         *[Claim(text=f"both parts matter: {n} is worse", held=p.mean > 0, found=str(p)) for n, p in parts.items()],
+        Claim(
+            text="R-TSVM is more than TSVM of a third of the ranks",
+            held=small.mean > 0 and small.p_value <= max(0.1, least),
+            found=str(small),
+        ),
         Claim(
             text=f"merging by R-TSVM beats mixing the data (the best of three mixtures: {best_mixture})",
             held=mixture.mean > 0,
@@ -191,5 +222,11 @@ def _claims(test: dict[str, np.ndarray], normal: dict[str, np.ndarray]) -> list[
             control=True,
             held=control.mean > 0 and control.p_value <= max(0.1, least),
             found=str(control),
+        ),
+        Claim(
+            text="control: the best λ of every merge lies inside its grid",
+            control=True,
+            held=not at_edge,
+            found=f"at the last point: {', '.join(at_edge) or 'none'}",
         ),
     ]

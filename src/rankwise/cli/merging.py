@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from rankwise.cli.app import Json, app, console, continues
+from rankwise.reading import printable
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -39,7 +39,6 @@ def merge(
     from rankwise.merging import config as configuration
     from rankwise.merging import merge_checkpoints, prepare
     from rankwise.merging.companions import report
-    from rankwise.reading import printable
     from rankwise.report.tables import merge_summary, merge_tensors, terminal
 
     if out is None and not dry_run:
@@ -100,4 +99,4 @@ class _Bar:
         self.bar.stop()
 
     def update(self, name: str, done: int, total: int) -> None:
-        self.bar.update(self.task, description=escape(name[-30:].rjust(30)), completed=done, total=total)
+        self.bar.update(self.task, description=printable(name)[-30:].rjust(30), completed=done, total=total)
