@@ -167,7 +167,7 @@ def singular_vectors(note) -> tuple[list[list[str]], Claim]:
             taus = [torch.randn(shape) / 2048**0.5 * spectrum for _ in range(T)]
             problems.append((base, [base + t for t in taus]))
         begin = time.perf_counter()
-        mine = list(each(lambda p: tsvm(p[0], p[1], dtype=torch.float32, weight=[1.0] * T), problems))
+        mine = list(each(lambda p: tsvm(p[0], p[1], dtype=torch.float32, weight=[1.0] * len(p[1])), problems))
         ours = time.perf_counter() - begin
         begin = time.perf_counter()
         theirs = [full_svds(*p) for p in problems]
