@@ -2,16 +2,20 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rankwise.prompting.language_model import Sampling
 
 
 class Loopback:
-    """``troubles``: what to do with the next requests, from the front: a status, ``"rubbish"``, ``"hang up"``."""
+    """``troubles``: what to do with the next requests, from the front: a status, a status with body and headers, a
+    word of `Handler.trouble`; None is no trouble. ``echoes``: how the tokens of an echoed text are told."""
 
-    def __init__(self, model):
-        self.model, self.requests, self.troubles, self.lock = model, [], [], threading.Lock()
+    def __init__(self, model=None, *, echoes="plain", delay=0.0):
+        self.model, self.echoes, self.delay = model, echoes, delay
+        self.requests, self.troubles, self.lock = [], [], threading.Lock()
+        self.most = self.now = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -22,22 +26,54 @@ class Loopback:
                 with outer.lock:
                     outer.requests.append({"path": self.path, "headers": dict(self.headers), **body})
                     trouble = outer.troubles.pop(0) if outer.troubles else None
+                    outer.now += 1
+                    outer.most = max(outer.most, outer.now)
+                try:
+                    time.sleep(outer.delay)
+                    self.answered(trouble, body)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+                finally:
+                    with outer.lock:
+                        outer.now -= 1
+
+            def answered(self, trouble, body):
                 if trouble == "hang up":
                     self.close_connection = True
-                    return None
-                if trouble == "rubbish":
-                    return self.reply(200, b"<html>all is well</html>")
-                if trouble == "empty":
-                    return self.reply(200, b'{"choices": []}')
-                if isinstance(trouble, int):
-                    return self.reply(trouble, b'{"error": "trouble"}')
-                with outer.lock:  # one model, one request at a time
-                    return self.reply(200, json.dumps(outer.answer(self.path, body)).encode())
+                elif trouble == "login page":
+                    self.reply(200, b"<!DOCTYPE html><title>Sign in</title>", {"Content-Type": "text/html"})
+                elif trouble == "cut short":
+                    self.reply(200, b'{"choices": [{"te')
+                elif trouble == "deep":
+                    self.reply(200, b"[" * 200_000)
+                elif trouble == "huge":
+                    self.reply(200, b'{"a": "' + b"x" * 3_000_000 + b'"}')
+                elif trouble == "slow body":
+                    self.dripped(b'HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{"a": 1', head=40)
+                elif trouble == "slow head":
+                    self.dripped(b"HTTP/1.1 200 OK\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", head=10)
+                elif isinstance(trouble, int):
+                    self.reply(trouble, b'{"error": "trouble"}')
+                elif isinstance(trouble, tuple):
+                    self.reply(*trouble)
+                else:
+                    with outer.lock:  # one model, one request at a time
+                        found = outer.answer(self.path, body)
+                    self.reply(200, json.dumps(found).encode())
 
-            def reply(self, status, body):
+            def dripped(self, whole, *, head):
+                self.close_connection = True
+                self.wfile.write(whole[:head])
+                for byte in whole[head:]:
+                    time.sleep(0.1)
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+
+            def reply(self, status, body, headers=None):
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
+                headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+                for name, value in headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -45,8 +81,9 @@ class Loopback:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self):
         self.thread.start()
@@ -57,19 +94,21 @@ class Loopback:
         self.server.server_close()
 
     def answer(self, path, body):
-        if body.get("echo"):
-            return {"choices": [{"text": body["prompt"], "logprobs": self.echoed(body["prompt"])}]}
+        if self.model is None:
+            return said("b")
+        if body.get("echo") and self.echoes != "ignored":
+            return self.echoed(body["prompt"])
         chat = path.endswith("/chat/completions")
         prompt = body["messages"] if chat else body["prompt"]
         sampling = Sampling(
-            max_new_tokens=body["max_tokens"],
+            max_new_tokens=body.get("max_completion_tokens") or body["max_tokens"],
             temperature=body["temperature"],
-            top_p=body["top_p"],
+            top_p=body.get("top_p", 1.0),
             stop=tuple(body.get("stop", ())),
-            seed=body["seed"],
+            seed=body.get("seed", 0),
         )
         found = self.model.generate([prompt], sampling)[0]
-        usage = {"prompt_tokens": found.prompt_tokens}
+        usage = {"prompt_tokens": found.prompt_tokens, "completion_tokens": len(found.tokens)}
         tokens = list(zip(found.tokens, found.logprobs, found.top_logprobs, strict=True))
         if chat:
             content = [
@@ -85,15 +124,38 @@ class Loopback:
         return {"choices": [{"text": found.text, "logprobs": logprobs}], "usage": usage}
 
     def echoed(self, text):
+        """The tokens of a text and of one more, as vLLM (``begin``), llama-cpp-python (``plain``) and others do."""
         import torch
 
         tokenizer = self.model.tokenizer
         encoded = tokenizer(text, return_offsets_mapping=True)
-        with torch.no_grad():
-            logp = self.model.model(torch.tensor([encoded["input_ids"]])).logits[0].log_softmax(-1)
         ids, places = encoded["input_ids"], encoded["offset_mapping"]
+        with torch.no_grad():
+            logp = self.model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        tokens = [text[a:b] for a, b in places]
+        if self.echoes in ("bytes", "ids", "nothing"):
+            tokens = [tokenizer.decode([i]) for i in ids]  # U+FFFD for a part of a character
+        if self.echoes == "nothing":
+            tokens = ["" if "\ufffd" in t else t for t in tokens]
+        if self.echoes == "ids":
+            tokens = [f"token_id:{i}" for i in ids]
+        following = int(logp[-1].argmax())
+        new = tokenizer.decode([following])
+        found = [None] + [float(logp[t - 1, ids[t]]) for t in range(1, len(ids))] + [float(logp[-1].max())]
+        tokens.append(new)
+        read = len(ids)
+        if self.echoes == "begin":
+            tokens, found, read = ["<|begin_of_text|>", *tokens], [None, -17.0, *found[1:]], read + 1
+        offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
         return {
-            "tokens": [text[a:b] for a, b in places],
-            "text_offset": [a for a, _ in places],
-            "token_logprobs": [None] + [float(logp[t - 1, ids[t]]) for t in range(1, len(ids))],
+            "choices": [
+                {"text": text + new, "logprobs": {"tokens": tokens, "text_offset": offsets, "token_logprobs": found}}
+            ],
+            "usage": {"prompt_tokens": read, "completion_tokens": 1},
         }
+
+
+def said(text):
+    """A completion of one token."""
+    logprobs = {"tokens": [text], "token_logprobs": [-0.5], "top_logprobs": [{text: -0.5}]}
+    return {"choices": [{"text": text, "logprobs": logprobs}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}

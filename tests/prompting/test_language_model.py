@@ -1,143 +1,18 @@
 import json
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.models import load_tokenizer
-from rankwise.prompting.language_model import Generation, Recorded, Sampling, Score
-from rankwise.prompting.transformers_model import TransformersModel, _grouped, _Request
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-                         initializer_range=0.4)  # fmt: skip
-    return TransformersModel(LlamaForCausalLM(config), load_tokenizer("smollm2"), batch_size=5)
-
-
-PROMPTS = ["The capital of France", "The capital of France is surely not very far from the sea:", "One", "Wörter 日本"]
-GIVEN = [
-    [" is Paris", " is", " – nothing at all"],
-    [" no", " yes, it is"],
-    [" two three"],
-    [" ja", " にほん", "!", " x y"],
-]
-
-
-def naive(model, prompt, text):
-    start = model.tokenizer(prompt)["input_ids"]
-    end = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        logp = model.model(torch.tensor([start + end])).logits[0].log_softmax(-1)
-    return [float(logp[len(start) + t - 1, token]) for t, token in enumerate(end)]
-
-
-@pytest.mark.parametrize("share", [True, False])
-def test_scores_equal_a_loop_without_cache_or_padding(tiny, share):
-    tiny.share_prefixes = share
-    found = tiny.score(PROMPTS, GIVEN)
-    for prompt, given, scores in zip(PROMPTS, GIVEN, found, strict=True):
-        for text, score in zip(given, scores, strict=True):
-            torch.testing.assert_close(
-                torch.tensor(score.logprobs), torch.tensor(naive(tiny, prompt, text)), atol=1e-4, rtol=0
-            )
-            assert score.total == pytest.approx(score.mean * len(score.logprobs))
-    tiny.share_prefixes = True
-
-
-def test_prefixes_are_shared_within_a_prompt_and_across_prompts(tiny, monkeypatch):
-    def request(*ids, scored=2):
-        return _Request(ids, scored, (0, 0))
-
-    same = [request(*range(20), 90 + j, 95) for j in range(4)]
-    alone = request(*range(8), 50, 51, 52)
-    groups = _grouped([*same, alone], True, 32)
-    assert sorted((g.shared, len(g.requests)) for g in groups) == [(0, 1), (19, 4)]
-    assert all(g.shared == 0 and len(g.requests) == 1 for g in _grouped(same, False, 32))
-    assert [len(g.requests) for g in _grouped(same, True, 3)] == [1, 3]
-
-    shots = "One and one are two. Two and two are four. Three and three are six. "
-    prompts = [f"{shots}Then {w} and {w} and {w} and {w} are surely" for w in ("nine", "ten", "five")]
-    given = [[" a", " b", " c"]] * 3
-    seen, forward = [], tiny.model.forward
-
-    def counted(*args, **options):
-        if "input_ids" in options:
-            seen.append(tuple(options["input_ids"].shape))
-        return forward(*args, **options)
-
-    monkeypatch.setattr(tiny.model, "forward", counted)
-    monkeypatch.setattr(tiny, "batch_size", 16)
-    found = tiny.score(prompts, given)
-    long = tiny.count_tokens(shots) - 2
-    assert [rows for rows, _ in seen] == [1, 3, 9]  # what all share, what each prompt adds, the continuations
-    assert seen[0][1] >= long
-    for prompt, scores in zip(prompts, found, strict=True):
-        for text, score in zip(given[0], scores, strict=True):
-            assert score.logprobs == pytest.approx(naive(tiny, prompt, text), abs=1e-4)
-
-
-def test_generation_is_that_of_transformers_and_its_probabilities_those_of_a_forward_pass(tiny):
-    found = tiny.generate(PROMPTS, Sampling(max_new_tokens=6))
-    for prompt, got in zip(PROMPTS, found, strict=True):
-        ids = tiny.tokenizer(prompt, return_tensors="pt")
-        expected = tiny.model.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
-        assert got.tokens == tuple(tiny.tokenizer.convert_ids_to_tokens(expected.tolist()))
-        assert got.prompt_tokens == ids["input_ids"].shape[1]
-        with torch.no_grad():
-            logp = tiny.model(torch.cat([ids["input_ids"][0], expected])[None]).logits[0].log_softmax(-1)
-        n = len(expected)
-        torch.testing.assert_close(
-            torch.tensor(got.logprobs), logp[-n - 1 : -1].gather(1, expected[:, None])[:, 0], atol=1e-3, rtol=0
-        )
-        assert got.logprobs == got.top_logprobs  # greedy takes the likeliest
-
-
-def test_sampling_repeats_by_seed_and_reports_probabilities_before_truncation(tiny):
-    first, again, other = (
-        tiny.generate([PROMPTS[0]], Sampling(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=s))[0]
-        for s in (1, 1, 2)
-    )
-    assert first == again
-    assert first.tokens != other.tokens
-    assert all(p <= t + 1e-6 for p, t in zip(first.logprobs, first.top_logprobs, strict=True))
-
-
-def test_generation_ends_before_a_stop_string_however_long_the_others_go_on(tiny):
-    free = tiny.generate(PROMPTS, Sampling(max_new_tokens=8))
-    word = next(free[0].text[i] for i in range(3, len(free[0].text)) if not free[0].text[i].isspace())
-    for got, whole in zip(tiny.generate(PROMPTS, Sampling(max_new_tokens=8, stop=(word,))), free, strict=True):
-        assert got.text == whole.text.split(word)[0]
-        assert len(got.tokens) <= len(whole.tokens)
-
-
-def test_too_long_and_empty_requests_are_refused(tiny):
-    with pytest.raises(ValueError, match="takes 128"):
-        tiny.generate(["word " * 200])
-    with pytest.raises(ValueError, match="takes 128"):
-        tiny.score(["word " * 200], [[" a"]])
-    with pytest.raises(ValueError, match="continuation 1 of prompt 0 is empty"):
-        tiny.score(["a"], [[" a", ""]])
-    with pytest.raises(ValueError, match="tokenizer"):
-        TransformersModel(tiny.model)
-    with pytest.raises(ValueError, match="max_new_tokens"):
-        Sampling(max_new_tokens=0)
-
-
-def test_messages_go_through_the_chat_template(tiny):
-    text = tiny.render([{"role": "user", "content": "Hi"}])
-    assert text.endswith("<|im_start|>assistant\n")
-    assert tiny.count_tokens([{"role": "user", "content": "Hi"}]) == len(tiny.tokenizer(text)["input_ids"])
+from rankwise.prompting.language_model import Generation, Recorded, Sampling, Score, check_prompts, check_requests
 
 
 class Counting:
     name, context = "counting", None
 
-    def __init__(self):
-        self.asked, self.fails_at = [], None
+    def __init__(self, weights=1):
+        self.asked, self.fails_at, self.weights = [], None, weights
+
+    def identity(self):
+        return {"weights": self.weights}
 
     def generate(self, prompts, sampling, *, on_result=None):
         out = []
@@ -171,8 +46,8 @@ def test_what_is_recorded_is_never_asked_again_even_after_a_failure_midway(tmp_p
     inner = Counting()
     inner.fails_at = 3
     prompts = ["a", "b", "a", "c", "d", "é"]
-    with pytest.raises(ConnectionError):
-        Recorded(inner, tmp_path / "r.jsonl").generate(prompts)
+    with pytest.raises(ConnectionError), Recorded(inner, tmp_path / "r.jsonl") as model:
+        model.generate(prompts)
     with (tmp_path / "r.jsonl").open("a") as f:
         f.write('{"key": "cut sh')  # what a kill leaves
     inner.fails_at = None
@@ -186,6 +61,9 @@ def test_what_is_recorded_is_never_asked_again_even_after_a_failure_midway(tmp_p
     assert (model.asked, model.found) == (2, 4)
     model.generate(prompts, Sampling(max_new_tokens=3))
     assert len(inner.asked) == 10  # other options are other requests
+    model.close()
+    with Recorded(inner, tmp_path / "r.jsonl") as model:
+        scored = model.score(["x"], [["ab", "c"]])
     scored = Recorded(inner, tmp_path / "r.jsonl").score(["x"], [["ab", "c"]])
     assert [s.total for s in scored[0]] == [-2, -1]
     assert Recorded(inner, tmp_path / "r.jsonl").score(["x"], [["ab", "c"]]) == scored
@@ -196,3 +74,103 @@ def test_a_record_that_is_none_is_named(tmp_path):
     (tmp_path / "r.jsonl").write_text(json.dumps({"other": 1}) + "\n")
     with pytest.raises(ValueError, match="line 1"):
         Recorded(Counting(), tmp_path / "r.jsonl")
+
+
+def test_a_model_that_has_changed_is_asked_again_under_the_same_name(tmp_path):
+    for weights in (1, 2, 1):
+        inner = Counting(weights)
+        with Recorded(inner, tmp_path / "r.jsonl") as model:
+            model.generate(["a"])
+            model.score(["a"], [["b"]])
+        assert len(inner.asked) == (0 if weights == 1 and model.found else 2)
+    assert model.found == 2
+
+
+def test_a_second_command_with_the_same_record_is_refused_until_the_first_is_done(tmp_path):
+    first, second = Recorded(Counting(), tmp_path / "r.jsonl"), Recorded(Counting(), tmp_path / "r.jsonl")
+    first.generate(["a", "b"])
+    with pytest.raises(ValueError, match=r"r\.jsonl"):
+        second.generate(["a"])
+    first.close()
+    second.generate(["b", "c"])
+    assert second.model.asked == ["c"]  # it knows what was written since it began
+    first.generate(["a", "b"])  # what it knows needs no file
+    with pytest.raises(ValueError, match=r"r\.jsonl"):
+        first.generate(["d"])
+    del second
+    first.generate(["c", "d"])
+    assert first.model.asked == ["a", "b", "d"]
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 4
+
+
+def test_looking_at_a_record_cuts_off_nothing_that_another_command_is_writing(tmp_path):
+    whole = json.dumps({"key": "k", "result": 1}) + "\n"
+    (tmp_path / "r.jsonl").write_text(whole + '{"key": "half')
+    Recorded(Counting(), tmp_path / "r.jsonl")
+    assert (tmp_path / "r.jsonl").read_text() == whole + '{"key": "half'
+
+
+def test_a_file_in_a_prompt_is_known_by_its_content(tmp_path):
+    clip, model = tmp_path / "clip.mp4", Recorded(Counting(), tmp_path / "r.jsonl")
+    prompt = [{"role": "user", "content": [{"type": "video", "path": str(clip)}, {"type": "text", "text": "What?"}]}]
+    for content in (b"one", b"other", b"one"):
+        clip.write_bytes(content)
+        model.generate([prompt])
+    assert len(model.model.asked) == 2
+    moved = tmp_path / "moved.mp4"
+    moved.write_bytes(b"other")
+    prompt[0]["content"][0]["path"] = moved
+    model.generate([prompt])
+    assert len(model.model.asked) == 2
+    prompt[0]["content"][0] = {"type": "image", "image": object()}
+    with pytest.raises(ValueError, match="recognised again"):
+        model.generate([prompt])
+
+
+@pytest.mark.parametrize("broken", ["[" * 200_000, '{"key": 1', '{"key": "k"}'])
+def test_lines_that_are_no_results_are_named_without_a_crash(tmp_path, broken):
+    (tmp_path / "r.jsonl").write_text(json.dumps({"key": "k", "result": 1}) + "\n" + broken + "\n")
+    with pytest.raises(ValueError, match="line 2"):
+        Recorded(Counting(), tmp_path / "r.jsonl")
+
+
+CHAT = [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "continuations", "message"),
+    [
+        ("a", [["b"]], "one text was given where a list of prompts"),
+        (CHAT, [["b"]], "one chat was given where a list of prompts"),
+        ([{"role": "user"}], [["b"]], "one chat"),
+        ([[{"role": "user"}]], [["b"]], "prompt 0 is neither a text nor a list of messages"),
+        (["a", 3], [["b"], ["c"]], "prompt 1 is neither"),
+        (["a"], [" Paris"], "continuations of prompt 0 are one text, ' Paris'"),
+        (["a"], "b", "1 prompts need as many lists"),
+        (["a", "b"], [["c"]], "2 prompts need as many lists"),
+        (["a"], [["b", ""]], "continuation 1 of prompt 0 is empty"),
+    ],
+)
+def test_one_text_where_a_list_is_needed_is_refused_by_every_model(tmp_path, prompts, continuations, message):
+    from prompting.families import family, numbers
+    from rankwise.prompting.server_model import ServerModel
+    from rankwise.prompting.transformers_model import TransformersModel
+
+    models = [
+        Recorded(Counting(), tmp_path / "r.jsonl"),
+        TransformersModel(family("llama"), numbers()),
+        ServerModel("m", "http://127.0.0.1:9/v1", retries=0),
+    ]
+    for model in models:
+        with pytest.raises(ValueError, match=message):
+            model.score(prompts, continuations)
+        if continuations[0] == ["b"]:
+            with pytest.raises(ValueError, match=message):
+                model.generate(prompts)
+
+
+def test_a_score_without_a_token_is_none():
+    with pytest.raises(ValueError, match="nothing was scored"):
+        Score(logprobs=())
+    check_prompts(["a", CHAT])
+    check_requests([CHAT], [["b"]])

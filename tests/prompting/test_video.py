@@ -63,7 +63,7 @@ def test_more_frames_than_wanted_are_spread_over_the_whole_video(tmp_path):
     video = write(tmp_path / "v.mp4", range(0, 240, 6))
     found = read_frames(video, fps=10, most=4, side=32)
     np.testing.assert_allclose(found.seconds, [0, 1.3, 2.6, 3.9])
-    assert found.images.shape == (4, 16, 32, 3)  # the aspect ratio stays
+    assert found.images.shape == (4, 22, 45, 3)  # at most 32² pixels; the aspect ratio stays
 
 
 def test_short_and_variable_rate_videos(tmp_path):
@@ -228,7 +228,31 @@ def test_a_processor_that_takes_videos_gets_them_whole(model, tmp_path, monkeypa
     whole = VideoModel(model.model, Processor(), query=(3, 56))
     whole.inputs(chat(write(tmp_path / "v.mp4", range(0, 240, 6))))
     assert seen["turns"][0]["content"][0] == {"type": "video"}
-    assert [v.shape for v in seen["videos"]] == [(3, 28, 56, 3)]
+    assert [v.shape for v in seen["videos"]] == [(3, 39, 79, 3)]
     assert seen["do_sample_frames"] is False
     with pytest.raises(ValueError, match="processor="):
         VideoModel(model.model)
+
+
+def test_a_model_with_other_weights_frames_or_processor_is_another_one(model):
+    first = model.identity()
+    assert VideoModel(model.model, model.processor, query=(3, 112), example=(2, 28)).identity() == first
+    assert VideoModel(model.model, model.processor, query=(4, 112), example=(2, 28)).identity() != first
+    bias = next(p for n, p in model.model.named_parameters() if n.endswith("norm.weight"))
+    with torch.no_grad():
+        bias += 1
+    assert model.identity() != first
+    with torch.no_grad():
+        bias -= 1
+    assert model.identity() == first
+
+
+def test_a_file_written_anew_is_read_anew_and_prompts_that_do_not_fit_are_named(model, tmp_path):
+    path = write(tmp_path / "v.mp4", [10] * 10)
+    first = model.inputs(chat(path))
+    write(path, [200] * 10)
+    assert any(not torch.equal(v, first[k]) for k, v in model.inputs(chat(path)).items())
+    with pytest.raises(ValueError, match=r"prompt 0 and 3000 new tokens.*takes 2048"):
+        model.generate([chat(path)], Sampling(max_new_tokens=3000))
+    with pytest.raises(ValueError, match="one chat was given"):
+        model.generate(chat(path))

@@ -6,20 +6,24 @@ turns into text. Two things are asked of a model:
 * `TextGenerator.generate`: continue, and say how likely each token was and how likely the likeliest would have been;
 * `LanguageModel.score`: the log-probability of given continuations.
 
-Where prompt and continuation meet, tokens never merge: the continuation is tokenised by itself, so a space between the
-two belongs to it (``" Paris"`` after ``"The capital of France is"``; no space after a chat template's last line).
+Prompt and continuation are tokenised together, and a continuation's tokens are those from where the tokens of both part
+from the prompt's: a token that reaches over the end of the prompt counts to the continuation. A space between the two
+belongs to the continuation (``" Paris"`` after ``"The capital of France is"``; none after a chat template's last line).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
+
+from rankwise.files import check_file, content_of, fingerprint, locked
+from rankwise.reading import parse_json
 
 Message = dict[str, object]
 Prompt = str | Sequence[Message]
@@ -53,9 +57,13 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Log-probability of a continuation: of each token, and how many tokens it has."""
+    """Log-probability of a continuation: of each of its tokens, of which there is one at least."""
 
     logprobs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.logprobs:
+            raise ValueError("a score without a token: nothing was scored")
 
     @property
     def total(self) -> float:
@@ -122,6 +130,10 @@ class TextGenerator(Protocol):
         """Tokens of a prompt, its template included; an estimate where the tokenizer is not known."""
         ...
 
+    def identity(self) -> object:
+        """All besides prompts and options that decides what is said, as a JSON value: weights, tokenizer, template."""
+        ...
+
 
 class LanguageModel(TextGenerator, Protocol):
     """What selectors and rankers ask of a model besides."""
@@ -137,14 +149,55 @@ class LanguageModel(TextGenerator, Protocol):
         ...
 
 
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Refuse one prompt where a list of them is needed, and messages that are none.
+
+    Raises
+    ------
+    ValueError
+        Which it is.
+    """
+    if isinstance(prompts, str) or any(isinstance(p, Mapping) for p in prompts):
+        kind = "text" if isinstance(prompts, str) else "chat"
+        raise ValueError(f"one {kind} was given where a list of prompts is needed: put it into a list")
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            continue
+        turns = list(prompt) if isinstance(prompt, Sequence) else []
+        if not turns or not all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in turns):
+            raise ValueError(
+                f"prompt {i} is neither a text nor a list of messages with role and content: {prompt!r:.80}"
+            )
+
+
+def check_requests(prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> None:
+    """The same, and a list of continuations, none of them empty, for every prompt.
+
+    Raises
+    ------
+    ValueError
+        Which is missing.
+    """
+    check_prompts(prompts)
+    if isinstance(continuations, str) or len(prompts) != len(continuations):
+        raise ValueError(f"{len(prompts)} prompts need as many lists of continuations, found {continuations!r:.80}")
+    for i, given in enumerate(continuations):
+        if isinstance(given, str):
+            raise ValueError(f"the continuations of prompt {i} are one text, {given[:40]!r}: put it into a list")
+        if "" in given:
+            raise ValueError(f"continuation {list(given).index('')} of prompt {i} is empty")
+
+
 Result = TypeVar("Result")
+_FORM = 2  # of what is recorded: results under another number are not found
 
 
 class Recorded:
     """A model whose results are kept in a file: what is in it is not asked again.
 
-    Results are appended one JSON line each as they come; a last line cut short by a kill is dropped. A result's key is
-    a hash of the model's name, the prompt and the options.
+    Results are appended one JSON line each as they come; a last line cut short by a kill is dropped. A result is found
+    again where the model's `identity`, the prompt (files in it by their content) and the options are the same. From the
+    first question asked on, the file is held for this object until it is closed or gone.
 
     Parameters
     ----------
@@ -156,26 +209,44 @@ class Recorded:
     ----------
     asked, found : int
         Results that came from the model, and from the file.
+
+    Raises
+    ------
+    ValueError
+        The file is no record, or another command holds it when something has to be asked.
     """
 
     def __init__(self, model: TextGenerator, path: Path) -> None:
         self.model, self.path = model, path
         self.name, self.context = model.name, model.context
         self.asked = self.found = 0
-        self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._known = _read(path)
+        self._lock, self._held = threading.Lock(), ExitStack()
+        self._holds = False
+        check_file(path)
+        self._known = _read(path)[0]
+
+    def __enter__(self) -> Recorded:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another command have the file."""
+        self._held.close()
+        self._holds = False
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling | None = None, *, on_result: OnResult | None = None
     ) -> list[Generation]:
         """See `LanguageModel`."""
+        check_prompts(prompts)
         sampling = sampling or Sampling()
 
         def ask(missing: list[int], keep: OnResult) -> None:
             self.model.generate([prompts[i] for i in missing], sampling, on_result=keep)
 
-        keys = [self._key("generate", p, asdict(sampling)) for p in prompts]
+        keys = self._keys("generate", prompts, [asdict(sampling)] * len(prompts))
         stored = self._ask(keys, ask, lambda g: asdict(g), lambda s: Generation(**_tuples(s)), on_result)
         return [Generation(**_tuples(s)) for s in stored]
 
@@ -187,6 +258,7 @@ class Recorded:
         on_result: OnResult | None = None,
     ) -> list[list[Score]]:
         """See `LanguageModel`."""
+        check_requests(prompts, continuations)
 
         def ask(missing: list[int], keep: OnResult) -> None:
             cast(LanguageModel, self.model).score(
@@ -196,7 +268,7 @@ class Recorded:
         def scores(stored: list) -> list[Score]:
             return [Score(logprobs=tuple(s)) for s in stored]
 
-        keys = [self._key("score", p, list(c)) for p, c in zip(prompts, continuations, strict=True)]
+        keys = self._keys("score", prompts, [list(c) for c in continuations])
         stored = self._ask(keys, ask, lambda found: [list(s.logprobs) for s in found], scores, on_result)
         return [scores(s) for s in stored]
 
@@ -204,18 +276,35 @@ class Recorded:
         """See `LanguageModel`."""
         return self.model.count_tokens(prompt)
 
-    def _key(self, what: str, prompt: Prompt, options: object) -> str:
-        text = prompt if isinstance(prompt, str) else list(prompt)
-        said = json.dumps([self.name, what, text, options], ensure_ascii=False, sort_keys=True, default=str)
-        return hashlib.sha256(said.encode()).hexdigest()
+    def identity(self) -> object:
+        """See `LanguageModel`: the model's own."""
+        return self.model.identity()
+
+    def _keys(self, what: str, prompts: Sequence[Prompt], options: Sequence[object]) -> list[str]:
+        model = fingerprint(self.identity())
+        try:
+            return [fingerprint([_FORM, model, what, _by_content(p), o]) for p, o in zip(prompts, options, strict=True)]
+        except TypeError as error:
+            raise ValueError(f"a prompt cannot be recognised again, so it is not recorded: {error}") from error
+
+    def _hold(self) -> None:
+        """Make sure that nobody else writes, and know what was written until now."""
+        if not self._holds:
+            self._held.enter_context(locked(self.path))
+            self._holds = True
+            self._known, whole = _read(self.path)
+            with self.path.open("r+b") as stream:
+                stream.truncate(whole)
 
     def _ask(self, keys: list[str], ask, encode, decode, on_result: OnResult | None) -> list:
-        first = {}  # a request that occurs twice is asked once
+        if not self._known.keys() >= set(keys):
+            self._hold()
+        places: dict[str, list[int]] = {}  # a request that occurs twice is asked once
         for i, key in enumerate(keys):
             if key not in self._known:
-                first.setdefault(key, i)
-        self.found += len(keys) - len(first)
-        missing = list(first.values())
+                places.setdefault(key, []).append(i)
+        self.found += len(keys) - len(places)
+        missing = [at[0] for at in places.values()]
         if on_result:
             for i, key in enumerate(keys):
                 if key in self._known:
@@ -231,33 +320,47 @@ class Recorded:
                         self._known[key] = value
                         self.asked += 1
                     if on_result:
-                        for place, other in enumerate(keys):
-                            if other == key:
-                                on_result(place, result)
+                        for place in places[key]:
+                            on_result(place, result)
 
                 ask(missing, keep)
         return [self._known[k] for k in keys]
 
 
-def _read(path: Path) -> dict[str, object]:
-    """The results in the file; a line that a kill cut short is removed from it."""
-    if not path.exists():
-        return {}
-    known, whole = {}, 0
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                entry = json.loads(line)
-                known[entry["key"]] = entry["result"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number} is not a recorded result: {error}") from error
-            whole += len(line)
-    if whole < path.stat().st_size:
-        with path.open("r+b") as stream:
-            stream.truncate(whole)
-    return known
+def _read(path: Path) -> tuple[dict[str, object], int]:
+    """The results in the file, and how many of its bytes are whole lines: a kill may have cut the last one short."""
+    known: dict[str, object] = {}
+    whole = 0
+    if path.exists():
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.endswith(b"\n"):
+                    break
+                entry = parse_json(line.decode("utf-8", "replace"), f"{path}, line {number}")
+                if not {"key", "result"} <= entry.keys():
+                    raise ValueError(f"{path}, line {number} is not a recorded result")
+                known[str(entry["key"])] = entry["result"]
+                whole += len(line)
+    return known, whole
+
+
+def _by_content(prompt: Prompt) -> object:
+    """A prompt as a JSON value in which files are known by what they hold, not by their names."""
+    if isinstance(prompt, str):
+        return prompt
+
+    def part(given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        path = given.get("path")
+        if isinstance(path, str | Path):
+            return {**given, "path": content_of(path) if Path(path).is_file() else str(path)}
+        return dict(given)
+
+    return [
+        {**m, "content": [part(p) for p in m["content"]]} if isinstance(m["content"], list | tuple) else dict(m)
+        for m in prompt
+    ]
 
 
 def _tuples(stored: dict) -> dict:

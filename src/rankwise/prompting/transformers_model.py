@@ -1,52 +1,30 @@
-"""A causal model of `transformers` as a `LanguageModel`, with the cache of shared prompt prefixes reused.
-
-Requests are sorted by their tokens; neighbours that begin alike form a group whose common prefix goes through the model
-once; what several prefixes share again goes through it once, and so on. At every level a batch is padded on its left,
-so that gaps lie in the middle, masked, and every row's scored tokens stand at its end:
-
-    [pad … prefix | pad … rest of the prompt | pad … continuation]
-"""
+"""A causal model of `transformers` as a `LanguageModel`: prompts to tokens, tokens to scores and continuations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankwise.models.loading import load, load_tokenizer, pretrained, resolve
-from rankwise.prompting.language_model import Generation, OnResult, Prompt, Sampling, Score
-
-_WORTH = 4  # tokens that are not worth a pass of their own
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Tokens whose last ``scored`` are asked for; ``place`` is (prompt, continuation)."""
-
-    ids: tuple[int, ...]
-    scored: int
-    place: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Requests that begin with the same ``shared`` tokens."""
-
-    shared: int
-    requests: list[_Request]
-
-
-class _Seen(NamedTuple):
-    """A cache, and its mask ``(rows, tokens)``."""
-
-    cache: DynamicCache
-    mask: Tensor
+from rankwise.files import fingerprint
+from rankwise.models.loading import load, load_tokenizer, model_fingerprint, pretrained, resolve
+from rankwise.prompting.continuations import continuations, padding
+from rankwise.prompting.language_model import (
+    Generation,
+    OnResult,
+    Prompt,
+    Sampling,
+    Score,
+    check_prompts,
+    check_requests,
+)
+from rankwise.prompting.shared_prefixes import Group, Request, Scorer, batches, by_length, can_share, grouped
 
 
 class TransformersModel:
@@ -55,7 +33,8 @@ class TransformersModel:
     Parameters
     ----------
     model : str or PreTrainedModel
-        ``smollm2``, a folder, a hub id, or a loaded causal model (any device, any floating dtype).
+        ``smollm2``, a folder, a hub id, or a loaded causal model (any device, any floating dtype; PEFT's adapters too,
+        but for those that put tokens of their own before the prompt).
     tokenizer : PreTrainedTokenizerBase, optional
         Needed with a loaded model.
     batch_size : int
@@ -63,7 +42,14 @@ class TransformersModel:
     batch_tokens : int
         The most tokens of a batch, padding and cached prefix included: bounds the cache's memory.
     share_prefixes : bool
-        False computes every sequence from its first token.
+        Compute what prompts have in common once, where the model's layers allow it (`can_share`); every sequence is
+        computed from its first token where they do not, or where this is False.
+
+    Raises
+    ------
+    ValueError
+        A loaded model without its tokenizer; one with virtual tokens; and from `score` one that reads ahead (an
+        encoder), whose tokens have no probability given those before them.
     """
 
     def __init__(
@@ -75,6 +61,7 @@ class TransformersModel:
         batch_tokens: int = 16_384,
         share_prefixes: bool = True,
     ) -> None:
+        self._own_tokenizer = tokenizer
         if isinstance(model, str):
             import transformers
 
@@ -83,10 +70,12 @@ class TransformersModel:
         elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer=")
         else:
+            if any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values()):
+                raise ValueError("the adapter puts tokens of its own before the prompt: merge it, or take another kind")
             self.tokenizer, self.name, config = tokenizer, model.config.name_or_path or "model", model.config
-        self._given = model
+        self._given, self._known = model, ((), "")
         self.batch_size, self.batch_tokens, self.share_prefixes = batch_size, batch_tokens, share_prefixes
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -94,38 +83,52 @@ class TransformersModel:
         model = load(self._given, task="causal-lm") if isinstance(self._given, str) else self._given
         return model.eval()
 
+    def identity(self) -> object:
+        """See `LanguageModel`."""
+        if isinstance(self._given, str):
+            model = model_fingerprint(self._given)
+        else:
+            model = self._weights(tuple(_state(t) for _, t in _tensors(self._given)))
+        own = tokenizer_identity(self.tokenizer) if self._own_tokenizer is not None else None
+        return {"model": model, "tokenizer": own}
+
     def render(self, prompt: Prompt) -> str:
-        """The text the model sees: chat messages through its template, up to where its turn begins."""
-        if isinstance(prompt, str):
-            return prompt
-        if self.tokenizer.chat_template is None:
-            return "".join(f"{m['content']}\n" for m in prompt)
-        return self.tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)  # type: ignore[return-value]
+        """The text the model sees: chat messages through its template, up to where its turn begins.
+
+        Raises
+        ------
+        ValueError
+            No chat template, or one that does not take these messages.
+        """
+        return prompt if isinstance(prompt, str) else rendered(self.tokenizer, prompt, self.name)
 
     def count_tokens(self, prompt: Prompt) -> int:
         """See `LanguageModel`."""
+        check_prompts([prompt])
         return len(self._ids(prompt))
 
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling | None = None, *, on_result: OnResult | None = None
     ) -> list[Generation]:
-        """See `LanguageModel`. With a temperature, a batch's draws depend on what is drawn beside them.
+        """See `LanguageModel`.
 
         Raises
         ------
         ValueError
-            A prompt that leaves no room for ``max_new_tokens``.
+            A prompt that is empty, or leaves no room for ``max_new_tokens``.
         """
+        check_prompts(prompts)
         sampling = sampling or Sampling()
-        new, requests = sampling.max_new_tokens, []
+        new, groups = sampling.max_new_tokens, []
         for i, prompt in enumerate(prompts):
             ids = self._ids(prompt)
             self._fits(len(ids) + new, f"prompt {i} and {new} new tokens")
-            requests.append(_Request(tuple(ids), 0, (i, 0)))
+            if not ids:
+                raise ValueError(f"prompt {i} is empty: there is nothing to continue")
+            groups.append(Group(0, [Request(tuple(ids), 0, (i, 0))]))
         out: list[Generation | None] = [None] * len(prompts)
-        for batch in self._batches(_grouped(requests, False, 1), extra=new):
-            rows = [r for g in batch for r in g.requests]
+        for rows in self._to_continue(by_length(groups), new):
             for request, found in zip(rows, self._continued([r.ids for r in rows], sampling), strict=True):
                 out[request.place[0]] = found
                 if on_result:
@@ -147,12 +150,14 @@ class TransformersModel:
         ValueError
             An empty prompt or continuation, or more tokens than the model's context.
         """
+        check_requests(prompts, continuations)
         requests = list(self._requests(prompts, continuations))
         out: list[list[Score | None]] = [[None] * len(c) for c in continuations]
         left = [len(c) for c in continuations]
-        groups = _grouped(requests, self.share_prefixes, self.batch_size)
-        for batch in self._batches(groups):
-            for request, logprobs in self._scored(batch):
+        share = bool(requests) and self.share_prefixes and can_share(self._causal)
+        groups = grouped(requests, self.batch_size) if share else by_length([Group(0, [r]) for r in requests])
+        for batch in batches(groups, rows=self.batch_size, tokens=self.batch_tokens):
+            for request, logprobs in self._scorer.scored(batch):
                 i, j = request.place
                 out[i][j] = Score(logprobs=tuple(logprobs))
                 left[i] -= 1
@@ -160,179 +165,126 @@ class TransformersModel:
                     on_result(i, out[i])
         return out  # type: ignore[return-value]
 
+    @property
+    def _causal(self) -> nn.Module:
+        """The model without PEFT's wrapping, which hides what its ``forward`` takes."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model  # type: ignore[operator]
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        scorer = Scorer(self._causal, padding(self.tokenizer))
+        if scorer.reads_ahead():
+            raise ValueError(
+                f"{self.name} reads ahead: its tokens have no probability given those before them; a decoder is needed"
+            )
+        return scorer
+
+    @cached_property
+    def _begin(self) -> list[int]:
+        """Tokens that the tokenizer puts before a text; what it puts behind one (an end) is no part of a prompt."""
+        whole, bare = self.tokenizer("a")["input_ids"], self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        return next(whole[:k] for k in range(len(whole)) if whole[k : k + len(bare)] == bare)  # type: ignore[arg-type, return-value]
+
     def _ids(self, prompt: Prompt) -> list[int]:
-        return self.tokenizer(self.render(prompt), add_special_tokens=isinstance(prompt, str))["input_ids"]  # type: ignore[return-value]
+        return self._encoded(prompt, [self.render(prompt)])[0]
+
+    def _encoded(self, prompt: Prompt, texts: list[str]) -> list[list[int]]:
+        """Tokens of texts that begin with the prompt; a template writes its first token itself, a text does not."""
+        begin = self._begin if isinstance(prompt, str) else []
+        return [[*begin, *ids] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]  # type: ignore[union-attr]
 
     def _fits(self, tokens: int, what: str) -> None:
         if self.context is not None and tokens > self.context:
             raise ValueError(f"{what} have {tokens} tokens; {self.name} takes {self.context}: drop examples")
 
-    def _batches(self, groups: list[_Group], *, extra: int = 0) -> Iterator[list[_Group]]:
-        """Consecutive groups, within ``batch_size`` and ``batch_tokens`` (``extra`` more a sequence); a group goes
-        alone where it must, and those that share nothing are not mixed with those that do."""
-        batch: list[_Group] = []
-        sequences = total = 0
-        for group in groups:
-            n = len(group.requests)
-            tokens = n * (max(len(r.ids) for r in group.requests) + extra)
-            full = sequences + n > self.batch_size or total + tokens > self.batch_tokens
-            if batch and (full or (batch[-1].shared > 0) != (group.shared > 0)):
-                yield batch
-                batch, sequences, total = [], 0, 0
-            batch.append(group)
-            sequences, total = sequences + n, total + tokens
-        if batch:
-            yield batch
-
-    def _requests(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> Iterator[_Request]:
+    def _requests(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> Iterator[Request]:
         for i, (prompt, given) in enumerate(zip(prompts, continuations, strict=True)):
-            start = self._ids(prompt)
-            if not start:
-                raise ValueError(f"prompt {i} is empty: the first token of a continuation needs one before it")
-            for j, text in enumerate(given):
-                end = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                if not end:
-                    raise ValueError(f"continuation {j} of prompt {i} is empty")
-                self._fits(len(start) + len(end), f"prompt {i} and its continuation {j}")  # type: ignore[arg-type]
-                yield _Request((*start, *end), len(end), (i, j))  # type: ignore[arg-type, misc]
+            text = self.render(prompt)
+            start, *wholes = self._encoded(prompt, [text, *(text + c for c in given)])
+            for j, ids in enumerate(wholes):
+                common = next((n for n, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), len(start))
+                if not common:
+                    raise ValueError(
+                        f"prompt {i} is empty, or one token with its continuation {j}: the first token of a "
+                        "continuation needs one before it"
+                    )
+                if common >= len(ids):
+                    raise ValueError(f"continuation {j} of prompt {i}, {given[j]!r:.40}, adds no token")
+                self._fits(len(ids), f"prompt {i} and its continuation {j}")
+                yield Request(tuple(ids), len(ids) - common, (i, j))
 
-    def _scored(self, groups: list[_Group]) -> Iterator[tuple[_Request, list[float]]]:
-        """Log-probabilities of what is asked for, all requests of the groups in one batch."""
-        requests = [r for g in groups for r in g.requests]
-        asked = max(r.scored for r in requests)
-        logits, ids, _ = self._forward(groups, keep=asked + 1, last=True)
-        targets = ids[:, -asked:]
-        logits = logits[:, :-1].float()
-        logprobs = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(2)
-        for request, values in zip(requests, logprobs.tolist(), strict=True):
-            yield request, values[asked - request.scored :]
-
-    def _forward(self, groups: list[_Group], *, keep: int, last: bool = False) -> tuple[Tensor, Tensor, _Seen | None]:
-        """Run the groups' requests, what each group shares once: logits of the last ``keep`` places, the tokens that
-        were put in, and what the model has seen then (None where nothing follows it)."""
-        device, pad = self.model.device, self.tokenizer.pad_token_id
-        rests = [r.ids[g.shared :] for g in groups for r in g.requests]
-        width = max(map(len, rests))
-        ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rests], device=device)
-        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rests], device=device)
-        before = torch.tensor([g.shared for g in groups for _ in g.requests], device=device)
-        positions = (before[:, None] + mask.cumsum(1) - 1).clamp(min=0)
-        cache = None if last else DynamicCache(config=self.model.config)
-        if all(g.shared for g in groups):
-            seen = self._prefixes([g.requests[0].ids[: g.shared] for g in groups])
-            rows = torch.tensor([k for k, g in enumerate(groups) for _ in g.requests], device=device)
-            cache, mask = seen.cache, torch.cat([seen.mask[rows], mask], 1)
-            cache.batch_select_indices(rows)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=keep,
-        ).logits
-        return logits, ids, None if cache is None else _Seen(cache, mask)
-
-    def _prefixes(self, prefixes: list[tuple[int, ...]]) -> _Seen:
-        """The cache of every prefix; what prefixes themselves share is again computed once."""
-        groups = _grouped([_Request(p, 0, (i, 0)) for i, p in enumerate(prefixes)], True, len(prefixes))
-        if not all(g.shared for g in groups):
-            groups = [_Group(0, [r for g in groups for r in g.requests])]
-        _, _, seen = self._forward(groups, keep=1)
-        assert seen is not None
-        places = [r.place[0] for g in groups for r in g.requests]
-        back = torch.tensor(sorted(range(len(places)), key=places.__getitem__), device=self.model.device)
-        seen.cache.batch_select_indices(back)
-        return _Seen(seen.cache, seen.mask[back])
+    def _to_continue(self, groups: list[Group], new: int) -> Iterator[list[Request]]:
+        """Rows that are continued together: of equal length where the model is not told its tokens' positions."""
+        alike = not groups or can_share(self._causal)
+        for batch in batches(groups, rows=self.batch_size, tokens=self.batch_tokens, extra=new):
+            rows = [r for g in batch for r in g.requests]
+            lengths = [0] if alike else sorted({len(r.ids) for r in rows})
+            for n in lengths:
+                yield [r for r in rows if alike or len(r.ids) == n]
 
     def _continued(self, batch: list[tuple[int, ...]], sampling: Sampling) -> Iterator[Generation]:
-        width, pad = max(map(len, batch)), self.tokenizer.pad_token_id
+        width, pad = max(map(len, batch)), padding(self.tokenizer)
         ids = torch.tensor([[pad] * (width - len(b)) + list(b) for b in batch], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(b)) + [1] * len(b) for b in batch], device=self.model.device)
         return continuations(self.model, self.tokenizer, {"input_ids": ids, "attention_mask": mask}, sampling)
 
+    def _weights(self, state: tuple) -> str:
+        """The loaded model's identity, looked at again where its weights were replaced or written to."""
+        if self._known[0] != state:
+            self._known = state, weights_identity(self._given)
+        return self._known[1]
 
-def continuations(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Tensor], sampling: Sampling
-) -> Iterator[Generation]:
-    """What ``model.generate`` continues a left-padded batch with, and how likely its tokens were.
 
-    Parameters
-    ----------
-    model, tokenizer
-    inputs : dict of Tensor
-        ``input_ids`` and ``attention_mask`` ``(batch, length)``, and whatever else the model reads (pixels).
-    sampling : Sampling
+def rendered(templated: Any, messages: Sequence, name: str) -> str:
+    """Messages through a tokenizer's or processor's chat template, up to where the model's turn begins.
+
+    Raises
+    ------
+    ValueError
+        No template, or one that does not take these messages.
     """
-    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    stopping = {"stop_strings": list(sampling.stop), "tokenizer": tokenizer} if sampling.stop else {}
-    device = model.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(sampling.seed)
-        found = cast(Callable, model.generate)(
-            **inputs,
-            max_new_tokens=sampling.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            return_dict_in_generate=True,
-            output_logits=True,
-            **(drawn if sampling.temperature > 0 else greedy),
-            **stopping,
-        )
-    new = found.sequences[:, inputs["input_ids"].shape[1] :]
-    logp = [step.float().log_softmax(-1) for step in found.logits]
-    top = torch.stack([step.amax(-1) for step in logp], 1)
-    chosen = torch.stack([step.gather(1, new[:, t, None])[:, 0] for t, step in enumerate(logp)], 1)
-    ends = cast(Any, model.generation_config).eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    for row, tokens in enumerate(new.tolist()):
-        length = next((t + 1 for t, token in enumerate(tokens) if token in ends), len(tokens))
-        kept = tokens[: _stopped(tokens[:length], sampling.stop, tokenizer)]
-        text = str(tokenizer.decode(kept, skip_special_tokens=True))
-        cut = [text.index(s) for s in sampling.stop if s in text]
-        yield Generation(
-            text=text[: min(cut)] if cut else text,
-            tokens=tuple(tokenizer.convert_ids_to_tokens(kept)),
-            logprobs=tuple(chosen[row, : len(kept)].tolist()),
-            top_logprobs=tuple(top[row, : len(kept)].tolist()),
-            special=tuple(t in tokenizer.all_special_ids for t in kept),
-            prompt_tokens=int(inputs["attention_mask"][row].sum()),
-        )
+    from jinja2 import TemplateError
+
+    if getattr(templated, "chat_template", "") is None:
+        raise ValueError(f"{name} has no chat template: ask in plain text (style='text', --style text)")
+    try:
+        return templated.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = ", ".join(str(m["role"]) for m in messages)
+        raise ValueError(
+            f"the chat template of {name} does not take turns of {roles}: {error}; put an instruction into the first "
+            "question, or ask in plain text (style='text', --style text)"
+        ) from error
 
 
-def _stopped(tokens: list[int], stop: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens up to the one that completes a stop string: others of the batch may have gone on."""
-    if stop:
-        for length in range(1, len(tokens) + 1):
-            text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
-            if any(s in text for s in stop):
-                return length
-    return len(tokens)
+def weights_identity(model: Any) -> str:
+    """A loaded model by content: configuration, adapters, the tokens that end a text, and every weight."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    adapters = {k: str(v) for k, v in getattr(model, "peft_config", {}).items()}
+    active = str(getattr(model, "active_adapters", "")) if adapters else ""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    said = hashlib.sha256(json.dumps([config, adapters, active, ends], sort_keys=True, default=str).encode())
+    for name, tensor in _tensors(model):
+        said.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        said.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return said.hexdigest()
 
 
-def _grouped(requests: list[_Request], share: bool, size: int) -> list[_Group]:
-    """Neighbours in token order that begin alike, ``size`` at most; in order of length.
-
-    A request joins the group before it unless that shortens what the group shares, or it has more in common with the
-    request behind it, by more than a few tokens: what whole groups share is found one level up (`_prefixes`).
-    """
-    ordered = sorted(requests, key=lambda r: r.ids)
-    free = [len(r.ids) - r.scored - 1 for r in ordered]  # the token before the first scored one has to be computed
-    shared = [_common(a.ids, b.ids, min(free[i : i + 2])) for i, (a, b) in enumerate(pairwise(ordered))] + [0]
-    groups: list[_Group] = []
-    for i, request in enumerate(ordered):
-        if share and groups and len(groups[-1].requests) < size:
-            last = groups[-1]
-            common = min(shared[i - 1], last.shared or shared[i - 1])
-            if common > _WORTH and common + _WORTH >= max(last.shared, shared[i]):
-                groups[-1] = _Group(common, [*last.requests, request])
-                continue
-        groups.append(_Group(0, [request]))
-    return sorted(groups, key=lambda g: (g.shared > 0, len(g.requests[0].ids)))
+def tokenizer_identity(tokenizer: Any) -> str:
+    """A loaded tokenizer by content: its model and vocabulary, special tokens and chat template."""
+    if tokenizer.is_fast:
+        pieces = json.loads(tokenizer.backend_tokenizer.to_str())
+        pieces = {k: v for k, v in pieces.items() if k not in ("padding", "truncation")}  # set by the last call
+    else:
+        pieces = {"vocabulary": tokenizer.get_vocab(), "settings": repr(tokenizer.init_kwargs)}
+    return fingerprint([pieces, repr(tokenizer.special_tokens_map), str(tokenizer.chat_template)])
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...], limit: int) -> int:
-    n = 0
-    while n < limit and a[n] == b[n]:
-        n += 1
-    return n
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _state(tensor: torch.Tensor) -> tuple[int, int]:
+    """Changes when a tensor is replaced or written to."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rankwise.models.loading import pretrained
-from rankwise.prompting.language_model import Generation, Message, OnResult, Prompt, Sampling
-from rankwise.prompting.transformers_model import continuations
+from rankwise.models.loading import model_fingerprint, pretrained
+from rankwise.prompting.continuations import continuations
+from rankwise.prompting.language_model import Generation, Message, OnResult, Prompt, Sampling, check_prompts
+from rankwise.prompting.transformers_model import rendered, tokenizer_identity, weights_identity
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int
     most : int
         Where there would be more, as many, spread over the whole video.
     side : int
-        Pixels of the longer side at most; the aspect ratio stays.
+        A frame has at most side² pixels, as in VideoICL's released code; the aspect ratio stays.
 
     Raises
     ------
@@ -84,8 +85,8 @@ def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int
             kept = {}
             for frame in container.decode(stream):
                 if frame.pts in wanted and frame.pts not in kept:
-                    scale = min(1.0, side / max(frame.width, frame.height))
-                    size = {"width": max(1, round(scale * frame.width)), "height": max(1, round(scale * frame.height))}
+                    scale = min(1.0, side / (frame.width * frame.height) ** 0.5)
+                    size = {"width": max(1, int(scale * frame.width)), "height": max(1, int(scale * frame.height))}
                     kept[frame.pts] = frame.reformat(**size, format="rgb24").to_ndarray()
                 if len(kept) == len(wanted):
                     break
@@ -109,6 +110,11 @@ def sampled(times: NDArray[np.float64], fps: float, most: int) -> NDArray[np.int
     return np.unique(np.searchsorted(times, moments + 1e-9, side="right") - 1)
 
 
+def _frames_of(path: Path, stamp: int, **options: Any) -> Frames:
+    """Frames of the file as it was at a time: written anew, it is read anew."""
+    return read_frames(path, **options)
+
+
 class VideoModel:
     """A multimodal model of `transformers` (Qwen2-VL, LLaVA-OneVision, SmolVLM …) that reads chats with videos.
 
@@ -121,11 +127,17 @@ class VideoModel:
     fps : float
         Frames a second.
     query, example : (int, int)
-        Frames and pixels of the longer side at most: of the last turn's videos, and of those before it.
+        Of the last turn's videos, and of those before it: frames at most, and the side of a square of as many pixels as
+        a frame has at most.
     as_images : bool, optional
         Give frames as images; by default where the processor takes no videos.
     cache : int
-        Videos whose frames are kept: a pool's examples recur.
+        Videos whose frames are kept, while their files stay as they are: a pool's examples recur.
+
+    Raises
+    ------
+    ValueError
+        A loaded model without its processor; and from `generate` a prompt that leaves no room for its answer.
     """
 
     def __init__(
@@ -154,7 +166,17 @@ class VideoModel:
         self.fps, self.query, self.example = fps, query, example
         takes_videos = getattr(self.processor, "video_processor", None) is not None
         self.as_images = not takes_videos if as_images is None else as_images
-        self._frames = lru_cache(cache)(read_frames)
+        self._frames, self._given = lru_cache(cache)(_frames_of), model
+
+    def identity(self) -> object:
+        """See `TextGenerator`: model, processor, and how frames are taken."""
+        if isinstance(self._given, str):
+            model, processor = model_fingerprint(self._given), None
+        else:
+            settings = str(getattr(self.processor, "to_dict", dict)())
+            model, processor = weights_identity(self.model), [tokenizer_identity(self.processor.tokenizer), settings]
+        frames = [self.fps, *self.query, *self.example, self.as_images]
+        return {"model": model, "processor": processor, "frames": frames}
 
     def count_tokens(self, prompt: Prompt) -> int:
         """See `TextGenerator`: those that stand for pixels included."""
@@ -165,10 +187,17 @@ class VideoModel:
         self, prompts: Sequence[Prompt], sampling: Sampling | None = None, *, on_result: OnResult | None = None
     ) -> list[Generation]:
         """See `TextGenerator`. One prompt at a time: pixels, not padding, decide what fits into memory."""
-        out = []
+        check_prompts(prompts)
+        out, sampling = [], sampling or Sampling()
         for i, prompt in enumerate(prompts):
             inputs = {k: v.to(self.model.device) for k, v in self.inputs(prompt).items()}
-            found = next(continuations(self.model, self.processor.tokenizer, inputs, sampling or Sampling()))
+            tokens = int(inputs["attention_mask"].sum()) + sampling.max_new_tokens
+            if self.context is not None and tokens > self.context:
+                raise ValueError(
+                    f"prompt {i} and {sampling.max_new_tokens} new tokens have {tokens} tokens; {self.name} takes "
+                    f"{self.context}: show fewer examples or frames"
+                )
+            found = next(continuations(self.model, self.processor.tokenizer, inputs, sampling))
             out.append(found)
             if on_result:
                 on_result(i, found)
@@ -185,7 +214,7 @@ class VideoModel:
             turns.append(
                 {"role": message["role"], "content": [p for part in parts for p in self._part(part, limits, seen)]}
             )
-        text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = rendered(self.processor, turns, self.name)
         pixels: dict[str, Any] = {}
         if seen and self.as_images:
             pixels["images"] = [image for frames in seen for image in frames.images]
@@ -198,6 +227,8 @@ class VideoModel:
         if part.get("type") != "video":
             return [part]
         most, side = limits
-        frames = self._frames(str(part["path"]), fps=self.fps, most=most, side=side)
+        path = Path(str(part["path"]))
+        stamp = path.stat().st_mtime_ns if path.exists() else 0
+        frames = self._frames(path, stamp, fps=self.fps, most=most, side=side)
         seen.append(frames)
         return [{"type": "image"}] * len(frames.images) if self.as_images else [{"type": "video"}]
