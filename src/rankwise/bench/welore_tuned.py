@@ -12,11 +12,11 @@ from pathlib import Path
 from rankwise.bench.evidence import Claim, Evidence, paired
 from rankwise.bench.language import LOW_MEMORY_RATES, TEXT, by_seed, row, settings, trained
 from rankwise.bench.owlore import difference
-from rankwise.bench.welore import inputs
 from rankwise.compression import compress
 from rankwise.data import documents
 from rankwise.files import whole_folder
 from rankwise.jobs.adapt import OnEvent, environment
+from rankwise.jobs.compress import inputs
 from rankwise.jobs.tasks import TextTask
 from rankwise.models import load, load_tokenizer
 
@@ -71,7 +71,7 @@ def _compressed(folder: Path) -> Path:
         model, tokenizer = load("smollm2"), load_tokenizer("smollm2")
         task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=128)
         train = task.encode(documents("nyt").split().train.head(64))
-        compress(model, ratio=REDUCTION, calibrate=inputs(task, train))
+        compress(model, ratio=REDUCTION, method="welore", calibrate=inputs(task, train))
         with whole_folder(folder, made_by="bench") as draft:
             model.save_pretrained(draft)
             tokenizer.save_pretrained(draft)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rankwise.cli.app import Json, app, console, typed
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="minilm, smollm2, whisper-tiny.en, a folder, or a hub id.")],
-    target: Annotated[str, typer.Option(help="auto, attention, mlp, or layer names.")] = "auto",
+    target: Annotated[str | None, typer.Option(help="auto, attention, mlp, or layer names; auto if unset.")] = None,
     outliers: Annotated[
         bool, typer.Option("--outliers", help="By block: outlier score, and how often OwLore draws it.")
     ] = False,
-    data: Annotated[str | None, typer.Option(help="Texts to weigh outliers by, e.g. text:nyt.")] = None,
-    threshold: Annotated[float, typer.Option(help="An outlier is so many times the mean.")] = 13.0,
-    out: Annotated[Path | None, typer.Option(help="Folder for plots and report.html.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Texts to weigh outliers by, e.g. text:nyt: 32 of up to 128 tokens.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="An outlier is so many times the mean; 13 if unset.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for plots and report.html (replaced as a whole).")] = None,
     json_: Json = False,
 ) -> None:
     """Spectrum of every layer: effective and stable rank, heavy-tail index, outliers.
@@ -31,56 +37,54 @@ def inspect(
     * rankwise inspect minilm --out runs/spectra
     * rankwise inspect smollm2 --outliers --data text:nyt
     """
+    from rankwise.files import check_output
+
+    if outliers and target is not None:
+        raise ValueError("--target chooses layers of the table of spectra; --outliers is by block")
+    if not outliers and (data is not None or threshold is not None):
+        raise ValueError("--data and --threshold are of --outliers: add it")
+    if out is not None:
+        check_output(out, made_by="inspect", inputs=[model])
     if outliers:
-        _inspect_outliers(model, data, threshold, out, json_)
+        _inspect_outliers(model, data, 13.0 if threshold is None else threshold, out, json_)
         return
     from rich.progress import track
 
     from rankwise.models.spectra import HEADER, as_rows, layer_spectra
-    from rankwise.report.tables import terminal
 
     quiet = json_ or not console.is_terminal
     spectra = layer_spectra(
         model,
-        target=target,
+        target=target or "auto",
         progress=lambda it, n: track(it, "spectra", n, console=console, transient=True, disable=quiet),
     )
-    if json_:
-        print(json.dumps(spectra))
-    else:
-        console.print(terminal(HEADER, as_rows(spectra)))
+    _show(spectra, HEADER, as_rows(spectra), json_)
     if out is not None:
         from rankwise.report import plots
-        from rankwise.report.page import write_figure
 
-        write_figure(
-            out,
-            "spectra",
-            lambda: plots.spectra(spectra),
-            section="Maps",
-            title=f"Spectra of {model}",
-            subtitle=f"{len(spectra)} linear layers",
-            command=f"rankwise inspect {model}",
-            header=HEADER,
-            rows=as_rows(spectra, full=True),
-        )
-        if not json_:
-            console.print(f"report    {out}/report.html\nplot      {out}/spectra.png", highlight=False)
+        page = {
+            "section": "Maps",
+            "title": f"Spectra of {model}",
+            "subtitle": f"{len(spectra)} layers",
+            "header": HEADER,
+            "rows": as_rows(spectra, full=True),
+        }
+        _draw(out, "spectra", lambda: plots.spectra(spectra), page, json_)
 
 
 def _inspect_outliers(model: str, data: str | None, threshold: float, out: Path | None, json_: bool) -> None:
     from rankwise.models.spectra import block_outliers
-    from rankwise.report.tables import terminal
 
     batches = None
     if data is not None:
         from rankwise import data as corpora
-        from rankwise.jobs import tasks
+        from rankwise.jobs.compress import inputs
+        from rankwise.jobs.tasks import TextTask
         from rankwise.models import load_tokenizer
 
-        task = tasks.TextTask(kind="causal-lm", tokenizer=load_tokenizer(model), max_length=128)
-        rows = task.encode(corpora.load(data, task="causal-lm").split().train.head(32))
-        batches = [{k: v for k, v in b.items() if k != "labels"} for b in tasks.batches(task, rows, 8)]
+        texts = corpora.load(data, task="causal-lm").split().train.head(32)
+        task = TextTask(kind="causal-lm", tokenizer=load_tokenizer(model), max_length=128)
+        batches = inputs(task, task.encode(texts))
     with console.status("outliers and spectra") if console.is_terminal and not json_ else nullcontext():
         records = block_outliers(model, batches, threshold=threshold)
     header = ["block", "outliers", "draw", "tail"]
@@ -88,27 +92,37 @@ def _inspect_outliers(model: str, data: str | None, threshold: float, out: Path 
         [str(r["block"]), f"{r['outliers']:.4f}%", f"{100 * r['probability']:.1f}%", f"{r['hill_alpha']:.2f}"]
         for r in records
     ]
+    _show(records, header, rows, json_)
+    if out is not None:
+        from rankwise.report import plots
+
+        page = {
+            "section": "Blocks",
+            "title": f"Outliers of {model}",
+            "subtitle": f"{len(records)} blocks, threshold {threshold:g}, {data or 'weights only'}",
+            "header": header,
+            "rows": rows,
+        }
+        _draw(out, "outliers", lambda: plots.outliers(records), page, json_)
+
+
+def _show(records: list[dict], header: list[str], rows: list[list[str]], json_: bool) -> None:
+    from rankwise.report.tables import terminal
+
     if json_:
         print(json.dumps(records))
     else:
         console.print(terminal(header, rows))
-    if out is not None:
-        from rankwise.report import plots
-        from rankwise.report.page import write_figure
 
-        write_figure(
-            out,
-            "outliers",
-            lambda: plots.outliers(records),
-            section="Blocks",
-            title=f"Outliers of {model}",
-            subtitle=f"{len(records)} blocks, threshold {threshold:g}, {data or 'weights only'}",
-            command=f"rankwise inspect {model} --outliers",
-            header=header,
-            rows=rows,
-        )
-        if not json_:
-            console.print(f"report    {out}/report.html\nplot      {out}/outliers.png", highlight=False)
+
+def _draw(out: Path, name: str, figure: Callable[[], Figure], page: dict[str, Any], json_: bool) -> None:
+    from rankwise.files import whole_folder
+    from rankwise.report.page import write_figure
+
+    with whole_folder(out, made_by="inspect") as draft:
+        write_figure(draft, name, figure, command=typed(), **page)
+    if not json_:
+        console.print(f"report    {out}/report.html\nplot      {out}/{name}.png", highlight=False)
 
 
 @app.command()
@@ -117,45 +131,62 @@ def compress(
     out: Annotated[Path, typer.Option(help="Folder to write (replaced as a whole).")],
     ratio: Annotated[float | None, typer.Option(help="Share of all directions to remove.")] = None,
     parameters: Annotated[float | None, typer.Option(help="Parameters left; below 1 a share.")] = None,
-    bytes: Annotated[float | None, typer.Option(help="Bytes left; below 1 a share.")] = None,
-    method: Annotated[str, typer.Option(help="welore, uniform or owl.")] = "welore",
+    bytes: Annotated[float | None, typer.Option(help="Bytes left, in the dtype written; below 1 a share.")] = None,
+    method: Annotated[str, typer.Option(help="energy, top, welore (as in the paper), uniform or owl.")] = "energy",
     min_ratio: Annotated[float, typer.Option(help="Factorise what loses more than this share.")] = 0.5,
     target: Annotated[str, typer.Option(help="auto, attention, mlp, or layer names.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's if unset.")] = None,
     calibrate: Annotated[str | None, typer.Option(help="Texts to calibrate on, e.g. text:nyt.")] = None,
-    data: Annotated[str, typer.Option(help="Texts to measure perplexity on.")] = "text:nyt",
+    calibrate_limit: Annotated[int | None, typer.Option(help="Most texts to calibrate on; 128 if unset.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the texts drawn to calibrate on; 0 if unset.")] = None,
+    data: Annotated[str | None, typer.Option(help="Texts to measure perplexity on; text:nyt if unset.")] = None,
+    measure: Annotated[bool, typer.Option(help="Measure perplexity and speed before and after.")] = True,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a text; 128 if unset.")] = None,
     json_: Json = False,
 ) -> None:
     """Give every matrix the rank its spectrum asks for, and write a smaller model.
 
     Examples:
 
-    * rankwise compress --model smollm2 --ratio 0.3 --out small
-    * rankwise compress --model smollm2 --parameters 0.8 --calibrate text:nyt --out small
+    * rankwise compress --model smollm2 --parameters 0.9 --calibrate text:nyt --out small
+    * rankwise compress --model smollm2 --ratio 0.3 --method welore --no-measure --out small
     """
     from rich.progress import track
 
-    from rankwise.jobs.compress import compress_model
+    from rankwise.jobs.compress import Compression, compress_model
     from rankwise.report.page import write_compression
     from rankwise.report.tables import compressed, compression_summary, terminal
 
+    if calibrate is None and (calibrate_limit is not None or seed is not None):
+        raise ValueError("--calibrate-limit and --seed are of --calibrate: name the texts")
+    if not measure and (data is not None or (max_length is not None and calibrate is None)):
+        raise ValueError("--no-measure reads no texts: leave out --data and --max-length, or measure")
+    given = {"calibrate_limit": calibrate_limit, "seed": seed, "max_length": max_length}
     quiet = json_ or not console.is_terminal
+    command = typed()
+
+    def report(folder: Path, done: Compression) -> None:
+        write_compression(folder, done, model, command)
+
     done = compress_model(
         model,
         out,
-        data=data,
+        data=(data or "text:nyt") if measure else None,
         calibrate=calibrate,
+        dtype=dtype,
+        target=target,
         progress=lambda names, what: track(names, what, console=console, transient=True, disable=quiet),
         on_phase=lambda phase: None if quiet else console.print(phase, style="dim"),
+        report=report,
         ratio=ratio,
         parameters=parameters,
         bytes=bytes,
         method=method,
         min_ratio=min_ratio,
-        target=target,
+        **{k: v for k, v in given.items() if v is not None},
     )
-    write_compression(out, done, model, typed())
     if json_:
-        print((out / "compression.json").read_text())
+        print((out / "compression.json").read_text(encoding="utf-8"))
         return
     console.print(terminal(*compressed(done.plan)))
     console.print(terminal(*compression_summary(done)))

@@ -2,7 +2,8 @@
 
 from rankwise.compression import lama, welore
 from rankwise.compression.lama import LamaClassifier, LamaConfig, LowRankAttentionPooling
-from rankwise.compression.welore import Component, Plan, apply, compress, load, plan, to_dense, train_only
+from rankwise.compression.plans import Component, Plan
+from rankwise.compression.welore import apply, compress, load, plan, to_dense, train_only
 from rankwise.models.low_rank import LowRankLinear
 
 __all__ = [

@@ -13,12 +13,25 @@ from torch import nn
 
 from rankwise import compression
 from rankwise import data as corpora
-from rankwise.compression.welore import Plan, Progress
-from rankwise.files import whole_folder, write_json
-from rankwise.jobs.tasks import TextTask, batches
+from rankwise.compression.accepted import check_options
+from rankwise.compression.directions import Progress
+from rankwise.compression.plans import Plan
+from rankwise.data import Corpus
+from rankwise.files import check_output, whole_folder, write_json, write_text
+from rankwise.jobs.tasks import Example, TextTask, batches
 from rankwise.models import load, load_tokenizer
+from rankwise.models.activations import Batch
+from rankwise.nearest import unknown
 
 OnPhase = Callable[[str], None]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BATCH = 8
+_CARD = """# {model}, compressed
+
+Some of the linear layers are two thin ones each, see `compression.json`. Load the folder with
+`rankwise.compression.load`, or make a plain model of it: `rankwise export FOLDER --to dense --out DENSE`.
+Other loaders stop at the shape of a factorised layer's weight.
+"""
 
 
 @dataclass(kw_only=True)
@@ -30,11 +43,13 @@ class Compression:
     plan : Plan
     before, after : dict
         ``perplexity`` on the test texts, ``tokens_per_second`` of a forward pass over them, ``decoded_per_second`` of
-        greedy decoding.
+        greedy decoding; empty if not measured.
     bytes_on_disk : int
         Of the written weights.
     seconds : float
         Of choosing ranks and factorising.
+    dtype : str
+        Of the written weights.
     """
 
     plan: Plan
@@ -42,23 +57,29 @@ class Compression:
     after: dict[str, float]
     bytes_on_disk: int
     seconds: float
+    dtype: str
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the spectra, for JSON."""
         measured = {"before": self.before, "after": self.after, "bytes_on_disk": self.bytes_on_disk}
-        return {**self.plan.as_dict(), **measured, "seconds": self.seconds}
+        return {**self.plan.as_dict(), **measured, "dtype": self.dtype, "seconds": self.seconds}
 
 
 def compress_model(
     model: str,
     out: Path,
     *,
-    data: str = "text:nyt",
+    data: str | None = "text:nyt",
     calibrate: str | None = None,
+    calibrate_limit: int = 128,
     test_limit: int = 40,
     max_length: int = 128,
+    seed: int = 0,
+    dtype: str | None = None,
+    target: str = "auto",
     progress: Progress = lambda names, what: names,
     on_phase: OnPhase = lambda phase: None,
+    report: Callable[[Path, Compression], None] = lambda folder, done: None,
     **options: Any,
 ) -> Compression:
     """Compress a language model and write it with its tokenizer and ``compression.json``.
@@ -69,40 +90,102 @@ def compress_model(
         Name, folder or hub id.
     out : Path
         Folder, replaced as a whole when everything is done.
-    data : str
-        Texts whose test split measures perplexity; ``calibrate`` names those whose train split calibrates.
-    test_limit, max_length : int
-        The most test texts, and tokens of each.
+    data : str, optional
+        Texts whose test split measures perplexity; ``None`` measures nothing.
+    calibrate : str, optional
+        Texts whose train split calibrates.
+    calibrate_limit, test_limit, max_length : int
+        The most calibration texts (drawn by ``seed``), test texts, and tokens of each.
+    seed : int
+    dtype : {"float32", "bfloat16", "float16"}, optional
+        Of the written weights, and of what is measured; that of the checkpoint by default.
+    target : str
+        Which layers.
+    report : callable
+        Writes into the folder before it takes its place.
     **options
-        Of `rankwise.compression.plan`.
+        A target and a method, as `rankwise.compression.accepted.check_options` takes them.
+
+    Raises
+    ------
+    ValueError
+        Before anything is loaded: options that say nothing or too much, an output that is not replaced, data without
+        texts. Then: no causal language model, and what `rankwise.compression.plan` refuses.
     """
+    check_options(**options)
+    for name, value, least in (
+        ("calibrate_limit", calibrate_limit, 1),
+        ("test_limit", test_limit, 1),
+        ("max_length", max_length, 2),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least}")
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    check_output(out, made_by="compress", inputs=[model])
+    tested = None if data is None else corpora.load(data, task="causal-lm").split().test.head(test_limit)
+    drawn = None
+    if calibrate is not None:
+        drawn = sample(corpora.load(calibrate, task="causal-lm").split().train, calibrate_limit, seed)
     tokenizer = load_tokenizer(model)
     task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=max_length)
-    test = task.encode(corpora.load(data, task="causal-lm").split().test.head(test_limit))
-    if not test:
-        raise ValueError(f"{data} has no test texts to measure perplexity on")
-    network = load(model, task="causal-lm").eval()
-    loader = None
-    if calibrate is not None:
-        rows = task.encode(corpora.load(calibrate, task="causal-lm").split().train.head(128))
-        loader = [{k: v for k, v in b.items() if k != "labels"} for b in batches(task, rows, 8)]
+    test = [] if tested is None else _encoded(task, tested, "to measure perplexity on")
+    loader = None if drawn is None else inputs(task, _encoded(task, drawn, "to calibrate on"))
+    network = load(model, task="causal-lm", dtype=None if dtype is None else DTYPES[dtype]).eval()
     start = time.perf_counter()
-    plan = compression.plan(network, calibrate=loader, progress=progress, **options)  # what is wrong is said first
+    plan = compression.plan(
+        network, target=target, calibrate=loader, max_batches=len(loader or ()), progress=progress, **options
+    )
     seconds = time.perf_counter() - start
-    on_phase("measuring the original")
-    before = measured(network, task, test)
+    before = _measured_as(network, task, test, "the original", on_phase)
     start = time.perf_counter()
     compression.apply(network, plan, progress=progress)
     seconds += time.perf_counter() - start
-    on_phase("measuring the compressed model")
-    after = measured(network, task, test)
-    with whole_folder(out, made_by="compress") as draft:
+    after = _measured_as(network, task, test, "the compressed model", on_phase)
+    with whole_folder(out, made_by="compress", inputs=[model]) as draft:
         network.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        size = sum(f.stat().st_size for f in draft.glob("*.safetensors"))
-        result = Compression(plan=plan, before=before, after=after, bytes_on_disk=size, seconds=seconds)
+        write_text(draft / "README.md", _CARD.format(model=model))
+        result = Compression(
+            plan=plan,
+            before=before,
+            after=after,
+            bytes_on_disk=sum(f.stat().st_size for f in draft.glob("*.safetensors")),
+            seconds=seconds,
+            dtype=str(network.dtype).removeprefix("torch."),
+        )
         write_json(draft / "compression.json", result.as_dict())
+        report(draft, result)
     return result
+
+
+def sample(corpus: Corpus, limit: int, seed: int) -> Corpus:
+    """``limit`` rows drawn by ``seed``, in the corpus' order."""
+    order = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = set(order[:limit])
+    return corpus.where(lambda i: i in drawn)
+
+
+def inputs(task: TextTask, examples: list[Example]) -> list[Batch]:
+    """Batches for calibration: what the model takes, without labels."""
+    return [{k: v for k, v in b.items() if k != "labels"} for b in batches(task, examples, _BATCH)]
+
+
+def _encoded(task: TextTask, corpus: Corpus, use: str) -> list[Example]:
+    rows = task.encode(corpus)
+    if not rows:
+        raise ValueError(f"{corpus.name} has no texts of two tokens or more {use}")
+    return rows
+
+
+def _measured_as(
+    model: nn.Module, task: TextTask, test: list[Example], what: str, on_phase: OnPhase
+) -> dict[str, float]:
+    if not test:
+        return {}
+    on_phase(f"measuring {what}")
+    return measured(model, task, test)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 
 from rankwise.archive import Archive, cache_folder, members
 from rankwise.files import cached, content_of, fingerprint
-from rankwise.models.low_rank import compressed_class, record_of
+from rankwise.models.low_rank import compressed_class, low_rank_layers, record_of
 from rankwise.nearest import unknown
 from rankwise.reading import read_json
 
@@ -120,7 +120,7 @@ def load(
     task: Task | None = None,
     num_labels: int = 2,
     dropout: float | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
 ) -> PreTrainedModel:
     """A pretrained model ready for a task.
 
@@ -135,13 +135,14 @@ def load(
         Outputs of the classification head; 1 means regression.
     dropout : float, optional
         Replaces every dropout probability of the model's configuration; its own by default.
-    dtype : torch.dtype
-        Of the weights.
+    dtype : torch.dtype, optional
+        Of the weights; ``None`` keeps that of the checkpoint.
 
     Raises
     ------
     ValueError
-        Unknown name, unknown task, one the model is not made for, or weights that cannot be read (the file is named).
+        Unknown name, unknown task, one the model is not made for (as an encoder for ``causal-lm``), or weights that
+        cannot be read (the file is named).
     OSError
         A hub id that cannot be fetched.
     """
@@ -172,22 +173,43 @@ def load(
     with _quiet_loading():
         # a saved head of another size is replaced by a new one
         fresh_head = {"ignore_mismatched_sizes": True} if task == "classification" else {}
-        model = _from_pretrained(kinds[task], folder, config, dtype=dtype, **fresh_head)
+        options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, **fresh_head}
+        if task == "causal-lm":
+            model = _causal(kinds[task], name_or_path, folder, config, **options)
+        else:
+            model = _from_pretrained(kinds[task], folder, config, **options)
     if task == "classification" and config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name_or_path).pad_token_id
     return model
 
 
-def _from_pretrained(auto, folder: str, config, **options) -> PreTrainedModel:
+def _causal(auto, name: str, folder: str, config, **options) -> PreTrainedModel:
+    """A language model with the head that its checkpoint has; an error where that would be random, or reads ahead."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    made_for = (config.architectures or [""])[0]
+    wanted = f"{name} holds a {made_for or config.model_type}: a causal language model is needed, such as smollm2"
+    if "For" in made_for and made_for not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        raise ValueError(wanted)
+    model, report = _from_pretrained(auto, folder, config, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{wanted} (its weights lack {missing[0]}, which would be random)")
+    return model
+
+
+def _from_pretrained(auto, folder: str, config, **options) -> Any:
     """What ``auto.from_pretrained`` gives, and of a checkpoint with factorised layers the model that has them."""
     record = record_of(config)
     if record is None:
         return pretrained(auto, folder, config=config, **options)
     cls = auto._model_mapping[type(config)]
     cls = cls[0] if isinstance(cls, tuple) else cls
-    model = pretrained(compressed_class(cls, record), folder, config=config, **options)
+    loaded = pretrained(compressed_class(cls, record), folder, config=config, **options)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.__class__ = cls
-    return model
+    for layer in low_rank_layers(model).values():
+        layer.marked = True
+    return loaded
 
 
 def pretrained(cls: Any, folder: str | Path, **options: Any) -> Any:

@@ -3,7 +3,9 @@
     y = B (A x) + b,   A: (k, in),  B: (out, k),   k (in + out) numbers instead of in · out
 
 A compressed model is a `transformers` model in which some linear layers are `LowRankLinear`; its ``config.json`` says
-which, under ``rankwise_compression``, so that it loads without the model it came from.
+which, under ``rankwise_compression``, so that it loads without the model it came from. A loader that does not know of
+factors would start those layers from random weights. Therefore a checkpoint also holds, under the name of each dense
+weight, its mark: one number (the rank), whose shape stops such a loader with an error.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class LowRankLinear(nn.Module):
             raise ValueError(f"rank={rank}: at least 1")
         self.A = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.B = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
-        self.conv1d = conv1d
+        self.conv1d, self.marked = conv1d, True
 
     @property
     def rank(self) -> int:
@@ -74,6 +76,15 @@ class LowRankLinear(nn.Module):
     def weight(self) -> Tensor:
         """The dense ``(out, in)`` weight, multiplied out anew: for code that asks a layer for its dtype or device."""
         return self.B.weight @ self.A.weight
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.marked:
+            destination[f"{prefix}weight"] = self.A.weight.new_full((1,), self.rank)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        state_dict.pop(f"{prefix}weight", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
@@ -122,7 +133,7 @@ def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> No
 
 
 def install(model: PreTrainedModel, record: Record) -> None:
-    """Swap the recorded layers for empty `LowRankLinear`, ready to take the weights of a checkpoint."""
+    """Swap the recorded layers for empty `LowRankLinear`, ready to take the weights of a checkpoint, but not marks."""
     prefix = f"{model.base_model_prefix}."
     modules = dict(model.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
@@ -132,7 +143,7 @@ def install(model: PreTrainedModel, record: Record) -> None:
             raise ValueError(f"the checkpoint's compressed layer {name} is not in a {type(model).__name__}")
         old = modules[found]
         out_features, in_features = dense_shape(old)
-        replacements[old] = LowRankLinear(
+        new = LowRankLinear(
             in_features,
             out_features,
             int(rank),
@@ -140,6 +151,8 @@ def install(model: PreTrainedModel, record: Record) -> None:
             conv1d=name in record["conv1d"],
             dtype=old.weight.dtype,  # type: ignore[union-attr]
         )
+        new.marked = False
+        replacements[old] = new
     replace(model, replacements)
 
 

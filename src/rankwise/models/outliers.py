@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.models.activations import Batch, input_norms
-from rankwise.models.targets import blocks, linear_layers
+from rankwise.models.targets import blocks, linear_layers, stacked_experts
 
 
 @torch.no_grad()
@@ -56,17 +56,25 @@ def outlier_scores(
     Raises
     ------
     ValueError
-        No list of blocks, a threshold that is not positive, an empty loader, or weights with NaN.
+        No list of blocks, a threshold that is not positive, an empty loader, weights with NaN, or a dataloader for a
+        model whose experts share one parameter: what each of them reads is not known.
     """
     if not threshold > 0:
         raise ValueError(f"threshold={threshold} must be positive")
+    experts = stacked_experts(model)
+    if experts and dataloader is not None:
+        raise ValueError(
+            f"{next(iter(experts))} holds all experts, whose inputs are not told apart: leave out the data"
+        )
     name, layers = blocks(model, layers_attribute=layers_attribute)
     linear = linear_layers(model)
     norms = None if dataloader is None else input_norms(model, dataloader, linear, max_batches=max_batches)
     scores = []
     for index in range(len(layers)):
-        inside = [n for n in linear if n.startswith(f"{name}.{index}.")]
+        block = f"{name}.{index}."
+        inside = [n for n in linear if n.startswith(block)]
         magnitudes = [_magnitude(linear[n], None if norms is None else norms[n]) for n in inside]
+        magnitudes += [p.detach().float().abs() for n, p in experts.items() if n.startswith(block)]
         scores.append(_share_above(magnitudes, threshold) if magnitudes else 0.0)
     found = torch.tensor(scores, dtype=torch.float64)
     if not torch.isfinite(found).all():

@@ -135,7 +135,7 @@ def write_run(folder: Path, results: dict, command: str) -> None:
 
 def write_compression(folder: Path, done: Compression, model: str, command: str) -> None:
     """``report.html`` of a compression: before and after, the rank of every matrix, spectra and rank map."""
-    from rankwise.compression.welore import normalized_spectrum
+    from rankwise.compression.ranks import normalized_spectrum
 
     header, rows = compression_summary(done)
     matrices = markdown(*every_rank(done.plan))

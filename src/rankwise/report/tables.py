@@ -15,7 +15,7 @@ from rich.text import Text
 from rankwise.reading import printable
 
 if TYPE_CHECKING:
-    from rankwise.compression.welore import Component, Plan
+    from rankwise.compression.plans import Component, Plan
     from rankwise.jobs.compress import Compression
     from rankwise.merging import Merge
     from rankwise.prompting import DepthTest
@@ -101,7 +101,7 @@ def every_rank(plan: Plan) -> tuple[list[str], list[list[str]]]:
     """The same, a row a matrix."""
     rows = [
         [c.name, f"{c.shape[0]}x{c.shape[1]}", f"{c.rank} of {c.full_rank}", "factors" if c.low_rank else "dense",
-         size(c.parameters_before * plan.item_size), size(c.parameters * plan.item_size)]
+         size(c.bytes_before), size(c.bytes)]
         for c in plan.components
     ]  # fmt: skip
     return ["matrix", "shape", "rank kept", "stored as", "before", "after"], rows
@@ -113,12 +113,15 @@ def compression_summary(done: Compression) -> tuple[list[str], list[list[str]]]:
     rows = [
         ["directions removed", "-", f"{100 * p.applied_reduction:.1f}% (threshold {100 * p.reduction:.1f}%)"],
         ["parameters", count(p.parameters_before), count(p.parameters)],
-        ["bytes", size(p.bytes_before), size(p.bytes)],
-        ["perplexity", f"{a['perplexity']:.2f}", f"{b['perplexity']:.2f}"],
-        ["tokens/s, forward", f"{a['tokens_per_second']:.0f}", f"{b['tokens_per_second']:.0f}"],
-        ["tokens/s, decoding", f"{a['decoded_per_second']:.1f}", f"{b['decoded_per_second']:.1f}"],
-        ["seconds to compress", "-", f"{done.seconds:.1f}"],
+        [f"bytes ({done.dtype})", size(p.bytes_before), size(p.bytes)],
     ]
+    if a and b:
+        rows += [
+            ["perplexity", f"{a['perplexity']:.2f}", f"{b['perplexity']:.2f}"],
+            ["tokens/s, forward", f"{a['tokens_per_second']:.0f}", f"{b['tokens_per_second']:.0f}"],
+            ["tokens/s, decoding", f"{a['decoded_per_second']:.1f}", f"{b['decoded_per_second']:.1f}"],
+        ]
+    rows.append(["seconds to compress", "-", f"{done.seconds:.1f}"])
     return ["model", "before", "after"], rows
 
 

@@ -1,0 +1,84 @@
+"""What compression takes: options that say one thing, and models whose matrices are dense, finite and their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rankwise.compression.ranks import METHODS
+from rankwise.models.low_rank import KEY, low_rank_layers
+from rankwise.models.targets import adapter_layers, linear_layers, stacked_experts, target_modules
+from rankwise.nearest import unknown
+
+
+def check_options(
+    *,
+    ratio: float | None = None,
+    parameters: float | None = None,
+    bytes: float | None = None,
+    method: str = "energy",
+    min_ratio: float = 0.5,
+    only_if_smaller: bool = True,
+) -> None:
+    """An error for options of `rankwise.compression.plan` that no model could meet; no model is needed to ask."""
+    given = {"ratio": ratio, "parameters": parameters, "bytes": bytes}
+    given = {k: v for k, v in given.items() if v is not None}
+    if len(given) != 1:
+        shown = ", ".join(given) or "none of them"
+        raise ValueError(f"give exactly one of ratio, parameters and bytes; given: {shown}")
+    if ratio is not None and not 0 < ratio < 1:
+        raise ValueError(f"ratio={ratio} is outside (0, 1): the share of all directions to remove")
+    for name, wanted in given.items():
+        if not 0 < wanted < float("inf"):
+            raise ValueError(f"{name}={wanted} must be a finite number above 0; below 1 it is a share")
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if not 0 <= min_ratio < 1:
+        raise ValueError(f"min_ratio={min_ratio} is outside [0, 1)")
+    if ratio is None and not only_if_smaller:
+        raise ValueError("a target in parameters or bytes needs only_if_smaller=True: else removing may add some")
+
+
+def components(model: nn.Module, target: str) -> dict[str, nn.Module]:
+    """The matrices that a target names, each once (tied weights are one), by name.
+
+    Raises
+    ------
+    ValueError
+        A model that is compressed already or wrapped by PEFT, no linear layer, experts in one parameter that the target
+        would cover, and weights that are quantised, complex, sharded, on the meta device, or not finite (named).
+    """
+    if low_rank_layers(model) or getattr(getattr(model, "config", None), KEY, None):
+        raise ValueError("the model is compressed already; export it to dense first, or start from the original")
+    if adapters := adapter_layers(model):
+        raise ValueError(
+            f"the model is wrapped by PEFT ({len(adapters)} layers, {next(iter(adapters))} …): merge_and_unload() or "
+            "unload() it first; a compressed model takes adapters"
+        )
+    layers = linear_layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer: there is nothing to compress")
+    experts = stacked_experts(model)
+    if experts and target in ("auto", "all-linear", "mlp"):
+        held = sum(p.numel() for p in experts.values()) / sum(p.numel() for p in model.parameters())
+        raise ValueError(
+            f"{next(iter(experts))} and {len(experts) - 1} other parameters hold the matrices of all experts "
+            f"({held:.0%} of the model): they are no linear layers and are not compressed; target 'attention' leaves "
+            "them as they are"
+        )
+    chosen: dict[int, str] = {}
+    for name in target_modules(model, target):
+        _check_weight(name, layers[name].weight)
+        chosen.setdefault(id(layers[name].weight), name)
+    return {n: layers[n] for n in chosen.values()}
+
+
+def _check_weight(name: str, weight: torch.Tensor) -> None:
+    if weight.is_meta or hasattr(weight, "device_mesh"):
+        raise ValueError(f"{name} is {'on the meta device' if weight.is_meta else 'sharded'}: a whole weight is needed")
+    if not weight.dtype.is_floating_point or weight.element_size() < 2:
+        kind = "complex" if weight.is_complex() else "quantised"
+        raise ValueError(f"{name} is {kind} ({weight.dtype}): dense float weights are needed")
+    # a finite sum is cheap and settles it; an overflowing one is looked at entry by entry
+    if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
+        raise ValueError(f"{name} has NaN or Inf in its weight")
