@@ -1,4 +1,4 @@
-"""Merges of whole checkpoints: against mergekit, in memory against streamed, interrupted, misfitting, hostile."""
+"""Merges of whole checkpoints: in memory against streamed, interrupted, misfitting, hostile."""
 
 import json
 import os
@@ -14,103 +14,12 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from rankwise.merging import Conflict, merge, merge_checkpoints, prepare
 from rankwise.merging.config import read
+from small_checkpoints import recipe, tensors, tiny
 from small_models import gpt2, llama
-
-WEIGHTS = [1.0, 0.5, 0.7]
-
-
-def tiny(**changes):
-    config = {
-        "vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 64, "tie_word_embeddings": True,
-    }  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(**(config | changes)))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A base and three experts on disk, sharded and not."""
-    root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    base = tiny()
-    base.save_pretrained(root / "base")
-    for i in range(3):
-        expert = tiny()
-        expert.load_state_dict(base.state_dict())
-        with torch.no_grad():
-            for p in expert.parameters():
-                p.add_(0.05 * torch.randn_like(p))
-        expert.save_pretrained(root / f"e{i}", max_shard_size="40KB" if i else "5GB")
-    return root
-
-
-def recipe(root, method, parameters=None, per_model=None, **changes):
-    def own(i):
-        return {k: (v[i] if isinstance(v, tuple) else v) for k, v in (per_model or {}).items()}
-
-    models = [{"model": str(root / f"e{i}"), "parameters": own(i)} for i in range(3)]
-    config = {
-        "merge_method": method,
-        "base_model": str(root / "base"),
-        "models": models,
-        "parameters": parameters or {},
-        "dtype": "float32",
-    }
-    return config | changes
-
-
-def tensors(folder):
-    return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
-
-
-THREE = tuple(WEIGHTS)
-GRADIENT = [{"filter": "mlp", "value": [0.2, 1.0, 0.4]}, {"value": 0.6}]
-SAME_AS_MERGEKIT = [
-    ("linear", {}, {"weight": THREE}),
-    ("linear", {"normalize": False}, {"weight": GRADIENT}),
-    ("task_arithmetic", {"lambda": 0.4}, {"weight": THREE}),
-    ("task_arithmetic", {"normalize": True}, {"weight": GRADIENT}),
-    ("ties", {"lambda": 0.8}, {"weight": THREE, "density": (0.2, 0.5, 0.9)}),
-    ("ties", {"normalize": False, "rescale": True}, {"weight": GRADIENT, "density": 0.3}),
-    ("breadcrumbs", {}, {"weight": THREE, "density": 0.9, "gamma": 0.01}),
-    ("breadcrumbs_ties", {}, {"weight": THREE, "density": 0.5, "gamma": 0.1}),
-    ("model_stock", {"filter_wise": False}, {}),
-    ("model_stock", {"filter_wise": True}, {}),
-]
-
-
-@pytest.fixture(scope="module")
-def mergekit(folders, tmp_path_factory):
-    """All recipes through mergekit in one process: most of its time is its import."""
-    out = tmp_path_factory.mktemp("mergekit")
-    for i, (method, parameters, per_model) in enumerate(SAME_AS_MERGEKIT):
-        config = recipe(folders, method, parameters, per_model)
-        if method == "linear":
-            del config["base_model"]
-        (out / f"{i}.yaml").write_text(yaml.safe_dump(config))
-    code = (
-        "import sys, yaml\nfrom pathlib import Path\nfrom mergekit.config import MergeConfiguration\n"
-        "from mergekit.merge import run_merge\nfrom mergekit.options import MergeOptions\n"
-        "for p in Path(sys.argv[1]).glob('*.yaml'):\n"
-        "    c = MergeConfiguration.model_validate(yaml.safe_load(p.read_text()))\n"
-        "    run_merge(c, str(p.with_suffix('')), MergeOptions(copy_tokenizer=False))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return out
-
-
-@pytest.mark.parametrize("i", range(len(SAME_AS_MERGEKIT)))
-def test_the_same_recipe_gives_mergekits_model(mergekit, tmp_path, i):
-    merge_checkpoints(mergekit / f"{i}.yaml", tmp_path / "out")
-    mine, theirs = tensors(tmp_path / "out"), tensors(mergekit / str(i))
-    assert set(mine) == set(theirs)
-    for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "rtsvm", "linear"])
@@ -351,38 +260,6 @@ def test_tied_and_untied_experts_meet(folders, tmp_path):
     embedding = tensors(folders / "e0")["model.embed_tokens.weight"]
     expected = (embedding + untied.lm_head.weight) / 2
     torch.testing.assert_close(model.lm_head.weight, expected, atol=1e-6, rtol=1e-6)
-
-
-def test_slices_stack_layers_as_mergekit_does(folders, tmp_path):
-    def part(first, last, density):
-        sources = [{"model": str(folders / f"e{i}"), "layer_range": [first, last]} for i in range(2)]
-        return {"sources": sources, "parameters": {"density": density, "weight": [0.2, 1.0]}}
-
-    config = {
-        "merge_method": "ties",
-        "base_model": str(folders / "base"),
-        "slices": [part(0, 3, 0.5), part(1, 4, 0.9)],
-        "dtype": "float32",
-    }
-    # mergekit wants the base among the sources
-    theirs = json.loads(json.dumps(config))
-    for piece in theirs["slices"]:
-        piece["sources"].append(piece["sources"][0] | {"model": config["base_model"]})
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(theirs))
-    merge_checkpoints(config, tmp_path / "out")
-    command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(tmp_path / "c.yaml"), str(tmp_path / "mk")]
-    done = subprocess.run([*command, "--no-copy-tokenizer"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    mine, other = tensors(tmp_path / "out"), tensors(tmp_path / "mk")
-    assert set(mine) == set(other)
-    for name in mine:
-        torch.testing.assert_close(mine[name], other[name], atol=1e-6, rtol=1e-6)
-    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert len(model.model.layers) == 6
-    assert not info["missing_keys"]
-    config["slices"][0] = part(2, 5, 0.5)
-    with pytest.raises(ValueError, match=r"layer_range \[2, 5\]: .*base has 4 layers in model.layers"):
-        prepare(config)
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])

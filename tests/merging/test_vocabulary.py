@@ -2,34 +2,17 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rankwise.merging import Conflict, merge_checkpoints, prepare
 from rankwise.merging.vocabulary import aligned
-
-WORDS = ["<unk>", "the", "rank", "of", "a", "matrix"]
-
-
-def model(folder, words, seed):
-    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", pad_token="<unk>").save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=16, tie_word_embeddings=True,
-    )  # fmt: skip
-    made = LlamaForCausalLM(config)
-    made.save_pretrained(folder)
-    return made.model.embed_tokens.weight.detach()
+from small_checkpoints import WORDS, with_words
 
 
 @pytest.fixture
 def three(tmp_path):
     """A base; an expert with a word more and in another order; one with another word."""
-    words = {"base": WORDS, "a": ["<unk>", "matrix", "the", "rank", "of", "a", "sparse"], "b": [*WORDS, "dense"]}
-    return tmp_path, words, {n: model(tmp_path / n, w, i) for i, (n, w) in enumerate(words.items())}
+    return tmp_path, WORDS, {n: with_words(tmp_path / n, w, i) for i, (n, w) in enumerate(WORDS.items())}
 
 
 def recipe(root, **changes):
@@ -51,7 +34,7 @@ def test_rows_of_the_same_token_are_merged(three, choice):
     merged, info = AutoModelForCausalLM.from_pretrained(root / "out", output_loading_info=True)
     assert not info["missing_keys"]
     table = merged.model.embed_tokens.weight
-    expected = {"union": {*WORDS, "sparse", "dense"}, "base": set(WORDS)}.get(choice, {*WORDS, "dense"})
+    expected = {"union": {*WORDS["a"], "dense"}, "base": set(WORDS["base"])}.get(choice, set(WORDS["b"]))
     assert set(tokenizer.get_vocab()) == expected
     assert len(table) == len(expected) == merged.config.vocab_size
     for token, i in tokenizer.get_vocab().items():
@@ -65,8 +48,9 @@ def test_rows_of_the_same_token_are_merged(three, choice):
 
 
 def test_tokenizers_that_differ_in_order_alone_are_noted(tmp_path):
-    for i, (name, words) in enumerate({"base": WORDS, "a": [*WORDS[:4], "matrix", "a"], "b": WORDS}.items()):
-        model(tmp_path / name, words, i)
+    same = WORDS["base"]
+    for i, (name, words) in enumerate({"base": same, "a": [*same[:4], "matrix", "a"], "b": same}.items()):
+        with_words(tmp_path / name, words, i)
     assert any("tokenizers differ" in n for n in prepare(recipe(tmp_path)).notes)
     assert not prepare(recipe(tmp_path, tokenizer_source="base")).notes
 
