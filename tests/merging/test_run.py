@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from rankwise.merging import Conflict, merge, merge_checkpoints, prepare
 from rankwise.merging.config import read
-from small_checkpoints import recipe, tensors, tiny
-from small_models import gpt2, llama
+from rankwise.merging.sources import Source
+from small_checkpoints import moved, recipe, tensors, tiny
+from small_models import bert, gpt2, llama
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "rtsvm", "linear"])
@@ -330,3 +331,213 @@ def test_memory_stays_far_below_the_checkpoint(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) * 1024 < 120e6
     os.sync()
+
+
+def folder_of(root, name, state, **config):
+    """A model folder of these tensors."""
+    (root / name).mkdir()
+    save_file({k: v.contiguous() for k, v in state.items()}, root / name / "model.safetensors")
+    (root / name / "config.json").write_text(json.dumps(config))
+    return str(root / name)
+
+
+def test_a_base_without_the_experts_prefix_is_matched(tmp_path):
+    """The bare encoder, and a classifier of it; a bare GPT-2, and one with its head."""
+    for make, bare, seed in ((bert, "bert", 1), (gpt2, "transformer", 2)):
+        model = make()
+        getattr(model, bare).save_pretrained(tmp_path / f"{bare}-base")
+        moved(model, seed).save_pretrained(tmp_path / f"{bare}-expert")
+        config = {
+            "merge_method": "task_arithmetic", "base_model": str(tmp_path / f"{bare}-base"),
+            "models": [{"model": str(tmp_path / f"{bare}-expert")}], "ignore": ["^classifier"],
+        }  # fmt: skip
+        merge_checkpoints(config, tmp_path / f"{bare}-out")
+        merged = tensors(tmp_path / f"{bare}-out")
+        assert set(merged) == set(tensors(tmp_path / f"{bare}-base"))
+        expert = tensors(tmp_path / f"{bare}-expert")
+        for name, tensor in merged.items():
+            torch.testing.assert_close(tensor, expert[f"{bare}.{name}"], atol=1e-6, rtol=1e-5)
+        swapped = config | {"base_model": config["models"][0]["model"], "models": [{"model": config["base_model"]}]}
+        back = prepare(swapped | {"ignore": ["classifier", "lm_head"]})
+        assert {t.name.removeprefix(f"{bare}.") for t in back.tensors} == set(merged)
+
+
+def test_a_head_that_the_base_lacks_is_a_misfit_with_a_way_round(tmp_path):
+    model = bert()
+    model.bert.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "e0")
+    config = {"merge_method": "ties", "base_model": str(tmp_path / "base"), "models": [{"model": str(tmp_path / "e0")}]}
+    with pytest.raises(Conflict, match=r"classifier.weight  missing in .*base(.|\n)*left out of the result: ignore:"):
+        prepare(config)
+    assert not any("classifier" in t.name for t in prepare(config | {"ignore": [r"classifier\.(weight|bias)"]}).tensors)
+    with pytest.raises(ValueError, match=r"ignore: .* is no regular expression"):
+        prepare(config | {"ignore": ["((("]})
+
+
+def test_an_ignored_pattern_that_takes_for_ever_is_given_up(folders, monkeypatch):
+    monkeypatch.setattr("rankwise.reading.SECONDS", 0.5)
+    with pytest.raises(ValueError, match=r"ignore: the pattern .* takes too long"):
+        prepare(recipe(folders, "linear", ignore=[r"(\w+\.?)+X"]))
+
+
+@pytest.mark.parametrize(
+    "name", ["rotary_emb.inv_freq", "embeddings.position_ids", "h.0.attn.masked_bias", "h.0.attn.bias"]
+)
+def test_tables_that_loading_works_out_may_be_absent_or_of_another_length(name):
+    shape = (1, 1, 4, 4) if name.endswith("attn.bias") else (4,)
+    plain = {"a": torch.ones(2, 2)}
+    table = torch.ones(shape) if "freq" in name else torch.ones(shape).long()
+    for base, expert in ((plain, plain | {name: table}), (plain | {name: table}, plain)):
+        assert set(merge([expert], base=base, method="ties")) == {"a"}
+    longer = plain | {name: torch.ones([2 * n for n in shape])}
+    assert set(merge([longer], base=plain | {name: torch.ones(shape)}, method="ties")) == {"a"}
+    both = plain | {name: table}
+    assert torch.equal(merge([both], base=both, method="ties")[name], table)
+
+
+def test_a_bias_that_is_named_like_a_mask_is_merged(tmp_path):
+    base, expert = {"h.0.attn.bias": torch.zeros(4)}, {"h.0.attn.bias": torch.ones(4)}
+    assert merge([expert], base=base, method="task_arithmetic")["h.0.attn.bias"].tolist() == [1.0] * 4
+
+
+def test_what_only_the_base_of_an_average_has_is_a_misfit(tmp_path):
+    base = {"a": torch.zeros(2, 2), "b": torch.zeros(2)}
+    with pytest.raises(Conflict, match="b  missing in model 1"):
+        merge([{"a": torch.ones(2, 2)}], base=base, method="linear")
+    with pytest.raises(Conflict, match=r"shape \[3\] in base, \[2\] in model 1"):
+        merge([{"a": torch.ones(2)}], base={"a": torch.zeros(3)}, method="linear")
+
+
+@pytest.mark.parametrize("method", ["tsvm", "rtsvm"])
+def test_stacked_experts_are_decomposed_one_by_one(method):
+    g = torch.Generator().manual_seed(0)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    base = {name: torch.randn(3, 12, 20, generator=g)}
+    experts = [{name: base[name] + 0.1 * torch.randn(3, 12, 20, generator=g)} for _ in range(3)]
+    whole = merge(experts, base=base, method=method)[name]
+    for i in range(3):
+        one = merge([{"w": e[name][i]} for e in experts], base={"w": base[name][i]}, method=method)["w"]
+        torch.testing.assert_close(whole[i], one, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "stack"),
+    [
+        ("model.layers.0.mlp.experts.gate_up_proj", True),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", True),
+        ("model.encoder.conv1.weight", False),
+        ("encoder.pos_conv_embed.conv.weight", False),
+    ],
+)
+def test_kernels_are_one_matrix_and_stacks_are_many(name, stack):
+    state = {name: torch.randn(4, 6, 5)}
+    (plan,) = prepare({"merge_method": "tsvm", "base_model": "b", "models": [{"model": "e"}]},
+                      {r: Source(label=r, tensors=state) for r in "be"}).tensors  # fmt: skip
+    assert plan.matrix
+    assert plan.stack is stack
+
+
+def test_dare_means_its_seed_over_two_hundred_of_them(folders):
+    """The mean of merges over seeds nears the sum of task vectors as independent draws do."""
+    base = {"a": torch.zeros(40, 50)}
+    experts = [{"a": torch.ones(40, 50)}, {"a": 2 * torch.ones(40, 50)}]
+    total = torch.zeros(40, 50)
+    for seed in range(200):
+        total += merge(experts, base=base, method="dare_linear", seed=seed, density=0.5)["a"]
+    # of entries (1 + 4) / 4 · (1 / 0.5 - 1) … : a variance of τ² (1 - p) / p an expert
+    expected = ((1 + 4) * (1 - 0.5) / 0.5 / 200) ** 0.5
+    assert abs(float((total / 200 - 3).std()) - expected) < 0.1 * expected
+
+
+def test_no_two_tensors_or_seeds_of_a_merge_share_a_mask():
+    base = {n: torch.zeros(8, 64) for n in ("a", "b", "layers.0.c")}
+    ones = {n: torch.ones(8, 64) for n in base}
+    masks = set()
+    for seed in (0, 1, 2**32):
+        done = merge([ones], base=base, method="dare_linear", seed=seed, density=0.5)
+        masks |= {tuple((t != 0).flatten().tolist()) for t in done.values()}
+    assert len(masks) == 9
+
+
+def test_layer_ranks_are_shared_out_over_the_whole_model_streamed_as_in_memory(folders, tmp_path):
+    config = recipe(folders, "rtsvm", {"rank": "layer", "weighting": "none"})
+    merge_checkpoints(config, tmp_path / "out")
+    ready = prepare(config)
+    matrices = [t for t in ready.tensors if t.matrix]
+    ranks = [ready.rations[t.name]["layer_rank"] for t in matrices]
+    budget = sum(max(1, min(t.shape) // 3) for t in matrices)
+    assert abs(sum(ranks) - budget) <= len(ranks)
+    held = merge([str(folders / f"e{i}") for i in range(3)], base=str(folders / "base"), method="rtsvm", rank="layer",
+                 weighting="none")  # fmt: skip
+    assert all(torch.equal(t, held[n]) for n, t in tensors(tmp_path / "out").items())
+
+
+def test_options_out_of_range_are_refused_before_anything_is_merged(folders):
+    for method, parameters, message in (
+        ("della", {"density": [0.1, 0.9]}, r"density=0.1 .* leaves \(0, 1\)"),
+        ("linear", {"weight": 0}, "sum to zero"),
+        ("ties", {"density": [0.5, 1.5]}, "density=.* is outside"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(recipe(folders, method, parameters))
+
+
+def test_the_memory_that_is_promised_is_for_the_workers_that_are_used(folders, monkeypatch):
+    ready = prepare(recipe(folders, "ties"))
+    costs = [ready.cost(w)["memory_bytes"] for w in (1, 2, 4)]
+    largest = max(t.read_bytes + t.bytes for t in ready.tensors)
+    assert costs[0] == largest
+    assert costs[0] < costs[1] < costs[2]
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    assert ready.cost()["workers"] == 8
+    assert ready.cost() == ready.cost(8)
+
+
+def test_a_symmetric_gradient_reaches_the_last_layer_of_every_stack(tmp_path):
+    """t runs over each stack's own layers: the eyes of two layers beside a language model of four."""
+    state = {f"vision.layers.{i}.w": torch.ones(2, 2) for i in range(2)}
+    state |= {f"language_model.layers.{i}.w": torch.ones(2, 2) for i in range(4)}
+    config = {
+        "merge_method": "linear",
+        "models": [{"model": "a"}],
+        "parameters": {"weight": [1, 2], "normalize": False},
+    }
+    ready = prepare(config, {"a": Source(label="a", tensors=state)})
+    weights = {t.name: t.options["weight"][0] for t in ready.tensors}
+    assert [weights[f"vision.layers.{i}.w"] for i in range(2)] == [1, 2]
+    assert weights["language_model.layers.3.w"] == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_files_end_in_one_line(tmp_path, seed):
+    """Bytes and values of every file of a model and an adapter, exchanged at random."""
+    import random
+
+    r = random.Random(seed)
+    root = tmp_path / "whole"
+    torch.manual_seed(0)
+    llama().save_pretrained(root / "base", max_shard_size="8KB")
+    get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(root / "lora")
+    values = [None, [], {}, "x", -1, 0, 10**9, 1e308, True, "[" * 5000, ["a"], {"a": {"b": 1}}, float("nan")]
+    for trial in range(40):
+        copy = tmp_path / str(trial)
+        shutil.copytree(root, copy)
+        path = r.choice(sorted(p for p in copy.rglob("*") if p.suffix in (".json", ".safetensors")))
+        data = bytearray(path.read_bytes())
+        if path.suffix == ".json" and r.random() < 0.7:
+            loaded = json.loads(data)
+            loaded[r.choice(list(loaded))] = r.choice(values)
+            path.write_text(json.dumps(loaded))
+        else:
+            at = r.randrange(min(len(data), 4000))
+            data[at : at + r.randrange(4)] = r.randbytes(r.randrange(4))
+            path.write_bytes(data)
+        config = {
+            "merge_method": "ties", "base_model": str(copy / "base"),
+            "models": [{"model": f"{copy}/base+{copy}/lora"}], "dtype": "float32",
+        }  # fmt: skip
+        try:
+            merge_checkpoints(config, copy / "out")
+        except (ValueError, OSError):
+            assert not (copy / "out").exists()
+        shutil.rmtree(copy)

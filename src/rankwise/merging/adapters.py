@@ -4,7 +4,8 @@
 
 What people get wrong: adding B A to the full W where the adapter's start had been taken out of it. PiSSA and OLoRA
 begin with leading directions P of W and train beside the residual W - P, so that the adapted weight is
-``W - P + s B A``. P is W's best rank-r approximation (PiSSA), or the first r steps of its QR decomposition (OLoRA).
+``W - P + s B A``. P is W's best rank-r approximation (PiSSA), or s times the first r steps of its QR decomposition
+(OLoRA).
 Starts that also change the base but cannot be worked out again from it are refused.
 
 Sources: Hu et al., LoRA, arXiv 2106.09685; Meng et al., PiSSA, arXiv 2404.02948; Büyükakyüz, OLoRA, arXiv 2406.01775;
@@ -67,12 +68,13 @@ class Adapter:
         if self.start is not None:
             assert weight is not None
             into, back = _taken_out(weight.float().mT if self.transposed else weight.float(), len(A), self.start)
-            A, B, scale = torch.cat([scale * A.float(), -back]), torch.cat([B.float(), into], 1), 1.0
+            size = 1.0 if self.start == "pissa" else scale
+            A, B, scale = torch.cat([scale * A.float(), -size * back]), torch.cat([B.float(), into], 1), 1.0
         return LowRank(B=A.mT, A=B.mT, scale=scale) if self.transposed else LowRank(B=B, A=A, scale=scale)
 
 
 def _taken_out(W: Tensor, r: int, start: str) -> tuple[Tensor, Tensor]:
-    """``(out, r)`` and ``(r, in)`` whose product PEFT subtracts from the weight at the start of training."""
+    """``(out, r)`` and ``(r, in)`` whose product, times s for OLoRA, PEFT subtracts when training starts."""
     if start == "olora":
         Q, R = torch.linalg.qr(W)
         return Q[:, :r], R[:r]
@@ -145,7 +147,7 @@ def adapted(
         name = _in_base(f"{module}.weight", tensors, label)
         start = settings.get("init_lora_weights")
         made = Adapter(
-            A=A, B=B, scale=scales[module] / (A.shape[0] ** 0.5 if settings.get("use_rslora") else A.shape[0]),
+            A=A, B=B, scale=scales[module] / max(A.shape[0], 1) ** (0.5 if settings.get("use_rslora") else 1.0),
             transposed=bool(settings.get("fan_in_fan_out")), start=start if start in _REBUILT else None,
         )  # fmt: skip
         shape = (A.shape[1], B.shape[0]) if made.transposed else (B.shape[0], A.shape[1])

@@ -79,7 +79,7 @@ def full(config: dict[str, Any], label: str) -> dict[str, Any]:
         raise ValueError(f"{label}: config.json is no configuration of a {kind}: {str(error)[:200]}") from error
 
 
-def restacked(lead: Source, layers: Sequence[tuple[Source, int]], depth: int) -> dict[str, Any]:
+def restacked(lead: Source, layers: Sequence[tuple[Source, int]], stack: str) -> dict[str, Any]:
     """The lead's configuration, for a model of other layers.
 
     Its number of layers, each list with an entry a layer, and lists of layers by number follow.
@@ -89,50 +89,52 @@ def restacked(lead: Source, layers: Sequence[tuple[Source, int]], depth: int) ->
     lead : Source
     layers : sequence of (Source, int)
         For each layer of the result, the layer whose place it takes.
-    depth : int
-        Layers of the lead.
+    stack : str
+        What the names of layers begin with.
 
     Raises
     ------
     ValueError
-        The configuration does not name ``depth`` layers, or says the kind of each layer by a rule that the new order
-        breaks.
+        The configuration does not name the lead's number of layers, or says the kind of each layer by a rule that the
+        new order breaks.
     """
     out = {k: dict(v) if isinstance(v, dict) else v for k, v in lead.config.items()}
-    part, whole = language(out), language(full(lead.config, lead.label))
+    part, depth = language(out), lead.stacks[stack]
     key = next((k for k in _DEPTH if part.get(k) == depth), None)
     if key is None:
         raise ValueError(
             f"{lead.label}: config.json does not say that there are {depth} layers: slices are not written"
         )
-    own = {s.label: language(full(s.config, s.label)) for s, _ in layers}
     part[key] = len(layers)
-    lists = per_layer(whole, depth)
-    numbered = [k for k, v in whole.items() if k not in lists and _numbers_layers(k, v, depth)]
-    try:
-        part.update({k: [own[s.label][k][i] for s, i in layers] for k in lists})
-        part.update({k: [j for j, (s, i) in enumerate(layers) if i in own[s.label][k]] for k in numbered})
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError("the configurations do not say of all layers that are stacked what they are") from error
+    own = {s.label: per_layer(s, stack) for s, _ in layers}
+    numbered = _numbered(language(full(lead.config, lead.label)), depth)
+    said = [k for k in per_layer(lead, stack) if all(k in o for o in own.values())]
+    for k in said:
+        values = [own[s.label][k][i] for s, i in layers]
+        part[k] = [j for j, among in enumerate(values) if among] if k in numbered else values
     again = language(full(out, lead.label))
-    if broken := [k for k in lists if again.get(k) != part[k]]:
+    if broken := [k for k in said if again.get(k) != part[k]]:
         raise ValueError(f"{lead.label}: {broken[0]} follows a rule of the architecture that slices would break")
     return out
 
 
-def per_layer(config: Mapping[str, Any], depth: int) -> dict[str, list]:
-    """What a configuration says of every layer by its own: lists of as many entries as there are layers."""
-    found = {k: v for k, v in config.items() if isinstance(v, list) and len(v) == depth and not _ASIDE.search(k)}
-    return {k: v for k, v in found.items() if not (_numbers_layers(k, v, depth) and v == list(range(depth)))}
+def per_layer(source: Source, stack: str) -> dict[str, list[Any]]:
+    """What a source's configuration says of every layer by its own: lists with an entry a layer, and of lists of layers
+    by number whether each is among them."""
+    config, depth = language(full(source.config, source.label)), source.stacks[stack]
+    numbered = _numbered(config, depth)
+    lists = {k: v for k, v in config.items() if isinstance(v, list) and len(v) == depth and not _ASIDE.search(k)}
+    return lists | {k: [i in config[k] for i in range(depth)] for k in numbered}
 
 
-def _numbers_layers(key: str, value: object, depth: int) -> bool:
-    """Whether a setting lists some layers by their numbers."""
-    return (
-        bool(_BY_INDEX.search(key))
-        and isinstance(value, list)
-        and all(type(x) is int and 0 <= x < depth for x in value)
-    )
+def _numbered(config: Mapping[str, Any], depth: int) -> list[str]:
+    """Settings that list some layers by their numbers."""
+    lists = {k: v for k, v in config.items() if _BY_INDEX.search(k) and isinstance(v, list)}
+    return [
+        k
+        for k, v in lists.items()
+        if all(type(x) is int and 0 <= x < depth for x in v) and (len(v) != depth or v == list(range(depth)))
+    ]
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -122,13 +122,12 @@ def plan(config: MergeConfig, sources: Mapping[str, Source], vocabulary: Vocabul
         if place.name in ignored or found is None:
             continue
         held = [(s, n) for s, n in found if n is not None]
-        absent = [s.label for s, n in found if n is None]
-        complaint = (
-            f"missing in {', '.join(dict.fromkeys(absent))}" if absent else _misfit(held, place.name, vocabulary)
-        )
-        if complaint and any(is_buffer(n, s.shape(n)) for s, n in held):
+        own = None if base is None or stacked is not None else base.name_of(place.base)
+        anchor = [(base, own)] if base is not None and own is not None else held[:1]
+        complaint = _missing(found) or _misfit([*anchor, *held], place.name, vocabulary)
+        if complaint and any(is_buffer(n, s.shape(n)) for s, n in [*anchor, *held]):
             continue  # worked out anew when the model is loaded
-        complaint = complaint or _differing(held, place.name, notes)
+        complaint = complaint or _differing([*anchor, *held], place.name, notes)
         if complaint:
             wrong.append((place.name, complaint))
             continue
@@ -137,9 +136,7 @@ def plan(config: MergeConfig, sources: Mapping[str, Source], vocabulary: Vocabul
             options = checked_options(method, given, len(experts))
         except ValueError as error:
             raise ValueError(f"{place.name}: {error}") from error
-        own = None if base is None or stacked is not None else base.name_of(place.base)
-        anchor = held[0] if base is None or own is None else (base, own)
-        out.append(_planned(config, method, place.name, held, anchor, options, vocabulary))
+        out.append(_planned(config, method, place.name, held, anchor[0], options, vocabulary))
     if wrong:
         raise Conflict(wrong, _hint(wrong))
     if not out:
@@ -201,6 +198,11 @@ def _planned(
     )
 
 
+def _missing(found: Sequence[tuple[Source, str | None]]) -> str | None:
+    absent = dict.fromkeys(s.label for s, n in found if n is None)
+    return f"missing in {', '.join(absent)}" if absent else None
+
+
 def _misfit(found: Sequence[tuple[Source, str]], name: str, vocabulary: Vocabulary | None) -> str | None:
     """What speaks against merging these tensors, by what their headers say."""
     (first, first_name), *_ = found
@@ -231,7 +233,7 @@ def _differing(found: Sequence[tuple[Source, str]], name: str, notes: list[str])
     if first.dtype(first_name).is_floating_point or is_buffer(name, first.shape(first_name)):
         return None
     held = first.read(first_name)
-    unlike = [s.label for s, n in others if not torch.equal(held, s.read(n))]
+    unlike = [s.label for s, n in others if s is not first and not torch.equal(held, s.read(n))]
     if unlike and held.ndim > 1:
         return f"integers that differ in {', '.join(unlike)}: codes of packed weights cannot be averaged"
     if unlike:

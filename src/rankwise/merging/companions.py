@@ -131,7 +131,7 @@ def configuration(
     if not lead.config:
         return {}
     check_inside(Path(str(lead.folder)) / "config.json", Path(str(lead.folder)))
-    config = dict(lead.config) if stacked is None else restacked(lead, stacked.layers, lead.stacks[stacked.stack])
+    config = dict(lead.config) if stacked is None else restacked(lead, stacked.layers, stacked.stack)
     if dtype is not None:
         config.pop("torch_dtype", None)
         config = _replaced(_replaced(config, "torch_dtype", dtype), "dtype", dtype) | {"dtype": dtype}

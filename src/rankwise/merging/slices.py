@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rankwise.merging.agreement import full, per_layer
+from rankwise.merging.agreement import per_layer
 from rankwise.merging.config import Group, MergeConfig, SliceInput
 from rankwise.merging.names import is_embedding, is_output
 from rankwise.merging.registry import find
-from rankwise.merging.sources import Source, language
+from rankwise.merging.sources import Source
 
 
 class Place(NamedTuple):
@@ -101,9 +101,9 @@ class Stacked:
 
     def _check_kinds(self, group: Group) -> None:
         (base, start), *others = self._members(group)
-        mine = kinds(base, self.stack)
+        mine = per_layer(base, self.stack)
         for other, first in others:
-            theirs = kinds(other, self.stack)
+            theirs = per_layer(other, self.stack)
             for key in set(mine) & set(theirs):
                 for j in range(self._depth(group)):
                     a, b = mine[key][start + j], theirs[key][first + j]
@@ -112,11 +112,6 @@ class Stacked:
                             f"layer {start + j} of {base.label} and layer {first + j} of {other.label} are of two "
                             f"kinds ({key}: {str(a)[:40]}, {str(b)[:40]})"
                         )
-
-
-def kinds(source: Source, stack: str) -> dict[str, list[Any]]:
-    """What a source's configuration says of every layer of a stack by its own."""
-    return per_layer(language(full(source.config, source.label)), source.stacks[stack])
 
 
 def _only_stack(lead: Source) -> str:
@@ -134,7 +129,7 @@ def _check_told(lead: Source, stack: str) -> None:
     tensors = {i: frozenset(lead.layers.get((stack, i), ())) for i in range(lead.stacks[stack])}
     if len(set(tensors.values())) == 1:
         return
-    for values in kinds(lead, stack).values():
+    for values in per_layer(lead, stack).values():
         if len({(str(v), tensors[i]) for i, v in enumerate(values)}) == len({str(v) for v in values}):
             return
     raise ValueError(
