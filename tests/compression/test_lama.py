@@ -4,9 +4,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
-from rankwise.compression.lama import LamaClassifier, LamaConfig, LowRankAttentionPooling, head_distance, redundancy
+from rankwise.compression.lama import (
+    LamaClassifier,
+    LamaConfig,
+    LowRankAttentionPooling,
+    attention_heads,
+    classification_loss,
+    head_distance,
+    redundancy,
+)
 
 
 def states(batch=3, seq=7, d=6, seed=0, dtype=torch.float64):
@@ -148,6 +157,17 @@ def test_bfloat16_is_close_to_float32():
         (lambda: LowRankAttentionPooling(4, 2)(torch.zeros(2, 3, 4), mask_of([3, 0], 3)), r"row\(s\) \[1\]"),
         (lambda: LamaConfig(encoder="lstm"), "accepted: gru, transformer, none"),
         (lambda: LamaConfig(pooling="sum"), "accepted: lama"),
+        (lambda: LamaConfig(context="globe"), "accepted: global, mean"),
+        (lambda: LamaConfig(embedding_size=0), "embedding_size=0"),
+        (lambda: LamaConfig(heads=0), "heads=0"),
+        (lambda: LamaConfig(dropout=1.0), r"dropout=1\.0"),
+        (lambda: LamaConfig(redundancy_penalty=-0.1), "redundancy_penalty=-0.1"),
+        (lambda: LamaConfig(vocab_size=10, pad_token_id=10), "pad_token_id=10 is outside the vocabulary of 10"),
+        (lambda: LamaConfig(hidden_size=4, rank=9), "rank=9 is above the 8 features"),
+        (lambda: LamaConfig(pooling="structured", rank=2), "'structured' has no rank"),
+        (lambda: LamaConfig(pooling="mean", train_attention=False), "'mean' has no train_attention"),
+        (lambda: LamaConfig(pooling="max", redundancy_penalty=0.1), "'max' has no redundancy_penalty"),
+        (lambda: LowRankAttentionPooling(4, 2, dropout=1.5), r"dropout=1\.5"),
     ],
 )
 def test_bad_input_is_named(call, match):
@@ -219,6 +239,113 @@ def test_one_output_is_regression():
     ids, y = torch.randint(1, 50, (2, 6)), torch.tensor([0.5, -1.0])
     out = model(ids, labels=y)
     torch.testing.assert_close(out.loss, (out.logits.flatten() - y).square().mean())
+
+
+OUTPUTS = {
+    # labels, and the loss written out
+    "regression": (
+        torch.tensor([[0.5, -1.0, 2.0], [0.0, 1.0, 0.25]]),
+        lambda z, y: (z - y).square().mean(),
+    ),
+    "single_label_classification": (
+        torch.tensor([2, 0]),
+        lambda z, y: -(z - z.logsumexp(1, keepdim=True))[[0, 1], y].mean(),
+    ),
+    "multi_label_classification": (
+        torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]),
+        lambda z, y: (z.exp().log1p() - y * z).mean(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_every_problem_type_has_the_loss_of_its_formula_and_of_transformers(kind):
+    y, formula = OUTPUTS[kind]
+    model = classifier(problem_type=kind)
+    out = model(torch.randint(1, 50, (2, 6)), labels=y)
+    torch.testing.assert_close(out.loss, formula(out.logits, y))
+    torch.testing.assert_close(out.loss, ForSequenceClassificationLoss(y, out.logits, model.config))
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([2, 0]), torch.tensor([[1.0, 0, 1], [0, 0, 1]]),
+                                    torch.tensor([[True, False, True], [False, False, True]])])  # fmt: skip
+def test_without_a_problem_type_the_labels_kind_decides(labels):
+    z = torch.randn(2, 3)
+    kind = "single_label_classification" if labels.dim() == 1 else "multi_label_classification"
+    torch.testing.assert_close(classification_loss(z, labels), OUTPUTS[kind][1](z, labels.to(labels.dtype)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "match"),
+    [
+        ("multi_label_classification", torch.tensor([2, 0]), r"labels of shape \(2, 3\), got \(2,\)"),
+        ("regression", torch.tensor([2.0, 0.0]), r"labels of shape \(2, 3\)"),
+        ("single_label_classification", torch.tensor([2.0, 0.0]), "a whole number a text, got torch.float32"),
+        ("single_label_classification", torch.ones(2, 3, dtype=torch.long), r"got torch.int64 \(2, 3\)"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(kind, labels, match):
+    with pytest.raises(ValueError, match=match):
+        classification_loss(torch.randn(2, 3), labels, kind)
+
+
+@pytest.mark.parametrize("width", [200, 130, 63, 7, 384])
+def test_a_transformer_of_any_width_has_a_number_of_heads_that_divides_it(width):
+    heads = attention_heads(width)
+    assert width % heads == 0
+    assert heads == max(h for h in range(1, max(1, width // 64) + 1) if width % h == 0)
+    model = LamaClassifier(LamaConfig(vocab_size=50, embedding_size=width, encoder="transformer", heads=2))
+    assert torch.isfinite(model.eval()(torch.randint(1, 50, (2, 5))).logits).all()
+
+
+def test_trainer_divides_the_loss_when_gradients_accumulate(tmp_path):
+    """Two batches of one text accumulate to the gradient of one batch of two."""
+    rows = [{"input_ids": torch.tensor([3, 4, 5 + i]), "labels": i % 2} for i in range(2)]
+    moved = []
+    for size, steps in ((2, 1), (1, 2)):
+        model = classifier(dropout=0.0)
+        before = model.classifier.weight.detach().clone()
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        sgd = torch.optim.SGD(model.parameters(), 1.0)
+        Trainer(model=model, args=arguments, train_dataset=rows, optimizers=(sgd, None)).train()
+        moved.append(model.classifier.weight.detach() - before)
+    torch.testing.assert_close(*moved, rtol=1e-4, atol=1e-6)
+    assert moved[0].abs().sum() > 0
+
+
+def test_a_frozen_structured_attention_stays_at_its_start_too():
+    model = classifier(pooling="structured", train_attention=False)
+    assert not any(p.requires_grad for p in model.pool.parameters())
+
+
+@pytest.mark.parametrize(
+    "mask", [[[0, 1, 1]], [[1, 0, 1]], [[1, 1]], [[0, 0, 0]]], ids=["left", "hole", "short", "empty"]
+)
+@pytest.mark.parametrize("encoder", ["gru", "none"])
+def test_masks_that_are_not_padding_on_the_right_are_refused(mask, encoder):
+    with pytest.raises(ValueError, match="attention_mask"):
+        classifier(encoder=encoder)(torch.ones(1, 3, dtype=torch.long), torch.tensor(mask))
+
+
+def test_a_tokenizers_type_ids_are_taken_and_a_second_text_or_unknown_inputs_refused():
+    model, ids = classifier(), torch.ones(1, 3, dtype=torch.long)
+    assert torch.equal(model(ids, token_type_ids=0 * ids).logits, model(ids).logits)
+    with pytest.raises(ValueError, match="LAMA reads one"):
+        model(ids, token_type_ids=ids)
+    with pytest.raises(TypeError, match="inputs_embeds"):
+        model(ids, inputs_embeds=torch.ones(1, 3, 16))
 
 
 def test_left_padding_is_refused():

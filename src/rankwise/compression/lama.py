@@ -32,6 +32,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 Context = Literal["global", "mean"]
+CONTEXTS = ("global", "mean")
 
 
 class LowRankAttentionPooling(nn.Module):
@@ -48,7 +49,7 @@ class LowRankAttentionPooling(nn.Module):
     context : {"global", "mean"}
         The query: a learned vector, or the mean of the unpadded states.
     dropout : float
-        Of the attention weights, in training.
+        Of the attention weights, in training; in [0, 1).
     nonlinear : bool
         ``tanh`` on both factors (an option of low-rank bilinear pooling).
     normalize : bool
@@ -57,7 +58,7 @@ class LowRankAttentionPooling(nn.Module):
     Raises
     ------
     ValueError
-        Sizes that are not positive, a rank above ``d_model``, an unknown context.
+        Sizes that are not positive, a rank above ``d_model``, an unknown context, a dropout out of range.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class LowRankAttentionPooling(nn.Module):
             raise ValueError(f"{d_model=}, {heads=} and {rank=} must be at least 1")
         if rank > d_model:
             raise ValueError(f"{rank=} is above {d_model=}: a {d_model} x {d_model} matrix has no more directions")
-        if context not in ("global", "mean"):
+        if context not in CONTEXTS:
             raise ValueError(f"{context=}; 'global' or 'mean' is accepted")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"{dropout=} is outside [0, 1)")
         if heads * rank > 4 * d_model:
             warnings.warn(f"{heads} heads of rank {rank} on {d_model} features say the same thing often", stacklevel=2)
         self.d_model, self.heads, self.rank, self.context = d_model, heads, rank, context
@@ -213,9 +216,16 @@ class LamaConfig(PretrainedConfig):
     train_attention : bool
         False freezes the attention's parameters at their random start (a control).
     dropout : float
-        Of embeddings, attention output and classifier input.
+        Of embeddings, attention output and classifier input; in [0, 1).
     redundancy_penalty : float
-        Coefficient of `redundancy` in the loss.
+        Coefficient of `redundancy` in the loss, at least 0.
+    **kwargs
+        Of `transformers.PretrainedConfig`; ``num_labels`` and ``problem_type`` choose the loss as in its classifiers.
+
+    Raises
+    ------
+    ValueError
+        Unknown names, sizes out of range, and options of an attention that the pooling does not have.
     """
 
     model_type = "lama"
@@ -248,14 +258,9 @@ class LamaConfig(PretrainedConfig):
         self.pooling, self.heads, self.rank, self.context = pooling, heads, rank, context
         self.nonlinear, self.normalize, self.attention_size = nonlinear, normalize, attention_size
         self.train_attention, self.dropout, self.redundancy_penalty = train_attention, dropout, redundancy_penalty
-        for name, seen, accepted in (
-            ("encoder", encoder, ("gru", "transformer", "none")),
-            ("pooling", pooling, ("lama", "mean", "max", "structured")),
-        ):
-            if seen not in accepted:
-                raise ValueError(f"{name}='{seen}'; accepted: {', '.join(accepted)}")
         super().__init__(**kwargs)
         self.pad_token_id = pad_token_id
+        _check_config(self)
 
     @property
     def d_model(self) -> int:
@@ -263,11 +268,34 @@ class LamaConfig(PretrainedConfig):
         return 2 * self.hidden_size if self.encoder == "gru" else self.embedding_size
 
 
+def _check_config(c: LamaConfig) -> None:
+    for name, seen, accepted in (
+        ("encoder", c.encoder, ("gru", "transformer", "none")),
+        ("pooling", c.pooling, ("lama", "mean", "max", "structured")),
+        ("context", c.context, CONTEXTS),
+    ):
+        if seen not in accepted:
+            raise ValueError(f"{name}='{seen}'; accepted: {', '.join(accepted)}")
+    for name in ("vocab_size", "embedding_size", "hidden_size", "heads", "rank", "attention_size"):
+        if getattr(c, name) < 1:
+            raise ValueError(f"{name}={getattr(c, name)}: at least 1")
+    if not 0 <= c.dropout < 1 or c.redundancy_penalty < 0:
+        raise ValueError(f"dropout={c.dropout} must be in [0, 1), redundancy_penalty={c.redundancy_penalty} at least 0")
+    if c.pad_token_id is not None and not 0 <= c.pad_token_id < c.vocab_size:
+        raise ValueError(f"pad_token_id={c.pad_token_id} is outside the vocabulary of {c.vocab_size}")
+    own = {"rank": 1, "context": "global", "nonlinear": False, "normalize": False} if c.pooling != "lama" else {}
+    own |= {"train_attention": True, "redundancy_penalty": 0.0} if c.pooling in ("mean", "max") else {}
+    if strange := [n for n, default in own.items() if getattr(c, n) != default]:
+        raise ValueError(f"pooling='{c.pooling}' has no {', '.join(strange)}: leave that out, or pool by 'lama'")
+    if c.pooling == "lama" and c.rank > c.d_model:
+        raise ValueError(f"rank={c.rank} is above the {c.d_model} features of a token")
+
+
 class LamaClassifier(PreTrainedModel):
     """Embeddings → encoder → attention pooling → classes, as a `transformers` model.
 
     ``Trainer``, ``save_pretrained``, ``AutoModelForSequenceClassification.from_pretrained`` and ``rankwise adapt`` work
-    with it. ``forward`` takes ``input_ids`` and ``attention_mask`` ``(batch, seq)`` and, for a loss, ``labels``.
+    with it.
     """
 
     config_class = LamaConfig
@@ -282,7 +310,7 @@ class LamaClassifier(PreTrainedModel):
             self.encoder = nn.GRU(c.embedding_size, c.hidden_size, batch_first=True, bidirectional=True)
         elif c.encoder == "transformer":
             self.encoder = nn.TransformerEncoderLayer(
-                d, max(1, d // 64), 2 * d, c.dropout, batch_first=True, norm_first=True
+                d, attention_heads(d), 2 * d, c.dropout, batch_first=True, norm_first=True
             )
         self.pool: nn.Module | None = None
         width = d
@@ -294,7 +322,7 @@ class LamaClassifier(PreTrainedModel):
         elif c.pooling == "structured":
             self.pool = nn.Sequential(
                 nn.Linear(d, c.attention_size, bias=False), nn.Tanh(), nn.Linear(c.attention_size, c.heads, bias=False)
-            )
+            ).requires_grad_(c.train_attention)
             width = c.heads * d
         self.drop = nn.Dropout(c.dropout)
         self.classifier = nn.Linear(width, c.num_labels)
@@ -312,7 +340,7 @@ class LamaClassifier(PreTrainedModel):
         """Token states ``H: (batch, seq, d)``, zero where padded."""
         x = self.drop(self.embeddings(input_ids))
         if isinstance(self.encoder, nn.GRU):
-            lengths = attention_mask.sum(1).cpu()
+            lengths = (attention_mask != 0).sum(1).cpu()
             packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
             return pad_packed_sequence(self.encoder(packed)[0], batch_first=True, total_length=x.shape[1])[0]
         if self.encoder is not None:
@@ -332,21 +360,74 @@ class LamaClassifier(PreTrainedModel):
         return masked_mean(H, padding), None
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> SequenceClassifierOutput:
-        """``logits: (batch, labels)``, ``attentions: ((batch, heads, seq),)`` and, with labels, ``loss``."""
+        """``logits: (batch, labels)``, ``attentions: ((batch, heads, seq),)`` and, with labels, ``loss``.
+
+        Parameters
+        ----------
+        input_ids, attention_mask : Tensor
+            ``(batch, seq)``, padded on the right.
+        labels : Tensor, optional
+            As `classification_loss` takes them.
+        token_type_ids : Tensor, optional
+            As tokenizers give it; all zero, since one text is read.
+
+        Raises
+        ------
+        ValueError
+            A mask that does not fit or is not padded on the right, a pair of texts, labels of another shape or kind.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        _check_right_padded(mask)
+        _check_right_padded(mask, input_ids)
+        if token_type_ids is not None and bool(token_type_ids.any()):
+            raise ValueError("token_type_ids mark a second text: LAMA reads one")
         read, weights = self.pooled(self.states(input_ids, mask), mask == 0)
         logits = self.classifier(self.drop(read))
         loss = None
         if labels is not None:
-            regression = self.config.num_labels == 1
-            loss = F.mse_loss(logits.flatten(), labels.float()) if regression else F.cross_entropy(logits, labels)
+            loss = classification_loss(logits, labels, self.config.problem_type)
             if self.config.redundancy_penalty and weights is not None:
                 loss = loss + self.config.redundancy_penalty * redundancy(weights)
         attentions = None if weights is None else (weights,)
         return SequenceClassifierOutput(loss=loss, logits=logits, attentions=attentions)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
+    """The loss that `transformers`' classifiers have for a ``problem_type``.
+
+    Parameters
+    ----------
+    logits : Tensor
+        ``(batch, n)``.
+    labels : Tensor
+        ``regression``: ``(batch, n)`` numbers (``(batch,)`` for n = 1), squared error.
+        ``single_label_classification``: ``(batch,)`` classes, cross-entropy. ``multi_label_classification``:
+        ``(batch, n)`` zeros and ones, cross-entropy of each label by itself.
+    problem_type : str, optional
+        By default regression for n = 1, one class for whole-number labels, several otherwise.
+    """
+    n = logits.shape[-1]
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    if problem_type is None:
+        problem_type = "regression" if n == 1 else f"{'single' if whole else 'multi'}_label_classification"
+    if problem_type == "single_label_classification":
+        if labels.numel() != len(logits) or not whole:
+            raise ValueError(f"{problem_type} takes a whole number a text, got {labels.dtype} {tuple(labels.shape)}")
+        return F.cross_entropy(logits, labels.flatten())
+    if labels.shape != logits.shape and (n > 1 or labels.numel() != len(logits)):
+        raise ValueError(f"{problem_type} takes labels of shape {tuple(logits.shape)}, got {tuple(labels.shape)}")
+    labels = labels.reshape(logits.shape).to(logits.dtype)
+    return (F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits)(logits, labels)
+
+
+def attention_heads(d: int) -> int:
+    """Heads of a Transformer layer of width d: of about 64 features each, a number that divides d."""
+    return next(h for h in range(max(1, d // 64), 0, -1) if d % h == 0)
 
 
 def positions(x: Tensor) -> Tensor:
@@ -372,9 +453,17 @@ def _check(x: Tensor, mask: Tensor | None, d_model: int) -> None:
         raise ValueError(f"every position is padding in row(s) {rows[:5]}: there is nothing to attend to")
 
 
-def _check_right_padded(mask: Tensor) -> None:
-    if not bool((mask[:, 0] != 0).all()):
-        raise ValueError("attention_mask must start with 1 in every row: pad on the right, and leave no text empty")
+def _check_right_padded(mask: Tensor, ids: Tensor) -> None:
+    if mask.shape != ids.shape or mask.dim() != 2 or mask.shape[1] == 0:
+        raise ValueError(
+            f"input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)} must be (batch, seq >= 1)"
+        )
+    keep = mask != 0
+    if not bool(keep[:, 0].all()) or bool((keep[:, 1:] & ~keep[:, :-1]).any()):
+        raise ValueError(
+            "attention_mask must start with 1 in every row and have nothing after a 0: pad on the right, and leave no "
+            "text empty"
+        )
 
 
 AutoConfig.register(LamaConfig.model_type, LamaConfig, exist_ok=True)
