@@ -3,7 +3,13 @@
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 THREE = (1.0, 0.5, 0.7)
 GRADIENT = [{"filter": "mlp", "value": [0.2, 1.0, 0.4]}, {"value": 0.6}]
@@ -73,6 +79,29 @@ def with_words(folder, words, seed):
     )  # fmt: skip
     made.save_pretrained(folder)
     return made.model.embed_tokens.weight.detach()
+
+
+SMALL = {
+    "vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32,
+    "head_dim": 8,
+}  # fmt: skip
+KINDS = ["sliding_attention", "full_attention"]
+
+
+def eyes(folder, words=None):
+    """A model that sees and speaks, with a tokenizer of these words."""
+    text = SMALL | {"num_hidden_layers": 4, "layer_types": KINDS * 2, "sliding_window": 4}
+    seeing = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
+        "patch_size": 4,
+    }  # fmt: skip
+    if words is not None:
+        with_words(folder, words, 0)
+        (folder / "model.safetensors").unlink()
+        text |= {"vocab_size": len(words)}
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=seeing, mm_tokens_per_image=4)
+    moved(Gemma3ForConditionalGeneration(config), len(words or ())).save_pretrained(folder)
 
 
 def same_as_mergekit(folders, words):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
@@ -17,14 +16,8 @@ from transformers import (
 )
 
 from rankwise.merging import merge_checkpoints, prepare
-from small_checkpoints import moved, stacked, tensors, tiny
+from small_checkpoints import KINDS, SMALL, eyes, moved, stacked, tensors, tiny
 from small_models import bert, gpt2, whisper
-
-SMALL = {
-    "vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32,
-    "head_dim": 8,
-}  # fmt: skip
-KINDS = ["sliding_attention", "full_attention"]
 
 
 def gemma(root, name, types=None, layers=6):
@@ -85,23 +78,8 @@ def test_kinds_come_from_the_model_that_gives_the_layer(tmp_path):
     assert layer_types(tmp_path / "out") == [s, f, f, s, s]
 
 
-def gemma_with_eyes(root, name):
-    config = Gemma3Config(
-        text_config=SMALL | {"num_hidden_layers": 4, "layer_types": KINDS * 2, "sliding_window": 4},
-        vision_config={
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": 8, "patch_size": 4,
-        },
-        mm_tokens_per_image=4,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = moved(Gemma3ForConditionalGeneration(config), len(name))
-    model.save_pretrained(root / name)
-    return model
-
-
 def test_of_a_model_with_eyes_the_language_layers_are_stacked(tmp_path):
-    gemma_with_eyes(tmp_path, "e0")
+    eyes(tmp_path / "e0")
     merge_checkpoints(stacked(tmp_path, "passthrough", ({}, ("e0", 0, 3)), ({}, ("e0", 1, 4))), tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     s, f = KINDS

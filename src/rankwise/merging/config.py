@@ -401,13 +401,13 @@ def _first(
     for setting in settings:
         for alias in names:
             if alias in setting:
-                value = _at(setting[alias], parameter, name, t)
+                value = _at(setting[alias], parameter, alias, name, t)
                 if value is not None:
                     return value
     return None
 
 
-def _at(setting: Setting, parameter: Parameter, name: str, t: float) -> Scalar | None:
+def _at(setting: Setting, parameter: Parameter, key: str, name: str, t: float) -> Scalar | None:
     """A setting's value for one tensor: a number, a gradient over the layers, or the first filter that matches."""
     if isinstance(setting, dict):
         setting = [setting]
@@ -420,7 +420,7 @@ def _at(setting: Setting, parameter: Parameter, name: str, t: float) -> Scalar |
                 raise ValueError(f"{reprlib.repr(condition)}: a condition has 'value' and, if any, 'filter'")
             wanted = condition.get("filter")
             if wanted is None or wanted == "*" or str(wanted) in name:
-                return _at(condition["value"], parameter, name, t)
+                return _at(condition["value"], parameter, key, name, t)
         return None
     if not setting:
         return None
@@ -429,5 +429,5 @@ def _at(setting: Setting, parameter: Parameter, name: str, t: float) -> Scalar |
         return setting[int(position)]  # type: ignore[return-value]
     low = int(position)
     high = min(len(setting) - 1, low + 1)
-    first, last = (float(parameter.checked("a gradient's value", setting[i])) for i in (low, high))
+    first, last = (float(parameter.checked(key, setting[i])) for i in (low, high))
     return (1 - (position - low)) * first + (position - low) * last

@@ -10,7 +10,10 @@ _EMBEDDING = re.compile(
     r"(^|\.)(embed\w*|tok_embeddings|wte|wpe|word_embeddings|position_embeddings|token_embedding|position_embedding"
     r"|shared|embeddings)\.(weight|\w*embeddings\.weight)$"
 )
-_NO_TOKENS = re.compile(r"position|\bwpe\b|token_type|segment|patch|class_embed|time|lang|type_vocab")
+_WORDS = re.compile(
+    r"(^|\.)(embed_tokens|embed_in|embed|embedding|wte|word_embeddings?|shared|tok_embeddings|token_embedding|embeddings)"
+    r"\.weight$"
+)
 _OUTPUT = re.compile(
     r"(^|\.)(lm_head|embed_out|output_layer|proj_out|vocab_projector|predictions\.decoder|lm_head\.decoder)\.weight$"
 )
@@ -37,7 +40,7 @@ def is_output(name: str) -> bool:
 
 def is_words(name: str) -> bool:
     """Whether a tensor is an embedding of tokens."""
-    return bool(_EMBEDDING.search(name)) and not _NO_TOKENS.search(name) and not LAYER.match(name)
+    return bool(_WORDS.search(name)) and not LAYER.match(name)
 
 
 def token_axis(name: str, shape: Sequence[int], rows: int | None) -> int | None:

@@ -148,7 +148,9 @@ def _given(token: str, asked: TokenConfig, sources: Sequence[Source], ids: Mappi
     row = source.token_id if source.token_id is not None else held.get(source.token or token, -1)
     rows = sources[labels.index(str(source.model))].rows
     if not 0 <= row < (rows or len(held)):
-        raise ValueError(f"tokenizer: {source.model} has no token {source.token or source.token_id or token!r}")
+        raise ValueError(
+            f"tokenizer: {source.model} has no token {row if source.token_id is not None else source.token or token!r}"
+        )
     return Given(model=labels.index(str(source.model)), row=row, force=asked.force)
 
 
