@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
 
-from rankwise.jobs.methods import METHODS, affordable_rank, parse_budget
+from rankwise.jobs.methods import METHODS, Projection, affordable_rank, parse_budget
 from rankwise.models import target_modules
 from small_models import bert, llama
 
@@ -60,3 +60,13 @@ def test_a_budget_below_rank_one_names_the_price():
         affordable_rank("bitfit", 10, model, target_modules(model))
     with pytest.raises(ValueError, match="this model has none"):
         affordable_rank("bitfit", 10_000, llama(), target_modules(llama()))
+
+
+@pytest.mark.parametrize("name", ["galore", "owlore"])
+def test_scale_and_rate_of_the_rest_reach_the_optimiser(name):
+    plain = METHODS[name].optimizer(llama(), 1e-3, Projection())
+    assert {g["lr"] for g in plain.param_groups} == {1e-3}
+    assert plain.param_groups[0]["scale"] == {"galore": 1.0, "owlore": None}[name]
+    told = METHODS[name].optimizer(llama(), 1e-3, Projection(scale=2.5, rest=0.5))
+    assert [g["lr"] for g in told.param_groups] == [1e-3, 5e-4]
+    assert told.param_groups[0]["scale"] == 2.5

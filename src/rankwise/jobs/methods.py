@@ -29,10 +29,16 @@ Shapes = list[tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """Settings of the optimisers that project gradients or sample layers; ``None`` is the optimiser's default."""
+    """Settings of the optimisers that project gradients or sample layers; ``None`` is the method's default.
+
+    ``scale`` is the factor of a projected step; ``rest`` the rate of what is not projected, as a multiple of the
+    learning rate.
+    """
 
     rank: int | None = None
     update_gap: int | None = None
+    scale: float | None = None
+    rest: float | None = None
     active: int | None = None
     interval: int | None = None
     weight_decay: float = 0.0
@@ -160,7 +166,10 @@ def _galore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.op
         groups = galore_groups(model)
         rank = p.rank or max(1, max(min(w.shape) for w in groups[0]["params"]) // 16)
         groups[0] |= {"rank": rank, **p.given("update_gap")}
-        optimizer = GaLoreAdamW(groups, lr, weight_decay=p.weight_decay, seed=p.seed, **{"scale": 1.0, **options})
+        for rest in groups[1:] if p.rest is not None else ():
+            rest["lr"] = lr * p.rest
+        options_now = {"scale": 1.0, **p.given("scale"), **options}
+        optimizer = GaLoreAdamW(groups, lr, weight_decay=p.weight_decay, seed=p.seed, **options_now)
         optimizer.step_in_backward(model=model)
         return optimizer
 
@@ -168,8 +177,9 @@ def _galore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.op
 
 
 def _owlore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.optim.Optimizer]:
+    names = ("rank", "update_gap", "scale", "active", "interval", "weight_decay", "seed")
     return lambda model, lr, p: OwLore(
-        model, lr, **{**p.given("rank", "update_gap", "active", "interval", "weight_decay", "seed"), **options}
+        model, lr, rest_lr=None if p.rest is None else lr * p.rest, **{**p.given(*names), **options}
     )
 
 
