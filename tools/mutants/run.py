@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Table:
     only : dict
         Family to the patterns of its files that hold mathematics; all files where a family is not named.
     tests : dict
-        Source file (below the package) to its test files (below ``tests``), where they are not named alike.
+        Pattern of source files (below the package) to patterns of their test files (below ``tests``), where those are
+        not just the one that is named alike; the first that fits.
     equivalent : set
         ``(file, before, after)`` of mutants that were read and found to change nothing that can be observed.
     """
@@ -55,7 +57,6 @@ class Family:
         self.files = sorted({f for p in patterns for f in folder.glob(p) if f.name != "__init__.py"})
         if not self.files:
             raise SystemExit(f"{folder} has no files to mutate")
-        self.digests = {f: _digest(f) for f in [*self.package.rglob("*.py"), *(root / "tests").rglob("*.py")]}
 
     def short(self, file: Path) -> str:
         """The file as the table names it, below the package."""
@@ -64,16 +65,18 @@ class Family:
     def tests_of(self, file: Path) -> list[Path]:
         """The test files of a source file: named in the table, else ``tests/FAMILY/test_FILE.py``."""
         tests, path = self.root / "tests", file.relative_to(self.package)
-        named = self.table.tests.get(path.as_posix())
-        found = [tests / t for t in named] if named else [tests / path.with_name(f"test_{path.name}")]
-        return [t for t in found if t.exists()]
+        alike = [path.with_name(f"test_{path.name}").as_posix()]
+        named = next((t for pattern, t in self.table.tests.items() if fnmatch(path.as_posix(), pattern)), alike)
+        return sorted({f for pattern in named for f in tests.glob(pattern)})
 
     def fingerprint(self, test_files: Sequence[Path], *more: str) -> str:
-        """Of all that decides a verdict: the package, the tests and their helpers."""
-        helpers = {d for t in test_files for d in (t.parent, *t.parents)}
-        decides = (f for f in self.digests if f in test_files or not f.name.startswith("test_"))
-        ours = (f for f in decides if f.is_relative_to(self.package) or f.parent in helpers)
-        return hashlib.sha256("".join([*more, *(self.digests[f] for f in sorted(ours))]).encode()).hexdigest()[:24]
+        """Of what decides a verdict: the family, the tests and their helpers (not the families it imports)."""
+        folders = {d for t in test_files for d in t.parents if d.is_relative_to(self.root / "tests")}
+        helpers = [f for d in folders for f in d.glob("*.py")]
+        decides = {*(self.package / self.name).rglob("*.py"), *test_files}
+        decides |= {f for f in helpers if not f.name.startswith("test_")}
+        digests = (hashlib.sha256(f.name.encode() + f.read_bytes()).hexdigest() for f in sorted(decides))
+        return hashlib.sha256("".join([*more, *digests]).encode()).hexdigest()[:24]
 
     def run(self, n: int, seed: int, keep: Path) -> Iterator[tuple[Mutant, str]]:
         """Every mutant of the sample with its verdict, as they come; ``keep`` holds what is known already."""
@@ -134,10 +137,6 @@ class _Known:
         draft = self.file.with_suffix(".new")
         draft.write_text(json.dumps(self.verdicts, indent=0))
         draft.replace(self.file)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.name.encode() + file.read_bytes()).hexdigest()
 
 
 def _touching(told: dict[str, Any], mutant: Mutant) -> list[str]:
