@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -30,6 +31,7 @@ def side_by_side(tasks: Iterable[tuple[Any, float, Callable[..., None], tuple]],
     ``folder`` is a fresh temporary one. Yields ``(key, exit code)`` as they end; the code is None for what took longer
     than its seconds and was killed with all its children.
     """
+    gc.freeze()  # else every trial goes through, and copies, all that the libraries left
     waiting = iter(tasks)
     running: dict[BaseProcess, tuple[Any, float, TemporaryDirectory]] = {}
     while True:
