@@ -139,6 +139,46 @@ def test_the_subspace_refresh_captures_what_the_svd_captures(shape):
     assert float((G @ best.T).square().sum() / G.square().sum()) >= float(share) - 1e-6
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_random_directions_are_orthonormal_drawn_by_the_seed_and_told_by_what_they_hold(side):
+    G = torch.randn(12, 9)
+    Q, share = leading_basis(G, 3, side=side, svd="random", seed=1)
+    assert Q.shape == (3, 12 if side == "left" else 9)
+    assert orthogonality_error(Q.T) < 1e-5
+    inside = Q @ G if side == "left" else G @ Q.T
+    assert float(share) == pytest.approx(float(inside.square().sum() / G.square().sum()), rel=1e-5)
+    assert share < leading_basis(G, 3, side=side, svd="full")[1] - 0.05
+    assert torch.equal(leading_basis(G, 3, side=side, svd="random", seed=1)[0], Q)
+    assert not torch.equal(leading_basis(G, 3, side=side, svd="random", seed=2)[0], Q)
+
+
+def test_a_refresh_is_one_power_iteration_from_the_old_basis(monkeypatch):
+    import rankwise.optim.galore as module
+
+    asked, real = [], module.truncated_svd
+    monkeypatch.setattr(module, "truncated_svd", lambda *a, **k: (asked.append(k), real(*a, **k))[1])
+    p = weight(60, 40)
+    run(GaLoreAdamW([p], rank=2, update_gap=1), p, gradients((60, 40), 2))
+    assert [k["max_power_iterations"] for k in asked] == [1, 1]
+    assert [k["method"] for k in asked] == ["randomized"] * 2
+    assert asked[0]["start"] is None
+    assert asked[1]["start"].shape == (2, 40)
+
+
+def test_the_share_captured_is_told_by_the_parameters_number():
+    p, q, bias = weight(30, 10), weight(10, 30), nn.Parameter(torch.ones(4))
+    optimizer = GaLoreAdamW([{"params": [bias]}, {"params": [p, q], "rank": 3, "svd": "full"}])
+    assert optimizer.captured_share() == {}
+    grads = [next(gradients(x.shape, 1, seed=i)) for i, x in enumerate((p, q))]
+    bias.grad, p.grad, q.grad = torch.ones(4), *grads
+    optimizer.step()
+    found = optimizer.captured_share()
+    assert sorted(found) == [1, 2]
+    for i, G in zip((1, 2), grads, strict=True):
+        S = torch.linalg.svdvals(G)
+        assert found[i] == pytest.approx(float(S[:3].square().sum() / S.square().sum()), rel=1e-5)
+
+
 def test_rotated_moments_are_the_moments_of_the_rotated_gradient():
     """With a basis of full rank, carrying the mean over by rotation equals having gathered it in the new basis."""
     p, shape = weight(10, 4), (10, 4)
@@ -234,6 +274,26 @@ def test_float32_state_of_bfloat16_weights_survives_loading():
     assert torch.equal(second.state[p]["exp_avg_sq"], first.state[p]["exp_avg_sq"])
 
 
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_weights_are_updated_in_float32_and_rounded_once_piece_by_piece(dtype, chunk, monkeypatch):
+    monkeypatch.setattr("rankwise.optim.galore._CHUNK", chunk)
+    p = nn.Parameter(torch.randn(6, 5).to(dtype))
+    optimizer = GaLoreAdamW([p], lr=1e-2, weight_decay=0.1, eps=1e-8)
+    M, V, W = torch.zeros(6, 5), torch.zeros(6, 5), p.detach().clone()
+    for step in (1, 2, 3):
+        p.grad = torch.randn(6, 5).to(dtype)
+        g = p.grad.float()
+        M, V = 0.9 * M + 0.1 * g, 0.999 * V + 0.001 * g * g
+        N = (M / (1 - 0.9**step)) / ((V / (1 - 0.999**step)).sqrt() + 1e-8)
+        W = ((1 - 1e-2 * 0.1) * W.float() - 1e-2 * N).to(dtype)
+        optimizer.step()
+        # the same but for the last bit, where float32 rounds in another order
+        torch.testing.assert_close(p.detach(), W, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    assert int(optimizer.state[p]["step"]) == optimizer.param_groups[0]["steps"] == 3
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], M, rtol=1e-5, atol=1e-7)
+
+
 def test_stochastic_rounding_is_unbiased_and_lands_on_neighbours():
     x = torch.full((40_000,), 1 + 0.25 * 2**-7)  # a quarter of the way between two bfloat16 numbers
     rounded = torch.cat([stochastic_round(x, seed) for seed in range(3)]).float()
@@ -282,6 +342,7 @@ def test_a_gradient_with_nan_is_skipped_counted_and_in_the_end_an_error(in_backw
     assert torch.isfinite(layer.weight).all()
     broken()
     broken()
+    assert optimizer.skipped == 3
     with pytest.raises(FloatingPointError, match="3 steps in a row"):
         broken()
 
@@ -303,6 +364,15 @@ def test_clipping_in_the_backward_pass_is_a_tensor_at_a_time():
     (10 * layer(torch.ones(1, 3))).sum().backward()
     g = torch.full((2, 3), 0.5 / math.sqrt(6))  # ten everywhere, clipped to norm 0.5
     torch.testing.assert_close(before - layer.weight.detach(), g / (g + 1), rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_leaves_what_is_short_enough_as_it_is():
+    layer = nn.Linear(3, 2, bias=False)
+    optimizer = GaLoreAdamW(layer.parameters(), betas=(0.0, 0.0), lr=1.0, eps=1.0)
+    optimizer.step_in_backward(max_norm=5.0)
+    before = layer.weight.detach().clone()
+    layer(torch.full((1, 3), 0.5)).sum().backward()
+    torch.testing.assert_close(before - layer.weight.detach(), torch.full((2, 3), 0.5 / 1.5))
 
 
 def test_learning_rate_schedules_reach_the_updates():

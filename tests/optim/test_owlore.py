@@ -173,3 +173,18 @@ def test_models_without_blocks_or_linear_layers_are_named():
 def test_too_many_active_blocks_are_named():
     with pytest.raises(ValueError, match=r"active=9 is outside 1\.\.6"):
         OwLore(decoder(), active=9)
+
+
+def test_the_rank_is_a_sixteenth_of_the_width_unless_told():
+    assert OwLore(llama(), in_backward=False).param_groups[0]["rank"] == 1  # of 16
+    wide = OwLore(bert(hidden=64), in_backward=False)
+    assert wide.param_groups[0]["rank"] == 4
+    assert OwLore(llama(), rank=3, in_backward=False).param_groups[0]["rank"] == 3
+
+
+def test_a_tied_embedding_gets_its_gradient_in_one_buffer_until_release():
+    model = gpt2().train()
+    optimizer = OwLore(model)
+    assert type(model.lm_head) is not nn.Linear
+    optimizer.release()
+    assert type(model.lm_head) is nn.Linear

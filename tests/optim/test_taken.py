@@ -177,6 +177,54 @@ def test_a_key_or_value_of_a_group_that_means_nothing_is_refused(group, match):
         GaLoreAdamW([{"params": [nn.Parameter(torch.ones(3, 3))], **group}])
 
 
+def test_every_tensor_of_a_group_is_looked_at():
+    good, bad = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="complex64"):
+        GaLoreAdamW([good, bad])
+
+
+def test_named_parameters_are_taken_as_parameters():
+    layer = nn.Linear(4, 3)
+    optimizer = GaLoreAdamW(layer.named_parameters(), rank=2)
+    assert [[p.shape for p in g["params"]] for g in optimizer.param_groups] == [[(3, 4)], [(3,)]]
+    assert optimizer.param_groups[0]["rank"] == 2
+    assert "rank" not in optimizer.param_groups[1]
+
+
+def test_parameters_that_processes_share_are_refused():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.DeviceMesh("cpu", [0])
+        p = nn.Parameter(torch.distributed.tensor.distribute_tensor(torch.ones(4, 4), mesh))
+        with pytest.raises(ValueError, match="sharded"):
+            GaLoreAdamW([p])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_defaults_are_galore_torchs_and_owlores():
+    optimizer = GaLoreAdamW([nn.Parameter(torch.ones(3, 3))], rank=2)
+    assert optimizer.defaults == {
+        "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "update_gap": 200, "scale": 0.25,
+        "proj_type": "std", "on_refresh": "keep", "svd": "subspace", "seed": 0, "steps": 0,
+    }  # fmt: skip
+    assert optimizer.max_skipped == 10
+    assert not optimizer.stochastic_rounding
+    owlore = OwLore(llama(), in_backward=False)
+    group = owlore.param_groups[0]
+    assert {k: group[k] for k in ("lr", "update_gap", "scale", "seed")} == {
+        "lr": 3e-4, "update_gap": 100, "scale": None, "seed": 0,
+    }  # fmt: skip
+    assert (owlore.sampler.interval, owlore.keep_state) == (50, False)
+
+
+def test_parameters_without_a_rank_or_all_of_them_with_one_are_a_single_group():
+    matrix, vector = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+    assert [g.get("rank") for g in GaLoreAdamW([matrix], rank=2).param_groups] == [2]
+    assert [g.get("rank") for g in GaLoreAdamW([vector], rank=2).param_groups] == [None]
+    assert [g.get("rank") for g in GaLoreAdamW([matrix, vector]).param_groups] == [None]
+
+
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (9, 9)])
 @pytest.mark.parametrize("proj_type", ["std", "reverse_std", "full"])
 def test_without_a_scale_a_projected_step_is_as_long_as_a_full_one(shape, proj_type):
@@ -314,7 +362,7 @@ def test_replicas_are_refused_when_made_and_before_a_weight_moves(in_backward, m
     with pytest.raises(ValueError, match="one process, not in 2"):
         train()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    with pytest.raises(ValueError, match="one process, not in 2"):
+    with pytest.raises(ValueError, match=r"^OwLore runs in one process, not in 2"):
         OwLore(llama(), in_backward=in_backward)
 
 
@@ -323,10 +371,30 @@ def test_samplers_and_updates_in_the_backward_pass_refuse_replicas_and_plain_gal
     with pytest.raises(ValueError, match="sampling layers runs in one process"):
         LayerSampler(llama(), mode="uniform")
     optimizer = GaLoreAdamW(galore_groups(model := llama(), rank=2))
-    with pytest.raises(ValueError, match="one process"):
+    with pytest.raises(ValueError, match=r"^updating in the backward pass runs in one process"):
         optimizer.step_in_backward()
     backward(model)
     optimizer.step()
+
+
+def test_updates_in_the_backward_pass_refuse_replicas_that_come_later(monkeypatch):
+    layer = nn.Linear(3, 3, bias=False)
+    optimizer = GaLoreAdamW(layer.parameters())
+    optimizer.step_in_backward()
+    before = layer.weight.detach().clone()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"^updating in the backward pass runs in one process"):
+        layer(torch.ones(2, 3)).sum().backward()
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_sampler_in_trainer_refuses_replicas_that_come_later(monkeypatch):
+    callback = LayerSampler(llama(), mode="uniform").callback()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"^sampling layers runs in one process"):
+        callback.on_train_begin(None, None, None)
 
 
 def test_a_scaled_loss_is_refused_before_a_weight_moves_and_served_in_step():

@@ -1,7 +1,6 @@
-import copy
-
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from rankwise.optim import GaLoreAdamW, galore_groups
@@ -55,15 +54,31 @@ def test_gradients_accumulate_over_passes_and_under_autocast():
 def test_undone_it_is_as_before():
     model = tied_llama()
     gather_in_place(model)()
-    assert "forward" not in vars(model.lm_head)
-    assert not model.model.embed_tokens.sparse
+    assert type(model.lm_head) is nn.Linear
+    assert type(model.model.embed_tokens) is nn.Embedding
+    model.model.embed_tokens(IDS).sum().backward()
+    assert not model.lm_head.weight.grad.is_sparse
 
 
 def test_models_that_tie_nothing_are_left_alone():
     model = llama()
-    before = copy.deepcopy(vars(model.lm_head))
     gather_in_place(model)
-    assert vars(model.lm_head).keys() == before.keys()
+    assert type(model.lm_head) is nn.Linear
+    assert type(model.model.embed_tokens) is nn.Embedding
+
+
+def test_the_embeddings_part_comes_sparse_and_the_heads_into_the_gradient_itself():
+    model = tied_llama()
+    gather_in_place(model)
+    W = model.lm_head.weight
+    model.model.embed_tokens(IDS).sum().backward()
+    assert W.grad.is_sparse
+    W.grad = None
+    kept = model.lm_head(torch.ones(2, 16)).sum()
+    W.grad = buffer = torch.full_like(W, 3.0)
+    kept.backward()
+    assert W.grad is buffer
+    torch.testing.assert_close(buffer, torch.full_like(W, 3.0 + 2.0))
 
 
 def test_the_optimiser_updates_a_tied_weight_once_with_the_whole_gradient():

@@ -154,11 +154,16 @@ def tell(found: Sequence[tuple[Mutant, str]], family: Family) -> None:
     """Print the survivors and the share killed."""
     for mutant, verdict in sorted(found, key=lambda f: (f[0].file, f[0].line)):
         if verdict in (SURVIVED, UNTESTED):
-            print(f"{family.short(mutant.file)}:{mutant.line} {verdict}\n  - {mutant.before}\n  + {mutant.after}")
+            print(_told(mutant, verdict, family))
     told = [v for _, v in found]
     killed, counted = sum(v in (KILLED, LATE) for v in told), sum(v != EQUIVALENT for v in told)
     share = f"{killed / counted:.0%}" if counted else "nothing"
     print(f"{family.name}: {killed} of {counted} killed ({share}); {len(told) - counted} equivalent")
+
+
+def _told(mutant: Mutant, verdict: str, family: Family) -> str:
+    where = f"{family.short(mutant.file)}:{mutant.line} {verdict}"
+    return f"{where}\n  - {mutant.before}\n  + {mutant.after}" if verdict in (SURVIVED, UNTESTED) else where
 
 
 def main(root: Path, name: str, n: int, seed: int) -> None:
@@ -166,6 +171,5 @@ def main(root: Path, name: str, n: int, seed: int) -> None:
     family, found = Family(root, name), []
     for mutant, verdict in family.run(n, seed, root / "runs" / "mutants"):
         found.append((mutant, verdict))
-        where = f"{family.short(mutant.file)}:{mutant.line}"
-        print(f"{len(found)}/{n} {verdict}: {where}", file=sys.stderr, flush=True)
+        print(f"{len(found)}/{n} {_told(mutant, verdict, family)}", file=sys.stderr, flush=True)
     tell(found, family)
