@@ -8,6 +8,7 @@ class. Control: the same loop with confidences dealt to other queries.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -90,6 +91,11 @@ class NearestExample:
             if on_result:
                 on_result(i, said)
         return out
+
+    def identity(self) -> object:
+        """The encoder's weights."""
+        weights = b"".join(t.numpy().tobytes() for t in self.encoder.state_dict().values())
+        return [self.name, self.floor, hashlib.sha256(weights).hexdigest()]
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Videos."""
