@@ -142,3 +142,16 @@ def test_modes_are_all_drawable_on_a_decoder():
     for mode in MODES:
         scores = [1.0, 3.0] if mode.startswith("owl") else None
         assert len(LayerSampler(llama(), scores, mode=mode, active=1).active_layers) == 1
+
+
+def test_weights_that_are_not_finite_have_no_norm_to_sample_by():
+    model = Stack(3)
+    model.layers[1][0].bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or Inf in block 1"):
+        LayerSampler(model, mode="norm")
+
+
+def test_what_is_no_state_of_a_sampler_is_named():
+    sampler = LayerSampler(Stack(3), mode="uniform")
+    with pytest.raises(ValueError, match="it has no seed, draws"):
+        sampler.load_state_dict({"steps": 1, "active": [0], "probabilities": [1.0, 0.0, 0.0]})

@@ -160,6 +160,8 @@ def test_stochastic_rounding_of_float16_is_refused():
     ("group", "match"),
     [
         ({"rank": 2, "udpate_gap": 3}, "did you mean update_gap"),
+        ({"scale": 4.0}, r"scale=4\.0 is of projected groups"),
+        ({"rank": None, "svd": "full"}, "svd=full is of projected groups"),
         ({"rank": 2, "amsgrad": True}, "key of a parameter group 'amsgrad'"),
         ({"rank": 2, "update_gap": 3, "update_proj_gap": 3}, "give one"),
         ({"rank": 2.0}, r"rank=2\.0"),

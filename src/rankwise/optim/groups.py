@@ -29,6 +29,7 @@ OPTIONS = (
     "seed",
     "steps",
 )
+_PROJECTED = ("update_gap", "scale", "proj_type", "on_refresh", "svd")
 _ALSO = ("params", "rank", "param_names", "name", "initial_lr", "differentiable")  # ours, torch's, and a label
 
 
@@ -93,10 +94,12 @@ def split(params: Iterable[Any], rank: int | None) -> list[dict]:
 
 
 def check_keys(group: dict) -> None:
-    """An error for a key that nothing reads."""
+    """An error for a key that nothing reads: an unknown one, or one of projection where there is no rank."""
     for key in group:
         if key not in (*OPTIONS, *_ALSO):
             raise unknown("key of a parameter group", str(key), (*OPTIONS, "rank"))
+        if key in _PROJECTED and not group.get("rank"):
+            raise ValueError(f"{key}={group[key]} is of projected groups, and this one has no 'rank'")
 
 
 def check_group(group: dict) -> None:

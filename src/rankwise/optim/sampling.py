@@ -160,8 +160,10 @@ class LayerSampler:
         Raises
         ------
         ValueError
-            The state is of a model with another number of blocks.
+            No state of a sampler, or of a model with another number of blocks.
         """
+        if missing := [k for k in self.state_dict() if k not in state]:
+            raise ValueError(f"this is no state of a LayerSampler: it has no {', '.join(missing)}")
         if len(state["probabilities"]) != len(self.layers):
             raise ValueError(f"this state is of {len(state['probabilities'])} blocks, the model has {len(self.layers)}")
         self.seed, self.steps, self.draws = (int(state[k]) for k in ("seed", "steps", "draws"))
@@ -199,6 +201,10 @@ def sampling_probabilities(
         p = p.max() - p if mode == "owl_reverse" else p
     elif mode == "norm":
         p = torch.stack([_norm(layer) for layer in layers])
+        if not torch.isfinite(p).all():
+            raise ValueError(
+                f"mode 'norm': weights with NaN or Inf in block {int((~torch.isfinite(p)).int().argmax())}"
+            )
     else:
         p = {"uniform": torch.ones_like(depth), "increase": depth, "decrease": depth.flip(0)}[mode]
     p = p / p.sum() if p.sum() > 0 else torch.full_like(p, 1 / n)
