@@ -27,6 +27,7 @@ from rankwise.merging.low_rank import LowRank
 from rankwise.merging.names import is_output, is_words
 from rankwise.merging.shards import Entry, entries
 from rankwise.reading import matching, read_json
+from rankwise.spectral import truncated_svd
 
 _KEPT = {True, False, None, "gaussian", "eva", "orthogonal", "mica"}  # starts that leave the base as it is
 _REBUILT = {"pissa", "olora"}
@@ -78,8 +79,8 @@ def _taken_out(W: Tensor, r: int, start: str) -> tuple[Tensor, Tensor]:
     if start == "olora":
         Q, R = torch.linalg.qr(W)
         return Q[:, :r], R[:r]
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return U[:, :r] * S[:r], Vh[:r]
+    leading = truncated_svd(W, r, method="full")
+    return leading.U * leading.S, leading.Vh
 
 
 def settings_of(folder: Path, label: str) -> dict[str, Any]:
