@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from rankwise.merging import merge
-from rankwise.merging.sources import open_source
+from rankwise.merging.engine.sources import open_source
 from small_checkpoints import tensors, tiny
 from small_models import gpt2, llama
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from rankwise.merging import Conflict, merge, merge_checkpoints, prepare
-from rankwise.merging.agreement import full
+from rankwise.merging.engine.agreement import full
 from small_checkpoints import recipe, tensors, tiny
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rankwise.merging import merge_checkpoints, prepare
-from rankwise.merging.templates import TEMPLATES
+from rankwise.merging.engine.templates import TEMPLATES
 from small_checkpoints import tensors, tiny
 
 OLD, NEW = "{{ 'old' }}", "{{ 'new' }}"
@@ -188,7 +188,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_named_where_it_is_needed(tmp_path)
 def test_the_card_names_hub_models_without_revision_or_adapter(tmp_path):
     a = model(tmp_path / "a")
     ready = prepare(average(a))
-    from rankwise.merging.companions import _card
+    from rankwise.merging.engine.companions import _card
 
     ready.sources.update({"owner/x@main+owner/lora": ready.lead, "owner/x": ready.lead})
     assert "base_model:\n- owner/x\n---" in _card(ready, "")

@@ -1,6 +1,6 @@
 import pytest
 
-from rankwise.merging.config import MergeConfig, parse, read
+from rankwise.merging.engine.config import MergeConfig, parse, read
 from rankwise.merging.registry import checked_options, find
 
 TWO = {"merge_method": "ties", "base_model": "b", "models": [{"model": "x"}, {"model": "y"}]}

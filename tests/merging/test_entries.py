@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.merging import entries
-from rankwise.merging.entries import as_rows, blocks, fuse, keep_at_least, magnitude_at, weighted_sum, widened
+from rankwise.merging.methods import entries
+from rankwise.merging.methods.entries import as_rows, blocks, fuse, keep_at_least, magnitude_at, weighted_sum, widened
 
 
 @given(st.integers(1, 50), st.integers(1, 30), st.integers(0, 5))

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from rankwise.bench.merging import full_svds
 from rankwise.merging import METHODS, LowRank, rewarded_soup
-from rankwise.merging.averaging import simplex
-from rankwise.merging.masks import balance
+from rankwise.merging.methods.averaging import simplex
+from rankwise.merging.methods.masks import balance
+from rankwise.merging.methods.singular import adaptive_ranks, dense_share, orthogonal_sum, outlier_weighted
+from rankwise.merging.methods.sparse import dropped, dropped_by_rank, largest, middle
 from rankwise.merging.registry import checked_options, find
-from rankwise.merging.sparse import dropped, dropped_by_rank, largest, middle
-from rankwise.merging.tsvm import adaptive_ranks, dense_share, orthogonal_sum, outlier_weighted
 from rankwise.spectral import joined_polar, polar_factor, proportional
 
 FULL = {"density": 1.0, "rank": "uniform", "weighting": "none", "kappa": 0.0, "t": 1.0}
@@ -253,7 +253,7 @@ def test_epsilon_that_leaves_the_unit_interval_is_named():
 
 @pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].seeded])
 def test_no_two_seeds_experts_or_blocks_share_a_mask(name, monkeypatch):
-    monkeypatch.setattr("rankwise.merging.entries.BLOCK", 64)
+    monkeypatch.setattr("rankwise.merging.methods.entries.BLOCK", 64)
     base = torch.zeros(8, 64)  # a block a row
     tau = torch.arange(1.0, 65.0).repeat(8, 1)
     masks = set()

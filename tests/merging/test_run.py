@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rankwise.merging import Conflict, merge, merge_checkpoints, prepare
-from rankwise.merging.config import read
-from rankwise.merging.sources import Source
+from rankwise.merging.engine.config import read
+from rankwise.merging.engine.sources import Source
 from small_checkpoints import moved, recipe, tensors, tiny
 from small_models import bert, gpt2, llama
 
@@ -168,7 +168,7 @@ def test_where_to_write_is_settled_before_anything_is_read(folders, tmp_path, mo
     def late(config):
         raise AssertionError("looked at the models first")
 
-    monkeypatch.setattr("rankwise.merging.run.prepare", late)
+    monkeypatch.setattr("rankwise.merging.engine.run.prepare", late)
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a").write_text("")

@@ -7,7 +7,7 @@ import pytest
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from rankwise.merging.templates import TEMPLATES, most_common
+from rankwise.merging.engine.templates import TEMPLATES, most_common
 
 TURNS = [{"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("user", "How\nso?"))]
 CHATS = [TURNS, [{"role": "system", "content": "Be brief."}, *TURNS], TURNS[:2]]

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from rankwise.merging import Conflict, merge_checkpoints, prepare
-from rankwise.merging.vocabulary import aligned
+from rankwise.merging.engine.vocabulary import aligned
 from small_checkpoints import WORDS, eyes, tensors, with_words
 
 

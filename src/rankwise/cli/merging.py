@@ -36,9 +36,9 @@ def merge(
     * rankwise merge recipe.yaml --dry-run
     """
     from rankwise.files import check_output
-    from rankwise.merging import config as configuration
     from rankwise.merging import merge_checkpoints, prepare
-    from rankwise.merging.companions import report
+    from rankwise.merging.engine import config as configuration
+    from rankwise.merging.engine.companions import report
     from rankwise.report.tables import merge_summary, merge_tensors, terminal
 
     if out is None and not dry_run:

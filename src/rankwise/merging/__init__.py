@@ -1,15 +1,16 @@
 """Several fine-tunes of one base become one model, without training."""
 
-from rankwise.merging.alignment import Conflict
-from rankwise.merging.averaging import linear, model_stock, rewarded_soup, task_arithmetic
-from rankwise.merging.config import MergeConfig
-from rankwise.merging.interpolation import passthrough, slerp
+from rankwise.merging import methods as methods  # isort: split  (they enter the registry before anything asks for it)
+from rankwise.merging.engine.alignment import Conflict
+from rankwise.merging.engine.config import MergeConfig
+from rankwise.merging.engine.run import Merge, merge, merge_checkpoints, prepare
 from rankwise.merging.low_rank import LowRank
-from rankwise.merging.masks import consensus, pcb
+from rankwise.merging.methods.averaging import linear, model_stock, rewarded_soup, task_arithmetic
+from rankwise.merging.methods.interpolation import passthrough, slerp
+from rankwise.merging.methods.masks import consensus, pcb
+from rankwise.merging.methods.singular import rtsvm, tsvm
+from rankwise.merging.methods.sparse import ties
 from rankwise.merging.registry import METHODS, MergeMethod, Parameter, register
-from rankwise.merging.run import Merge, merge, merge_checkpoints, prepare
-from rankwise.merging.sparse import ties
-from rankwise.merging.tsvm import rtsvm, tsvm
 
 __all__ = [
     "METHODS",

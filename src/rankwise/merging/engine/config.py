@@ -29,8 +29,8 @@ from typing import Annotated, Any, TypeAlias
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from rankwise.merging.engine.templates import TEMPLATES
 from rankwise.merging.registry import MergeMethod, Parameter, Scalar, find
-from rankwise.merging.templates import TEMPLATES
 from rankwise.nearest import unknown
 from rankwise.reading import read_yaml
 

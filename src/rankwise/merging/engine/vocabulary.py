@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from rankwise.files import content_of, fingerprint
-from rankwise.merging.config import TokenConfig, TokenizerConfig
-from rankwise.merging.sources import Source, check_inside
+from rankwise.merging.engine.config import TokenConfig, TokenizerConfig
+from rankwise.merging.engine.sources import Source, check_inside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +89,7 @@ class Vocabulary:
         return self.moved.get(value) if type(value) is int and value >= 0 else value
 
 
-def vocabulary(sources: Sequence[Source], asked: TokenizerConfig, base: Source | None) -> Vocabulary:
+def joined_vocabulary(sources: Sequence[Source], asked: TokenizerConfig, base: Source | None) -> Vocabulary:
     """One vocabulary for all.
 
     Parameters

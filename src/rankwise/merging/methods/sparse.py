@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankwise.merging.entries import (
+from rankwise.merging.methods.entries import (
     Sparsify,
     as_rows,
     blocks,

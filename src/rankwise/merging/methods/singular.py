@@ -35,9 +35,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rankwise.merging.averaging import task_arithmetic
-from rankwise.merging.entries import as_rows, delta
 from rankwise.merging.low_rank import LowRank
+from rankwise.merging.methods.averaging import task_arithmetic
+from rankwise.merging.methods.entries import as_rows, delta
 from rankwise.merging.registry import Parameter, lambda_, register, weights
 from rankwise.spectral import joined_polar, leading_right_vectors, proportional
 

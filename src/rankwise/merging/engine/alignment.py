@@ -8,12 +8,12 @@ from math import prod
 
 import torch
 
-from rankwise.merging.config import DTYPES, Group, MergeConfig
-from rankwise.merging.names import LAYER, is_buffer, is_embedding, is_output, is_stack, position, token_axis
+from rankwise.merging.engine.config import DTYPES, Group, MergeConfig
+from rankwise.merging.engine.names import LAYER, is_buffer, is_embedding, is_output, is_stack, position, token_axis
+from rankwise.merging.engine.slices import Place, Stacked
+from rankwise.merging.engine.sources import Source
+from rankwise.merging.engine.vocabulary import Vocabulary
 from rankwise.merging.registry import MergeMethod, checked_options, find
-from rankwise.merging.slices import Place, Stacked
-from rankwise.merging.sources import Source
-from rankwise.merging.vocabulary import Vocabulary
 from rankwise.reading import matching
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rankwise.merging.entries import as_rows, blocks, delta
+from rankwise.merging.methods.entries import as_rows, blocks, delta
 from rankwise.merging.registry import Parameter, lambda_, register, weights
 from rankwise.merging.registry import density as density_
 

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from rankwise import __version__
 from rankwise.files import check_output, drafted
-from rankwise.merging import config as configuration_file
-from rankwise.merging.agreement import agree
-from rankwise.merging.alignment import TensorPlan, plan
-from rankwise.merging.companions import chat_template, configuration, to_copy, write_beside
-from rankwise.merging.config import MergeConfig
+from rankwise.merging.engine import config as configuration_file
+from rankwise.merging.engine.agreement import agree
+from rankwise.merging.engine.alignment import TensorPlan, plan
+from rankwise.merging.engine.companions import chat_template, configuration, to_copy, write_beside
+from rankwise.merging.engine.config import MergeConfig
+from rankwise.merging.engine.names import is_output
+from rankwise.merging.engine.sources import Source, open_source
+from rankwise.merging.engine.vocabulary import Vocabulary, aligned, compared, joined_vocabulary
 from rankwise.merging.low_rank import LowRank
-from rankwise.merging.names import is_output
 from rankwise.merging.registry import MergeMethod, find
 from rankwise.merging.shards import ShardWriter, Slot
-from rankwise.merging.sources import Source, open_source
-from rankwise.merging.vocabulary import Vocabulary, aligned, compared, vocabulary
 from rankwise.spectral import each
 
 SHARD_SIZE = 5_000_000_000
@@ -183,7 +183,7 @@ def prepare(config: MergeConfig | Mapping[str, object], models: Mapping[str, Sou
     lead = base or sources[config.references[0]]
     notes = [*config.notes, *agree(everyone, lead)]
     notes += [f"{s.label} is the base itself: it adds nothing" for s in everyone if s is not base and _same(s, base)]
-    tokens = None if config.tokens is None else vocabulary(everyone, config.tokens, base)
+    tokens = None if config.tokens is None else joined_vocabulary(everyone, config.tokens, base)
     planned = plan(config, sources, tokens)
     if tokens is None:
         notes += compared(everyone)

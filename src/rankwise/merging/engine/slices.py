@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
-from rankwise.merging.agreement import per_layer
-from rankwise.merging.config import Group, MergeConfig, SliceInput
-from rankwise.merging.names import is_embedding, is_output
+from rankwise.merging.engine.agreement import per_layer
+from rankwise.merging.engine.config import Group, MergeConfig, SliceInput
+from rankwise.merging.engine.names import is_embedding, is_output
+from rankwise.merging.engine.sources import Source
 from rankwise.merging.registry import find
-from rankwise.merging.sources import Source
 
 
 class Place(NamedTuple):

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.merging.entries import as_rows, blocks, delta, fuse, weighted_sum
 from rankwise.merging.low_rank import LowRank
+from rankwise.merging.methods.entries import as_rows, blocks, delta, fuse, weighted_sum
 from rankwise.merging.registry import lambda_, register, switch, weights
 
 

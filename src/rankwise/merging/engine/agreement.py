@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rankwise.merging.sources import Source, language
+from rankwise.merging.engine.sources import Source, language
 
 _MEANS = re.compile(
     r"(^|\.)(model_type|num_attention_heads|num_key_value_heads|n_head|n_kv_head|num_heads|head_dim|encoder_attention_heads"

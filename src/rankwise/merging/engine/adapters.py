@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankwise.merging.engine.names import is_output, is_words
 from rankwise.merging.low_rank import LowRank
-from rankwise.merging.names import is_output, is_words
 from rankwise.merging.shards import Entry, entries
 from rankwise.reading import matching, read_json
 from rankwise.spectral import truncated_svd

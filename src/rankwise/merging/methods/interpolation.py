@@ -18,7 +18,7 @@ from math import acos, sin
 import torch
 from torch import Tensor
 
-from rankwise.merging.entries import as_rows, blocks, weighted_sum, widened
+from rankwise.merging.methods.entries import as_rows, blocks, weighted_sum, widened
 from rankwise.merging.registry import Parameter, register
 
 _STRAIGHT = 0.9995

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rankwise.files import content_of
-from rankwise.merging.adapters import Adapter, adapted, settings_of
-from rankwise.merging.names import LAYER, is_output, is_words
+from rankwise.merging.engine.adapters import Adapter, adapted, settings_of
+from rankwise.merging.engine.names import LAYER, is_output, is_words
 from rankwise.merging.shards import Entry, checkpoint_entries
 from rankwise.models.loading import BUNDLED, resolve
 from rankwise.models.low_rank import KEY

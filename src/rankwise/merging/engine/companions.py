@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rankwise.files import content_of, write_json, write_text
-from rankwise.merging.agreement import restacked
+from rankwise.merging.engine.agreement import restacked
+from rankwise.merging.engine.slices import Stacked
+from rankwise.merging.engine.sources import Source, check_inside, language
+from rankwise.merging.engine.templates import TEMPLATES, most_common
+from rankwise.merging.engine.vocabulary import Vocabulary, tokenizer_of
 from rankwise.merging.registry import METHODS
-from rankwise.merging.slices import Stacked
-from rankwise.merging.sources import Source, check_inside, language
-from rankwise.merging.templates import TEMPLATES, most_common
-from rankwise.merging.vocabulary import Vocabulary, tokenizer_of
 from rankwise.reading import read_json
 
 if TYPE_CHECKING:
-    from rankwise.merging.run import Merge
+    from rankwise.merging.engine.run import Merge
 
 _TOKENIZER = (
     "tokenizer*", "special_tokens*", "vocab*", "merges*", "added_tokens*", "chat_template*", "*.model", "*.tiktoken",
