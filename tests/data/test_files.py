@@ -5,7 +5,6 @@ import pytest
 
 from rankwise import reading
 from rankwise.data import load, read_file
-from rankwise.data.dataframe import frame
 from rankwise.data.tables import number, read_table, write_rows
 
 ROWS = [{"text": "good, really", "label": "pos"}, {"text": 'bad "quote"\nline', "label": "neg"}]
@@ -63,12 +62,6 @@ def test_every_kind_of_file_gives_the_same_corpus(tmp_path, name):
     assert corpus.texts == [r["text"] for r in ROWS]
     assert corpus.labels == [1, 0]
     assert corpus.label_names == ["neg", "pos"]
-
-
-@pytest.mark.parametrize("name", list(SAME))
-def test_every_kind_of_file_gives_the_same_data_frame(tmp_path, name):
-    table = frame(write(tmp_path, name, SAME[name]))
-    assert table.to_dict("records") == ROWS
 
 
 def test_other_columns_regression_and_unlabelled_text(tmp_path):
@@ -162,23 +155,11 @@ def test_decimal_commas_are_read_where_the_separator_is_another(tmp_path):
         read_file(write(tmp_path, "c.csv", "text;label\nx;1.234\ny;1,5\n"), regression=True)
 
 
-def test_decimal_commas_of_a_data_frame(tmp_path):
-    table = frame(write(tmp_path, "a.csv", "x;y;words\n1,5;2;a, b\n;-3,25;c\n"))
-    assert table["x"].iloc[0] == 1.5
-    assert table["x"].isna().tolist() == [False, True]
-    assert table["y"].tolist() == [2.0, -3.25]
-    assert table["words"].tolist() == ["a, b", "c"]
-    with pytest.raises(ValueError, match=r"column 'x' has a decimal comma in '1,5' and a point in '2\.5'"):
-        frame(write(tmp_path, "b.csv", "x;y\n1,5;2\n2.5;3\n"))
-
-
-def test_a_data_frame_refuses_what_pandas_would_shift_or_rename(tmp_path):
+def test_rows_refuse_what_would_be_shifted_or_renamed(tmp_path):
     with pytest.raises(ValueError, match="line 2: 3 cells, more than the 2 columns"):
-        frame(write(tmp_path, "a.csv", "x,y\n1,2,3\n4,5,6\n"))
+        list(read_table(write(tmp_path, "a.csv", "x,y\n1,2,3\n4,5,6\n")).rows)
     with pytest.raises(ValueError, match="column 'x' stands 2 times"):
-        frame(write(tmp_path, "b.csv", "x,x\n1,2\n"))
-    with pytest.raises(ValueError, match="has no rows"):
-        frame(write(tmp_path, "c.csv", "x,y\n"))
+        list(read_table(write(tmp_path, "b.csv", "x,x\n1,2\n")).rows)
 
 
 def test_a_cell_may_be_longer_than_the_csv_modules_bound(tmp_path):
@@ -245,7 +226,7 @@ def test_other_encodings_are_refused_with_the_place(tmp_path):
     with pytest.raises(ValueError, match=r"a\.csv, line 3, column 4: not UTF-8 \(byte 0xe9\)"):
         read_file(path)
     with pytest.raises(ValueError, match=r"a\.csv, line 3, column 4: not UTF-8"):
-        frame(path)
+        list(read_table(path).rows)
 
 
 def test_broken_parquet_is_named(tmp_path):

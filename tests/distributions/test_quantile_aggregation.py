@@ -1,4 +1,4 @@
-from pathlib import Path
+import warnings
 
 import matplotlib
 import numpy as np
@@ -10,10 +10,12 @@ from scipy.optimize import linprog
 from sklearn.base import BaseEstimator, clone
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import LinearRegression, QuantileRegressor
+from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from rankwise.distributions import quantile_kept
 from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator, crossing_penalty, pinball_loss
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, fit_base, predict_base
 from rankwise.distributions.quantile_linear import LinearQuantile
@@ -236,35 +238,25 @@ def test_the_sweep_starts_at_the_median_wherever_it_stands(conformal):
     np.testing.assert_allclose(model.predict(X)[:, 0], X[:, 0], atol=1e-5)
 
 
-class Counting(Fixed):
-    """Writes a line for every fit; fails while a file `broken` stands beside it."""
-
-    def __init__(self, folder="", shift=0.0):
-        super().__init__(shift)
-        self.folder = folder
-
-    def fit(self, X, y):
-        if (Path(self.folder) / "broken").exists():
-            raise RuntimeError("broken")
-        with (Path(self.folder) / "fits").open("a") as log:
-            log.write(f"{self.shift}\n")
-        return super().fit(X, y)
+def test_with_memory_a_further_base_costs_only_its_own_fits(tmp_path, monkeypatch):
+    fits, fit = [], quantile_kept.fit_base
+    monkeypatch.setattr(quantile_kept, "fit_base", lambda e, *given: (fits.append(e.alpha), fit(e, *given))[1])
+    first, second = LinearQuantile(alpha=0.01), LinearQuantile(alpha=0.02)
+    models = [aggregator(bases, memory=str(tmp_path / "kept")).fit(X, Y) for bases in ([first], [first, second])]
+    assert fits == [0.01] * 6 + [0.02] * 6
+    np.testing.assert_allclose(predict_base(models[1].bases_[0], X, TAU), predict_base(models[0].bases_[0], X, TAU))
 
 
-def test_with_memory_a_further_base_costs_only_its_own_fits(tmp_path):
-    first, second = Counting(str(tmp_path), 0.0), Counting(str(tmp_path), 1.0)
-    for bases in ([first], [first, second]):
-        aggregator(bases, memory=str(tmp_path / "kept")).fit(X, Y)
-    assert (tmp_path / "fits").read_text().split() == ["0.0"] * 6 + ["1.0"] * 6
+def test_a_failure_is_not_kept_in_memory(tmp_path, monkeypatch):
+    def fails(*given):
+        raise RuntimeError("broken")
 
-
-def test_a_failure_is_not_kept_in_memory(tmp_path):
-    (tmp_path / "broken").touch()
-    model = aggregator([Counting(str(tmp_path))], memory=str(tmp_path / "kept"))
-    with pytest.raises(ValueError, match="RuntimeError: broken"):
-        model.fit(X, Y)
-    (tmp_path / "broken").unlink()
-    assert model.fit(X, Y).names_ == ["counting"]
+    model = aggregator([LinearQuantile()], memory=str(tmp_path / "kept"))
+    with monkeypatch.context() as broken:
+        broken.setattr(quantile_kept, "fit_base", fails)
+        with pytest.raises(ValueError, match="RuntimeError: broken"):
+            model.fit(X, Y)
+    assert model.fit(X, Y).names_ == ["linearquantile"]
 
 
 def test_pipelines_clones_frames_and_plots():
@@ -302,13 +294,84 @@ def test_a_failing_base_is_named_or_dropped():
         ({"weights": "local-corse"}, "did you mean local-coarse"),
         ({"monotone": "sweep", "quantiles": [0.1, 0.9]}, "0.5 must be among"),
         ({"cv": 200}, "too few for cv=200"),
-        ({"huber": -0.1}, "huber is -0.1; at least 0"),
+        ({"huber": -0.1}, "huber is -0.1; a number from 0"),
         ({"conformal": "cv"}, "did you mean cv[+]"),
+        ({"cv": GroupKFold()}, r"cv is GroupKFold\(.*; a whole number from 2 on"),
+        ({"cv": 1}, "cv is 1; a whole number from 2 on"),
+        ({"cv": 2.5}, "cv is 2.5"),
+        ({"calibration": 0}, "calibration is 0; a number from 0.01 to 0.99"),
+        ({"calibration": -0.5}, "calibration is -0.5"),
+        ({"calibration": 1.0}, "calibration is 1.0"),
+        ({"calibration": "half"}, "calibration is half"),
+        ({"on_error": "ignore"}, "unknown on_error 'ignore'; accepted: drop, raise"),
+        ({"crossing": -1.0}, "crossing is -1.0"),
+        ({"margin": float("nan")}, "margin is nan"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"max_steps": -1}, "max_steps is -1; a whole number from 0 on"),
+        ({"patience": 0}, "patience is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "small"}, "batch_size is small"),
+        ({"hidden": (0,)}, r"hidden is \(0,\)"),
+        ({"random_state": -1}, "random_state is -1; a seed from 0"),
+        ({"random_state": "seed"}, "cannot be used to seed"),
     ],
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         aggregator([Fixed()], **options).fit(X, Y)
+
+
+def test_a_random_state_of_none_draws_its_own_seed_and_a_generator_gives_one():
+    bases = [GaussianNetwork(epochs=2, random_state=None)]
+    fresh = [aggregator(bases, random_state=None, max_steps=20).fit(X, Y) for _ in range(2)]
+    assert fresh[0].seed_ != fresh[1].seed_
+    assert not np.array_equal(fresh[0].predict(X), fresh[1].predict(X))
+    drawn = [aggregator([Fixed()], random_state=np.random.RandomState(3), max_steps=0).fit(X, Y).seed_ for _ in "ab"]
+    assert drawn[0] == drawn[1]
+    calibrated = aggregator([Fixed()], random_state=None, conformal="cv+", cv=2, max_steps=0).fit(X, Y)
+    assert [f.seed_ for f in calibrated.folds_] == [calibrated.seed_] * 2
+
+
+def test_the_rows_that_bases_see_are_those_that_are_foretold():
+    for conformal, n in (("cqr", 240), ("cv+", 300), (None, 300)):
+        model = aggregator([Memorising()], conformal=conformal, cv=2, max_steps=0).fit(X, Y)
+        rows = model.fitting_rows(300)
+        assert len(rows) == n
+        assert model.bases_[0].seen_ == {tuple(r) for r in X[rows]}
+
+
+@pytest.mark.parametrize("levels", [(0.9,), (0.5, 0.9), (0.1,), (0.05, 0.5, 0.8)])
+@pytest.mark.parametrize("conformal", ["cqr", "cv+"])
+def test_levels_without_a_partner_are_calibrated_one_by_one(levels, conformal):
+    rng = np.random.default_rng(5)
+    Z = rng.normal(size=(1500, 3))
+    y = Z[:, 0] + (0.5 + np.abs(Z[:, 1])) * rng.normal(size=1500)
+    model = aggregator([Fixed(0.0, 0.1)], quantiles=levels, conformal=conformal, cv=3, max_steps=10).fit(
+        Z[:700], y[:700]
+    )
+    below = (y[700:, None] <= model.predict(Z[700:])).mean(0)
+    for level, share in zip(levels, below, strict=True):
+        if level != 0.5:  # 140 rows calibrate by cqr, 800 judge: three standard deviations
+            sd = np.sqrt(level * (1 - level) * (1 / (140 if conformal == "cqr" else 700) + 1 / 800))
+            assert share == pytest.approx(level, abs=3 * sd), level
+
+
+@pytest.mark.parametrize("conformal", ["cqr", "cv+"])
+def test_no_rows_are_kept_from_a_median_alone(conformal):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = aggregator([Memorising()], quantiles=(0.5,), conformal=conformal, max_steps=0).fit(X, Y)
+    assert len(model.bases_[0].seen_) == 300
+    np.testing.assert_array_equal(model.predict(X), model.predict_uncalibrated(X))
+
+
+def test_what_is_not_calibrated_is_in_order():
+    model = aggregator([Fixed(scale=-1.0)], conformal="cqr").fit(X, Y)
+    before = model.predict_uncalibrated(X)
+    assert (np.diff(before, axis=1) >= 0).all()
+    np.testing.assert_allclose(np.sort(before + model.widening_, 1), model.predict(X))
 
 
 def test_other_bad_input_is_named():

@@ -4,7 +4,7 @@ from mapie.regression import ConformalizedQuantileRegressor, CrossConformalizedQ
 from sklearn.linear_model import QuantileRegressor
 from sklearn.model_selection import KFold
 
-from rankwise.distributions.quantile_conformal import conformity_scores, cross_calibrated, widening
+from rankwise.distributions.quantile_conformal import conformity_scores, cross_calibrated, intervals, widening
 
 TAU = np.array([0.1, 0.5, 0.9])
 RNG = np.random.default_rng(0)
@@ -90,3 +90,31 @@ def test_cross_calibrated_intervals_cover_more_than_their_guarantee():
         covered.append(((ends[:, 0] <= y[40:]) & (y[40:] <= ends[:, 1])).mean())
     error = np.std(covered) / np.sqrt(500)
     assert 0.8 - 3 * error <= np.mean(covered) <= 0.8 + 1 / 41 + 3 * error
+
+
+def test_levels_make_pairs_from_outermost_inwards_and_single_ends():
+    assert intervals(np.array([0.05, 0.1, 0.3, 0.5, 0.9, 0.95, 0.99])) == [
+        (0, 5, 0.1), (1, 4, 0.2), (2, None, 0.3), (None, 6, pytest.approx(0.01)),
+    ]  # fmt: skip
+    assert intervals(np.array([0.5])) == []
+    assert intervals(TAU) == [(0, 2, 0.2)]
+
+
+@pytest.mark.parametrize("tau", [0.2, 0.85])
+def test_single_ends_cover_at_least_their_level(tau):
+    """Over 500 exchangeable samples, split and with folds of constant fits: y lies beyond the end as seldom as said."""
+    rng, levels, inside = np.random.default_rng(1), np.array([tau]), {"split": [], "cross": []}
+    for _ in range(500):
+        y, q = rng.normal(size=100), 0.3 + 0.1 * rng.normal(size=(100, 1))
+        scores = conformity_scores(y[:50], q[:50], levels)
+        ends = {
+            "split": q[50:] + widening(scores, levels),
+            "cross": cross_calibrated(q[50:], [q[50:], q[50:]], [scores[:25], scores[25:]], levels),
+        }
+        for way, end in ends.items():
+            beyond = y[50:] <= end[:, 0] if tau > 0.5 else y[50:] >= end[:, 0]
+            inside[way].append(beyond.mean())
+    wanted = max(tau, 1 - tau)
+    for shares in inside.values():
+        error = np.std(shares) / np.sqrt(500)
+        assert wanted - 3 * error <= np.mean(shares) <= wanted + 1 / 51 + 3 * error

@@ -1,13 +1,14 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 from lightgbm import LGBMRegressor
 from quantile_forest import RandomForestQuantileRegressor
+from safetensors.torch import load_file, save_file
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import QuantileRegressor
-from skops import io
 
 from rankwise.distributions import quantile_saved
 from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator
@@ -37,18 +38,45 @@ def fitted(bases=None, **options) -> QuantileAggregator:
     return QuantileAggregator(bases or [("gaussian", GaussianNetwork(epochs=3))], **options).fit(*data())
 
 
-def test_every_kind_of_base_predicts_the_same_after_saving(tmp_path):
-    model = fitted(EVERY)
-    quantile_saved.save(model, tmp_path / "m")
+@pytest.fixture(scope="module")
+def every():
+    return fitted(EVERY)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "m"
+    quantile_saved.save(fitted([("forest", RandomForestQuantileRegressor(5)), ("lasso", LinearQuantile())]), folder)
+    return folder
+
+
+def test_every_kind_of_base_predicts_the_same_after_saving(every, tmp_path):
+    quantile_saved.save(every, tmp_path / "m")
     again = quantile_saved.load(tmp_path / "m")
-    np.testing.assert_array_equal(again.predict(data()[0]), model.predict(data()[0]))
+    np.testing.assert_array_equal(again.predict(data()[0]), every.predict(data()[0]))
     assert again.names_ == [name for name, _ in EVERY]
-    np.testing.assert_array_equal(again.weights_, model.weights_)
+    np.testing.assert_array_equal(again.weights_, every.weights_)
+    quantile_saved.save(again, tmp_path / "m")  # a loaded model is saved in its turn
+    np.testing.assert_array_equal(quantile_saved.load(tmp_path / "m").predict(data()[0]), every.predict(data()[0]))
+
+
+def test_a_folder_holds_arrays_and_json_alone(every, tmp_path):
+    quantile_saved.save(every, tmp_path / "m")
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {".rankwise.json", "model.json", "model.safetensors"}
+    json.loads((tmp_path / "m" / "model.json").read_text())
+    load_file(tmp_path / "m" / "model.safetensors")
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_kind_of_weights_is_kept(tmp_path, weights):
     model = fitted(weights=weights, hidden=(8,), monotone="isotonic")
+    quantile_saved.save(model, tmp_path / "m")
+    np.testing.assert_array_equal(quantile_saved.load(tmp_path / "m").predict(data()[0]), model.predict(data()[0]))
+
+
+def test_single_levels_and_their_calibration_are_kept(tmp_path):
+    model = fitted(quantiles=(0.5, 0.9))
+    assert model.widening_[1] != 0
     quantile_saved.save(model, tmp_path / "m")
     np.testing.assert_array_equal(quantile_saved.load(tmp_path / "m").predict(data()[0]), model.predict(data()[0]))
 
@@ -59,13 +87,14 @@ def test_fits_without_each_fold_are_kept(tmp_path):
     again = quantile_saved.load(tmp_path / "m")
     assert [len(E) for E in again.scores_] == [75, 75]
     np.testing.assert_array_equal(again.predict(data()[0]), model.predict(data()[0]))
-    (tmp_path / "m" / "scores.safetensors").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="holds a broken quantile model"):
+    other = fitted(quantiles=(0.1, 0.9), conformal=None)
+    shutil.rmtree(tmp_path / "m" / "fold-1")
+    quantile_saved.save(other, tmp_path / "m" / "fold-1")
+    with pytest.raises(ValueError, match="a fold's fit is not of this model"):
         quantile_saved.load(tmp_path / "m")
-    quantile_saved.save(model, tmp_path / "again")
-    (tmp_path / "again" / "fold-1" / "aggregator.json").unlink()
+    (tmp_path / "m" / "fold-1" / "model.json").unlink()
     with pytest.raises(ValueError, match="fold-1 holds no quantile model"):
-        quantile_saved.load(tmp_path / "again")
+        quantile_saved.load(tmp_path / "m")
 
 
 class Own(BaseEstimator):
@@ -79,26 +108,93 @@ class Own(BaseEstimator):
         return np.full((len(X), len(quantiles)), self.value_)
 
 
-def test_a_base_that_is_not_plain_data_is_named_and_nothing_is_written(tmp_path):
-    with pytest.raises(ValueError, match="Own cannot be kept"):
-        quantile_saved.save(fitted([Own()]), tmp_path / "m")
+def test_a_base_of_another_kind_is_fitted_named_when_saved_and_nothing_is_written(tmp_path):
+    model = fitted([("mine", Own()), ("lasso", LinearQuantile())])
+    assert np.isfinite(model.predict(data()[0])).all()
+    with pytest.raises(ValueError, match="base model 'mine' is not saved: Own cannot be kept as plain arrays"):
+        quantile_saved.save(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
-def test_a_type_that_was_not_asked_for_is_not_built(tmp_path):
-    quantile_saved.save(fitted(), tmp_path / "m")
-    (tmp_path / "m" / "bases.skops").write_bytes(io.dumps({"bases": [Own().fit(*data())], "scaler": None}))
-    with pytest.raises(ValueError, match="is refused"):
+def test_a_folder_of_an_earlier_version_is_refused_in_one_line_and_its_objects_are_not_read(tmp_path):
+    ran = tmp_path / "ran"
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "aggregator.json").write_text("{}")
+    (tmp_path / "old" / "bases.skops").write_bytes(b"cos\nsystem\n(S'touch " + str(ran).encode() + b"'\ntR.")
+    with pytest.raises(ValueError, match=r"old is of an earlier version, .* run code: fit again$"):
+        quantile_saved.load(tmp_path / "old")
+    assert not ran.exists()
+
+
+CHANGES = {
+    "an option that is none": lambda m: m["options"].update(wrong=1),
+    "a folder to keep fits in": lambda m: m["options"].update(memory="/"),
+    "estimators": lambda m: m["options"].update(estimators=["os.system"]),
+    "an option out of range": lambda m: m["options"].update(dropout=7),
+    "levels": lambda m: m["options"].update(quantiles=[0.1, 0.9]),
+    "levels of another type": lambda m: m["options"].update(quantiles="abc"),
+    "hidden layers of a billion": lambda m: m["options"].update(hidden=[10**9, 10**9]),
+    "a thousand hidden layers": lambda m: m["options"].update(hidden=[64] * 1000),
+    "a billion features": lambda m: m.update(features=10**9),
+    "no features": lambda m: m.update(features=0),
+    "names": lambda m: m.update(names=["one"]),
+    "bases": lambda m: m.update(bases=[]),
+    "many fits of a base": lambda m: m["bases"].__setitem__(1, [{"kind": "linear", "intercept": 0.0}] * 10**5),
+    "one fit": lambda m: m["bases"].__setitem__(1, m["bases"][1][:1]),
+    "no fit": lambda m: m["bases"].__setitem__(1, []),
+    "a kind": lambda m: m["bases"][0][0].update(kind="joblib"),
+    "folds": lambda m: m.update(folds=10**9),
+    "a format to come": lambda m: m.update(format=3),
+    "a number": lambda m: m.update(y_mean="x"),
+    "nothing": lambda m: m.clear(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_description_is_refused_by_folder(saved, tmp_path, change):
+    shutil.copytree(saved, tmp_path / "m")
+    said = json.loads((tmp_path / "m" / "model.json").read_text())
+    CHANGES[change](said)
+    (tmp_path / "m" / "model.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"m holds a broken quantile model"):
         quantile_saved.load(tmp_path / "m")
 
 
-def test_an_absent_or_broken_folder_is_said(tmp_path):
-    with pytest.raises(ValueError, match=r"aggregator.json is missing"):
+@pytest.mark.parametrize("tensor", ["base.0.0.left", "base.0.0.right", "base.0.0.feature", "base.0.0.starts"])
+def test_tree_indices_out_of_range_are_refused_and_not_followed(saved, tmp_path, tensor):
+    shutil.copytree(saved, tmp_path / "m")
+    arrays = load_file(tmp_path / "m" / "model.safetensors")
+    arrays[tensor] = arrays[tensor] + 10**12
+    save_file(arrays, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds a broken quantile model: (a tree|the roots)"):
+        quantile_saved.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("missing", ["base.1.3.coef", "net.0.weight", "mean", "widening", "base.0.0.value"])
+def test_an_absent_array_is_refused(saved, tmp_path, missing):
+    shutil.copytree(saved, tmp_path / "m")
+    arrays = load_file(tmp_path / "m" / "model.safetensors")
+    del arrays[missing]
+    save_file(arrays, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(ValueError, match="holds a broken quantile model"):
+        quantile_saved.load(tmp_path / "m")
+
+
+def test_an_absent_or_broken_file_is_said(saved, tmp_path):
+    with pytest.raises(ValueError, match=r"holds no quantile model: model.json is missing"):
         quantile_saved.load(tmp_path)
-    quantile_saved.save(fitted(), tmp_path / "m")
-    (tmp_path / "m" / "weights.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="broken quantile model"):
+    shutil.copytree(saved, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read"):
         quantile_saved.load(tmp_path / "m")
-    (tmp_path / "m" / "aggregator.json").write_text(json.dumps({"options": {"wrong": 1}}))
-    with pytest.raises(ValueError, match="broken quantile model"):
+    (tmp_path / "m" / "model.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"model.json (nests|is not)"):
         quantile_saved.load(tmp_path / "m")
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(saved, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"thesis\.txt"):
+        quantile_saved.save(quantile_saved.load(saved), tmp_path / "m")
+    assert (tmp_path / "m" / "thesis.txt").read_text() == "years of work"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.app import Json, app, console, typed
+from rankwise.cli.app import Json, app, console, continues, errors, typed
 
 quantile = typer.Typer(no_args_is_help=True, help="Prediction intervals for a table, by aggregated quantile models.")
 app.add_typer(quantile, name="quantile")
@@ -16,61 +16,73 @@ app.add_typer(quantile, name="quantile")
 
 @quantile.command()
 def fit(
-    data: Annotated[Path, typer.Argument(help="A csv, tsv, jsonl or parquet file.")],
+    data: Annotated[Path, typer.Argument(help="A csv, tsv, jsonl, json or parquet file.")],
     target: Annotated[str, typer.Option(help="The column to predict.")],
     out: Annotated[Path, typer.Option(help="Folder to write (appears when it is whole).")] = Path("quantiles"),
     levels: Annotated[str | None, typer.Option(help="Quantiles, e.g. 0.05,0.5,0.95.")] = None,
     models: Annotated[str, typer.Option(help="Base models, from linear, boosting, forest, extra-trees, gaussian, "
                                         "network.")] = "linear,boosting,forest,gaussian",
     weights: Annotated[str, typer.Option(help="global or local, with -coarse, -medium or -fine.")] = "local-medium",
-    conformal: Annotated[str, typer.Option(help="Calibrate on a fifth of the rows (cqr), or on all, by six times the "
-                                           "fits (cv+).")] = "cqr",
+    conformal: Annotated[str, typer.Option(help="Calibrate on a fifth of the rows (cqr), on all, by six times the "
+                                           "fits (cv+), or not (none).")] = "cqr",
+    leave_out: Annotated[str, typer.Option(help="Columns that are not used, e.g. id,name.")] = "",
     test_share: Annotated[float, typer.Option(help="Share of the rows that only judge.")] = 0.2,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     json_: Json = False,
 ) -> None:  # fmt: skip
     """Fit base models and their weights; judge on held-out rows; write model, table and fan plot.
+
+    Numbers may have decimal points or commas, dates any form; a column of names is left out. Cut short, the same
+    command continues.
 
     Example: rankwise quantile fit houses.csv --target price --out houses
     """
     from rankwise.jobs.quantile import LEVELS, fit_table
 
-    names = [n.strip() for n in models.split(",") if n.strip()]
+    continues()
     fitted = fit_table(
-        data, target, out, quantiles=_numbers(levels) if levels else LEVELS, models=names, weights=weights,
-        conformal=conformal, test_share=test_share, seed=seed, verbose=console.is_terminal and not json_,
+        data, target, out, quantiles=_numbers(levels) if levels else LEVELS, models=_names(models), weights=weights,
+        conformal=None if conformal == "none" else conformal, leave_out=_names(leave_out), test_share=test_share,
+        seed=seed, verbose=console.is_terminal and not json_, page=_write,
     )  # fmt: skip
-    _write(fitted, out)
-    _show(fitted, out, json_=json_)
+    _show(fitted, json_=json_)
+    if not json_:
+        console.print(f"\nmodel     {out}/model\nreport    {out}/report.html\nplot      {out}/fan.png")
 
 
 @quantile.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A folder written by `rankwise quantile fit`.")],
     data: Annotated[Path, typer.Argument(help="Rows to predict, with the same columns.")],
-    out: Annotated[Path | None, typer.Option(help="A csv file to write; the terminal otherwise.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A csv, tsv, jsonl, json or parquet file to write; the terminal "
+                                             "otherwise.")] = None,
     json_: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Quantiles of new rows, a column a level.
 
     Example: rankwise quantile predict houses new.csv --out intervals.csv
     """
-    from rankwise.files import write_text
+    from rankwise.data.tables import kind_of, write_rows
+    from rankwise.files import check_file
     from rankwise.jobs.quantile import load_fit, predict_table
     from rankwise.report.tables import terminal
 
-    found = predict_table(load_fit(run), data)
     if out is not None:
-        write_text(out, found.to_csv(index=False))
+        kind_of(out)
+        check_file(out, inputs=[data])
+    found = predict_table(load_fit(run), data)
+    _note(found.attrs["notes"])
+    if out is not None:
+        write_rows(out, found.to_dict("records"))
     if json_:
         print(json.dumps(found.to_dict("records")))
     elif out is not None:
-        console.print(f"{len(found)} rows   {out}", highlight=False)
+        console.print(f"{len(found)} rows   {out}")
     else:
         shown = [[str(i), *(f"{v:.4g}" for v in row)] for i, row in enumerate(found.head(20).to_numpy(), 1)]
         console.print(terminal(["row", *found.columns], shown))
         if len(found) > 20:
-            console.print(f"and {len(found) - 20} more; --out FILE keeps all", highlight=False)
+            console.print(f"and {len(found) - 20} more; --out FILE keeps all")
 
 
 @quantile.command()
@@ -86,11 +98,11 @@ def report(
     from rankwise.jobs.quantile import judge_table, load_fit
 
     fitted = load_fit(run)
-    if data is not None:
-        fitted = judge_table(fitted, data)
-    else:
-        _write(fitted, run)  # a fit that was killed after its model was whole has no page yet
-    _show(fitted, run, json_=json_)
+    _show(fitted if data is None else judge_table(fitted, data), json_=json_)
+
+
+def _names(text: str) -> list[str]:
+    return [n.strip() for n in text.split(",") if n.strip()]
 
 
 def _numbers(text: str) -> list[float]:
@@ -120,20 +132,26 @@ def _write(fitted, out: Path) -> None:
         header=header,
         rows=rows,
         caption="weighted interval score: twice the mean pinball loss; CRPS: its integral over all levels; both in the "
-        "target's units, low is good",
-        notes=[
+        "target's units, low is good. All forecasts are in order; calibrated is what predict gives, the others are "
+        "before calibration",
+        notes=[*fitted.about["notes"], *(
             f"{100 * row['nominal']:.0f}% intervals: cover {100 * row['coverage']:.1f}%, mean width {row['width']:.4g}"
             for row in fitted.about["intervals"]
-        ],
-    )
+        )],
+    )  # fmt: skip
 
 
-def _show(fitted, out: Path, *, json_: bool) -> None:
+def _show(fitted, *, json_: bool) -> None:
     from rankwise.report.tables import quantile_intervals, quantile_scores, terminal
 
+    _note(fitted.about["notes"])
     if json_:
         print(json.dumps(fitted.about))
         return
     console.print(terminal(*quantile_scores(fitted.about)))
     console.print(terminal(*quantile_intervals(fitted.about)))
-    console.print(f"\nmodel     {out}/model\nreport    {out}/report.html\nplot      {out}/fan.png", highlight=False)
+
+
+def _note(notes: list[str]) -> None:
+    for note in notes:
+        errors.print(f"note: {note}", style="yellow", soft_wrap=True)

@@ -21,12 +21,14 @@ What people get wrong: base predictions of rows the base was fitted on. Everythi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from joblib import Memory, Parallel, delayed
+from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from rich.progress import track
 from sklearn.base import BaseEstimator, clone
@@ -35,11 +37,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from rankwise.distributions.quantile_bases import GaussianNetwork, fit_base, mlp, predict_base
-from rankwise.distributions.quantile_conformal import conformity_scores, cross_calibrated, widening
+from rankwise.distributions.quantile_bases import GaussianNetwork, mlp, predict_base
+from rankwise.distributions.quantile_conformal import conformity_scores, cross_calibrated, intervals, widening
+from rankwise.distributions.quantile_kept import Kept
 from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_metrics import symmetric_pairs, weighted_interval_score
 from rankwise.distributions.quantile_monotone import WAYS, monotone
+from rankwise.distributions.seeds import seed_of
 from rankwise.nearest import unknown
 
 if TYPE_CHECKING:
@@ -49,6 +53,10 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 WEIGHTS = tuple(f"{place}-{grain}" for place in ("global", "local") for grain in ("coarse", "medium", "fine"))
 LEVELS = tuple(np.round(np.arange(0.01, 1, 0.01), 2).tolist())
+_RANGES = {
+    "crossing": (0.0, np.inf), "margin": (0.0, np.inf), "huber": (0.0, np.inf), "dropout": (0.0, 0.99),
+    "calibration": (0.01, 0.99), "lr": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
+}  # fmt: skip
 _OWN = 8.0  # a fine weight's head start at its own level: it begins as the mean of the models
 
 
@@ -69,8 +77,9 @@ class QuantileAggregator(BaseEstimator):
     in_training : bool
         Put quantiles in order inside the training loss too.
     conformal : {"cqr", "cv+", None}
-        Calibrate symmetric pairs: ``"cqr"`` on ``calibration`` of the rows, which nothing else sees; ``"cv+"`` on all
-        rows, each by a fit without its fold, ``cv + 1`` fits in all.
+        Calibrate symmetric pairs, and levels without a partner as single ends: ``"cqr"`` on ``calibration`` of the
+        rows, which nothing else sees; ``"cv+"`` on all rows, each by a fit without its fold, ``cv + 1`` fits in all.
+        The median alone has nothing to calibrate, and no rows are kept from it.
     crossing, margin : float
         λ and c.
     huber : float
@@ -78,7 +87,7 @@ class QuantileAggregator(BaseEstimator):
     hidden, dropout :
         The local network's layers.
     cv : int
-        Folds.
+        Folds, of rows dealt at random.
     calibration : float
         Share of rows for ``"cqr"``.
     batch_size : int or "paper"
@@ -88,9 +97,10 @@ class QuantileAggregator(BaseEstimator):
     on_error : {"raise", "drop"}
         What to do with a base that fails or predicts NaN.
     memory : str, optional
-        Folder where bases and their out-of-fold predictions are kept (joblib).
+        Folder where fits of bases and their out-of-fold predictions are kept as arrays: those of kinds that
+        `quantile_saved` keeps, by their parameters and the data's content. Others are fitted anew.
     n_jobs : int, optional
-    random_state : int
+    random_state : int or None
     verbose : bool
         Show how many fits are done.
 
@@ -105,7 +115,8 @@ class QuantileAggregator(BaseEstimator):
     folds_ : list of QuantileAggregator
         For ``"cv+"``: the fits without each fold, else empty.
     scores_ : list of ndarray
-        ``(n_k, pairs)``, conformity scores of each fold's rows.
+        ``(n_k, intervals)``, conformity scores of each fold's rows.
+    seed_ : int
     n_features_in_ : int
     """
 
@@ -134,7 +145,7 @@ class QuantileAggregator(BaseEstimator):
         on_error: str = "raise",
         memory: str | None = None,
         n_jobs: int | None = None,
-        random_state: int = 0,
+        random_state: int | None = 0,
         verbose: bool = False,
     ) -> None:
         self.estimators = estimators
@@ -173,21 +184,37 @@ class QuantileAggregator(BaseEstimator):
         """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[misc]
         X, y = np.asarray(X), np.asarray(y, dtype=np.float64)
-        tau, held = self._checked(y)
-        order = np.random.default_rng(self.random_state).permutation(len(y))
-        calibrating, rows = order[:held], np.sort(order[held:])
+        tau = self._levels()
+        self.seed_ = seed_of(self.random_state)
+        rows, calibrating = self._split(len(y))
+        self._check_rows(y, tau, calibrating)
         self._stack(X[rows], y[rows], tau)
         self.widening_, self.folds_, self.scores_ = np.zeros(len(tau)), [], []
-        if self.conformal == "cqr":
+        if len(calibrating):
             scores = conformity_scores(y[calibrating], self._ordered(X[calibrating]), tau)
             self.widening_ = widening(scores, tau)
-        elif self.conformal == "cv+":
-            for rest, fold in KFold(self.cv, shuffle=True, random_state=self.random_state + 1).split(X):
+        elif self.conformal == "cv+" and intervals(tau):
+            for rest, fold in KFold(self.cv, shuffle=True, random_state=self.seed_ + 1).split(X):
                 without: Any = clone(self)
-                without.set_params(conformal=None)
+                without.set_params(conformal=None, random_state=self.seed_)
                 self.folds_.append(without.fit(X[rest], y[rest]))
                 self.scores_.append(conformity_scores(y[fold], without.predict(X[fold]), tau))
         return self
+
+    def fitting_rows(self, n: int) -> Rows:
+        """Positions of the rows, out of n, that bases and weights will be fitted to: those not kept for calibration.
+
+        Encoders of columns must not see the others. Needs a ``random_state`` that is an integer.
+        """
+        self._levels()
+        self.seed_ = seed_of(self.random_state)
+        return self._split(n)[0]
+
+    def _split(self, n: int) -> tuple[Rows, Rows]:
+        """Rows to fit to, ascending, and rows to calibrate on."""
+        held = round(self.calibration * n) if self.conformal == "cqr" and intervals(self._levels()) else 0
+        order = np.random.default_rng(self.seed_).permutation(n)
+        return np.sort(order[held:]), order[:held]
 
     def predict(self, X: ArrayLike) -> Array:
         """Quantiles ``(n, m)``."""
@@ -196,10 +223,15 @@ class QuantileAggregator(BaseEstimator):
         q = self._ordered(X)
         if not self.conformal:
             return q
-        if self.conformal == "cv+":
+        if self.folds_:
             q = cross_calibrated(q, [f.predict(X) for f in self.folds_], self.scores_, np.asarray(self.quantiles))
         way = "sort" if self.monotone == "none" else self.monotone
         return self._in_order(torch.as_tensor(q + self.widening_), way).numpy()
+
+    def predict_uncalibrated(self, X: ArrayLike) -> Array:
+        """Quantiles ``(n, m)`` in order, before calibration."""
+        check_is_fitted(self)
+        return self._ordered(np.asarray(validate_data(self, X, dtype=np.float64, reset=False)))  # type: ignore[arg-type]
 
     def predict_interval(self, X: ArrayLike, alpha: float = 0.1) -> Array:
         """Ends ``(n, 2)`` of the interval at level ``1 - alpha``.
@@ -237,50 +269,60 @@ class QuantileAggregator(BaseEstimator):
         ax.set_ylabel("weight")
         return ax
 
-    def _checked(self, y: Array) -> tuple[Array, int]:
-        """The levels, and how many rows are kept for calibration."""
+    def _levels(self) -> Array:
+        """The levels; all options are checked."""
         tau = np.asarray(self.quantiles, dtype=float)
         if tau.ndim != 1 or not len(tau) or not ((tau > 0) & (tau < 1)).all() or (np.diff(tau) <= 0).any():
             raise ValueError(f"quantiles must ascend within (0, 1), found {list(self.quantiles)[:8]}")
-        if self.weights not in WEIGHTS:
-            raise unknown("weights", self.weights, WEIGHTS)
-        if self.monotone not in WAYS:
-            raise unknown("way to keep quantiles in order", self.monotone, WAYS)
+        for kind, value, accepted in (
+            ("weights", self.weights, WEIGHTS), ("way to keep quantiles in order", self.monotone, WAYS),
+            ("conformal", str(self.conformal), ("cqr", "cv+", "None")), ("on_error", self.on_error, ("raise", "drop")),
+        ):  # fmt: skip
+            if value not in accepted:
+                raise unknown(kind, str(value), accepted)
         if self.monotone == "sweep" and not np.isclose(tau, 0.5).any():
             raise ValueError("monotone='sweep' starts at the median: 0.5 must be among the quantiles")
-        if not self.huber >= 0:
-            raise ValueError(f"huber is {self.huber}; at least 0 is accepted")
-        if self.conformal not in (None, "cqr", "cv+"):
-            raise unknown("conformal", str(self.conformal), ("cqr", "cv+", "None"))
-        held = round(self.calibration * len(y)) if self.conformal == "cqr" else 0
-        if len(y) - held < 2 * self.cv:
-            raise ValueError(f"n_samples={len(y)} is too few for cv={self.cv} folds and {held} rows of calibration")
+        for name, (low, high) in _RANGES.items():
+            value: Any = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+                raise ValueError(f"{name} is {value}; a number from {low:g} to {high:g} is accepted")
+        for name, low in (("cv", 2), ("max_steps", 0), ("patience", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if (name, value) != ("batch_size", "paper") and not (_whole(value) and value >= low):
+                raise ValueError(f"{name} is {value}; a whole number from {low} on is accepted")
+        if not all(_whole(h) and h >= 1 for h in self.hidden):
+            raise ValueError(f"hidden is {self.hidden}; widths from 1 on are accepted")
+        return tau
+
+    def _check_rows(self, y: Array, tau: Array, calibrating: Rows) -> None:
+        if len(y) - len(calibrating) < 2 * self.cv:
+            raise ValueError(
+                f"n_samples={len(y)} is too few for cv={self.cv} folds and {len(calibrating)} rows of calibration"
+            )
         if np.ptp(y) == 0:
             raise ValueError(f"y is constant ({y[0]}): there is nothing to predict")
-        narrow = 2 * min((tau[i] for i, _ in symmetric_pairs(tau)), default=0.5)
-        calibrating = len(y) if self.conformal == "cv+" else held
-        if self.conformal and narrow < 1 / (calibrating + 1):
+        n = len(y) if self.conformal == "cv+" else len(calibrating)
+        narrow = min((i.alpha for i in intervals(tau)), default=1.0)
+        if self.conformal and narrow < 1 / (n + 1):
             warnings.warn(
-                f"{calibrating} rows of calibration guarantee intervals down to alpha = {1 / (calibrating + 1):.3g}; "
-                "narrower alphas take the largest score",
+                f"{n} rows of calibration guarantee intervals down to alpha = {1 / (n + 1):.3g}; narrower alphas take "
+                "the largest score",
                 stacklevel=3,
             )
-        return tau, held
 
     def _stack(self, X: Array, y: Array, tau: Array) -> None:
         """Bases, out of fold and on all rows, and the weights."""
         named = _named(self.estimators)
-        store = Memory(self.memory, verbose=0)
-        B, failures = self._out_of_fold(named, X, y, tau, store)
-        kept = [name for name, _ in named if name not in failures]
-        if failures and (self.on_error == "raise" or not kept):
+        kept = Kept(None if self.memory is None else Path(self.memory), X, y, tau)
+        B, failures = self._out_of_fold(named, kept, X, y, tau)
+        left = [name for name, _ in named if name not in failures]
+        if failures and (self.on_error == "raise" or not left):
             raise ValueError(f"base models failed: {'; '.join(f'{n}: {why}' for n, why in failures.items())}")
         for name, why in failures.items():
             warnings.warn(f"base model {name} is left out: {why}", stacklevel=3)
-        self.names_ = kept
-        refitted: Any = store.cache(fit_base)
-        used = [e for name, e in named if name in kept]
-        self.bases_: list[Any] = [refitted(e, X, y, tau) for e in self._tracked(used, "on all rows", len(used))]
+        self.names_ = left
+        used = [e for name, e in named if name in left]
+        self.bases_: list[Any] = [kept.fitted(e) for e in self._tracked(used, "on all rows", len(used))]
         self.scaler_ = StandardScaler().fit(X)
         self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std())
         self.losses_, self.net_ = self._train(self._x(X), self._y(B), self._y(y), tau)
@@ -289,14 +331,13 @@ class QuantileAggregator(BaseEstimator):
         self.weights_ = {"coarse": mean[:, 0], "medium": mean.T, "fine": mean}[self.weights.partition("-")[2]]
 
     def _out_of_fold(
-        self, named: list[tuple[str, Any]], X: Array, y: Array, tau: Array, store: Memory
+        self, named: list[tuple[str, Any]], kept: Kept, X: Array, y: Array, tau: Array
     ) -> tuple[Array, Mapping[str, str]]:
-        """Base quantiles ``(n, p, m)`` of rows their fold's model did not see, and what failed (not stored)."""
-        folds = list(KFold(self.cv, shuffle=True, random_state=self.random_state).split(X))
+        """Base quantiles ``(n, p, m)`` of rows their fold's model did not see, and what failed (not kept)."""
+        folds = list(KFold(self.cv, shuffle=True, random_state=self.seed_).split(X))
         jobs = [(name, e, train, test) for name, e in named for train, test in folds]
-        fold: Any = store.cache(_fold)
         done: Any = Parallel(n_jobs=self.n_jobs, return_as="generator")(
-            delayed(_attempted)(fold, e, X, y, tau, train, test) for _, e, train, test in jobs
+            delayed(_attempted)(kept, e, train, test) for _, e, train, test in jobs
         )
         out, failures = {name: np.empty((len(y), len(tau))) for name, _ in named}, {}
         for (name, _, _, test), found in zip(jobs, self._tracked(done, "out of fold", len(jobs)), strict=True):
@@ -304,8 +345,8 @@ class QuantileAggregator(BaseEstimator):
                 failures[name] = found
             else:
                 out[name][test] = found
-        kept = [q for name, q in out.items() if name not in failures]
-        return (np.stack(kept, 1) if kept else np.empty((len(y), 0, len(tau)))), failures
+        fine = [q for name, q in out.items() if name not in failures]
+        return (np.stack(fine, 1) if fine else np.empty((len(y), 0, len(tau)))), failures
 
     def _tracked(self, fits: Iterable[Any], where: str, total: int) -> Iterable[Any]:
         return track(fits, f"base models {where}", total, disable=not self.verbose, transient=True)
@@ -339,7 +380,7 @@ class QuantileAggregator(BaseEstimator):
         return (w * B).sum(1)
 
     def _train(self, x: Tensor, B: Tensor, y: Tensor, tau: Array) -> tuple[list[float], nn.Module]:
-        net, g = self._network(x.shape[1]), torch.Generator().manual_seed(self.random_state)
+        net, g = self._network(x.shape[1]), torch.Generator().manual_seed(self.seed_)
         levels = torch.as_tensor(tau, dtype=torch.float32)
         least = self.margin * torch.quantile(y, levels)
         order = torch.randperm(len(y), generator=g)
@@ -382,7 +423,7 @@ class QuantileAggregator(BaseEstimator):
         if self.weights.startswith("global"):
             return _Constant(size)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
+            torch.manual_seed(self.seed_)
             net = mlp(inputs, self.hidden, size, dropout=self.dropout)
         nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
@@ -454,13 +495,13 @@ def _named(estimators: Sequence[Any] | None) -> list[tuple[str, Any]]:
     return out
 
 
-def _fold(e: Any, X: Array, y: Array, tau: Array, train: Rows, test: Rows) -> Array:
-    return predict_base(fit_base(e, X[train], y[train], tau), X[test], tau)
-
-
-def _attempted(fold: Callable[..., Array], *given: Any) -> Array | str:
+def _attempted(kept: Kept, e: Any, train: Rows, test: Rows) -> Array | str:
     try:
-        q = fold(*given)
+        q = kept.predicted(e, train, test)
     except Exception as error:  # any base may fail in its own way: it is named
         return f"{type(error).__name__}: {error}"
     return q if np.isfinite(q).all() else "predicts NaN or Inf"
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

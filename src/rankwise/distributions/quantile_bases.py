@@ -21,6 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from rankwise.distributions.seeds import seed_of
+
 Array = NDArray[np.float64]
 LEVELS = 9  # fits of a model that takes one level at a time
 
@@ -91,25 +93,36 @@ def level_parameter(estimator: Any) -> str:
 class _Network(RegressorMixin, BaseEstimator, ABC):
     """A multilayer perceptron trained with early stopping on a tenth of the rows; x and y standardised inside."""
 
-    def __init__(self, hidden: tuple[int, ...] = (64, 64), *, epochs: int = 200, random_state: int = 0) -> None:
+    def __init__(self, hidden: tuple[int, ...] = (64, 64), *, epochs: int = 200, random_state: int | None = 0) -> None:
         self.hidden = hidden
         self.epochs = epochs
         self.random_state = random_state
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Weights as arrays: what keeps models as plain data (skops) can keep this one."""
-        state: dict[str, Any] = {**super().__getstate__()}  # type: ignore[dict-item]
-        if hasattr(self, "net_"):
-            state["net_"] = {k: v.numpy() for k, v in self.net_.state_dict().items()}
-        return state
+    @classmethod
+    def of(cls, arrays: dict[str, torch.Tensor], about: dict[str, Any], features: int):
+        """A fitted network from its weights (``net.…``), its columns' ``mean`` and ``scale``, and ``hidden``,
+        ``y_mean`` and ``y_scale``; only what the arrays hold is allocated.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        arrays = state.pop("net_", None)
-        super().__setstate__(state)
-        if arrays is not None:
-            inputs = self.scaler_.mean_.shape[0]  # type: ignore[union-attr]
-            self.net_ = mlp(inputs, tuple(self.hidden), self._outputs())
-            self.net_.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
+        Raises
+        ------
+        ValueError, KeyError, TypeError, RuntimeError
+            Arrays that are not those of such a network.
+        """
+        model = cls(tuple(int(h) for h in about["hidden"]))
+        mean, scale = (np.array(arrays[n], dtype=float) for n in ("mean", "scale"))
+        if mean.shape != (features,) or scale.shape != (features,):
+            raise ValueError(f"a network of {mean.shape} columns, for {features} features")
+        weights = {k.removeprefix("net."): v for k, v in arrays.items() if k.startswith("net.")}
+        if len(weights) != 2 * (len(model.hidden) + 1):
+            raise ValueError(f"{len(weights)} arrays for a network of {len(model.hidden)} hidden layers")
+        with torch.device("meta"):
+            model.net_ = mlp(features, model.hidden, model._outputs())
+        model.net_.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+        model.scaler_ = StandardScaler().fit(np.zeros((1, features)))
+        model.scaler_.mean_, model.scaler_.scale_ = mean, scale
+        model.y_mean_, model.y_scale_ = float(about["y_mean"]), float(about["y_scale"])
+        vars(model)["n_features_in_"] = features  # scikit-learn sets it in `validate_data`
+        return model
 
     @abstractmethod
     def _outputs(self) -> int: ...
@@ -123,13 +136,14 @@ class _Network(RegressorMixin, BaseEstimator, ABC):
         X, y = np.asarray(X), np.asarray(y)
         self.scaler_ = StandardScaler().fit(X)
         self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std()) or 1.0
-        g = torch.Generator().manual_seed(self.random_state)
+        seed = seed_of(self.random_state)
+        g = torch.Generator().manual_seed(seed)
         x = torch.as_tensor(self.scaler_.transform(X), dtype=torch.float32)
         t = torch.as_tensor((y - self.y_mean_) / self.y_scale_, dtype=torch.float32)
         order = torch.randperm(len(x), generator=g)
         held, used = order[: max(len(x) // 10, 1)], order[max(len(x) // 10, 1) :] if len(x) > 1 else order
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
+            torch.manual_seed(seed)
             self.net_ = mlp(X.shape[1], self.hidden, self._outputs())
         optimizer = torch.optim.Adam(self.net_.parameters(), lr=3e-3, weight_decay=1e-6, fused=True)
         best, kept, waited = float("inf"), None, 0
@@ -164,7 +178,7 @@ class GaussianNetwork(_Network):
     ----------
     hidden : tuple of int
     epochs : int
-    random_state : int
+    random_state : int or None
     """
 
     def _outputs(self) -> int:
@@ -189,7 +203,7 @@ class QuantileNetwork(_Network):
     ----------
     hidden : tuple of int
     epochs : int
-    random_state : int
+    random_state : int or None
     """
 
     _levels = np.linspace(0.01, 0.99, 25)

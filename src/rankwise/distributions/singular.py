@@ -32,6 +32,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from rankwise.distributions.seeds import seed_of
 from rankwise.distributions.singular_networks import Ensemble, directions, sliced_wasserstein
 from rankwise.files import whole_file
 from rankwise.nearest import unknown
@@ -86,7 +87,7 @@ class SingularGenerativeEstimator(BaseEstimator):
     validation : float
         Share of the rows held out.
     device : str, optional
-    random_state : int
+    random_state : int or None
     verbose : bool
         Show progress.
 
@@ -127,7 +128,7 @@ class SingularGenerativeEstimator(BaseEstimator):
         patience: int = 150,
         validation: float = 0.2,
         device: str | None = None,
-        random_state: int = 0,
+        random_state: int | None = 0,
         verbose: bool = False,
     ) -> None:
         self.latent_dim = latent_dim
@@ -184,7 +185,8 @@ class SingularGenerativeEstimator(BaseEstimator):
             relative = np.asarray(self.noise_grid, dtype=float)
         else:
             relative = np.array([self.noise / self.scale_])
-        g = torch.Generator().manual_seed(self.random_state)
+        self.seed_ = seed_of(self.random_state)
+        g = torch.Generator().manual_seed(self.seed_)
         order = torch.randperm(len(data), generator=g, device="cpu")
         x = torch.as_tensor((data - self.mean_)[:, self.columns_] / self.scale_, dtype=torch.float32)[order]
         self._train(x[held:], x[:held], relative, g)
@@ -247,7 +249,7 @@ class SingularGenerativeEstimator(BaseEstimator):
         given = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
         x = torch.as_tensor((given - self.mean_)[:, self.columns_] / self.scale_).to(self._device())
         x, net = x.expand(len(self.relative_), -1, -1), deepcopy(self.net_).double()
-        g, parts = torch.Generator().manual_seed(self.random_state), []
+        g, parts = torch.Generator().manual_seed(self.seed_), []
         shared = self._normal(g, 1, draws, 1, self.latent_dim).double()  # a row's score does not depend on the others
         with torch.no_grad():
             for rows in x.split(256, 1):
@@ -287,7 +289,7 @@ class SingularGenerativeEstimator(BaseEstimator):
         check_is_fitted(self)
         path = Path(path)
         kept = {
-            "parameters": self.get_params(),
+            "parameters": self.get_params() | {"random_state": self.seed_},
             "noise_path": self.noise_path_.to_dict("list"),
             "noise": self.noise_,
             "sigma": self.sigma_,
@@ -320,6 +322,7 @@ class SingularGenerativeEstimator(BaseEstimator):
             model.relative_ = model.noise_path_["relative"].to_numpy(dtype=float)
             vars(model)["n_features_in_"] = len(model.mean_)  # scikit-learn sets it in `validate_data`
             model._check()
+            model.seed_ = seed_of(model.random_state)
             if len(model.columns_) != len(model.mean_) or len(tensors) != 4 * (len(model.hidden) + 1) + 1:
                 raise ValueError("its tensors are not those of its parameters")
             model.net_ = model._network(tensors)
@@ -364,7 +367,7 @@ class SingularGenerativeEstimator(BaseEstimator):
         steps = self.epochs * math.ceil(n / self.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         K = 1 if self.objective == "vae" else self.draws
-        own = torch.Generator(device).manual_seed(self.random_state)
+        own = torch.Generator(device).manual_seed(self.seed_)
         best, epochs = np.full(len(levels), np.inf), np.zeros(len(levels), dtype=int)
         kept, noise = {k: v.clone() for k, v in net.state_dict().items()}, self._normal(g, *x.shape)
         for epoch in track(range(1, self.epochs + 1), "singular likelihood", disable=not self.verbose, transient=True):
@@ -404,7 +407,7 @@ class SingularGenerativeEstimator(BaseEstimator):
     @torch.no_grad()
     def _distance(self, held: Tensor, axes: Tensor) -> Array:
         """Sliced W1 of every level's f̂(Z) to the rows held out, which are not perturbed."""
-        g = torch.Generator().manual_seed(self.random_state)
+        g = torch.Generator().manual_seed(self.seed_)
         z = self._normal(g, 1, _DRAWS, self.latent_dim).expand(len(self.relative_), -1, -1)
         return sliced_wasserstein(self.net_.decoder(z), held, axes).double().cpu().numpy()
 
@@ -417,7 +420,7 @@ class SingularGenerativeEstimator(BaseEstimator):
             net.load_state_dict(tensors, assign=True)
             return net.to(self._device())
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
+            torch.manual_seed(self.seed_)
             net = Ensemble(*shape)
         return net.to(self._device())
 

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.compose import ColumnTransformer
-from sklearn.impute import SimpleImputer
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
-from skops import io
 
-from rankwise.data.dataframe import frame
 from rankwise.distributions import quantile_saved
 from rankwise.distributions.quantile_aggregation import QuantileAggregator
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, predict_base
 from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_metrics import calibration_error, crps, report, weighted_interval_score
-from rankwise.files import whole_folder, write_json
+from rankwise.distributions.table_cells import READINGS, read_cells, target_of
+from rankwise.distributions.table_columns import Columns
+from rankwise.files import check_output, content_of, drafted, write_json
 from rankwise.nearest import unknown
 from rankwise.reading import read_json
 
 Array = NDArray[np.float64]
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 MODELS = ("linear", "boosting", "forest", "extra-trees", "gaussian", "network")
+MADE_BY = "quantile fit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +39,19 @@ class Fitted:
     Attributes
     ----------
     model : QuantileAggregator
-    columns : ColumnTransformer
+    columns : Columns
         From the table's columns to numbers.
     about : dict
-        ``target``, ``columns``, ``rows``, ``test_rows``, ``scores`` (weighted interval score by model) and
-        ``intervals`` (rows of `quantile_metrics.report`).
+        ``target``, how its numbers are written (``target_reading``), ``columns``, ``rows``, ``test_rows``, ``notes`` on
+        columns and fits, ``scores`` (weighted interval score by forecast), ``crps``, ``calibration`` and ``intervals``
+        (rows of `quantile_metrics.report`). Forecasts are ``calibrated``, what `predict_table` gives, and in order but
+        before calibration, as they compare: the ``aggregate``, the ``average`` of the bases, and every base.
     observed, quantiles : ndarray
         Of the test rows, ``(n,)`` and ``(n, m)``.
     """
 
     model: QuantileAggregator
-    columns: ColumnTransformer
+    columns: Columns
     about: dict
     observed: Array
     quantiles: Array
@@ -62,7 +63,7 @@ def base_models(names: Sequence[str], *, seed: int = 0) -> list[tuple[str, Any]]
     Raises
     ------
     ValueError
-        Another name than those of `MODELS`.
+        Another name than those of `MODELS`, one twice, or none.
     """
     from lightgbm import LGBMRegressor
     from quantile_forest import ExtraTreesQuantileRegressor, RandomForestQuantileRegressor
@@ -80,6 +81,8 @@ def base_models(names: Sequence[str], *, seed: int = 0) -> list[tuple[str, Any]]
     for name in names:
         if name not in made:
             raise unknown("base model", name, MODELS)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"base models are {', '.join(names) or 'none'}; at least one, each once, is accepted")
     return [(name, made[name]) for name in names]
 
 
@@ -91,128 +94,157 @@ def fit_table(
     quantiles: Sequence[float] = LEVELS,
     models: Sequence[str] = ("linear", "boosting", "forest", "gaussian"),
     weights: str = "local-medium",
-    conformal: str = "cqr",
+    conformal: str | None = "cqr",
+    leave_out: Sequence[str] = (),
     test_share: float = 0.2,
     seed: int = 0,
     verbose: bool = False,
+    page: Callable[[Fitted, Path], None] | None = None,
 ) -> Fitted:
-    """Fit to a csv, tsv, jsonl or parquet file and write the folder ``out``.
+    """Fit to a csv, tsv, jsonl, json or parquet file and write the folder ``out``.
 
-    Columns that are not numbers become indicators, absent numbers their column's median. Base fits are kept beside
-    ``out`` until it is whole: a run that was killed continues with them.
+    Columns of numbers, dates and words are told by their cells (`table_columns`); absent numbers are their median. Fits
+    of bases are kept in a draft beside ``out`` until it is whole: a run that was cut short goes on with them, where
+    data and options are the same.
+
+    Parameters
+    ----------
+    leave_out : sequence of str
+        Columns that are not used.
+    page : callable, optional
+        Called with the fit and the folder, before it appears, to add files to it.
 
     Raises
     ------
     ValueError
-        No such column, a target that is no number, too few rows, an unknown model.
+        A folder that holds something else, no such column, a target that is no number, cells that may be read in two
+        ways, too few rows, an unknown model.
     """
-    table = frame(path)
-    y = _target(table, target, path)
-    given = table.drop(columns=target)
+    check_output(out, made_by=MADE_BY, inputs=[path])
+    cells = read_cells(path)
+    y, reading = target_of(cells, target)
+    for name in leave_out:
+        if name not in cells.columns or name == target:
+            raise unknown("column to leave out", name, [c for c in cells.columns if c != target])
     if not 0 < test_share < 1:
         raise ValueError(f"test share is {test_share}; between 0 and 1 is accepted")
-    if len(table) < 20:
-        raise ValueError(f"{path} has {len(table)} rows; at least 20 are needed to fit, calibrate and judge")
-    train, test = map(np.asarray, train_test_split(np.arange(len(table)), test_size=test_share, random_state=seed))
-    columns = _columns(given).fit(given.iloc[train])
-    X = np.asarray(columns.transform(given), dtype=float)
-    kept = out.parent / f".{out.name}.fits"
+    if len(cells) < 20:
+        raise ValueError(f"{path} has {len(cells)} rows; at least 20 are needed to fit, calibrate and judge")
+    options = {"quantiles": list(map(float, quantiles)), "models": list(models), "weights": weights,
+               "conformal": conformal, "seed": seed}  # fmt: skip
     model = QuantileAggregator(
-        base_models(models, seed=seed),
-        quantiles=tuple(quantiles),
-        weights=weights,
-        conformal=conformal,
-        memory=str(kept),
-        random_state=seed,
-        verbose=verbose,
-    ).fit(X[train], y[train])
-    q = model.predict(X[test])
-    fitted = Fitted(
-        model=model, columns=columns, observed=y[test], quantiles=q,
-        about={"target": target, "columns": list(given.columns), "rows": len(train), "test_rows": len(test)}
-        | _judged(model, X[test], y[test], q),
+        base_models(models, seed=seed), quantiles=tuple(options["quantiles"]), weights=weights, conformal=conformal,
+        random_state=seed, verbose=verbose,
     )  # fmt: skip
-    with whole_folder(out, made_by="quantile fit", inputs=[path]) as draft:
-        quantile_saved.save(model, draft / "model")
-        (draft / "columns.skops").write_bytes(io.dumps(columns))
+    train, test = map(np.asarray, train_test_split(np.arange(len(cells)), test_size=test_share, random_state=seed))
+    used = [c for c in cells.columns if c != target and c not in leave_out]
+    columns = Columns.of(cells, used, train[model.fitting_rows(len(train))])
+    X = columns.matrix(cells)
+    told = options | {"data": content_of(path), "target": target, "leave_out": list(leave_out),
+                      "test_share": test_share, "rankwise": version("rankwise")}  # fmt: skip
+    with drafted(out, made_by=MADE_BY, told=told, inputs=[path]) as draft:
+        model.set_params(memory=str(draft / "fits"))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", UserWarning)
+            model.fit(X[train], y[train]).set_params(memory=None)
+        notes = [*columns.notes, *dict.fromkeys(str(w.message) for w in warned if issubclass(w.category, UserWarning))]
+        about = {"target": target, "target_reading": reading, "columns": [c.name for c in columns.columns],
+                 "rows": len(train), "test_rows": len(test), "notes": notes}  # fmt: skip
+        q = model.predict(X[test])
+        fitted = Fitted(
+            model=model, columns=columns, about=about | _judged(model, X[test], y[test], q), observed=y[test],
+            quantiles=q,
+        )  # fmt: skip
+        (draft / "model").mkdir(exist_ok=True)
+        quantile_saved.write(model, draft / "model")
+        write_json(draft / "columns.json", columns.as_json())
         write_json(draft / "results.json", fitted.about)
-        _named(model, q).assign(**{target: y[test]}).to_csv(draft / "test.csv", index=False)
-    shutil.rmtree(kept, ignore_errors=True)
+        named(model, q).assign(**{target: y[test]}).to_csv(draft / "test.csv", index=False)
+        if page is not None:
+            page(fitted, draft)
+        shutil.rmtree(draft / "fits")
     return fitted
 
 
 def load_fit(folder: Path) -> Fitted:
-    """What `fit_table` wrote.
+    """What `fit_table` wrote; nothing in it runs.
 
     Raises
     ------
     ValueError
-        Not such a folder, or a broken one.
+        Not such a folder, a broken one, or one of an earlier version.
     """
+    if (folder / "columns.skops").exists():
+        raise ValueError(f"{folder} is of an earlier version, which kept objects that may run code: fit again")
+    if not (folder / "model").is_dir():
+        raise ValueError(f"{folder} holds no fit of `rankwise {MADE_BY}`: model is missing")
     model = quantile_saved.load(folder / "model")
-    columns = quantile_saved.read_plain(folder / "columns.skops")
-    about, test = read_json(folder / "results.json"), pd.read_csv(folder / "test.csv")
-    observed = test.pop(about["target"]).to_numpy(dtype=float)
-    return Fitted(model=model, columns=columns, about=about, observed=observed, quantiles=test.to_numpy(dtype=float))
+    columns = Columns.from_json(read_json(folder / "columns.json"), str(folder / "columns.json"))
+    about, levels = read_json(folder / "results.json"), named(model, np.empty((0, len(model.quantiles)))).columns
+    if columns.width != vars(model)["n_features_in_"]:
+        raise ValueError(f"{folder} is broken: its columns are not those of its model")
+    try:
+        _check_about(about)
+        test = pd.read_csv(folder / "test.csv", dtype=float)
+        observed, q = test[about["target"]].to_numpy(), test[levels].to_numpy()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is broken: {error}") from error
+    return Fitted(model=model, columns=columns, about=about, observed=observed, quantiles=q)
 
 
 def predict_table(fitted: Fitted, path: Path) -> pd.DataFrame:
-    """Quantiles of the rows of a file, a column a level.
+    """Quantiles of the rows of a file, a column a level; ``attrs["notes"]`` says where words were new.
 
     Raises
     ------
     ValueError
-        Columns that the model knows are absent (all are named).
+        Columns that the model knows are absent (all are named), or a cell is not of its column's kind.
     """
-    return _named(fitted.model, fitted.model.predict(_encoded(fitted, frame(path), path)))
+    cells = read_cells(path)
+    found = named(fitted.model, fitted.model.predict(fitted.columns.matrix(cells)))
+    found.attrs["notes"] = fitted.columns.unseen(cells)
+    return found
 
 
 def judge_table(fitted: Fitted, path: Path) -> Fitted:
     """The model's scores on another file that holds the target."""
-    table, target = frame(path), fitted.about["target"]
-    X, y = _encoded(fitted, table, path), _target(table, target, path)
+    cells, about = read_cells(path), fitted.about
+    y, _ = target_of(cells, about["target"], about["target_reading"])
+    X = fitted.columns.matrix(cells)
     q = fitted.model.predict(X)
-    about = fitted.about | {"test_rows": len(y)} | _judged(fitted.model, X, y, q)
+    more = {"test_rows": len(y), "notes": about["notes"] + fitted.columns.unseen(cells)}
+    about = about | more | _judged(fitted.model, X, y, q)
     return Fitted(model=fitted.model, columns=fitted.columns, about=about, observed=y, quantiles=q)
+
+
+def named(model: QuantileAggregator, q: Array) -> pd.DataFrame:
+    """Quantiles ``(n, m)`` with a name a level."""
+    return pd.DataFrame({f"q{t:g}": column for t, column in zip(model.quantiles, q.T, strict=True)})
+
+
+def _check_about(about: dict) -> None:
+    """Refuse what could not be shown."""
+    texts = [about["target"], *about["columns"], *about["notes"]]
+    by_forecast = [about[k] for k in ("scores", "crps", "calibration")]
+    if not all(isinstance(t, str) for t in texts) or about["target_reading"] not in READINGS:
+        raise ValueError("results.json has other texts than a fit writes")
+    numbers = [about["rows"], about["test_rows"], *(v for d in by_forecast for v in d.values())]
+    numbers += [r[k] for r in about["intervals"] for k in ("nominal", "coverage", "width", "interval_score")]
+    if not all(isinstance(v, int | float) for v in numbers) or any(set(d) != set(by_forecast[0]) for d in by_forecast):
+        raise ValueError("results.json has other numbers than a fit writes")
+    if "aggregate" not in by_forecast[0]:
+        raise ValueError("results.json has no score of the aggregate")
 
 
 def _judged(model: QuantileAggregator, X: Array, y: Array, q: Array) -> dict:
     tau = np.asarray(model.quantiles, dtype=float)
     bases = np.stack([predict_base(b, X, tau) for b in model.bases_])
-    every = {"aggregate": q, "average": bases.mean(0)} | dict(zip(model.names_, bases, strict=True))
+    alike = {"aggregate": model.predict_uncalibrated(X), "average": np.sort(bases.mean(0), 1)}
+    alike |= {name: np.sort(base, 1) for name, base in zip(model.names_, bases, strict=True)}
+    every = ({"calibrated": q} if model.conformal else {}) | alike
     return {
         "scores": {name: weighted_interval_score(y, p, tau) for name, p in every.items()},
         "crps": {name: crps(y, p, tau) for name, p in every.items()},
         "calibration": {name: calibration_error(y, p, tau) for name, p in every.items()},
         "intervals": report(y, q, tau).to_dict("records"),
     }
-
-
-def _columns(table: pd.DataFrame) -> ColumnTransformer:
-    numbers = [c for c in table if pd.api.types.is_numeric_dtype(table[c])]
-    words = [c for c in table if c not in numbers]
-    return ColumnTransformer([
-        ("numbers", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), numbers),
-        ("words", OneHotEncoder(handle_unknown="ignore", max_categories=50, sparse_output=False), words),
-    ])  # fmt: skip
-
-
-def _encoded(fitted: Fitted, table: pd.DataFrame, path: Path) -> Array:
-    absent = [c for c in fitted.about["columns"] if c not in table]
-    if absent:
-        raise ValueError(f"{path} lacks columns that the model was fitted on: {', '.join(absent)}")
-    return np.asarray(fitted.columns.transform(table[fitted.about["columns"]]), dtype=float)
-
-
-def _target(table: pd.DataFrame, target: str, path: Path) -> Array:
-    if target not in table:
-        raise unknown("column", target, list(map(str, table.columns)))
-    y = np.asarray(pd.to_numeric(table[target], errors="coerce"), dtype=float)
-    if not np.isfinite(y).all():
-        row = int(np.flatnonzero(~np.isfinite(y))[0])
-        raise ValueError(f"{path}, row {row + 1}: column '{target}' holds {table[target].iloc[row]!r}, not a number")
-    return y
-
-
-def _named(model: QuantileAggregator, q: Array) -> pd.DataFrame:
-    return pd.DataFrame({f"q{t:g}": column for t, column in zip(model.quantiles, q.T, strict=True)})

@@ -182,9 +182,9 @@ def answers(ranked: RankedAnswers, *, width: int | None = 30) -> tuple[list[str]
 
 
 def quantile_scores(about: dict) -> tuple[list[str], list[list[str]]]:
-    """Weighted interval score, CRPS and calibration error of the aggregate, the average and every base."""
+    """Weighted interval score, CRPS and calibration error of every forecast (`rankwise.jobs.quantile.Fitted`)."""
     best = about["scores"]["aggregate"]
-    return ["model", "weighted interval score", "to aggregate's", "CRPS", "calibration error"], [
+    return ["forecast", "weighted interval score", "to aggregate's", "CRPS", "calibration error"], [
         [name, f"{value:.4g}", f"{value / best:.3f}", f"{about['crps'][name]:.4g}", f"{about['calibration'][name]:.3f}"]
         for name, value in about["scores"].items()
     ]
