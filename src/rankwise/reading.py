@@ -16,16 +16,19 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_JSON = 256_000_000  # bytes; indices and tokenizers of large models have tens of megabytes
+MOST_TEXT = 256_000_000  # bytes
+MOST_JSON = 32_000_000  # bytes; indices of large models have ten million
+MOST_HEADER = 32_000_000  # bytes of a safetensors file's list of tensors
 MOST_YAML = 1_000_000  # bytes
 MOST_NODES = 100_000  # of a YAML file, aliases followed
-MOST_LINE = 64_000_000  # bytes of a line of JSON lines
+MOST_LINE = 16_000_000  # bytes of a line of JSON lines
 DEEPEST = 100
 SECONDS = 5.0  # for a pattern
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -45,7 +48,7 @@ def opened(path: Path) -> io.BufferedReader:
     return io.BufferedReader(_Unfolded(path)) if path.suffix.lower() in COMPRESSED else path.open("rb")
 
 
-def read_text(path: Path, *, most: int = MOST_JSON) -> str:
+def read_text(path: Path, *, most: int = MOST_TEXT) -> str:
     """A UTF-8 file of at most ``most`` bytes, a byte order mark dropped.
 
     Raises
@@ -64,7 +67,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     ValueError
         As `read_text`; also not JSON, deeper than 100, or of another kind.
     """
-    return parse_json(read_text(path), str(path), kind)
+    return parse_json(read_text(path, most=MOST_JSON), str(path), kind)
 
 
 def parse_json(text: str, source: str, kind: type | tuple[type, ...] = dict) -> Any:
@@ -113,7 +116,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     Raises
     ------
     ValueError
-        No such file, not UTF-8, a line over 64 MB, or one that is no JSON object: which, and where.
+        No such file, not UTF-8, a line over 16 MB, or one that is no JSON object: which, and where.
     """
     with opened(path) as stream:
         number = 0
@@ -134,12 +137,34 @@ def read_tensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
     ValueError
         No such file, or one that is cut short or of another kind.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with _safetensors(path, device) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a safetensors file; only its header is read.
+
+    Raises
+    ------
+    ValueError
+        As `read_tensors`.
+    """
+    with _safetensors(path, "cpu") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _safetensors(path: Path, device: str) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
 
     _check_file(path)
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"{path} cannot be read as safetensors: a header of {length:,} bytes. Is the file whole?")
     try:
-        return load_file(path, device=device)
+        with safe_open(path, framework="pt", device=device) as opened:
+            yield opened
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}. Is the file whole?") from error
 

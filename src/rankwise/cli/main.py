@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import warnings
 
@@ -13,6 +14,8 @@ from rankwise.cli import tuning  # noqa: F401  (each import adds its commands, i
 # isort: split
 from rankwise.cli import compression, distributions, evidence, merging, prompting  # noqa: F401
 from rankwise.cli.app import app, errors, when_cut_short
+
+LONGEST = 2000  # characters of a message
 
 
 def run() -> None:
@@ -29,11 +32,17 @@ def run() -> None:
             error, ValueError | OSError | ImportError | TypeError
         ):
             raise
-        errors.print(f"error: {_explained(error)}", style="red", soft_wrap=True)
+        errors.print(f"error: {explained(error)}", style="red", soft_wrap=True)
         sys.exit(2)
 
 
-def _explained(error: Exception) -> str:
+def explained(error: Exception) -> str:
+    """What a person is told of an error: one line of at most 2,000 characters."""
+    said = re.sub(r"\s*[\n\r\v\f\x85\u2028\u2029]\s*", " ", _said(error).strip())
+    return said if len(said) <= LONGEST else said[:LONGEST] + " …"
+
+
+def _said(error: Exception) -> str:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
@@ -44,5 +53,5 @@ def _explained(error: Exception) -> str:
         where = f" while writing {error.filename}" if error.filename else ""
         return f"no space left on disk{where}; free some{when_cut_short()}"
     if isinstance(error, PermissionError):
-        return f"no permission to write {error.filename}"
+        return f"no permission: {error.filename}"
     return str(error)

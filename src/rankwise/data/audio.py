@@ -20,6 +20,7 @@ from rankwise.data.tables import READERS, rows
 
 RATE = 16_000  # Hz
 LONGEST = 30.0  # seconds
+RATES, CHANNELS = (1_000, 768_000), 16  # Hz, and channels, of files that are read
 SHOWN = 5  # rows named in one message
 
 
@@ -39,19 +40,33 @@ def read_audio(path: Path) -> NDArray[np.float32]:
     if not path.is_file():
         raise ValueError("no such file")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as stream:
+            rate, channels, declared = stream.samplerate, stream.channels, stream.frames
+            if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= CHANNELS:
+                raise ValueError(
+                    f"has {rate} Hz and {channels} channels; {RATES[0]} to {RATES[1]} Hz and up to {CHANNELS} channels "
+                    "are read"
+                )
+            longest = int(LONGEST * rate)
+            if declared > longest:
+                raise ValueError(_too_long(f"{declared / rate:.1f} s"))
+            samples = stream.read(longest + 1, dtype="float32", always_2d=True)  # whatever its header declares
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise ValueError(f"cannot be read as audio ({str(error).rpartition(': ')[2]})") from error
     if len(samples) == 0:
         raise ValueError("has no samples")
-    if len(samples) > LONGEST * rate:
-        raise ValueError(f"lasts {len(samples) / rate:.1f} s; at most {LONGEST:.0f} s fit Whisper's window: split it")
+    if len(samples) > longest:
+        raise ValueError(_too_long("longer than it says"))
     mono = samples.mean(1)
     if not np.isfinite(mono).all():
         raise ValueError("has samples that are not finite")
     if not mono.any():
         raise ValueError("is silent: every sample is zero")
     return soxr.resample(mono, rate, RATE).astype(np.float32) if rate != RATE else mono
+
+
+def _too_long(lasts: str) -> str:
+    return f"lasts {lasts}; at most {LONGEST:.0f} s fit Whisper's window: split it"
 
 
 def read_manifest(

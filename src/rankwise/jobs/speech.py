@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from rankwise.data import Corpus
 from rankwise.data.audio import RATE, read_audio
 from rankwise.jobs.tasks import Example, batches
-from rankwise.models.loading import load_processor, resolve
+from rankwise.models.loading import load_processor, pretrained, resolve
 
 EVALUATION_BATCH = 16
 MULTILINGUAL_VOCABULARY = 51_865  # the English models have one token fewer
@@ -62,7 +62,7 @@ class SpeechTask:
             Of a multilingual model, by name or code; English by default. An English-only model accepts no other.
         """
         processor, english = load_processor(model), language is None or language.lower() in ("en", "english")
-        multilingual = WhisperConfig.from_pretrained(resolve(model)).vocab_size >= MULTILINGUAL_VOCABULARY
+        multilingual = pretrained(WhisperConfig, resolve(model)).vocab_size >= MULTILINGUAL_VOCABULARY
         if not english and not multilingual:
             raise ValueError(f"{model} knows English only; language '{language}' needs a multilingual Whisper")
         tokenizer = processor.tokenizer

@@ -8,14 +8,19 @@ Whisper does not have, is zero there.
 
 from __future__ import annotations
 
-import json
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from rankwise.reading import read_json
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -33,19 +38,28 @@ def read_variables(path: Path) -> dict[str, Tensor]:
     ValueError
         Another binary version, an unknown type, a size that does not fit the shape, or a file cut short.
     """
-    with path.open("rb") as stream:
-        try:
-            version = _number(stream, "I")
-            if version != BINARY_VERSION:
-                raise ValueError(f"{path} is CTranslate2 binary version {version}; {BINARY_VERSION} is read")
-            _specification, _revision = _text(stream), _number(stream, "I")
-            variables = dict(_variable(stream) for _ in range(_number(stream, "I")))
-            for _ in range(_number(stream, "I")):
-                alias, name = _text(stream), _text(stream)
-                variables[alias] = variables[name]
-        except (struct.error, KeyError, IndexError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read as a CTranslate2 model: {error!r}. Is the file whole?") from error
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    with path.open("rb") as stream, _whole(path):
+        version = _number(stream, "I")
+        if version != BINARY_VERSION:
+            raise ValueError(f"binary version {version}; {BINARY_VERSION} is read")
+        _specification, _revision = _text(stream), _number(stream, "I")
+        variables = dict(_variable(stream) for _ in range(_number(stream, "I")))
+        for _ in range(_number(stream, "I")):
+            alias, name = _text(stream), _text(stream)
+            variables[alias] = variables[name]
     return variables
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Whatever does not fit together in a broken file becomes one line that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, struct.error) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read as a CTranslate2 model: {said}. Is the file whole?") from error
 
 
 def _number(stream: BinaryIO, kind: str) -> int:
@@ -53,17 +67,23 @@ def _number(stream: BinaryIO, kind: str) -> int:
 
 
 def _text(stream: BinaryIO) -> str:
-    return stream.read(_number(stream, "H"))[:-1].decode()
+    text = stream.read(_number(stream, "H"))[:-1].decode("utf-8", "replace")
+    if not text.isprintable():
+        raise ValueError(f"a name is no text: {text[:20]!r}")
+    return text
 
 
 def _variable(stream: BinaryIO) -> tuple[str, Tensor]:
     name = _text(stream)
     shape = [_number(stream, "I") for _ in range(_number(stream, "B"))]
     code, size = _number(stream, "B"), _number(stream, "I")
-    raw, kind = bytearray(stream.read(size)), np.dtype(_TYPES[code]).newbyteorder("<")
-    if len(raw) != int(np.prod(shape)) * kind.itemsize:
-        raise ValueError(f"variable {name} has {len(raw)} bytes for shape {shape}. Is the file whole?")
-    data = np.frombuffer(raw, dtype=kind)
+    if code >= len(_TYPES):
+        raise ValueError(f"variable {name} has type {code}; 0 to {len(_TYPES) - 1} are known")
+    kind = np.dtype(_TYPES[code]).newbyteorder("<")
+    left = os.fstat(stream.fileno()).st_size - stream.tell()
+    if size != prod(shape) * kind.itemsize or size > left:
+        raise ValueError(f"variable {name} has {min(size, left)} bytes for shape {shape}")
+    data = np.frombuffer(bytearray(stream.read(size)), dtype=kind)
     if code == 5:
         data = (data.astype(np.uint32) << 16).view(np.float32)
     return name, torch.from_numpy(data.reshape(shape))
@@ -124,17 +144,20 @@ def _layers(variables: dict[str, Tensor], side: str) -> int:
 
 def whisper_model(folder: Path) -> WhisperForConditionalGeneration:
     """The model in a CTranslate2 folder (``model.bin``, ``config.json``), float32, with its generation settings."""
+    variables = read_variables(folder / "model.bin")
+    settings, vocabulary = read_json(folder / "config.json"), read_json(folder / "tokenizer.json")
+    with _whole(folder):
+        return _built(variables, settings, {t["content"]: t["id"] for t in vocabulary["added_tokens"]})
+
+
+def _built(variables: dict[str, Tensor], settings: dict, token: dict[str, Any]) -> WhisperForConditionalGeneration:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-    variables = read_variables(folder / "model.bin")
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    token = {t["content"]: t["id"] for t in added}
     state = whisper_state(variables)
     vocabulary, width = state["proj_out.weight"].shape
     heads = {s: int(variables[f"{s}/num_heads"]) for s in ("encoder", "decoder")}
     depth = {s: _layers(variables, s) for s in heads}
-    tokens = {
+    tokens: dict[str, Any] = {
         "bos_token_id": token["<|startoftranscript|>"],
         "decoder_start_token_id": token["<|startoftranscript|>"],
         "eos_token_id": token["<|endoftext|>"],
@@ -156,8 +179,10 @@ def whisper_model(folder: Path) -> WhisperForConditionalGeneration:
         begin_suppress_tokens=None,
         **tokens,
     )
-    model = WhisperForConditionalGeneration(config)
-    model.load_state_dict(state)
+    with torch.device("meta"):  # sizes that do not fit together are found before anything is allocated
+        model = WhisperForConditionalGeneration(config)
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
     model.generation_config = GenerationConfig(
         **tokens,
         suppress_tokens=settings["suppress_ids"],

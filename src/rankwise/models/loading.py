@@ -8,6 +8,8 @@ Whisper a float16 CTranslate2 file, rewritten once as safetensors of the same nu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +18,7 @@ import torch
 
 from rankwise.archive import Archive, cache_folder, members
 from rankwise.files import cached, content_of, fingerprint
+from rankwise.models.claims import check_model_folder, check_size
 from rankwise.models.low_rank import compressed_class, low_rank_layers, record_of
 from rankwise.nearest import unknown
 from rankwise.reading import read_json
@@ -177,13 +180,14 @@ def load(
         if task == "causal-lm":
             model = _causal(kinds[task], name_or_path, folder, config, **options)
         else:
-            model = _from_pretrained(kinds[task], folder, config, **options)
+            loaded = _from_pretrained(kinds[task], folder, config, **options)
+            model = _filled(loaded, folder, head=task == "classification")
     if task == "classification" and config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name_or_path).pad_token_id
     return model
 
 
-def _causal(auto, name: str, folder: str, config, **options) -> PreTrainedModel:
+def _causal(auto: Any, name: str, folder: str, config: Any, **options: Any) -> PreTrainedModel:
     """A language model with the head that its checkpoint has; an error where that would be random, or reads ahead."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -191,25 +195,48 @@ def _causal(auto, name: str, folder: str, config, **options) -> PreTrainedModel:
     wanted = f"{name} holds a {made_for or config.model_type}: a causal language model is needed, such as smollm2"
     if "For" in made_for and made_for not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise ValueError(wanted)
-    model, report = _from_pretrained(auto, folder, config, output_loading_info=True, **options)
-    if missing := sorted(report["missing_keys"]):
+    model, missing = _from_pretrained(auto, folder, config, **options)
+    if missing:
         raise ValueError(f"{wanted} (its weights lack {missing[0]}, which would be random)")
     return model
 
 
-def _from_pretrained(auto, folder: str, config, **options) -> Any:
-    """What ``auto.from_pretrained`` gives, and of a checkpoint with factorised layers the model that has them."""
-    record = record_of(config)
-    if record is None:
-        return pretrained(auto, folder, config=config, **options)
-    cls = auto._model_mapping[type(config)]
+def _from_pretrained(auto: Any, folder: str, config: Any, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """What ``auto.from_pretrained`` gives, and of a checkpoint with factorised layers the model that has them.
+
+    Also the names of its tensors that the checkpoint has not, or in another shape: they are random.
+    """
+    mapping = auto._model_mapping
+    if type(config) not in mapping:
+        raise ValueError(f"{folder} is a {config.model_type} model, of which transformers has no {auto.__name__}")
+    cls = mapping[type(config)]
     cls = cls[0] if isinstance(cls, tuple) else cls
-    loaded = pretrained(compressed_class(cls, record), folder, config=config, **options)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    model.__class__ = cls
-    for layer in low_rank_layers(model).values():
-        layer.marked = True
-    return loaded
+    record = record_of(config)
+    built = cls if record is None else compressed_class(cls, record)
+    if Path(folder).is_dir():
+        with _one_line(folder, f"a {cls.__name__}"):
+            check_size(built, config, Path(folder))
+    options |= {"config": config, "use_safetensors": True, "output_loading_info": True}
+    model, found = pretrained(auto if record is None else built, folder, **options)
+    if record is not None:
+        model.__class__ = cls
+        for layer in low_rank_layers(model).values():
+            layer.marked = True
+    return model, sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+
+
+def _filled(loaded: tuple[PreTrainedModel, list[str]], folder: str, *, head: bool) -> PreTrainedModel:
+    """The model, refused where it would be random in more than its pooler and, where allowed, its ``head``."""
+    model, missing = loaded
+    base = f"{model.base_model_prefix}."
+    absent = [n for n in missing if "pooler" not in n and not (head and not n.startswith(base))]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise ValueError(
+            f"the weights in {folder} do not fill a {type(model).__name__} of its config.json: "
+            f"{', '.join(absent[:3])}{more} are absent or of another shape"
+        )
+    return model
 
 
 def pretrained(cls: Any, folder: str | Path, **options: Any) -> Any:
@@ -218,20 +245,35 @@ def pretrained(cls: Any, folder: str | Path, **options: Any) -> Any:
     Raises
     ------
     ValueError
-        The model needs code of its own, or its weights cannot be read (the folder is named).
+        The model needs code of its own, its configuration asks for more than its weights hold, they are pickled, or a
+        file cannot be read: one line that names the folder.
     """
+    if Path(folder).is_dir():
+        check_model_folder(Path(folder))
     auto = {"trust_remote_code": False} if cls.__name__.startswith("Auto") else {}
-    try:
+    with _one_line(folder, f"a {cls.__name__.removeprefix('Auto')}"):
         return cls.from_pretrained(folder, **auto, **options)
+
+
+@contextmanager
+def _one_line(folder: str | Path, what: str) -> Iterator[None]:
+    """Whatever a library says of a broken file becomes one `ValueError` that names the folder."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{folder} brings code of its own, which rankwise never runs; use a model whose architecture is part "
                 "of transformers, or load it yourself and pass the object"
             ) from error
-        if "safetensor" in type(error).__name__.lower() or "header" in str(error).lower():
-            raise ValueError(f"the weights in {folder} cannot be read: {error}. Is the file whole?") from error
-        raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, OSError) or (isinstance(error, ValueError) and str(folder) in said):
+            raise
+        if "safetensor" in type(error).__name__.lower() or "header" in said.lower():
+            raise ValueError(f"the weights in {folder} cannot be read: {said}. Is the file whole?") from error
+        raise ValueError(f"{folder} cannot be read as {what}: {said}") from error
 
 
 def model_fingerprint(name_or_path: str) -> str:
@@ -271,7 +313,7 @@ def load_processor(name_or_path: str) -> WhisperProcessor:
     """A Whisper's feature extractor and tokenizer, with a padding token and the normaliser's spellings."""
     from transformers import WhisperProcessor
 
-    processor = WhisperProcessor.from_pretrained(resolve(name_or_path))
+    processor = pretrained(WhisperProcessor, resolve(name_or_path))
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     if processor.tokenizer.english_spelling_normalizer is None:
@@ -304,7 +346,7 @@ def _dequantised(folder: Path, gguf: str) -> Path:
         import transformers
 
         try:
-            with _quiet_loading():
+            with _quiet_loading(), _one_line(folder, "a GGUF model"):
                 model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
                 vars(model)["hf_quantizer"] = None  # the weights are dense now
                 vars(model.config).pop("quantization_config", None)

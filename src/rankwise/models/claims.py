@@ -1,0 +1,125 @@
+"""What a model folder claims, compared with the weights that are there, before anything is built or allocated.
+
+A ``config.json`` of a few bytes can ask for a billion layers. The headers of the safetensors files say how many tensors
+and numbers there are: a configuration that needs far more is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rankwise.reading import read_json, tensor_shapes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+MOST_BYTES = {"tokenizer.json": 256_000_000, "vocab.json": 64_000_000, "config.json": 16_000_000}
+MOST_OTHER = 64_000_000  # bytes of any other text file
+FEW, MANY, LABELS = (
+    64,
+    2_000_000,
+    100_000,
+)  # layers, entries and classes that a configuration may name whatever it holds
+SPARE = 100_000_000  # numbers that may be new or computed: heads, position tables, masks
+_STACKED = re.compile(r"(layers?|blocks?|stages?|depths?|experts?)$|^n_layers?$")
+_SIZES = re.compile(
+    r"^(num|n|d|max)_|size|dim$|dims$|heads|labels|positions|embd|width|length|buckets|channels|ffn|rank"
+)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder whose files are too large to be read as text, or whose configuration its weights cannot fill.
+
+    Raises
+    ------
+    ValueError
+        The file, the entry and the value.
+    """
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".txt", ".jinja", ".model") and path.is_file():
+            most = MOST_BYTES.get(path.name, MOST_OTHER)
+            if (size := path.stat().st_size) > most:
+                raise ValueError(
+                    f"{path} has {size:,} bytes, more than the {most:,} that such a file may have: not read"
+                )
+    if not (folder / "config.json").is_file():
+        return
+    config, shapes = read_json(folder / "config.json"), weights_of(folder)
+    if code := next((p for p, v in _values(config) if p.endswith("_implementation") and "/" in str(v)), None):
+        raise ValueError(f"{folder / 'config.json'}: {code} names code on a hub, which rankwise never runs")
+    if shapes is None:
+        return
+    numbers = sum(map(prod, shapes))
+    for place, value in _values(config):
+        if not isinstance(value, int | float):
+            continue
+        key = place.rpartition(".")[2]
+        if _STACKED.search(key):
+            most = max(len(shapes), FEW)
+        elif "labels" in key:
+            most = LABELS
+        elif _SIZES.search(key):
+            most = max(numbers, MANY)
+        else:
+            continue
+        if value > most:
+            raise ValueError(
+                f"{folder / 'config.json'}: {place} is {value:,}, but the weights beside it are {len(shapes):,} "
+                f"tensors of {numbers:,} numbers in all: not loaded"
+            )
+
+
+def weights_of(folder: Path) -> list[tuple[int, ...]] | None:
+    """Shapes of all tensors in the folder's safetensors files, read from their headers; None where there are none.
+
+    Raises
+    ------
+    ValueError
+        A broken file, or pickled weights alone.
+    """
+    files = [p for p in sorted(folder.glob("*.safetensors")) if p.is_file()]
+    if not files:
+        if pickled := sorted(p.name for p in folder.glob("*.bin") if p.name != "training_args.bin"):
+            raise ValueError(f"{folder / pickled[0]} is pickled and is not opened: save the model as safetensors first")
+        return None
+    return [shape for file in files for shape in tensor_shapes(file).values()]
+
+
+def check_size(cls: type, config: PretrainedConfig, folder: Path) -> None:
+    """Refuse a model that would have far more numbers than its weights hold; it is built without memory to see.
+
+    Raises
+    ------
+    ValueError
+        How many it would have, and how many there are.
+    """
+    shapes = weights_of(folder)
+    if shapes is None:
+        return
+    with torch.device("meta"):
+        blank: Any = cls(config)
+    needed = sum(t.numel() for t in (*blank.parameters(), *blank.buffers()))
+    there = sum(map(prod, shapes))
+    if needed > 3 * there + SPARE:
+        raise ValueError(
+            f"{folder / 'config.json'} describes a model of {needed:,} numbers; the weights beside it have {there:,}: "
+            "not loaded"
+        )
+
+
+def _values(tree: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """Names and values of the leaves of a tree of objects and lists; what is in a list has the list's name."""
+    if isinstance(tree, dict):
+        for key, inner in tree.items():
+            yield from _values(inner, f"{place}.{key}".lstrip("."))
+    elif isinstance(tree, list):
+        for inner in tree:
+            yield from _values(inner, place)
+    else:
+        yield place, tree

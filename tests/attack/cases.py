@@ -1,0 +1,222 @@
+"""The entry points that are attacked: what each reads, which of its files are damaged, and how it is called."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from attack import children
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One entry point: the folder it reads, which files are damaged, and the call, made inside that folder."""
+
+    folder: str
+    files: tuple[str, ...]
+    call: Callable[[], object]
+    weight: int = 10
+
+
+def command(*args: object) -> Callable[[], object]:
+    """A command line, made when it is called."""
+    return lambda: children.rankwise(*args)()
+
+
+MODEL = ("model/config.json",) * 4 + ("model/*",)
+
+
+def _load(task: str) -> Callable[[], object]:
+    def call() -> object:
+        from rankwise.models import load, load_tokenizer
+
+        return load("model", task=task), load_tokenizer("model")  # type: ignore[arg-type]
+
+    return call
+
+
+def _texts(name: str) -> Callable[[], object]:
+    def call() -> object:
+        from rankwise import data
+
+        return data.load(name, task="classification")
+
+    return call
+
+
+def _speech() -> object:
+    from rankwise.data.audio import read_manifest
+
+    return read_manifest(Path("speech"))
+
+
+def _whisper() -> object:
+    from rankwise.models.ctranslate2 import whisper_model
+
+    return whisper_model(Path("whisper"))
+
+
+def _gguf() -> object:
+    os.environ["RANKWISE_CACHE"] = "cache"
+    from rankwise.models.loading import _dequantised
+
+    return _dequantised(Path("gguf"), "model.gguf")
+
+
+def _server() -> object:
+    """A server whose answers are the damaged file, for a question with choices."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    reply = (
+        Path("reply.json").read_bytes() if Path("reply.json").is_file() and not Path("reply.json").is_symlink() else b""
+    )
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(reply)
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    asked = ["answer", "--model", "m", "--server", url, "--question", "a good film ?", "--style", "text"]
+    return children.rankwise(*asked, *(() if Path("sampled").exists() else ("--choices", "yes", "--choices", "no")))()
+
+
+ASK = ("--question", "a good film ?", "--choices", "yes", "--choices", "no", "--style", "text")
+CASES = {
+    "merge": Case(
+        folder="merge",
+        weight=22,
+        call=command("merge", "merge.yaml", "--out", "merged"),
+        files=("merge.yaml",) * 6 + ("one/config.json", "one/model.safetensors", "one/*", "base/*"),
+    ),
+    "merge dry": Case(
+        folder="merge", weight=10, files=("merge.yaml",), call=command("merge", "merge.yaml", "--dry-run", "--json")
+    ),
+    "merge again": Case(
+        folder="merged",
+        weight=10,
+        call=command("merge", "merge.yaml", "--out", "merged"),
+        files=("merged/.rankwise.json", "merged/*"),
+    ),
+    "merge goes on": Case(
+        folder="merge draft",
+        weight=10,
+        call=command("merge", "merge.yaml", "--out", "merged"),
+        files=(".merged.rankwise-draft/*",),
+    ),
+    "load decoder": Case(folder="llama", weight=20, files=MODEL, call=_load("causal-lm")),
+    "load classifier": Case(folder="bert", weight=20, files=MODEL, call=_load("classification")),
+    "inspect": Case(folder="llama", files=MODEL, call=command("inspect", "model")),
+    "answer": Case(folder="llama", files=MODEL, call=command("answer", "--model", "model", *ASK)),
+    "compress": Case(
+        folder="compress",
+        files=(*MODEL, "texts.jsonl"),
+        call=command("compress", "--model", "model", "--data", "texts.jsonl", "--ratio", "0.5", "--out", "small"),
+    ),
+    "compressed": Case(folder="compressed", files=MODEL, call=command("inspect", "model")),
+    "dense": Case(folder="compressed", files=MODEL, call=command("export", "model", "--to", "dense", "--out", "dense")),
+    "export s2lora": Case(
+        folder="s2lora",
+        files=("adapter/adapter_config.json",) * 3 + ("adapter/*", "model/*"),
+        call=command("export", "adapter", "--model", "model", "--out", "out"),
+    ),
+    "export lora": Case(
+        folder="lora",
+        files=("adapter/adapter_config.json",) * 3 + ("adapter/*",),
+        call=command("export", "adapter", "--to", "merged", "--out", "out"),
+    ),
+    "predict": Case(
+        folder="run",
+        files=("run/config.yaml", "run/config.yaml", "run/*", "run/adapters/lora/*", "texts.csv"),
+        call=command("predict", "run", "--method", "lora", "--text", "a good film"),
+    ),
+    "adapt": Case(
+        folder="adapt", weight=8, files=("run.yaml",) * 5 + ("texts.csv", "model/*"), call=command("adapt", "run.yaml")
+    ),
+    "adapt goes on": Case(
+        folder="run", weight=4, files=("run/.rankwise.json", "run/*", "run/**/*"), call=command("adapt", "run.yaml")
+    ),
+    "texts csv": Case(folder="texts", weight=16, files=("texts.csv",), call=_texts("texts.csv")),
+    "texts tsv": Case(folder="texts", files=("texts.tsv",), call=_texts("texts.tsv")),
+    "texts jsonl": Case(folder="texts", weight=16, files=("texts.jsonl",), call=_texts("texts.jsonl")),
+    "texts parquet": Case(folder="texts", weight=16, files=("texts.parquet",), call=_texts("texts.parquet")),
+    "recordings": Case(folder="speech", weight=16, files=("speech/*",), call=_speech),
+    "ctranslate2": Case(
+        folder="ctranslate2", weight=30, files=("whisper/model.bin",) * 4 + ("whisper/*",), call=_whisper
+    ),
+    "gguf": Case(folder="gguf", weight=20, files=("gguf/model.gguf",), call=_gguf),
+    "record": Case(
+        folder="record",
+        files=("answers.jsonl.record",),
+        call=command("answer", "--model", "model", *ASK, "--out", "answers.jsonl"),
+    ),
+    "questions": Case(
+        folder="record",
+        files=("questions.jsonl",),
+        call=command("answer", "--model", "model", "--questions", "questions.jsonl", "--style", "text"),
+    ),
+    "server": Case(folder="server", weight=20, files=("reply.json",), call=_server),
+    "server sampled": Case(folder="server sampled", weight=12, files=("reply.json",), call=_server),
+    "select": Case(
+        folder="select",
+        files=("pool.jsonl", "queries.jsonl", "prompts.jsonl.record"),
+        call=command(
+            "select",
+            "--pool",
+            "pool.jsonl",
+            "--queries",
+            "queries.jsonl",
+            "--method",
+            "bm25",
+            "-k",
+            "2",
+            "--model",
+            "model",
+            "--out",
+            "prompts.jsonl",
+        ),
+    ),
+    "compare": Case(
+        folder="compare",
+        weight=6,
+        files=("a.txt", "b.txt"),
+        call=command("compare", "a.txt", "b.txt", "--model", "model"),
+    ),
+    "quantile predict": Case(
+        folder="quantiles",
+        weight=24,
+        files=("fitted/**/*", "new.csv"),
+        call=command("quantile", "predict", "fitted", "new.csv", "--json"),
+    ),
+    "quantile predict parquet": Case(
+        folder="quantiles", files=("new.parquet",), call=command("quantile", "predict", "fitted", "new.parquet")
+    ),
+    "quantile report": Case(
+        folder="quantiles", weight=6, files=("fitted/**/*",), call=command("quantile", "report", "fitted")
+    ),
+    "quantile fit": Case(
+        folder="quantiles",
+        weight=12,
+        files=("data.csv", "data.csv", "fitted/.rankwise.json"),
+        call=command("quantile", "fit", "data.csv", "--target", "price", "--models", "linear", "--out", "fitted"),
+    ),
+    "quantile fit jsonl": Case(
+        folder="quantiles",
+        weight=8,
+        files=("data.jsonl",),
+        call=command("quantile", "fit", "data.jsonl", "--target", "price", "--models", "linear", "--out", "other"),
+    ),
+}

@@ -1,0 +1,194 @@
+"""Folders to attack, each made once, in a child, by the commands themselves."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from attack import children, folders
+from attack.cases import ASK
+
+
+def build(root: Path, only: set[str] | None = None) -> dict[str, str]:
+    """Every case's folder, made once by the commands themselves; of those that cannot be made, why."""
+    failed = {}
+    for name, make in BUILDERS.items():
+        if only is not None and name not in only:
+            continue
+        place = root / name
+        place.mkdir(parents=True)
+
+        def work(tell, make=make, place=place) -> None:
+            os.chdir(place)
+            make()
+
+        for ended in children.in_child(work, seconds=300):
+            failed[name] = f"{ended['ended']}: {ended['said'][-3000:]}"
+    return failed
+
+
+def _model(kind: str) -> Callable[[], object]:
+    return lambda: folders.model(Path("model"), kind)
+
+
+def _compressed() -> None:
+    _compressable()
+    folders.command("compress", "--model", "dense", "--data", "texts.jsonl", "--ratio", "0.6", "--out", "model")
+    shutil.rmtree("dense")
+
+
+def _compressable(name: str = "dense") -> None:
+    folders.model(Path(name), "llama")
+    folders.texts(Path("texts.jsonl"))
+
+
+def _adapter(kind: str) -> Callable[[], object]:
+    return lambda: (folders.model(Path("model"), "bert"), folders.adapter(Path("adapter"), Path("model"), kind))
+
+
+def _adaptable() -> None:
+    folders.model(Path("model"), "bert")
+    folders.texts(Path("texts.csv"))
+    Path("run.yaml").write_text(
+        "model: model\ndata: texts.csv\nmethods: [lora]\nbudget: 0.5k\nseeds: 1\nsteps: 2\nbatch_size: 4\n"
+        "max_length: 16\nlearning_rates: {lora: [0.001]}\nout: run\n"
+    )
+
+
+def _run() -> None:
+    _adaptable()
+    folders.command("adapt", "run.yaml")
+
+
+def _texts_of_all_kinds() -> None:
+    for kind in ("csv", "tsv", "jsonl", "parquet"):
+        folders.texts(Path(f"texts.{kind}"))
+
+
+def _record() -> None:
+    folders.model(Path("model"), "llama")
+    folders.lines(
+        Path("questions.jsonl"),
+        [{"question": "a film ?", "choices": ["yes", "no"]}, {"question": "is it", "choices": ["good"]}],
+    )
+    folders.command("answer", "--model", "model", *ASK, "--out", "answers.jsonl")
+
+
+def _select() -> None:
+    folders.model(Path("model"), "llama")
+    folders.lines(Path("pool.jsonl"), [{"question": t, "answer": "yes", "rationale": "it is"} for t in folders.TEXTS])
+    folders.lines(Path("queries.jsonl"), [{"question": "a very good film"}, {"question": "not bad"}])
+    folders.command(
+        "select", "--pool", "pool.jsonl", "--queries", "queries.jsonl", "--method", "dq-lore", "-k", "2",
+        "--candidates", "4", "--rank", "2", "--retriever", "model", "--model", "model", "--out", "prompts.jsonl",
+        "--max-new-tokens", "4",
+    )  # fmt: skip
+
+
+def _reply(sampled: bool) -> None:
+    tokens, values = ["a", " good", " yes"], [None, -1.5, -0.5]
+    choice = {
+        "text": "a good yes",
+        "message": {"role": "assistant", "content": "yes"},
+        "logprobs": {
+            "tokens": tokens,
+            "token_logprobs": values,
+            "text_offset": [0, 1, 6],
+            "top_logprobs": [{"x": -1.0}] * 3,
+            "content": [{"token": "yes", "logprob": -0.1, "top_logprobs": [{"token": "no", "logprob": -2.0}]}],
+        },
+    }
+    Path("reply.json").write_text(
+        json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3}, "data": [{"id": "m"}]})
+    )
+    if sampled:
+        Path("sampled").touch()
+
+
+def _merged() -> None:
+    folders.recipe(Path("."))
+    folders.command("merge", "merge.yaml", "--out", "merged")
+
+
+def _tables() -> None:
+    folders.table(Path("data.csv"), 120)
+
+
+def _merge_draft() -> None:
+    """A merge that was cut short: its draft holds some tensors."""
+    from rankwise.merging import merge_checkpoints
+
+    folders.recipe(Path("."))
+
+    def cut(name: str, done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        merge_checkpoints(Path("merge.yaml"), Path("merged"), progress=cut)
+
+
+def _quantiles() -> None:
+    for name in ("data.csv", "new.csv", "new.parquet", "data.jsonl"):
+        folders.table(Path(name), 120 if "data" in name else 6)
+    folders.command(
+        "quantile", "fit", "data.csv", "--target", "price", "--models", "linear,boosting,forest,gaussian,network",
+        "--levels", "0.1,0.5,0.9", "--out", "fitted",
+    )  # fmt: skip
+
+
+def _compare() -> None:
+    folders.model(Path("model"), "bert")
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text("\n".join(folders.TEXTS))
+
+
+BUILDERS = {
+    "merge": lambda: folders.recipe(Path(".")),
+    "merged": _merged,
+    "merge draft": _merge_draft,
+    "llama": _model("llama"),
+    "bert": _model("bert"),
+    "compress": lambda: _compressable("model"),
+    "compressed": _compressed,
+    "s2lora": _adapter("s2lora"),
+    "lora": _adapter("lora"),
+    "run": _run,
+    "adapt": _adaptable,
+    "texts": _texts_of_all_kinds,
+    "speech": lambda: folders.recordings(Path("speech")),
+    "ctranslate2": lambda: folders.ctranslate2(Path("whisper")),
+    "gguf": lambda: folders.gguf(Path("gguf")),
+    "record": _record,
+    "server": lambda: _reply(False),
+    "server sampled": lambda: _reply(True),
+    "select": _select,
+    "compare": _compare,
+    "quantiles": _quantiles,
+    "tables": _tables,
+}
+
+
+def imports() -> None:
+    """What every entry point loads, once, before forking."""
+    import lightgbm
+    import quantile_forest
+    import sklearn.ensemble
+    import torch
+    import transformers.models.bert.modeling_bert
+    import transformers.models.llama.modeling_llama
+
+    import rankwise.cli.main
+    import rankwise.jobs.compress
+    import rankwise.jobs.prompting
+    import rankwise.jobs.quantile
+    import rankwise.jobs.serving
+    import rankwise.merging
+    import rankwise.prompting.server_model
+    import rankwise.report.page
+    import rankwise.report.plots
+
+    torch.set_num_threads(1)
+    del lightgbm, quantile_forest, sklearn, transformers, rankwise

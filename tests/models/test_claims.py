@@ -1,0 +1,220 @@
+"""What a model folder may claim: compared with its weights before anything is built; never any code of its own."""
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from attack import folders
+from rankwise.cli.main import app
+from rankwise.models import load, load_tokenizer
+from rankwise.models.loading import pretrained
+from small_models import bert, gpt2, llama, whisper
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return {kind: folders.model(tmp_path_factory.mktemp(kind), kind) for kind in ("bert", "llama")}
+
+
+@pytest.fixture
+def changed(whole, tmp_path):
+    """A copy of a model folder with other entries in a JSON file of it; names may be ``outer.inner``."""
+
+    def change(entries, kind="llama", file="config.json"):
+        for path in whole[kind].iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        tree = json.loads((tmp_path / file).read_text())
+        for name, value in entries.items():
+            *above, last = name.split(".")
+            inner = tree
+            for key in above:
+                inner = inner.setdefault(key, {})
+            inner[last] = value
+        (tmp_path / file).write_text(json.dumps(tree))
+        return tmp_path
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries"),
+    [
+        ("llama", {"num_hidden_layers": 10**9}),
+        ("llama", {"num_hidden_layers": 10**30}),
+        ("llama", {"num_hidden_layers": 1e9}),
+        ("llama", {"vocab_size": 10**9}),
+        ("llama", {"hidden_size": 10**9}),
+        ("llama", {"num_attention_heads": 10**9}),
+        ("llama", {"max_position_embeddings": 10**9}),
+        ("llama", {"text_config.num_hidden_layers": 10**9}),
+        ("llama", {"depths": [2, 10**9]}),
+        ("bert", {"num_labels": 10**9}),
+        ("bert", {"max_position_embeddings": 10**9}),
+        ("bert", {"type_vocab_size": 10**9}),
+        ("llama", {"n_layer": 10**9, "model_type": "gpt2"}),
+    ],
+)
+def test_a_configuration_that_its_weights_cannot_fill_is_refused_before_anything_is_built(changed, kind, entries):
+    folder, start = changed(entries, kind), time.perf_counter()
+    with pytest.raises(
+        ValueError, match=rf"config\.json: {next(iter(entries)).replace('.', '[.]')} is 1.*but the weights"
+    ):
+        load(str(folder), task="classification")
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("entries", [{"vocab_size": 1_900_000, "hidden_size": 1024}, {"intermediate_size": 1_900_000}])
+def test_many_moderate_sizes_that_multiply_are_refused_too(changed, entries):
+    with pytest.raises(ValueError, match=r"describes a model of .* numbers; the weights beside it have"):
+        load(str(changed(entries | {"num_hidden_layers": 60, "hidden_size": 4096})), task="classification")
+
+
+@pytest.mark.parametrize("maker", [bert, llama, gpt2, whisper])
+def test_honest_models_load_with_every_number(tmp_path, maker):
+    made = maker()
+    made.save_pretrained(tmp_path)
+    folders.tokenizer().save_pretrained(tmp_path)
+    task = {"bert": "classification", "whisper": "asr"}.get(maker.__name__, "causal-lm")
+    state = load(str(tmp_path), task=task).state_dict()
+    assert all(torch.equal(state[n], value) for n, value in made.state_dict().items())
+    load(str(tmp_path), task="base")
+    if task == "causal-lm":
+        assert load(str(tmp_path), task="classification", num_labels=7).config.num_labels == 7  # a new head
+
+
+@pytest.mark.parametrize(
+    ("entries", "task"), [({"num_hidden_layers": 3}, "causal-lm"), ({"intermediate_size": 31}, "classification")]
+)
+def test_a_model_that_would_partly_be_random_is_refused(changed, entries, task):
+    with pytest.raises(ValueError, match=r"do not fill|cannot be read as"):
+        load(str(changed(entries)), task=task)
+
+
+def test_a_configuration_that_nests_deeply_is_refused(changed):
+    folder = changed({})
+    (folder / "config.json").write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json nests deeper"):
+        load(str(folder))
+
+
+def test_files_of_absurd_size_are_not_read(changed):
+    folder = changed({})
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        with (folder / name).open("r+b") as stream:
+            size = stream.seek(0, 2)
+            stream.truncate(1 << 30)
+        with pytest.raises(ValueError, match=rf"{name} has 1,073,741,824 bytes"):
+            load_tokenizer(str(folder))
+        with (folder / name).open("r+b") as stream:
+            stream.truncate(size)
+    load_tokenizer(str(folder))
+
+
+def test_pickled_weights_are_named_and_not_opened(changed, tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    folder = changed({})
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({**state, "planted": Planted()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is pickled and is not opened"):
+        load(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tensors_that_overlap_are_refused(changed):
+    folder = changed({})
+    state = load_file(folder / "model.safetensors")
+    save_file(state, folder / "model.safetensors")
+    data = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    names = [n for n in header if n != "__metadata__"]
+    header[names[1]] = header[names[0]]
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read as safetensors"):
+        load(str(folder))
+
+
+# code of its own
+
+
+@pytest.fixture
+def planted(changed):
+    """A model folder that brings code, which leaves a file where it runs."""
+
+    def plant(kind="llama"):
+        maps = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": [None, "code.Tok"]}
+        maps |= dict.fromkeys(("AutoModel", "AutoModelForSequenceClassification"), "code.Model")
+        folder = changed({"model_type": "its own", "auto_map": maps}, kind)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings |= {"auto_map": maps, "tokenizer_class": "Tok"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+        return folder
+
+    return plant
+
+
+def commands(folder):
+    adapter = folder.parent / f"{folder.name}-adapter"
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder), "target_modules": ["q_proj"], "r": 2})
+    )
+    save_file({"x": torch.ones(1)}, adapter / "adapter_model.safetensors")
+    out = folder.parent / f"{folder.name}-out"
+    recipe = folder.parent / f"{folder.name}.yaml"
+    recipe.write_text(
+        f"merge_method: linear\nmodels:\n  - model: {folder}\n  - model: {folder}\ntokenizer_source: union\n"
+    )
+    texts = folders.texts(folder.parent / f"{folder.name}.jsonl")
+    return {
+        "inspect": ["inspect", folder],
+        "answer": ["answer", "--model", folder, "--question", "a", "--choices", "b", "--choices", "c"],
+        "select": ["select", "--model", folder, "--pool", texts, "--queries", texts, "--out", out],
+        "compress": ["compress", "--model", folder, "--data", texts, "--ratio", "0.5", "--out", out],
+        "compare": ["compare", texts, texts, "--model", folder],
+        "export": ["export", adapter, "--out", out],
+        "adapt": ["adapt", "--model", folder, "--data", texts, "--steps", "1", "--out", out],
+        "merge": ["merge", recipe, "--out", out],
+    }
+
+
+@pytest.mark.parametrize("command", ["inspect", "answer", "select", "compress", "compare", "export", "adapt", "merge"])
+def test_code_beside_a_model_never_runs_whatever_is_piped_in(planted, command):
+    folder = planted()
+    done = CliRunner().invoke(app, [str(a) for a in commands(folder)[command]], input="y\n" * 20)
+    assert not (folder / "ran").exists()
+    assert "[y/N]" not in done.output
+    if command != "merge":  # which reads tensors and tokens, and builds no model
+        assert isinstance(done.exception, ValueError)
+        assert done.exit_code != 0
+
+
+def test_the_error_says_that_there_is_code(planted):
+    folder = planted()
+    with pytest.raises(ValueError, match="brings code of its own, which rankwise never runs"):
+        load(str(folder))
+
+
+def test_a_kernel_of_a_hub_is_not_asked_for(changed):
+    folder = changed({"_attn_implementation": "owner/kernel"})
+    with pytest.raises(ValueError, match="names code on a hub"):
+        load(str(folder))
+
+
+def test_whatever_a_library_says_is_one_error_that_names_the_folder(changed):
+    from transformers import AutoConfig
+
+    for value in ("float", [1], {"a": 1}, None):
+        folder = changed({"hidden_size": value, "num_attention_heads": "many"})
+        with pytest.raises(ValueError, match=str(folder)):
+            pretrained(AutoConfig, folder)
