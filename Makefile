@@ -8,11 +8,7 @@ FAMILY ?= spectral
 N ?= 60
 SEED ?= 0
 
-<<<<<<< HEAD
-.PHONY: demo test slow lint mutants bench docs clean
-=======
-.PHONY: demo test slow lint bench docs fuzz kill clean
->>>>>>> 583e10c (Model folders are checked against their weights before anything is built; fuzz and kill)
+.PHONY: demo test slow lint mutants bench fuzz kill docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,16 +44,15 @@ bench: $(VENV)/installed
 	$(BIN)/rankwise bench speed
 
 # thousands of damaged inputs; `make fuzz N=500 SEED=3` for fewer, or others
-N ?= 5000
-SEED ?= 0
-SECONDS ?= 540
+fuzz: N = 5000
+fuzz: SECONDS = 540
 fuzz: $(VENV)/installed
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attack.fuzz --n $(N) --seed $(SEED) --seconds $(SECONDS)
 
 # commands killed at some moment, and two at once: the same command again gives the same
-KILLS ?= 72
+kill: N = 72
 kill: $(VENV)/installed
-	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attack.kill --n $(KILLS) --seed $(SEED)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attack.kill --n $(N) --seed $(SEED)
 
 docs: $(VENV)/docs
 	$(BIN)/python docs/generate.py

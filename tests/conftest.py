@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Shared test settings: one thread a worker, no hub, the same random numbers for every test."""
-=======
-"""Shared test settings: one thread a worker, no hub, and one small random model that has the shapes of the real ones."""
->>>>>>> 583e10c (Model folders are checked against their weights before anything is built; fuzz and kill)
 
 import os
 

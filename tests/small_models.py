@@ -84,3 +84,27 @@ def randomise(peft_model, scale=0.3, seed=3):
 
 
 MAKERS = {"bert": bert, "llama": llama, "gpt2": gpt2}
+
+_WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] user assistant great awful film number fine poor good bad the a quiet triumph of warmth "
+    "dull hello there 0 1 2 3 4 5 6 7 8 9 : positive negative label"
+)
+WORDS = _WORDS.split()
+
+
+def saved(model, folder):
+    """The model as a folder that transformers loads, with a tokenizer of single words and a chat template."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
+    if model.config.model_type == "bert":
+        ends = [("[CLS]", 2), ("[SEP]", 3)]
+        words.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

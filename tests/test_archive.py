@@ -95,7 +95,11 @@ def test_links_devices_and_folders_are_no_members(tmp_path, kind):
         extract(path, ["data.txt"], tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing", gzip.compress(b"no tar"), b"PK\x03\x04" + bytes(60)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nothing", gzip.compress(b"no tar", mtime=0), b"PK\x03\x04" + bytes(60)],
+    ids=["empty", "text", "gzip", "zip"],
+)
 def test_what_is_no_archive_is_one_line(tmp_path, content):
     (tmp_path / "outer").write_bytes(content)
     with pytest.raises(ValueError, match="outer"):

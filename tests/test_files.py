@@ -17,6 +17,7 @@ from rankwise.files import (
     MARKER,
     amended,
     cached,
+    check_claim,
     check_file,
     check_output,
     claimed,
@@ -66,6 +67,20 @@ def test_a_file_gets_the_mode_that_the_umask_gives(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("way", ["whole", "cached"])
+def test_files_of_a_folder_get_the_mode_that_the_umask_gives_whoever_wrote_them(tmp_path, way):
+    before = os.umask(0o022)
+    try:
+        if way == "whole":
+            with whole_folder(tmp_path / "out", made_by="export") as draft:
+                (draft / "weights").touch(mode=0o600)
+        else:
+            cached(tmp_path / "out", lambda draft: (draft / "weights").touch(mode=0o600))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out/weights").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
@@ -372,6 +387,24 @@ def test_a_run_folder_goes_on_with_the_same_settings_and_names_those_that_differ
         pass
     with pytest.raises(ValueError, match="made by `rankwise adapt`"), claimed(run, made_by="bench", told={}):
         pass
+
+
+def test_settings_can_be_checked_in_part_before_a_run_folder_is_claimed(tmp_path):
+    run, told = tmp_path / "run", {"steps": 1, "data": "abc"}
+    check_claim(run, made_by="adapt", told=told)
+    assert not run.exists()
+    with claimed(run, made_by="adapt", told=told):
+        check_claim(run, made_by="adapt", told={"steps": 1})
+        with pytest.raises(ValueError, match=r"\(steps differ\)"):
+            check_claim(run, made_by="adapt", told={"steps": 2})
+    with pytest.raises(ValueError, match=r"\(data differ\)"), claimed(run, made_by="adapt", told={"steps": 1}):
+        pass
+    with pytest.raises(ValueError, match="made by `rankwise adapt`"):
+        check_claim(run, made_by="bench", told={})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/x").touch()
+    with pytest.raises(ValueError, match="did not write"):
+        check_claim(tmp_path / "mine", made_by="adapt", told={})
 
 
 def test_a_run_folder_has_one_process(tmp_path):

@@ -191,6 +191,23 @@ def drafted(path: Path, *, made_by: str, told: object, inputs: Iterable[Path | s
             raise
 
 
+def check_claim(path: Path, *, made_by: str, told: dict[str, Any]) -> None:
+    """Whether a folder could be claimed for these settings; ask before work that takes long.
+
+    Parameters are those of `claimed`, but that ``told`` may be a part of what will be told.
+
+    Raises
+    ------
+    ValueError
+        It holds something else, or belongs to other settings.
+    """
+    marker = _real(path) / MARKER
+    if not marker.is_file():
+        check_output(path, made_by=made_by)
+    elif marker.stat().st_size:
+        _check_told(path, read_json(marker), made_by, told, part=True)
+
+
 @contextmanager
 def claimed(path: Path, *, made_by: str, told: dict[str, Any]) -> Iterator[Path]:
     """A folder that grows under its own name, for one process at a time; continued where ``told`` is the same.
@@ -206,21 +223,26 @@ def claimed(path: Path, *, made_by: str, told: dict[str, Any]) -> Iterator[Path]
         target.mkdir(parents=True, exist_ok=True)
     handle = _lock(target / MARKER, wait=False, said=path)
     try:
-        written = (target / MARKER).read_text(encoding="utf-8")
-        theirs = read_json(target / MARKER) if written else {}
-        if theirs and theirs.get("made_by") != made_by:
-            raise ValueError(_of_another(path, theirs, made_by))
-        if theirs and (differ := differences(told, theirs.get("told"))):
-            raise ValueError(
-                f"{path} belongs to other settings or data ({', '.join(differ)} differ); give another folder, or "
-                "delete it"
-            )
-        if not theirs:
+        if (target / MARKER).stat().st_size:
+            _check_told(path, read_json(target / MARKER), made_by, told)
+        else:
             text = json.dumps({"made_by": made_by, "told": told}, indent=1)
             os.pwrite(handle, text.encode(), 0)  # in place: the lock is on this file
         yield target
     finally:
         os.close(handle)
+
+
+def _check_told(path: Path, theirs: dict, made_by: str, told: dict[str, Any], *, part: bool = False) -> None:
+    if theirs.get("made_by") != made_by:
+        raise ValueError(_of_another(path, theirs, made_by))
+    held = theirs.get("told")
+    if part and isinstance(held, dict):
+        held = {k: v for k, v in held.items() if k in told}
+    if differ := differences(told, held):
+        raise ValueError(
+            f"{path} belongs to other settings or data ({', '.join(differ)} differ); give another folder, or delete it"
+        )
 
 
 @contextmanager
@@ -245,6 +267,7 @@ def cached(path: Path, make: Callable[[Path], None]) -> Path:
                 except BaseException:
                     _remove(draft, last=DRAFT)
                     raise
+                _as_umask(draft)
                 os.replace(draft, path)
                 (path / DRAFT).unlink()
             else:
@@ -402,7 +425,16 @@ def _old(target: Path, process: int | str) -> str:
     return f".{target.name}.rankwise-old-{process}"
 
 
+def _as_umask(folder: Path) -> None:
+    """Give files the mode that the umask gives; safetensors writes them for the owner alone."""
+    os.umask(mask := os.umask(0o077))
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~mask)
+
+
 def _publish(draft: Path, target: Path, made_by: str, told: object) -> None:
+    _as_umask(draft)
     write_json(draft / MARKER, {"made_by": made_by, "told": told, "files": _files(draft)})
     if not target.exists() or not any(target.iterdir()):
         os.rename(draft, target)

@@ -2,16 +2,18 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from command import ENV, RANKWISE, rankwise
+from rankwise.jobs.adapt.config import AdaptConfig
+from rankwise.models import resolve
 
 SMALL = """
 model: minilm
@@ -58,18 +60,23 @@ def test_a_run_prints_its_table_and_where_to_look(finished):
 def test_a_run_killed_at_three_moments_ends_with_the_same_numbers(finished):
     folder, _ = finished
     moments = random.Random(0)
-    for _ in range(3):
+    for stop in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         with subprocess.Popen(
             [RANKWISE, "adapt", str(folder / "small.yaml"), "--out", str(folder / "killed")],
             env=ENV,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as process:
-            deadline = time.time() + 60
+            deadline = time.time() + 120
             while not (folder / "killed").exists() and process.poll() is None and time.time() < deadline:
                 time.sleep(0.1)
-            time.sleep(moments.uniform(0.5, 7))
-            process.send_signal(signal.SIGKILL)
+            time.sleep(moments.uniform(3 if stop == signal.SIGINT else 0.5, 7))
+            process.send_signal(stop)
+            said = process.communicate()[1]
+            if stop == signal.SIGINT and process.returncode:
+                assert process.returncode == 130, said
+                assert said.splitlines()[-1] == "interrupted; the same command continues"
     done = rankwise("adapt", folder / "small.yaml", "--out", folder / "killed")
     assert done.returncode == 0, done.stderr
     assert numbers(folder / "killed") == numbers(folder / "run")
@@ -79,9 +86,19 @@ def test_predict_and_export_use_the_run(finished, tmp_path):
     folder, _ = finished
     done = rankwise("predict", folder / "run", "--method", "s2lora", "--text", "A quiet triumph.", "--json")
     prediction = json.loads(done.stdout)[0]
+    assert prediction["text"] == "A quiet triumph."
     assert prediction["label"] in ("negative", "positive")
     assert 0.5 <= prediction["probability"] <= 1
-    adapter = folder / "run/adapters/s2lora"
+    adapter = shutil.copytree(folder / "run/adapters/s2lora", tmp_path / "alone")
+    piped = rankwise("predict", adapter, input="A quiet triumph.\n\nDull [/b].\n")
+    assert piped.stdout.splitlines()[0].endswith(f"{prediction['probability']:.3f}  A quiet triumph.")
+    assert piped.stdout.splitlines()[1].endswith("Dull [/b].")
+    (tmp_path / "new.csv").write_text("id,text\n7,A quiet triumph.\n8,Dull.\n")
+    done = rankwise("predict", adapter, "--data", tmp_path / "new.csv", "--out", tmp_path / "labelled.csv")
+    assert (done.returncode, "2 rows, label, probability added" in done.stdout) == (0, True), done.stderr
+    header, first, *_ = (tmp_path / "labelled.csv").read_text().splitlines()
+    assert header == "id,text,label,probability"
+    assert first.startswith(f"7,A quiet triumph.,{prediction['label']},0.")
     assert rankwise("export", adapter, "--to", "lora", "--out", tmp_path / "lora").returncode == 0
     assert rankwise("export", adapter, "--to", "merged", "--out", tmp_path / "merged").returncode == 0
     code = f"""
@@ -90,7 +107,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification as Auto, AutoTokenizer
 ids = AutoTokenizer.from_pretrained(r'{tmp_path}/merged')('A quiet triumph.', return_tensors='pt')['input_ids']
 merged = Auto.from_pretrained(r'{tmp_path}/merged').eval()(input_ids=ids).logits
-base = Auto.from_pretrained({json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]!r})
+base = Auto.from_pretrained({resolve("minilm")!r})
 lora = PeftModel.from_pretrained(base, r'{tmp_path}/lora').eval()(input_ids=ids).logits
 torch.testing.assert_close(lora, merged, atol=1e-5, rtol=1e-5)
 assert 'rankwise' not in sys.modules
@@ -104,15 +121,7 @@ print(torch.softmax(lora, -1).max().item())
 def test_two_processes_give_the_statistics_and_losses_of_one(tmp_path):
     config = SMALL.replace("[s2lora, adalora]", "[s2lora, eva]").replace("adalora: [1.0e-2]", "eva: [4.0e-3]")
     (tmp_path / "c.yaml").write_text(config.replace("steps: 8", "steps: 4"))
-    launch = [
-        str(Path(sys.executable).parent / "accelerate"),
-        "launch",
-        "--num_processes",
-        "2",
-        "--cpu",
-        "-m",
-        "rankwise",
-    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "rankwise"]
     arguments = ["adapt", str(tmp_path / "c.yaml"), "--out"]
     two = subprocess.run(
         [*launch, *arguments, str(tmp_path / "two")],
@@ -122,6 +131,7 @@ def test_two_processes_give_the_statistics_and_losses_of_one(tmp_path):
     )
     assert two.returncode == 0, two.stderr
     assert rankwise(*arguments, tmp_path / "one").returncode == 0
+    assert json.loads((tmp_path / "two/results.json").read_text())["environment"]["processes"] == 2
     for one, other in zip(numbers(tmp_path / "one"), numbers(tmp_path / "two"), strict=True):
         (losses, ranks, mass, _), (losses2, ranks2, mass2, _) = one[2][0], other[2][0]
         assert ranks == ranks2  # EVA's ranks come from the all-reduced statistics
@@ -142,6 +152,12 @@ def test_two_processes_give_the_statistics_and_losses_of_one(tmp_path):
         (["adapt", "none.yaml"], "no such configuration file: none.yaml"),
         (["export", "none"], "holds no adapter_config.json"),
         (["predict", "none", "--method", "eva", "--text", "x"], "is not a run"),
+        (["predict", "none"], "is not a run"),
+        (["predict", ".", "--text", "x"], "is not a run"),
+        (["predict", ".", "--text", "x", "--audio", "y.wav"], "--text and --audio: give one of them"),
+        (["predict", ".", "--text", "x", "--out", "y.csv"], "belong to --data"),
+        (["export", ".", "--to", "merged", "--pad"], "are for --to lora, not merged"),
+        (["adapt", "--train", "a.csv"], "train needs a test file"),
         (["bench", "evaa"], "did you mean eva"),
         (["inspect", "minilmm"], "did you mean minilm"),
         (["methods", "--family", "tunning"], "did you mean tuning"),
@@ -166,12 +182,10 @@ def test_bad_user_files_and_folders_are_named(finished, tmp_path):
     done = rankwise("adapt", tmp_path / "unknown.yaml")
     assert (done.returncode, "budgt" in done.stderr) == (2, True)
     done = rankwise("adapt", folder / "small.yaml", "--steps", "9", "--out", folder / "run")
-    assert (done.returncode, "belongs to another configuration (steps differ)" in done.stderr) == (2, True)
+    assert (done.returncode, "belongs to other settings or data (steps differ)" in done.stderr) == (2, True)
 
 
 def test_broken_and_foreign_adapters_are_named(finished, tmp_path):
-    import shutil
-
     folder, _ = finished
     broken = tmp_path / "broken"
     shutil.copytree(folder / "run/adapters/s2lora", broken)
@@ -198,8 +212,27 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
         env=ENV,
     )
     assert done.returncode == 2
-    assert "no space left on disk while writing config.yaml" in done.stderr
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert "no space left on disk while writing config.yaml; free some; the same command continues" in done.stderr
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == [".rankwise.json"]  # whose folder it is
+
+
+def test_every_default_is_shown_and_is_the_one_used():
+    shown = " ".join(rankwise("adapt", "--help").stdout.replace("│", " ").split())
+    for option, default in (("--steps", "200; asr: 60"), ("--budget", "0.5%; asr: 1%"), ("--dropout", None)):
+        said = shown.partition(f"{option} ")[2].partition(" --")[0]
+        assert ("[default: (" in said) == (default is not None)
+        assert default is None or f"[default: ({default})]" in said
+    options = {f"--{name.replace('_', '-')}" for name in AdaptConfig.model_fields if name != "learning_rates"}
+    assert all(f"{option} " in shown or f"{option}/" in shown for option in options)
+
+
+def test_a_run_of_which_every_method_diverged_is_no_success(tmp_path):
+    (tmp_path / "c.yaml").write_text(SMALL.replace("8.0e-3", "1.0e+38").replace("[s2lora, adalora]", "[s2lora]"))
+    for more in ([], ["--json"]):
+        done = rankwise("adapt", tmp_path / "c.yaml", "--out", tmp_path / "out", *more)
+        assert done.returncode == 2
+        assert "every method diverged" in done.stderr
+    assert json.loads(done.stdout)["methods"][0]["status"] == "diverged"
 
 
 def test_listings_fit_80_columns_and_help_has_examples():

@@ -1,92 +1,311 @@
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from command import ENV
+from jobs_fixtures import METHODS, config, table
+from rankwise.files import claimed
+from rankwise.jobs import tasks
 from rankwise.jobs.adapt import AdaptConfig, Job, spread
-from rankwise.models import resolve
-
-TINY = {"steps": 3, "batch_size": 4, "max_length": 16, "train_limit": 64, "eval_limit": 24, "dropout": 0.0}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "first"
-    config = AdaptConfig(
-        **TINY,
-        methods=["bitfit", "lora", "adalora", "s2lora", "eva"],
-        eval=["sentiment:tweets"],
-        seeds=2,
-        learning_rates={m: [1e-3] for m in ("head", "bitfit", "lora", "adalora", "s2lora", "eva")},
-    )
-    return out, config, Job(config, out).run()
+from rankwise.jobs.adapt import job as module
+from rankwise.jobs.adapt.inputs import VERSION
+from small_models import bert, llama, saved
 
 
-def test_every_method_stays_within_the_budget_and_is_scored_everywhere(finished):
-    _, _, results = finished
-    assert [m["name"] for m in results["methods"]] == ["head", "bitfit", "lora", "adalora", "s2lora", "eva"]
+def test_every_method_stays_within_the_budget_and_is_scored_everywhere(finished, place):
+    _, settings, results = finished
+    assert [m["name"] for m in results["methods"]] == ["head", *METHODS]
     for m in results["methods"]:
         assert m["status"] == "done"
         assert m["cost"]["trainable_parameters"] <= results["budget"] or m["name"] == "eva"
-        assert m["cost"]["head_parameters"] == 770
-        assert set(m["scores"]) == {"validation", "sentiment:movies", "sentiment:tweets"}
+        assert m["cost"]["head_parameters"] == 34
+        assert set(m["scores"]) == {"validation", settings.data, str(place / "more.csv")}
         assert all(s["n"] == 2 for s in m["scores"].values())
         assert m["cost"]["adapter_bytes"] > 0
     lora, eva = (next(m for m in results["methods"] if m["name"] == n) for n in ("lora", "eva"))
     assert sum(eva["trials"][0]["ranks"].values()) == sum(lora["trials"][0]["ranks"].values())
+    assert results["examples"][str(place / "more.csv")] == 9  # all its rows
+    assert results["splits"]["train"]["from"] == settings.data
 
 
 def test_a_finished_job_is_read_back_unchanged(finished):
-    out, config, results = finished
-    times = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
-    again = Job(config, out).run()
+    out, settings, results = finished
+    times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out}
+    again = Job(settings, out).run()
     assert json.dumps(again["methods"]) == json.dumps(results["methods"])
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == times
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out} == times
 
 
-@pytest.mark.parametrize("method", ["lora", "eva", "adalora", "s2lora", "bitfit"])
-def test_published_adapters_load_with_from_pretrained_and_score_as_the_first_seed_did(finished, method):
-    out, config, results = finished
-    base = AutoModelForSequenceClassification.from_pretrained(resolve("minilm"))
+@pytest.mark.parametrize("method", METHODS)
+def test_published_adapters_load_with_from_pretrained_and_score_as_the_first_seed_did(finished, method, place):
+    out, settings, results = finished
+    base = AutoModelForSequenceClassification.from_pretrained(place / "bert")
     model = PeftModel.from_pretrained(base, out / "adapters" / method).eval()
     trial = next(m for m in results["methods"] if m["name"] == method)["trials"][0]
-    job = Job(config, out)
-    found = job.task.evaluate(model, job.examples["sentiment:tweets"])
-    assert found == pytest.approx(trial["scores"]["sentiment:tweets"], abs=1e-5)
+    job, more = Job(settings, out), str(place / "more.csv")
+    assert job.task.evaluate(model, job.examples[more]) == pytest.approx(trial["scores"][more], abs=1e-5)
 
 
-def test_another_configuration_may_not_use_the_folder(finished):
-    out, config, _ = finished
-    with pytest.raises(ValueError, match=r"belongs to another configuration \(budget, steps differ\)"):
-        Job(config.model_copy(update={"budget": "1%", "steps": 4}), out).run()
+# nothing stale is read back
 
 
-def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path):
-    config = AdaptConfig(
-        **TINY, methods=["lora", "bitfit"], baseline=False, learning_rates={"lora": [float("1e38")], "bitfit": [1e-3]}
+@pytest.fixture
+def again(finished, tmp_path):
+    """A copy of the finished run, with its data and model in a place of their own."""
+    out, settings, _ = finished
+    copy = shutil.copytree(out, tmp_path / "run")
+    return copy, settings
+
+
+def test_another_configuration_may_not_use_the_folder(again):
+    out, settings = again
+    with pytest.raises(ValueError, match=r"belongs to other settings or data \(budget, steps differ\)"):
+        Job(settings.model_copy(update={"budget": "21%", "steps": 4}), out).run()
+
+
+@pytest.mark.parametrize("changed", ["data.csv", "more.csv", "bert/model.safetensors", "bert/tokenizer.json"])
+def test_a_run_is_refused_when_what_it_read_has_changed(again, place, changed):
+    out, settings = again
+    path = place / changed
+    before = path.read_bytes()
+    try:
+        if path.suffix == ".csv":
+            table(path, 120 if changed == "data.csv" else 9, flipped=[3])
+        elif path.suffix == ".json":
+            path.write_text(path.read_text().replace('"great"', '"grand"'))
+        else:
+            model = bert()
+            model.classifier.bias.data += 1
+            model.save_pretrained(place / "bert")
+        with pytest.raises(ValueError, match=r"belongs to other settings or data \(content of .* differ\)"):
+            Job(settings, out).run()
+    finally:
+        path.write_bytes(before)
+    assert Job(settings, out).run()["methods"]
+
+
+def test_a_run_is_refused_when_what_decides_its_results_has_changed(again, monkeypatch):
+    out, settings = again
+    monkeypatch.setattr("rankwise.jobs.adapt.inputs.VERSION", VERSION + 1)
+    with pytest.raises(ValueError, match=r"\(version differ\)"):
+        Job(settings, out).run()
+    monkeypatch.undo()
+    job = Job(settings, out)
+    job.precision = "bf16"  # as on another device, where auto is bf16
+    with pytest.raises(ValueError, match=r"\(precision used differ\)"):
+        job.run()
+
+
+def test_a_second_job_on_the_same_folder_is_refused(again):
+    out, settings = again
+    told = json.loads((out / ".rankwise.json").read_text())["told"]
+    with claimed(out, made_by="adapt", told=told), pytest.raises(ValueError, match="another command is writing"):
+        Job(settings, out).run()
+
+
+LAUNCHED = """
+import json, sys
+from pathlib import Path
+
+from rankwise import files
+from rankwise.jobs.adapt import AdaptConfig, Job, job as module
+
+claims = []
+claim = module.claimed
+module.claimed = lambda *a, **k: claims.append(1) or claim(*a, **k)
+job = Job(AdaptConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]))
+try:
+    with job._claimed():
+        said = "held"
+except ValueError as error:
+    said = str(error)
+Path(f"{sys.argv[2]}-{job.process.process_index}").write_text(json.dumps([len(claims), said]))
+"""
+
+
+def test_of_several_processes_the_main_one_claims_the_folder_and_all_learn_of_a_refusal(place, tmp_path):
+    (tmp_path / "launched.py").write_text(LAUNCHED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    for steps, expected in ((3, "held"), (4, "belongs to other settings or data (steps differ)")):
+        settings = config(place, steps=steps).model_dump_json()
+        done = subprocess.run(
+            [*launch, tmp_path / "launched.py", settings, tmp_path / "run"], capture_output=True, text=True, env=ENV
+        )
+        assert done.returncode == 0, done.stderr
+        found = [json.loads((tmp_path / f"run-{i}").read_text()) for i in range(2)]
+        assert [n for n, _ in found] == [1, 0]
+        assert all(expected in said for _, said in found)
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "regression"])
+def test_losses_of_two_processes_are_those_of_one(place, tmp_path, task):
+    """Per token over both where tokens are predicted, per row elsewhere."""
+    data = tmp_path / "rated.csv"
+    data.write_text("text,label\n" + "".join(f"great film number {'1 ' * (i % 9)},{i / 7:.2f}\n" for i in range(90)))
+    model = str(place / ("llama" if task == "causal-lm" else "bert"))
+    settings = config(place, task=task, model=model, data=str(data), methods=["lora"], baseline=False)
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom rankwise.jobs.adapt import AdaptConfig, Job\n"
+        "Job(AdaptConfig(**json.loads(sys.argv[1])), Path(sys.argv[2])).run()"
     )
-    lora, bitfit = Job(config, tmp_path / "out").run()["methods"]
+    (tmp_path / "launched.py").write_text(code)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "launched.py"]
+    done = subprocess.run(
+        [*launch, settings.model_dump_json(), tmp_path / "two"], capture_output=True, text=True, env=ENV
+    )
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two/results.json").read_text())
+    assert two["environment"]["processes"] == 2
+    one = Job(settings, tmp_path / "one").run()
+    curves = [[loss for _, loss in r["methods"][0]["trials"][0]["loss_curve"]] for r in (one, two)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_learning_rates_that_agree_to_six_digits_are_two_trials(place, tmp_path):
+    rates = {"lora": [0.001234567, 0.001234568]}
+    job = Job(config(place, methods=["lora"], learning_rates=rates, baseline=False, steps=1), tmp_path / "run")
+    folders = {job.trial_folder("lora", lr, 0) for lr in rates["lora"]}
+    assert len(folders) == 2
+    assert {p for p in folders if (job.run() and p.is_dir())} == folders
+
+
+def test_an_interrupted_job_goes_on_with_the_numbers_of_an_unbroken_one(place, tmp_path):
+    def event(trial, phase, step, *_):
+        if (trial, phase, step) == ("lora lr=0.001 seed=1", "train", 5):
+            raise KeyboardInterrupt
+
+    settings = config(place, methods=["lora"], baseline=False, seeds=2, steps=8, checkpoint_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        Job(settings, tmp_path / "broken", on_event=event).run()
+    assert list((tmp_path / "broken").rglob("checkpoint-4/complete"))
+    resumed, whole = (Job(settings, tmp_path / name).run()["methods"][0] for name in ("broken", "whole"))
+    assert [t["scores"] for t in resumed["trials"]] == [t["scores"] for t in whole["trials"]]
+    curves = [[[list(point) for point in t["loss_curve"]] for t in run["trials"]] for run in (resumed, whole)]
+    assert curves[0] == curves[1]
+
+
+# samples
+
+
+def test_activations_are_drawn_from_all_rows_and_not_from_the_first(place, tmp_path, monkeypatch):
+    """Rows sorted by class: the first 512 would be of one class."""
+    n, seen = 1300, []
+    rows = [f"{'awful' if i < n // 2 else 'great'} film {i},{'neg' if i < n // 2 else 'pos'}\n" for i in range(n)]
+    (tmp_path / "sorted.csv").write_text("text,label\n" + "".join(rows))
+
+    def build(model, name, *, data, **rest):
+        seen.append([batch["labels"] for batch, _ in zip(data, range(16), strict=False)])
+        raise FloatingPointError("enough")
+
+    monkeypatch.setattr(module, "build", build)
+    settings = config(place, data=str(tmp_path / "sorted.csv"), methods=["eva"], baseline=False)
+    job = Job(settings, tmp_path / "run")
+    for seed in (0, 0, 1):
+        job.trial("eva", 2, 1e-3 + len(seen), seed)
+    first, same, other = (torch.cat(labels) for labels in seen)
+    assert len(first) == 512
+    assert 0.4 < first.float().mean() < 0.6
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_sample_is_random_and_decided_by_its_seed():
+    rows = [{"i": i} for i in range(1000)]
+    one = [e["i"] for e in tasks.sample(rows, 100, seed=0)]
+    assert one == [e["i"] for e in tasks.sample(rows, 100, seed=0)]
+    assert one != [e["i"] for e in tasks.sample(rows, 100, seed=1)]
+    assert len(set(one)) == 100
+    assert 300 < sum(one) / 100 < 700
+    assert sorted(e["i"] for e in tasks.sample(rows, 2000, seed=0)) == list(range(1000))
+
+
+def test_the_untrained_model_is_scored_in_the_precision_of_the_methods(place, tmp_path, monkeypatch):
+    used, evaluate = [], tasks.TextTask.evaluate
+
+    def watched(self, model, examples, *, bf16=False):
+        used.append((isinstance(model, PeftModel), bf16))
+        return evaluate(self, model, examples, bf16=bf16)
+
+    monkeypatch.setattr(tasks.TextTask, "evaluate", watched)
+    settings = config(
+        place, task="causal-lm", model=str(place / "llama"), methods=["lora"], precision="bf16", steps=1, eval_limit=4
+    )
+    Job(settings, tmp_path / "run").run()
+    assert used[0] == (False, True)
+    assert {bf16 for _, bf16 in used} == {True}
+
+
+# kinds of jobs
+
+
+def test_a_diverging_method_is_reported_and_the_others_go_on(place, tmp_path):
+    rates = {"lora": [1e38], "bitfit": [1e-3]}
+    settings = config(place, methods=["lora", "bitfit"], baseline=False, learning_rates=rates)
+    lora, bitfit = Job(settings, tmp_path / "out").run()["methods"]
     assert lora["status"] == "diverged"
-    assert "the loss is nan" in lora["message"] or "the loss is inf" in lora["message"]
+    assert "is nan" in lora["message"] or "is inf" in lora["message"] or "not finite" in lora["message"]
     assert bitfit["status"] == "done"
 
 
-def test_regression_and_full_reference(tmp_path):
-    config = AdaptConfig(
-        **TINY,
-        task="regression",
-        methods=["s2lora"],
-        reference="full",
-        learning_rates={"full": [1e-5], "s2lora": [1e-3]},
-    )
-    results = Job(config, tmp_path / "out").run()
+def test_regression_and_full_reference(place, tmp_path):
+    data = tmp_path / "rated.csv"
+    data.write_text("text,label\n" + "".join(f"film {i},{i / 7:.2f}\n" for i in range(90)))
+    settings = config(place, data=str(data), task="regression", methods=["s2lora"], reference="full")
+    results = Job(settings, tmp_path / "out").run()
     full = results["methods"][-1]
     assert full["name"] == "full"
-    assert full["cost"]["trainable_parameters"] == 22_713_216
-    found = [t["scores"]["sentiment:movies"]["score"] for t in full["trials"]]
-    assert full["scores"]["sentiment:movies"]["mean"] == pytest.approx(sum(found) / len(found))
+    assert full["cost"]["trainable_parameters"] == bert().bert.num_parameters()
+    found = [t["scores"][str(data)]["score"] for t in full["trials"]]
+    assert full["scores"][str(data)]["mean"] == pytest.approx(sum(found) / len(found))
     assert not list((tmp_path / "out").rglob("full*/adapter"))  # whole models are scored, not kept
+    assert (tmp_path / "out/adapters/full/model.safetensors").is_file()
+
+
+def test_texts_that_are_cut_or_too_short_are_counted(place, tmp_path):
+    rows = [*["great film number a"] * 2, "good", *[f"great film number {'1 ' * i}" for i in range(60)]]
+    (tmp_path / "notes.csv").write_text("text,group\n" + "".join(f"{t},{i}\n" for i, t in enumerate(rows)))
+    settings = config(place, task="causal-lm", data=str(tmp_path / "notes.csv"), model=str(place / "llama"))
+    job = Job(settings, tmp_path / "run")
+    told = sum(len(e) for e in job.examples.values())
+    assert told == len(rows) - 1
+    cut = [
+        int(n.split(": ")[1].split(" of ")[0]) for n in job.notes if n.endswith("texts are longer than 12 tokens: cut")
+    ]
+    assert sum(cut) == sum(3 + i > 12 for i in range(60))
+    assert sum("have one token only and are left out" in n for n in job.notes) == 1
+
+
+def test_chats_are_trained_on_in_the_models_template(place, tmp_path):
+    chats = [[{"role": "user", "content": f"film {i}"}, {"role": "assistant", "content": "great"}] for i in range(40)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": c}) for c in chats))
+    settings = config(place, task="causal-lm", data=str(tmp_path / "chats.jsonl"), model=str(place / "llama"))
+    job = Job(settings, tmp_path / "run")
+    texts = {t for part in job.inputs.parts.values() for t in part.texts}
+    assert texts == {f"user : film {i} assistant : great" for i in range(40)}
+    assert job.about("lora").chat
+    no_template = saved(llama(), tmp_path / "plain")
+    (no_template / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"chats\.jsonl, line 1: column 'messages': .*plain has no chat template"):
+        _ = Job(settings.model_copy(update={"model": str(no_template)}), tmp_path / "b").inputs
+
+
+def test_text_to_label_runs_from_data_to_scores(place, tmp_path):
+    data = tmp_path / "polar.csv"
+    data.write_text("text,label\n" + "".join(f"film {i},{('negative', 'positive')[i % 2]}\n" for i in range(60)))
+    settings = config(
+        place, task="text-to-label", model=str(place / "llama"), data=str(data), methods=["lora"], question=" label :"
+    )
+    results = Job(settings, tmp_path / "run").run()
+    (lora,) = results["methods"]
+    hits = lora["trials"][0]["scores"][str(data)]["accuracy"] * results["examples"][str(data)]
+    assert hits == pytest.approx(round(hits))
+    assert results["zero_shot"][str(data)]["loss"] > 0
 
 
 def test_causal_language_model_on_a_user_file(tmp_path):
@@ -94,8 +313,13 @@ def test_causal_language_model_on_a_user_file(tmp_path):
     data.write_text(
         "text\n" + "".join(f'"The {w} sat on the mat number {i}."\n' for i in range(40) for w in ("cat", "dog"))
     )
-    config = AdaptConfig(
-        **{**TINY, "steps": 2, "eval_limit": 4},
+    settings = AdaptConfig(
+        steps=2,
+        batch_size=4,
+        max_length=16,
+        train_limit=64,
+        eval_limit=4,
+        dropout=0.0,
         model="smollm2",
         data=str(data),
         task="causal-lm",
@@ -104,20 +328,20 @@ def test_causal_language_model_on_a_user_file(tmp_path):
         target="q_proj,v_proj",
         learning_rates={"lora": [1e-3]},
     )
-    results = Job(config, tmp_path / "out").run()
+    results = Job(settings, tmp_path / "out").run()
     zero, lora = results["zero_shot"][str(data)], results["methods"][0]
     assert lora["scores"][str(data)]["mean"] > zero["score"]  # two steps on such text already help
 
 
-def test_bad_input_leaves_no_folder(tmp_path):
+def test_bad_input_leaves_no_folder(place, tmp_path):
     for options, match in (
-        ({"methods": ["lora"], "budget": "0.01%"}, "at rank 1"),
+        ({"methods": ["lora"], "budget": "1"}, "at rank 1"),
         ({"model": "minilmm"}, "did you mean minilm"),
         ({"data": "sentiment:movy"}, "did you mean movies"),
         ({"target": "qury"}, "query"),
     ):
         with pytest.raises(ValueError, match=match):
-            Job(AdaptConfig(**TINY, **options), tmp_path / "out").run()
+            Job(config(place, **options), tmp_path / "out").run()
         assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="did you mean lora"):
         AdaptConfig(methods=["lor"])
@@ -125,19 +349,3 @@ def test_bad_input_leaves_no_folder(tmp_path):
 
 def test_spread_of_one_value_has_no_deviation():
     assert spread([0.5]) == {"mean": 0.5, "std": 0.0, "min": 0.5, "max": 0.5, "n": 1}
-
-
-def test_text_to_label_runs_from_data_to_scores(tmp_path):
-    config = AdaptConfig(
-        **TINY | {"steps": 1, "batch_size": 2, "train_limit": 4, "eval_limit": 4},
-        task="text-to-label",
-        model="smollm2",
-        methods=["lora"],
-        seeds=1,
-        baseline=False,
-        learning_rates={"lora": [1e-3]},
-    )
-    (lora,) = Job(config, tmp_path / "run").run()["methods"]
-    assert lora["status"] == "done"
-    # four texts are judged, each right or wrong
-    assert lora["scores"]["sentiment:movies"]["mean"] in (0, 0.25, 0.5, 0.75, 1)

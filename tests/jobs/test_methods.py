@@ -56,6 +56,8 @@ def test_a_budget_below_rank_one_names_the_price():
     model = bert()
     with pytest.raises(ValueError, match=r"lora at rank 1 on 12 layers trains 448 parameters, the budget is 100"):
         affordable_rank("lora", 100, model, target_modules(model))
+    with pytest.raises(ValueError, match=r"adalora at rank 2 on 12 layers trains 920 parameters, the budget is 900"):
+        affordable_rank("adalora", 900, model, target_modules(model))
     with pytest.raises(ValueError, match="bitfit trains all"):
         affordable_rank("bitfit", 10, model, target_modules(model))
     with pytest.raises(ValueError, match="this model has none"):

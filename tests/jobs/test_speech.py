@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,12 +9,11 @@ from peft import PeftModel
 
 from rankwise.data import speech
 from rankwise.jobs.adapt import AdaptConfig, Job
-from rankwise.jobs.serving import export_merged, load_adapter, predict_audio, predict_texts
+from rankwise.jobs.serving import answers, export_merged, export_plain, load_adapter, load_trained
 from rankwise.jobs.speech import SpeechTask
 from rankwise.models import load, load_processor
 from rankwise.models.whisper import encoder_of, shorten
 from rankwise.report.tables import comparison
-from rankwise.tuning.export import export_lora
 
 MODEL = "whisper-tiny.en"
 
@@ -117,21 +117,26 @@ def test_every_method_adapts_whisper_and_is_scored(finished):
 def test_adapters_transcribe_export_and_load_in_stock_tools(finished, task, examples, tmp_path):
     out, _ = finished
     audio = speech("child").split().test.head(4).audio
-    first = predict_audio(out, "s2lora", audio[:2])
+    folder = shutil.copytree(out / "adapters/s2lora", tmp_path / "alone")
+    first = answers(load_trained(folder), [str(a) for a in audio[:2]], recordings=True)
     assert all(p["transcript"] for p in first)
     with pytest.raises(ValueError, match="give --audio"):
-        predict_texts(out, "s2lora", ["hello"])
-    adapted = load_adapter(out / "adapters/s2lora")
+        answers(load_trained(folder), ["hello"], recordings=False)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == MODEL
+    adapted = load_adapter(folder)
     batch = task.collate(examples)
     with torch.no_grad():
         expected = adapted(**batch).logits
-        export_lora(adapted, tmp_path / "lora")
+        export_plain(folder, tmp_path / "lora")
         stock = PeftModel.from_pretrained(load(MODEL), tmp_path / "lora").eval()
         torch.testing.assert_close(stock(**batch).logits, expected, atol=1e-3, rtol=1e-4)
-        export_merged(adapted, tmp_path / "merged")
+        export_merged(folder, tmp_path / "merged")
         merged = load(str(tmp_path / "merged")).eval()
         torch.testing.assert_close(merged(**batch).logits, expected, atol=1e-3, rtol=1e-4)
     assert SpeechTask.of(str(tmp_path / "merged")).prompt == task.prompt
+    for exported in ("merged", "lora"):
+        again = answers(load_trained(tmp_path / exported), [str(a) for a in audio[:2]])
+        assert [p["transcript"] for p in again] == [p["transcript"] for p in first]
 
 
 def test_a_frozen_encoder_is_kept_during_training(task, examples, tmp_path):
@@ -172,3 +177,34 @@ def test_bad_recordings_end_the_job_or_are_counted(tmp_path):
     job = Job(AdaptConfig(**config, skip_bad=True), tmp_path / "out")
     assert sum(len(e) for e in job.examples.values()) > 10
     assert any("skipped 2 of 32 rows" in n for n in job.notes)
+
+
+def test_a_transcript_that_the_decoder_has_no_room_for_is_named_before_anything_is_trained(task, tmp_path):
+    room = 448 - len(task.prompt)
+    task.check("hello " * room)
+    with pytest.raises(ValueError, match=f"has {room + 1} tokens; Whisper writes at most {room}"):
+        task.check("hello " * (room + 1))
+    soundfile.write(tmp_path / "a.wav", 0.2 * np.sin(np.arange(8000) / 9), 16_000)
+    rows = [f"a.wav,Sentence number {i}." for i in range(40)]
+    (tmp_path / "manifest.csv").write_text("path,text\n" + "\n".join([*rows, "a.wav," + "hello " * 500]))
+    config = {"task": "asr", "data": str(tmp_path), "methods": ["bitfit"], "steps": 1, "eval_limit": 1}
+    with pytest.raises(ValueError, match=r"row 42, a\.wav: the transcript has 500 tokens"):
+        Job(AdaptConfig(**config), tmp_path / "out").run()
+    assert not (tmp_path / "out").exists()
+    job = Job(AdaptConfig(**config, skip_bad=True), tmp_path / "out")
+    assert any("skipped 1 of 41 rows" in n for n in job.inputs.notes)
+
+
+def test_own_manifests_for_training_and_test(task, tmp_path):
+    for name, n in (("train", 30), ("test", 3)):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "a.wav", 0.2 * np.sin(np.arange(8000) / n), 16_000)
+        rows = [f"a.wav,Sentence number {i} of {name}." for i in range(n)]
+        (tmp_path / name / "manifest.csv").write_text("path,text\n" + "\n".join(rows))
+    config = AdaptConfig(task="asr", train=str(tmp_path / "train"), test=str(tmp_path / "test/manifest.csv"))
+    inputs = Job(config, tmp_path / "out").inputs
+    assert len(inputs.tests[str(tmp_path / "test/manifest.csv")]) == 3
+    assert len(inputs.train) + len(inputs.validation) == 30
+    before = inputs.contents["train"]
+    soundfile.write(tmp_path / "train/a.wav", 0.3 * np.sin(np.arange(8000) / 9), 16_000)
+    assert Job(config, tmp_path / "out").inputs.contents["train"] != before  # recordings count by content

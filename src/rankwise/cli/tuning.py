@@ -2,58 +2,68 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
 from rankwise.cli.app import Json, Progress, app, console, continues, typed
+from rankwise.jobs.adapt.config import DEFAULTS, AdaptConfig
 from rankwise.reading import read_yaml
 
 
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for every key of `AdaptConfig`, in the place of its ``given``."""
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            parameters[1:1] = [_option(name) for name in AdaptConfig.model_fields if name != "learning_rates"]
+        else:
+            parameters.append(parameter)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _option(name: str) -> inspect.Parameter:
+    """An option whose help and default are the field's; not given, it leaves a configuration file's value alone."""
+    field, flag = AdaptConfig.model_fields[name], "--" + name.replace("_", "-")
+    kinds = (field.annotation, *get_args(field.annotation))
+    kind = next((k for k in (bool, int, float) if k in kinds), str)
+    flags = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    about = field.description or ""
+    described = typer.Option(
+        flags, help=f"{about[:1].upper()}{about[1:]}.", show_default=_shown(name, field.default) or False
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, described]
+    )
+
+
+def _shown(name: str, default: Any) -> str:
+    """A default as it is typed; where a task has its own, that too."""
+    own = {task: d[name] for task, d in DEFAULTS.items() if d.get(name, default) != default}
+    parts = [_typed(default), *(f"{task}: {_typed(value)}" for task, value in own.items())]
+    return "; ".join(p for p in parts if p)
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else repr(value).strip("'")
+
+
 @app.command()
+@_with_options
 def adapt(
     config: Annotated[Path | None, typer.Argument(help="YAML file with these options as keys.")] = None,
-    model: Annotated[str | None, typer.Option(help="minilm, smollm2, whisper-tiny.en, a folder, or a hub id.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="sentiment:DOMAIN, speech:DOMAIN, a csv, tsv, jsonl or parquet file.")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="classification, regression, causal-lm, text-to-label or asr.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="Comma-separated, e.g. lora,s2lora,eva.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Trainable parameters: 0.5%, 100k or 400KB.")] = None,
-    target: Annotated[str | None, typer.Option(help="auto, attention, mlp, or layer names.")] = None,
-    eval: Annotated[str | None, typer.Option(help="Comma-separated corpora to test on as well.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Training runs a method.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples a step, over all processes.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens an example.")] = None,
-    train_limit: Annotated[int | None, typer.Option(help="Most training examples.")] = None,
-    eval_limit: Annotated[int | None, typer.Option(help="Most examples scored a corpus.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Dropout of the pretrained model.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    reference: Annotated[str | None, typer.Option(help="full: also fine-tune everything.")] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="Fine-tune everything by adamw, galore, owlore or lisa.")
-    ] = None,
-    projection_rank: Annotated[int | None, typer.Option(help="Rank of projected gradients.")] = None,
-    update_gap: Annotated[int | None, typer.Option(help="Steps between bases (galore, owlore).")] = None,
-    active_layers: Annotated[int | None, typer.Option(help="Blocks that train at a time.")] = None,
-    interval: Annotated[int | None, typer.Option(help="Steps between draws of blocks.")] = None,
-    question: Annotated[str | None, typer.Option(help="Between text and label (text-to-label).")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Text column of a data file.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Label column of a data file.")] = None,
-    audio_column: Annotated[str | None, typer.Option(help="Audio column of a manifest (asr).")] = None,
-    language: Annotated[str | None, typer.Option(help="Language, for a multilingual Whisper.")] = None,
-    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip and count bad recordings.")] = None,
-    silence_stride: Annotated[int | None, typer.Option(help="Share of silence to encode; 1: all.")] = None,
-    checkpoint_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     learning_rate: Annotated[list[float] | None, typer.Option(help="Grid for all methods; repeat.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     json_: Json = False,
+    **given: Any,
 ) -> None:
     """Adapt a pretrained model by several methods under one budget, side by side.
 
@@ -62,63 +72,68 @@ def adapt(
     Examples:
 
     * rankwise adapt --data sentiment:movies --methods lora,s2lora --budget 0.5% --out runs/a
+    * rankwise adapt --train a.csv --test b.csv --out runs/b
     * rankwise adapt --task asr --data recordings/manifest.csv --out runs/speech
     * rankwise adapt --task causal-lm --data notes.jsonl --optimizer owlore --out runs/whole
     """
-    given = {k: v for k, v in locals().items() if k not in ("config", "out", "json_") and v is not None}
-    for key in ("methods", "eval"):
-        if key in given:
-            given[key] = [part.strip() for part in given[key].split(",") if part.strip()]
+    settings, folder = _settings(config, given, learning_rate, out)
+    continues()
+    from rankwise.jobs.adapt.inputs import check_early
+
+    inputs = check_early(settings, folder)  # before torch and PEFT are imported, which takes long
+    from rankwise.jobs.adapt.job import Job
+    from rankwise.report.page import write_run
+
+    with Progress(quiet=json_) as progress:
+        job = Job(settings, folder, inputs=inputs, on_event=progress.event)
+        progress.total(job)
+        results = job.run()
+    if job.process.is_main_process:
+        write_run(folder, results, typed())
+        _show(results, folder, json_=json_)
+    if not any(m["trials"] for m in results["methods"] if m["name"] in settings.asked):
+        raise ValueError("every method diverged; lower the learning rates")
+
+
+def _settings(
+    config: Path | None, given: dict[str, Any], learning_rate: list[float] | None, out: Path | None
+) -> tuple[AdaptConfig, Path]:
+    """The file's keys, options before them, and the run folder."""
+    from rankwise.jobs.methods import METHODS
+
     loaded = read_yaml(config) if config else {}
     if not isinstance(loaded, dict):
         raise ValueError(f"{config}: a mapping of options is needed")
-    folder = out or (Path(loaded["out"]) if "out" in loaded else None)
+    named = {k: v for k, v in given.items() if v is not None}
+    for key in ("methods", "eval"):
+        if key in named:
+            named[key] = [part.strip() for part in named[key].split(",") if part.strip()]
+    if learning_rate:
+        named["learning_rates"] = dict.fromkeys(METHODS, learning_rate)
+    folder = out or (Path(str(loaded["out"])) if loaded.get("out") else None)
     if folder is None:
         raise ValueError("no run folder: give --out, or 'out' in the configuration file")
-    rates = given.pop("learning_rate", None)
-    from rankwise.jobs.adapt import AdaptConfig, Job
-    from rankwise.jobs.methods import METHODS
-    from rankwise.report.page import write_run
+    return AdaptConfig(**{**{str(k): v for k, v in loaded.items() if k != "out"}, **named}), folder
+
+
+def _show(results: dict, folder: Path, *, json_: bool) -> None:
     from rankwise.report.tables import comparison, terminal
 
-    if rates:
-        given["learning_rates"] = dict.fromkeys(METHODS, rates)
-    settings = AdaptConfig(**{**{k: v for k, v in loaded.items() if k != "out"}, **given})
-    with Progress(quiet=json_) as progress:
-        job = Job(settings, folder, on_event=progress.event)
-        progress.total(job)
-        continues()
-        results = job.run()
-    if not job.process.is_main_process:
-        return
-    write_run(folder, results, typed())
     if json_:
-        print(
-            json.dumps(
-                {
-                    "out": str(folder),
-                    "methods": [
-                        {k: m.get(k) for k in ("name", "status", "scores", "cost")} for m in results["methods"]
-                    ],
-                }
-            )
-        )
+        methods = [{k: m.get(k) for k in ("name", "status", "scores", "cost")} for m in results["methods"]]
+        print(json.dumps({"out": str(folder), "methods": methods}))
         return
     console.print(terminal(*comparison(results)))
     for note in [*results["notes"], *[m["message"] for m in results["methods"] if m["message"]]]:
-        console.print(f"* {note}", style="yellow", markup=False)
-    console.print(
-        f"\nreport    {folder}/report.html\nresults   {folder}/results.json\nadapters  {folder}/adapters/",
-        highlight=False,
-    )
-    if all(not m["trials"] for m in results["methods"]):
-        raise ValueError("every method diverged; lower the learning rates")
+        console.print(f"* {note}", style="yellow")
+    for what, where in (("report", "report.html"), ("results", "results.json"), ("adapters", "adapters/")):
+        console.print(f"{what:9} {folder}/{where}", soft_wrap=True)
 
 
 @app.command()
 def export(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder, e.g. runs/first/adapters/s2lora.")],
-    out: Annotated[Path, typer.Option(help="Folder to write (replaced as a whole).")],
+    out: Annotated[Path, typer.Option(help="Folder to write (appears when it is whole).")],
     to: Annotated[
         str, typer.Option(help="lora: plain LoRA; merged: the whole model; dense: a compressed model's.")
     ] = "lora",
@@ -129,82 +144,120 @@ def export(
 ) -> None:
     """Turn an adapter into plain LoRA or a merged model that stock tools load.
 
+    Classes and tokenizer go with it.
+
     Example: rankwise export runs/first/adapters/s2lora --to lora --out exported
     """
-    from rankwise.jobs.serving import export_dense, export_merged, load_adapter
     from rankwise.nearest import unknown
 
     if to not in ("lora", "merged", "dense"):
         raise unknown("export format", to, ("lora", "merged", "dense"))
-    if to == "dense":
-        export_dense(adapter, out)
-        print(json.dumps({"out": str(out), "format": "dense"}) if json_ else f"{out}: dense model")
-        return
-    adapted = load_adapter(adapter, model=model)
-    if to == "merged":
-        export_merged(adapted, out)
-        done = {"out": str(out), "format": "merged"}
-    else:
-        from rankwise.tuning.export import export_lora
+    if to != "lora" and (pad or max_rank is not None):
+        raise ValueError(f"--pad and --max-rank are for --to lora, not {to}")
+    if to == "dense" and model is not None:
+        raise ValueError("--model is the base model of an adapter; a compressed model has none")
+    if not adapter.is_dir():
+        raise ValueError(f"{adapter} holds no adapter_config.json: no such folder")
+    from rankwise.jobs import serving
 
-        written = export_lora(adapted, out, pad=pad, max_rank=max_rank)
-        done = {
-            "out": str(out),
-            "format": "lora",
-            "layers": len(written.ranks),
-            "ranks": written.ranks,
-            "error": written.error,
-        }
-    if json_:
-        print(json.dumps(done))
-    elif to == "lora":
-        ranks = sorted(written.ranks.values())
-        console.print(f"{out}: plain LoRA, {done['layers']} layers, ranks {ranks[0]} to {ranks[-1]}", highlight=False)
-        if max_rank is not None:
-            console.print(f"largest relative error of truncation: {done['error']:.3g}", highlight=False)
+    if to == "lora":
+        written = serving.export_plain(adapter, out, model=model, pad=pad, max_rank=max_rank)
+        done = {"layers": len(written.ranks), "ranks": written.ranks, "error": written.error}
     else:
-        console.print(f"{out}: merged model", highlight=False)
+        done = {}
+        if to == "merged":
+            serving.export_merged(adapter, out, model=model)
+        else:
+            serving.export_dense(adapter, out)
+    if json_:
+        print(json.dumps({"out": str(out), "format": to, **done}))
+        return
+    words = {"lora": "plain LoRA", "merged": "merged model", "dense": "dense model"}[to]
+    ranks = sorted(done["ranks"].values()) if to == "lora" else []
+    console.print(f"{out}: {words}" + (f", {len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}" if ranks else ""))
+    if max_rank is not None:
+        console.print(f"largest relative error of truncation: {done['error']:.3g}")
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    method: Annotated[str, typer.Option(help="Whose adapter.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of an adapter.")],
+    method: Annotated[str | None, typer.Option(help="Whose adapter, where a run has several.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Text; repeat for several.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="Recording; repeat for several.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A csv, tsv, jsonl, json or parquet file of them.")] = None,
+    column: Annotated[str | None, typer.Option(help="Its column of texts (recordings); as in training.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the rows of --data with what is predicted.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model, where the adapter's own is not here.")] = None,
     attention: Annotated[
         Path | None, typer.Option(help="Draw where LAMA's heads look: a PNG a text in this folder.")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Classify (or continue) texts, or transcribe recordings, with a run's adapter.
+    """Classify (or continue) texts, or transcribe recordings, with an adapter's folder alone.
 
     Examples:
 
     * rankwise predict runs/first --method eva --text "A quiet triumph."
+    * rankwise predict runs/first/adapters/eva --data new.csv --out labelled.csv
     * rankwise predict runs/speech --method s2lora --audio hello.wav
     """
-    from rankwise.jobs.serving import predict_audio, predict_texts
+    given = [name for name, value in (("--text", text), ("--audio", audio), ("--data", data)) if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: give one of them")
+    if data is None and (out or column):
+        raise ValueError("--out and --column belong to --data, a file of texts")
+    if attention is not None and given not in ([], ["--text"]):
+        raise ValueError("--attention draws texts: give --text")
+    if not run.is_dir():
+        raise ValueError(f"{run} is not a run, nor an adapter: no such folder")
+    if not given and sys.stdin.isatty():
+        raise ValueError("nothing to predict: give --text, --audio or --data, or lines of text on standard input")
+    texts = text or ([] if given else [line.rstrip("\n") for line in sys.stdin if line.strip()])
+    if not texts and not given:
+        raise ValueError("nothing to predict: give --text, --audio or --data, or lines of text on standard input")
+    from rankwise.data.tables import write_rows
+    from rankwise.jobs import predictions
+    from rankwise.jobs.adapt.adapters import adapter_folder
 
-    texts = text or [] if audio else text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not texts and not audio:
-        raise ValueError("nothing to predict: give --text or --audio, or lines of text on standard input")
-    predictions = [
-        *(predict_texts(run, method, texts) if texts else []),
-        *(predict_audio(run, method, audio) if audio else []),
-    ]
+    folder = adapter_folder(run, method)
+    if out is not None:
+        predictions.check_out(out, data=data)
+    rows, asked = predictions.read(folder, data, column=column) if data else ([], texts or audio or [])
+    from rankwise.jobs import serving
+
+    trained = serving.load_trained(folder, model=model)
+    track = _tracked("recordings" if audio else "texts", quiet=json_)
+    found = serving.answers(trained, [str(a) for a in asked], recordings=bool(audio), progress=track)
     if attention is not None:
-        from rankwise.jobs.serving import attention_maps
         from rankwise.report import plots
 
-        for i, (tokens, weights, title) in enumerate(attention_maps(run, method, texts), 1):
+        for i, (tokens, weights, title) in enumerate(serving.attention_maps(trained, texts), 1):
             plots.save(plots.attention(tokens, weights, title=title), attention / f"attention-{i}.png")
+    if data is not None:
+        found = predictions.joined(rows, found)
+    else:
+        found = [{"audio" if audio else "text": str(a), **answer} for a, answer in zip(asked, found, strict=True)]
+    if out is not None:
+        write_rows(out, found)
     if json_:
-        print(json.dumps(predictions, ensure_ascii=False))
-        return
-    for p in predictions:
-        if "label" in p:
-            console.print(f"{p['label']}  {p['probability']:.3f}  {p['text']}", markup=False, highlight=False)
-        else:
-            shown = next(p[k] for k in ("value", "continuation", "transcript") if k in p)
-            console.print(shown, markup=False, highlight=False)
+        print(json.dumps({"out": str(out), "rows": len(found)} if out else found, ensure_ascii=False))
+    elif out is not None:
+        console.print(f"{out}: {len(found)} rows, {', '.join(list(found[0])[len(rows[0]) :])} added", soft_wrap=True)
+    else:
+        for text_, answer in zip(asked, found, strict=True):
+            console.print(_line(str(text_), answer), soft_wrap=True)
+
+
+def _tracked(what: str, *, quiet: bool) -> Callable[[Any, int], Any]:
+    from rich.progress import track
+
+    hidden = quiet or not console.is_terminal
+    return lambda parts, n: track(parts, what, n, console=console, transient=True, disable=hidden)
+
+
+def _line(asked: str, answer: dict[str, Any]) -> str:
+    said = {k.removeprefix("predicted_"): v for k, v in answer.items()}
+    if "probability" in said:
+        return f"{said['label']}  {said['probability']:.3f}  {asked}"
+    return str(next(said[k] for k in ("value", "continuation", "transcript") if k in said))

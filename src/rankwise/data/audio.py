@@ -75,6 +75,7 @@ def read_manifest(
     text_column: str = "text",
     audio_column: str = "path",
     normalize: Callable[[str], str] = str.strip,
+    check: Callable[[str], None] | None = None,
     skip_bad: bool = False,
 ) -> Corpus:
     """A manifest as a `Corpus` with ``audio``; every file is decoded once to see that it can be.
@@ -88,6 +89,8 @@ def read_manifest(
         keeps its rows on one side of the split; otherwise equal transcripts share one.
     normalize : callable
         A transcript that this leaves empty is bad.
+    check : callable, optional
+        Raises ``ValueError`` for another bad transcript, e.g. one that is too long for a model.
     skip_bad : bool
         Leave bad rows out, named in the corpus's ``notes``, instead of raising.
 
@@ -109,6 +112,8 @@ def read_manifest(
             read_audio(file)
             if not normalize(text):
                 raise ValueError(f"the transcript '{text}' is empty after normalisation")
+            if check is not None:
+                check(text)
         except ValueError as error:
             bad.append(f"row {number}, {name or '(empty)'}: {error}")
             continue

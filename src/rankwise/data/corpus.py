@@ -11,6 +11,9 @@ from typing import NamedTuple
 from rankwise.files import content_of, fingerprint
 from rankwise.nearest import unknown
 
+BUILT_IN = ("sentiment:", "text:", "speech:")  # how the names of corpora begin that are no files
+VALIDATION, TEST = 0.15, 0.15  # shares of the groups
+
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
@@ -28,6 +31,8 @@ class Corpus:
     label_names : list of str
     audio : list of Path
         Recording of each text, for speech; empty otherwise.
+    chat : bool
+        Whether the texts are chats, written in a model's template.
     notes : list of str
         What the user should know of how it was read.
     """
@@ -38,6 +43,7 @@ class Corpus:
     groups: list[str]
     label_names: list[str] = field(default_factory=list)
     audio: list[Path] = field(default_factory=list)
+    chat: bool = False
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -99,6 +105,7 @@ def load(
     classes: Sequence[str] | None = None,
     chat: Callable[[list[dict[str, str]]], str] | None = None,
     normalize: Callable[[str], str] = str.strip,
+    check: Callable[[str], None] | None = None,
     skip_bad: bool = False,
 ) -> Corpus:
     """A corpus by name or path.
@@ -116,11 +123,12 @@ def load(
         Columns of a user file.
     classes, chat
         Of a user file, see `rankwise.data.files.read_file`.
-    normalize, skip_bad
+    normalize, check, skip_bad
         For speech, see `rankwise.data.audio.read_manifest`.
     """
     if task == "asr":
-        return _speech(spec, text_column=text_column, audio_column=audio_column, normalize=normalize, skip_bad=skip_bad)
+        options = {"normalize": normalize, "check": check, "skip_bad": skip_bad}
+        return _speech(spec, text_column=text_column, audio_column=audio_column, **options)
     from rankwise.data.files import read_file
     from rankwise.data.sentiment import documents, sentiment
 
@@ -160,8 +168,8 @@ def _speech(spec: str, **options) -> Corpus:
     return read_manifest(path, **options)
 
 
-def side(group: str, *, validation: float = 0.15, test: float = 0.15) -> str:
-    """``train``, ``validation`` or ``test``: where a source document belongs."""
+def side(group: str, *, validation: float = VALIDATION, test: float = TEST) -> str:
+    """``train``, ``validation`` or ``test``: where a source document belongs, by its hash."""
     place = _unit(group)
     return "test" if place < test else "validation" if place < validation + test else "train"
 

@@ -50,17 +50,21 @@ def read_file(
     """
     table = read_table(path)
     texts: list[str] = []
+    chats = 0
     groups: list[str] = []
     labels: list[tuple[int, str]] = []
     for n, row in table.rows:
         text = _text(table, n, row, text_column, chat)
         texts.append(text)
+        chats += text_column not in row
         groups.append((table.text(n, row, "group") if "group" in row else "") or text.casefold())
         if label_column is not None:
             labels.append((n, _label(table, n, row, label_column, regression=regression)))
     if not texts:
         raise ValueError(f"{path} has no rows")
-    corpus = Corpus(name=str(path), texts=texts, labels=[], groups=groups)
+    if 0 < chats < len(texts):
+        raise ValueError(f"{path}: {chats} of {len(texts)} rows are chats; all or none is needed")
+    corpus = Corpus(name=str(path), texts=texts, labels=[], groups=groups, chat=chats > 0)
     if label_column is None:
         return corpus
     if regression:
@@ -80,14 +84,13 @@ def read_file(
 
 
 def _text(table: Table, n: int, row: dict[str, Any], column: str, chat: Chat | None) -> str:
-    chosen = "messages" if column not in row and "messages" in row else column
-    value = table.cell(n, row, chosen)
-    if isinstance(value, list) and chosen == "messages":
-        text = _chat(f"{table.at(n)}: column '{chosen}'", value, chat).strip()
+    if column not in row and isinstance(row.get("messages"), list):
+        column = "messages"
+        text = _chat(f"{table.at(n)}: column '{column}'", row[column], chat).strip()
     else:
-        text = table.text(n, row, chosen)
+        text = table.text(n, row, column)
     if not text:
-        raise ValueError(f"{table.at(n)}: column '{chosen}' is empty")
+        raise ValueError(f"{table.at(n)}: column '{column}' is empty")
     return text
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from rankwise.compression.lama import LamaClassifier, LamaConfig
-from rankwise.models import load
+    from rankwise.compression.lama import LamaClassifier
 
 LAMA_RATES = [1e-3, 3e-3]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -31,6 +30,10 @@ def lama_variants() -> tuple[str, ...]:
 
 def build_lama(name: str, *, num_labels: int) -> LamaClassifier:
     """A new classifier (weights drawn from the current random state) on MiniLM's word embeddings."""
+    import torch
+
+    from rankwise.compression.lama import LamaClassifier, LamaConfig
+
     embeddings = _word_embeddings()
     config = LamaConfig(embeddings.shape[0], embeddings.shape[1], num_labels=num_labels, **VARIANTS[name])
     model = LamaClassifier(config)
@@ -42,5 +45,7 @@ def build_lama(name: str, *, num_labels: int) -> LamaClassifier:
 @cache
 def _word_embeddings() -> Tensor:
     """``(vocabulary, 384)``, scaled to entries of size 0.1 on average."""
+    from rankwise.models import load
+
     weight = load("minilm", task="base").get_parameter("embeddings.word_embeddings.weight").detach()
     return 0.1 * weight / weight.square().mean().sqrt()

@@ -1,28 +1,21 @@
-"""The ways to train by name, and the largest rank each affords under a budget of trainable parameters."""
+"""The ways to train by name, and the largest rank each affords under a budget of trainable parameters.
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
-# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-# (attributes of torch modules and of PEFT's containers are only known at run time)
+Names and grids are known without torch or PEFT: those are imported when a configuration is made.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig
-from peft.tuners.tuners_utils import _get_in_out_features
-from torch import nn
-
-from rankwise.ledger import count_parameters
 from rankwise.nearest import unknown
-from rankwise.optim import GaLoreAdamW, OwLore, galore_groups
-from rankwise.tuning.bitfit import BitFitConfig, biased_modules
-from rankwise.tuning.eva import EvaConfig
-from rankwise.tuning.s2lora import S2LoraConfig
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from torch import nn
 
 Shapes = list[tuple[int, int]]
 
@@ -67,6 +60,8 @@ class Method:
         Trainable parameters for a rank and the targeted shapes ``(out, in)``; ``None`` when there is no rank to choose.
     config : callable, optional
         ``(rank, target names, training steps) -> PeftConfig``; ``None`` trains without an adapter.
+    least : int
+        The lowest rank there is.
     initialise_on : str
         A corpus whose activations start the adapter instead of the training data's (an ablation of EVA).
     trains : {"all", "head", "lrc", "n-lrc"}
@@ -82,6 +77,7 @@ class Method:
     learning_rates: tuple[float, ...]
     price: Callable[[int, Shapes], int] | None = None
     config: Callable[[int, list[str], int], PeftConfig] | None = None
+    least: int = 1
     initialise_on: str = ""
     ablation: bool = False
     speech_rates: tuple[float, ...] = ()
@@ -111,11 +107,15 @@ def _s2lora_price(r: int, shapes: Shapes) -> int:
 
 
 def _lora(r: int, names: list[str], steps: int) -> PeftConfig:
+    from peft import LoraConfig
+
     return LoraConfig(r=r, lora_alpha=r, target_modules=names)
 
 
 def _adalora(r: int, names: list[str], steps: int) -> PeftConfig:
     """The budget is what is trainable at the start (``init_r``); the average final rank is two thirds of it."""
+    from peft import AdaLoraConfig
+
     return AdaLoraConfig(
         init_r=r,
         target_r=max(1, int(r / ADALORA_START)),
@@ -129,15 +129,27 @@ def _adalora(r: int, names: list[str], steps: int) -> PeftConfig:
     )
 
 
-def _s2lora(**options: object) -> Callable[[int, list[str], int], PeftConfig]:
-    return lambda r, names, steps: S2LoraConfig(r=r, target_modules=names, **options)  # type: ignore[arg-type]
+def _s2lora(**options: Any) -> Callable[[int, list[str], int], PeftConfig]:
+    def config(r: int, names: list[str], steps: int) -> PeftConfig:
+        from rankwise.tuning.s2lora import S2LoraConfig
+
+        return S2LoraConfig(r=r, target_modules=names, **options)
+
+    return config
 
 
-def _eva(**options: object) -> Callable[[int, list[str], int], PeftConfig]:
-    return lambda r, names, steps: EvaConfig(r=r, lora_alpha=r, target_modules=names, max_batches=16, **options)  # type: ignore[arg-type]
+def _eva(**options: Any) -> Callable[[int, list[str], int], PeftConfig]:
+    def config(r: int, names: list[str], steps: int) -> PeftConfig:
+        from rankwise.tuning.eva import EvaConfig
+
+        return EvaConfig(r=r, lora_alpha=r, target_modules=names, max_batches=16, **options)
+
+    return config
 
 
 def _bitfit(r: int, names: list[str], steps: int) -> PeftConfig:
+    from rankwise.tuning.bitfit import BitFitConfig
+
     return BitFitConfig()
 
 
@@ -163,6 +175,8 @@ def _ev(title: str, *, rates: tuple[float, ...] = _EVA_RATES, initialise_on: str
 
 def _galore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.optim.Optimizer]:
     def make(model: nn.Module, lr: float, p: Projection) -> torch.optim.Optimizer:
+        from rankwise.optim import GaLoreAdamW, galore_groups
+
         groups = galore_groups(model)
         rank = p.rank or max(1, max(min(w.shape) for w in groups[0]["params"]) // 16)
         groups[0] |= {"rank": rank, **p.given("update_gap")}
@@ -177,10 +191,13 @@ def _galore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.op
 
 
 def _owlore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.optim.Optimizer]:
-    names = ("rank", "update_gap", "scale", "active", "interval", "weight_decay", "seed")
-    return lambda model, lr, p: OwLore(
-        model, lr, rest_lr=None if p.rest is None else lr * p.rest, **{**p.given(*names), **options}
-    )
+    def make(model: nn.Module, lr: float, p: Projection) -> torch.optim.Optimizer:
+        from rankwise.optim import OwLore
+
+        given = p.given("rank", "update_gap", "scale", "active", "interval", "weight_decay", "seed")
+        return OwLore(model, lr, rest_lr=None if p.rest is None else lr * p.rest, **{**given, **options})
+
+    return make
 
 
 def _low_memory(title: str, optimizer: Callable, *, ablation: bool = False) -> Method:
@@ -191,7 +208,9 @@ METHODS: dict[str, Method] = {
     "head": Method(title="head only", learning_rates=(3e-3, 1e-2), trains="head"),
     "bitfit": Method(title="BitFit", learning_rates=(2e-3, 5e-3), config=_bitfit),
     "lora": Method(title="LoRA", learning_rates=_LORA_RATES, price=_lora_price, config=_lora),
-    "adalora": Method(title="AdaLoRA", learning_rates=(1e-2, 3e-2), price=_adalora_price, config=_adalora),
+    "adalora": Method(
+        title="AdaLoRA", learning_rates=(1e-2, 3e-2), price=_adalora_price, config=_adalora, least=2
+    ),  # from rank 1 there is nothing to take away
     "s2lora": Method(title="S2-LoRA", learning_rates=_S2LORA_RATES, price=_s2lora_price, config=_s2lora()),
     "eva": Method(title="EVA", learning_rates=_EVA_RATES, price=_lora_price, config=_eva()),
     "full": Method(title="full tuning", learning_rates=(1e-4, 4e-4), speech_rates=(3e-5, 1e-4)),
@@ -241,7 +260,7 @@ def parse_budget(text: str, total: int) -> int:
     ValueError
         Another form, nothing at all, or more than the model has.
     """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(%|k|M|KB|MB)?\s*", text)
+    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,2})?)\s*(%|k|M|KB|MB)?\s*", text, re.ASCII)
     if not match:
         raise ValueError(f"budget '{text}' is not understood; write 0.5% of the parameters, 100k parameters, or 400KB")
     number, unit = float(match[1]), match[2]
@@ -262,6 +281,11 @@ def affordable_rank(name: str, budget: int, model: nn.Module, names: list[str]) 
     ValueError
         Rank 1 (or the model's biases) costs more than the budget; the price is named.
     """
+    from peft.tuners.tuners_utils import _get_in_out_features
+
+    from rankwise.ledger import count_parameters
+    from rankwise.tuning.bitfit import biased_modules
+
     chosen = method(name)
     sides = [_get_in_out_features(model.get_submodule(n)) for n in names]
     shapes: Shapes = [(int(o or 0), int(i or 0)) for i, o in sides]
@@ -273,11 +297,11 @@ def affordable_rank(name: str, budget: int, model: nn.Module, names: list[str]) 
             raise ValueError(f"bitfit trains all {price:,} biases, the budget is {budget:,} parameters")
     if chosen.price is None:
         return 0
-    unit = chosen.price(1, shapes)
-    rank = min(budget // unit, min(min(s) for s in shapes))
-    if rank < 1:
+    rank, least = budget // chosen.price(1, shapes), chosen.least
+    if rank < least:
+        price = chosen.price(least, shapes)
         raise ValueError(
-            f"{name} at rank 1 on {len(shapes)} layers trains {unit:,} parameters, the budget is {budget:,} "
-            f"({100 * unit / count_parameters(model):.2g}% would do; fewer layers, e.g. --target attention, cost less)"
+            f"{name} at rank {least} on {len(shapes)} layers trains {price:,} parameters, the budget is {budget:,} "
+            f"({100 * price / count_parameters(model):.2g}% would do; fewer layers, e.g. --target attention, cost less)"
         )
-    return rank
+    return min(rank, *(min(s) for s in shapes))

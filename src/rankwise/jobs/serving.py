@@ -1,33 +1,164 @@
-"""Using what a job made: loading adapters, merging them into whole models, predicting."""
-
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
-# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-# (attributes of torch modules and of PEFT's containers are only known at run time)
+"""Using what a job made: predicting with an adapter's folder alone, exporting it for other tools."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from peft import PeftModel
 from torch import nn
 
 from rankwise import compression
 from rankwise.data import read_audio
-from rankwise.files import whole_folder
-from rankwise.jobs.adapt import AdaptConfig, Job, load_adapted
+from rankwise.files import amended, check_output, whole_folder
+from rankwise.jobs.adapt.adapters import (
+    ABOUT,
+    CONFIG,
+    TRAINED,
+    WEIGHTS,
+    About,
+    checked_config,
+    load_adapted,
+    read_about,
+    shapes,
+    with_labels,
+    write_about,
+)
+from rankwise.jobs.adapt.inputs import base_of
+from rankwise.jobs.lama import build_lama, lama_variants
 from rankwise.jobs.speech import SpeechTask
-from rankwise.jobs.tasks import TextTask
-from rankwise.models import load, load_processor, load_tokenizer
-from rankwise.nearest import unknown
-from rankwise.reading import read_json
+from rankwise.jobs.tasks import Task, TextTask
+from rankwise.models import load, load_processor, load_tokenizer, model_fingerprint
+from rankwise.models.loading import quiet_loading
+from rankwise.models.whisper import shorten
+
+MADE_BY = "export"
+AT_ONCE = 64  # texts or recordings between two reports of progress
+OnParts = Callable[[list[list[str]], int], Iterable[list[str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained model, ready to be asked, with what is known of it."""
+
+    about: About
+    model: nn.Module
+    task: Task
+
+
+def load_trained(folder: Path, *, model: str | None = None) -> Trained:
+    """The trained model of an adapter's folder, which is all that is needed beside the base model.
+
+    Parameters
+    ----------
+    folder : Path
+        Holding ``rankwise.json``.
+    model : str, optional
+        Where the base model is now: a name, folder or hub id.
+
+    Raises
+    ------
+    ValueError
+        No such folder, a broken file, or a base model that is not there or not the one trained on.
+    """
+    about = read_about(folder)
+    if about is None:
+        raise ValueError(f"{folder} has no {ABOUT}: not an adapter that rankwise made")
+    if about.task == "asr":
+        base = _checked_base(folder, about, model)
+        task: Task = SpeechTask.of(base, language=about.language, processor=str(folder))
+        loaded: nn.Module = shorten(load(base, task="asr"), stride=about.silence_stride)
+        return Trained(about=about, model=load_adapted(loaded, folder).eval(), task=task)
+    task = TextTask(
+        kind=about.task,
+        tokenizer=load_tokenizer(str(folder)),
+        max_length=about.max_length,
+        label_names=tuple(about.labels),
+        question=about.question,
+        chat=about.chat,
+    )
+    return Trained(about=about, model=_whole_or_adapted(folder, about, model).eval(), task=task)
+
+
+def _whole_or_adapted(folder: Path, about: About, model: str | None) -> nn.Module:
+    labels = 1 if about.task == "regression" else len(about.labels) or 2
+    kind = "causal-lm" if about.task in ("causal-lm", "text-to-label") else "classification"
+    if (folder / "config.json").is_file() and about.base not in lama_variants():
+        return with_labels(load(str(folder), task=kind, num_labels=labels), about)
+    base = _checked_base(folder, about, model)
+    lama = about.base in lama_variants()
+    fresh = build_lama(about.base, num_labels=labels) if lama else load(base, task=kind, num_labels=labels)
+    return with_labels(load_adapted(fresh, folder), about)
+
+
+def _checked_base(folder: Path, about: About, model: str | None) -> str:
+    """The base model's name or place, after a look at whether it is the one trained on."""
+    base = model or about.base
+    try:
+        content = model_fingerprint(base_of(base), weights_only=True)
+    except (ValueError, OSError) as error:
+        if model is not None:
+            raise
+        raise ValueError(
+            f"the base model of {folder}, {about.base}, is not here ({error}); give its place with --model"
+        ) from error
+    if content != about.base_content:
+        what = f"{base} is another" if base != about.base else f"{base} has changed since"
+        raise ValueError(f"{folder} was made for another model than this: for {about.base}, and {what}")
+    return base
+
+
+# predicting
+
+
+def answers(
+    trained: Trained, asked: list[str], *, recordings: bool | None = None, progress: OnParts = lambda parts, _: parts
+) -> list[dict[str, Any]]:
+    """What the model says of each text or recording.
+
+    Parameters
+    ----------
+    asked : list of str
+        Texts; of a speech recogniser, audio files.
+    recordings : bool, optional
+        Which of the two they are; an adapter for the other is refused.
+    progress : callable
+        ``(parts, how many) -> parts``, as they are worked on.
+
+    Returns
+    -------
+    list of dict
+        ``label`` and ``probability``, ``value`` (regression), ``continuation`` or ``transcript``.
+    """
+    speech = isinstance(trained.task, SpeechTask)
+    if recordings is not None and recordings != speech:
+        raise ValueError(f"this adapter is about {'speech: give --audio' if speech else 'text: give --text'}")
+    parts = [asked[i : i + AT_ONCE] for i in range(0, len(asked), AT_ONCE)]
+    return [answer for part in progress(parts, len(parts)) for answer in _answered(trained, part)]
+
+
+def _answered(trained: Trained, asked: list[str]) -> list[dict[str, Any]]:
+    if isinstance(trained.task, TextTask):
+        return trained.task.answer(trained.model, asked)
+    assert isinstance(trained.task, SpeechTask)
+    examples = []
+    for name in asked:
+        try:
+            examples.append({**trained.task.features(read_audio(Path(name))), "tokens": [], "text": ""})
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return [{"transcript": text} for text in trained.task.transcribe(trained.model, examples)]
+
+
+# exporting
 
 
 def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
-    """A PEFT adapter on its base model.
+    """A PEFT adapter, made here or elsewhere, on its base model.
 
     Parameters
     ----------
@@ -39,136 +170,111 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
     Raises
     ------
     ValueError
-        No adapter there, a broken file, or an adapter of another base model.
+        No adapter there, a broken file, one that is not read, or an adapter of another base model.
     """
-    if not (folder / "adapter_config.json").is_file():
-        near = (
-            sorted(p.parent.name for p in folder.parent.glob("*/adapter_config.json")) if folder.parent.is_dir() else []
-        )
-        if (folder / "config.json").is_file():
-            raise ValueError(f"{folder} is a whole model already: transformers loads it as it is")
-        raise ValueError(
-            f"{folder} holds no adapter_config.json" + (f"; adapters beside it: {', '.join(near)}" if near else "")
-        )
-    config = read_json(folder / "adapter_config.json")
-    base = model or config["base_model_name_or_path"]
-    task = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}.get(config.get("task_type") or "")
-    labels = _outputs(folder)
-    adapted = load_adapted(load(base, task=task, num_labels=labels or 2), folder)
-    if not isinstance(adapted, PeftModel):
-        raise ValueError(f"{folder} is not a PEFT adapter")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(_no_adapter(folder))
+    if (about := read_about(folder)) is not None:
+        base = _checked_base(folder, about, model)
+        task = {"asr": "asr", "causal-lm": "causal-lm", "text-to-label": "causal-lm"}.get(about.task, "classification")
+        labels = 1 if about.task == "regression" else len(about.labels) or 2
+    else:
+        config = checked_config(folder)
+        named = config.get("base_model_name_or_path")
+        if model is None and not (isinstance(named, str) and named):
+            raise ValueError(f"{folder / CONFIG} names no base model (base_model_name_or_path): give --model")
+        base = model or str(named)
+        task = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}.get(str(config.get("task_type")))
+        labels = _outputs(folder) or 2
+    adapted = load_adapted(load(base, task=task, num_labels=labels), folder)  # type: ignore[arg-type]
+    assert isinstance(adapted, PeftModel)
+    if about is not None:
+        with_labels(adapted, about)
     return adapted.eval()
 
 
-def export_merged(model: PeftModel, folder: Path) -> None:
-    """Merge the adapter and write the whole model with its tokenizer or processor: `from_pretrained` reads it."""
-    base = model.active_peft_config.base_model_name_or_path
-    merged = model.merge_and_unload(safe_merge=True)
-    with whole_folder(folder, made_by="export") as draft:
+def _no_adapter(folder: Path) -> str:
+    if (folder / TRAINED).is_file():
+        return f"{folder} has no low-rank part: it holds trained weights of the model; export it with --to merged"
+    if (folder / "config.json").is_file():
+        return f"{folder} is a whole model already: transformers loads it as it is"
+    near = sorted(p.parent.name for p in folder.parent.glob(f"*/{CONFIG}")) if folder.parent.is_dir() else []
+    return f"{folder} holds no {CONFIG}" + (f"; adapters beside it: {', '.join(near)}" if near else "")
+
+
+def export_merged(adapter: Path, out: Path, *, model: str | None = None) -> None:
+    """Write the whole model, adapter merged, with its classes, tokenizer or processor: `from_pretrained` reads it."""
+    check_output(out, made_by=MADE_BY, inputs=[adapter, *([model] if model else [])])
+    about = read_about(adapter)
+    if about is not None and (adapter / TRAINED).is_file():
+        merged: Any = load_trained(adapter, model=model).model
+        if about.task == "asr":  # the encoder as transformers has it
+            merged = load_adapted(load(_checked_base(adapter, about, model), task="asr"), adapter)
+    else:
+        merged = load_adapter(adapter, model=model).merge_and_unload(safe_merge=True)
+    with quiet_loading(), whole_folder(out, made_by=MADE_BY, inputs=[adapter]) as draft:
         merged.save_pretrained(draft)
-        speech = merged.config.model_type == "whisper"
-        (load_processor if speech else load_tokenizer)(base).save_pretrained(draft)
+        _write_tokens(draft, adapter, about, model)
+
+
+def export_plain(adapter: Path, out: Path, *, model: str | None = None, **options: Any) -> Any:
+    """Write a plain LoRA with its classes and tokenizer; ``options`` are those of `rankwise.tuning.export_lora`."""
+    from rankwise.tuning.export import export_lora
+
+    check_output(out, made_by=MADE_BY, inputs=[adapter, *([model] if model else [])])
+    adapted = load_adapter(adapter, model=model)
+    written = export_lora(adapted, out, **options)
+    with amended(out):
+        _write_tokens(out, adapter, read_about(adapter), model)
+    return written
+
+
+def _write_tokens(folder: Path, adapter: Path, about: About | None, model: str | None) -> None:
+    """The tokenizer or processor into an exported folder, and the description where there is one."""
+    own = str(adapter) if (adapter / "tokenizer_config.json").is_file() else None
+    if about is not None:
+        tokens = (load_processor if about.task == "asr" else load_tokenizer)(own or base_of(model or about.base))
+        write_about(folder, about, tokens)
+        return
+    base = model or str(checked_config(adapter).get("base_model_name_or_path"))
+    whisper = (folder / "config.json").is_file() and "whisper" in (folder / "config.json").read_text(encoding="utf-8")
+    (load_processor if whisper else load_tokenizer)(own or base).save_pretrained(str(folder))
 
 
 def export_dense(compressed: Path, folder: Path) -> None:
     """Multiply a compressed model's factors out: a model that `transformers` loads by itself."""
+    check_output(folder, made_by=MADE_BY, inputs=[compressed])
     model = compression.to_dense(compression.load(str(compressed)))
-    with whole_folder(folder, made_by="export") as draft:
+    with quiet_loading(), whole_folder(folder, made_by=MADE_BY, inputs=[compressed]) as draft:
         model.save_pretrained(draft)
         load_tokenizer(str(compressed)).save_pretrained(draft)
 
 
 @torch.no_grad()
-def attention_maps(run: Path, method: str, texts: list[str]) -> list[tuple[list[str], np.ndarray, str]]:
-    """Words, attention ``(heads, words)`` and predicted class of every text, by a run's LAMA classifier.
+def attention_maps(trained: Trained, texts: list[str]) -> list[tuple[list[str], np.ndarray, str]]:
+    """Words, attention ``(heads, words)`` and predicted class of every text, by a LAMA classifier.
 
     Raises
     ------
     ValueError
-        The run's model has no attention pooling.
+        The model has no attention pooling.
     """
-    job, model = _trained(run, method)
-    if not isinstance(model, compression.LamaClassifier) or not isinstance(job.task, TextTask):
-        raise ValueError(f"{run} has no attention pooling to draw; its model is {job.config.model}, not a lama")
+    model, task, about = trained.model, trained.task, trained.about
+    if not isinstance(model, compression.LamaClassifier) or not isinstance(task, TextTask):
+        raise ValueError(f"there is no attention pooling to draw: the model is {about.base}, not a lama")
     maps = []
     for text in texts:
-        batch = job.task.tokenizer(text, return_tensors="pt", truncation=True, max_length=job.config.max_length)
+        batch = task.tokenizer(text, return_tensors="pt", truncation=True, max_length=about.max_length)
         out = model(**batch)
         if out.attentions is None:
-            raise ValueError(f"{job.config.model} pools without attention: there is nothing to draw")
-        tokens = job.task.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
-        names = job.corpus.label_names
-        title = names[int(out.logits.argmax())] if names else f"{float(out.logits):.2f}"
+            raise ValueError(f"{about.base} pools without attention: there is nothing to draw")
+        tokens = task.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+        title = about.labels[int(out.logits.argmax())] if about.labels else f"{float(out.logits):.2f}"
         maps.append((tokens, out.attentions[0][0].numpy(), title))
     return maps
 
 
-@torch.no_grad()
-def predict_texts(run: Path, method: str, texts: list[str]) -> list[dict]:
-    """Predictions of a run's adapter: ``label`` and ``probability``, ``value`` (regression) or ``continuation``."""
-    job, model = _trained(run, method)
-    config, task = job.config, job.task
-    if not isinstance(task, TextTask):
-        raise ValueError(f"{run} recognises speech: give --audio")
-    tokenizer = task.tokenizer
-    if config.task == "causal-lm":
-        return [_continued(model, tokenizer, t) for t in texts]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=config.max_length)
-    logits = model(**batch).logits.float()
-    if config.task == "regression":
-        return [{"text": t, "value": float(v)} for t, v in zip(texts, logits.flatten(), strict=True)]
-    best = logits.softmax(-1).max(-1)
-    names = job.corpus.label_names
-    return [
-        {"text": t, "label": names[int(i)], "probability": float(p)}
-        for t, p, i in zip(texts, best.values, best.indices, strict=True)
-    ]
-
-
-def predict_audio(run: Path, method: str, files: list[Path]) -> list[dict]:
-    """``transcript`` of every recording by a run's adapter."""
-    job, model = _trained(run, method)
-    if not isinstance(job.task, SpeechTask):
-        raise ValueError(f"{run} is about text: give --text")
-    examples = []
-    for file in files:
-        try:
-            examples.append({**job.task.features(read_audio(file)), "tokens": [], "text": ""})
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-    heard = job.task.transcribe(model, examples)
-    return [{"audio": str(f), "transcript": t} for f, t in zip(files, heard, strict=True)]
-
-
-def _trained(run: Path, method: str) -> tuple[Job, nn.Module]:
-    """A run's job, and its model with one method's adapter, in evaluation mode."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run: it has no config.yaml")
-    have = [p.name for p in (run / "adapters").glob("*")] if (run / "adapters").is_dir() else []
-    if method not in have:
-        raise unknown("adapter", method, have or ["none finished yet"])
-    job = Job(AdaptConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))), run)
-    return job, load_adapted(job.fresh_model(), run / "adapters" / method).eval()
-
-
-def _continued(model: nn.Module, tokenizer, text: str) -> dict:
-    ids = tokenizer(text, return_tensors="pt")
-    out = model.generate(**ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.pad_token_id)  # type: ignore[operator]
-    return {
-        "text": text,
-        "continuation": tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True),
-    }
-
-
 def _outputs(folder: Path) -> int | None:
     """Outputs of the saved classification head, where there is one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
-            heads = [k for k in opened.keys() if k.endswith(("classifier.weight", "score.weight", "out_proj.weight"))]  # noqa: SIM118
-            return opened.get_slice(heads[0]).get_shape()[0] if heads else None
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(
-            f"{folder / 'adapter_model.safetensors'} cannot be read: {error}. Is the file whole?"
-        ) from error
+    ends = ("classifier.weight", "score.weight", "out_proj.weight")
+    return next((shape[0] for key, shape in shapes(folder / WEIGHTS).items() if key.endswith(ends) and shape), None)

@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationMixin, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import AutoConfig, GenerationMixin, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
 from rankwise.data import Corpus
 from rankwise.data.audio import RATE, read_audio
 from rankwise.jobs.tasks import Example, batches
 from rankwise.models.loading import load_processor, pretrained, resolve
+from rankwise.models.names import check_task
 
 EVALUATION_BATCH = 16
 MULTILINGUAL_VOCABULARY = 51_865  # the English models have one token fewer
@@ -45,30 +46,44 @@ class SpeechTask:
         Decoder tokens before the transcript, the start token first.
     english : bool
         Normalise by Whisper's English rules (spelling, numbers, contractions) instead of the basic ones.
+    positions : int
+        Tokens that the decoder has room for, the prompt included.
     """
 
     processor: WhisperProcessor
     prompt: tuple[int, ...]
     english: bool
+    positions: int = 448
+    counts_tokens: bool = False
     peft_type: str | None = None  # PEFT's SEQ_2_SEQ_LM would pass input_ids, which Whisper does not take
 
     @classmethod
-    def of(cls, model: str, *, language: str | None = None) -> SpeechTask:
+    def of(cls, model: str, *, language: str | None = None, processor: str | None = None) -> SpeechTask:
         """The task for a model by name, folder or hub id.
 
         Parameters
         ----------
         language : str, optional
             Of a multilingual model, by name or code; English by default. An English-only model accepts no other.
+        processor : str, optional
+            Folder of the processor, where it is not the model's.
+
+        Raises
+        ------
+        ValueError
+            No Whisper, or a language that it does not know.
         """
-        processor, english = load_processor(model), language is None or language.lower() in ("en", "english")
-        multilingual = pretrained(WhisperConfig, resolve(model)).vocab_size >= MULTILINGUAL_VOCABULARY
+        config = pretrained(AutoConfig, resolve(model))
+        check_task(model, config.model_type, "asr")
+        loaded, english = load_processor(processor or model), language is None or language.lower() in ("en", "english")
+        multilingual = config.vocab_size >= MULTILINGUAL_VOCABULARY
         if not english and not multilingual:
             raise ValueError(f"{model} knows English only; language '{language}' needs a multilingual Whisper")
-        tokenizer = processor.tokenizer
+        tokenizer = loaded.tokenizer
         if multilingual:
             tokenizer.set_prefix_tokens(language=language or "english", task="transcribe", predict_timestamps=False)
-        return cls(processor=processor, prompt=tuple(tokenizer("").input_ids[:-1]), english=english)
+        prompt = tuple(tokenizer("").input_ids[:-1])
+        return cls(processor=loaded, prompt=prompt, english=english, positions=config.max_target_positions)
 
     def normalize(self, text: str) -> str:
         """Whisper's normaliser."""
@@ -80,12 +95,20 @@ class SpeechTask:
         examples = []
         for row, (path, text) in enumerate(zip(corpus.audio, corpus.texts, strict=True)):
             features = self.features(read_audio(path))
-            # Whisper writes transcripts after a space: with it a word has the token it has inside a sentence
-            tokens = self.processor.tokenizer(f" {text.strip()}", add_special_tokens=False).input_ids
-            examples.append({**features, "tokens": tokens, "text": text})
+            examples.append({**features, "tokens": self.tokens(text), "text": text})
             if on_row is not None:
                 on_row(row + 1, len(corpus))
         return examples
+
+    def tokens(self, text: str) -> list[int]:
+        """A transcript's tokens; Whisper writes it after a space, with which a word has the token it has inside."""
+        return self.processor.tokenizer(f" {text.strip()}", add_special_tokens=False).input_ids
+
+    def check(self, text: str) -> None:
+        """``ValueError`` for a transcript that the decoder has no room for."""
+        room, needed = self.positions - len(self.prompt), len(self.tokens(text))
+        if needed > room:
+            raise ValueError(f"the transcript has {needed} tokens; Whisper writes at most {room}: split the recording")
 
     def features(self, samples) -> Example:
         """``features`` and ``floor`` of one recording."""

@@ -1,24 +1,21 @@
 """What a training run needs to know of its data: how rows become batches, and how outputs become scores."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# (examples are plain dictionaries; models are only known at run time)
-
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from rankwise.data import Corpus
 
-Example = dict[str, object]
+Example = dict[str, Any]
+CONTINUATION = 40  # tokens that a language model adds to a text
 
 
 class Task(Protocol):
@@ -27,6 +24,11 @@ class Task(Protocol):
     @property
     def peft_type(self) -> str | None:
         """PEFT's task type of an adapter."""
+        ...
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the model divides its loss by the tokens of the whole batch, over all processes."""
         ...
 
     def encode(self, corpus: Corpus) -> list[Example]:
@@ -50,6 +52,12 @@ class Task(Protocol):
         ...
 
 
+def sample(examples: list[Example], n: int, *, seed: int) -> list[Example]:
+    """``n`` examples in random order (all, where there are fewer); files are often sorted by class."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [examples[i] for i in order[:n]]
+
+
 def batches(task: Task, examples: list[Example], size: int) -> Iterator[dict[str, Tensor]]:
     """Padded batches in the given order."""
     for start in range(0, len(examples), size):
@@ -70,20 +78,27 @@ class TextTask:
     max_length : int
         Tokens an example.
     label_names : tuple of str
-        For ``text-to-label``, in the order of the classes.
+        The classes in their order, where there are classes.
     question : str
         For ``text-to-label``: what stands between text and label.
+    chat : bool
+        For ``causal-lm``: texts to continue are messages of a user, in the tokenizer's template.
     """
 
     kind: str
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     max_length: int
     label_names: tuple[str, ...] = ()
     question: str = "\nLabel:"
+    chat: bool = False
 
     @property
     def peft_type(self) -> str:
         return "CAUSAL_LM" if self.kind in ("causal-lm", "text-to-label") else "SEQ_CLS"
+
+    @property
+    def counts_tokens(self) -> bool:
+        return self.kind in ("causal-lm", "text-to-label")
 
     @cached_property
     def label_tokens(self) -> list[int]:
@@ -94,23 +109,31 @@ class TextTask:
         return first
 
     def encode(self, corpus: Corpus) -> list[Example]:
-        """Token ids and label of every row."""
-        if self.kind == "text-to-label":
-            return self._prompts(corpus)
-        ids = self.tokenizer(corpus.texts, truncation=True, max_length=self.max_length)["input_ids"]
+        """Token ids and label of every row, and whether its text was ``cut``; causal-lm drops rows of one token."""
+        found = self._tokens(corpus.texts, self._room())
         if self.kind == "causal-lm":
-            return [{"input_ids": i} for i in ids if len(i) > 1]
-        return [{"input_ids": i, "label": y} for i, y in zip(ids, corpus.labels, strict=True)]
+            return [e for e in found if len(e["input_ids"]) > 1]
+        for example, y in zip(found, corpus.labels, strict=True):
+            example["label"] = y
+            if self.kind == "text-to-label":
+                example["input_ids"] = [*example["input_ids"], *self._question, self.label_tokens[int(y)]]
+        return found
 
-    def _prompts(self, corpus: Corpus) -> list[Example]:
-        """The text, cut to leave room, a question, and the label's first token at the end."""
-        ask = self.tokenizer(self.question, add_special_tokens=False)["input_ids"]
-        room = self.max_length - len(ask) - 1
+    def _tokens(self, texts: list[str], room: int) -> list[Example]:
+        encoded = self.tokenizer(texts, truncation=True, max_length=room)
+        cut = [bool(e.overflowing) for e in encoded.encodings] if encoded.encodings else [False] * len(texts)
+        return [{"input_ids": i, "cut": c} for i, c in zip(encoded["input_ids"], cut, strict=True)]
+
+    @cached_property
+    def _question(self) -> list[int]:
+        return self.tokenizer(self.question, add_special_tokens=False)["input_ids"]
+
+    def _room(self) -> int:
+        """Tokens of a text, beside the question and the label's first token."""
+        room = self.max_length - (len(self._question) + 1 if self.kind == "text-to-label" else 0)
         if room < 1:
             raise ValueError(f"max_length={self.max_length} leaves no room for the text beside the question")
-        ids = self.tokenizer(corpus.texts, truncation=True, max_length=room)["input_ids"]
-        answers = [self.label_tokens[int(y)] for y in corpus.labels]
-        return [{"input_ids": [*i, *ask, a], "label": y} for i, a, y in zip(ids, answers, corpus.labels, strict=True)]
+        return room
 
     def length(self, example: Example) -> int:
         """Tokens."""
@@ -118,11 +141,8 @@ class TextTask:
 
     def collate(self, examples: list[Example]) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask`` ``(batch, seq)``, ``labels`` by kind."""
-        ids = torch.full((len(examples), max(map(self.length, examples))), int(self.tokenizer.pad_token_id))
-        mask = torch.zeros_like(ids)
-        for row, example in enumerate(examples):
-            n = self.length(example)
-            ids[row, :n], mask[row, :n] = torch.tensor(example["input_ids"]), 1
+        padded = self._padded(examples)
+        ids, mask = padded["input_ids"], padded["attention_mask"]
         if self.kind == "causal-lm":
             return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
         if self.kind == "text-to-label":
@@ -131,6 +151,14 @@ class TextTask:
         dtype = torch.float32 if self.kind == "regression" else torch.long
         labels = torch.tensor([e["label"] for e in examples], dtype=dtype)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def _padded(self, examples: list[Example]) -> dict[str, Tensor]:
+        ids = torch.full((len(examples), max(map(self.length, examples))), int(self.tokenizer.pad_token_id))
+        mask = torch.zeros_like(ids)
+        for row, example in enumerate(examples):
+            n = self.length(example)
+            ids[row, :n], mask[row, :n] = torch.tensor(example["input_ids"]), 1
+        return {"input_ids": ids, "attention_mask": mask}
 
     def loss(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> float:
         """Cross-entropy (squared error, for regression)."""
@@ -169,6 +197,45 @@ class TextTask:
             return {"score": -loss, "loss": loss, "perplexity": math.exp(min(loss, 700))}
         judged = _correlated if self.kind == "regression" else _classified
         return judged(torch.cat(outputs), torch.cat(labels))
+
+    @torch.no_grad()
+    def answer(self, model: nn.Module, texts: list[str]) -> list[dict[str, Any]]:
+        """What a model says of each text: ``label`` and ``probability``, a ``value``, or a ``continuation``."""
+        model.eval()
+        if self.kind == "causal-lm":
+            return [{"continuation": self._continued(model, text)} for text in texts]
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(texts), 32):
+            rows = self._tokens(texts[start : start + 32], self._room())
+            if self.kind == "text-to-label":
+                rows = [{"input_ids": [*e["input_ids"], *self._question]} for e in rows]
+            batch = {k: v.to(next(model.parameters()).device) for k, v in self._padded(rows).items()}
+            logits = model(**batch).logits.float()
+            if self.kind == "regression":
+                found += [{"value": value} for value in logits.flatten().tolist()]
+                continue
+            if self.kind == "text-to-label":
+                logits = logits[torch.arange(len(logits)), batch["attention_mask"].sum(1) - 1][:, self.label_tokens]
+            best = logits.softmax(-1).max(-1)
+            for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+                found.append({"label": self.label_names[i], "probability": p})
+        return found
+
+    def _continued(self, model: nn.Module, text: str) -> str:
+        tokenizer, generate = self.tokenizer, cast("Any", model).generate
+        if self.chat:
+            message = [{"role": "user", "content": text}]
+            ids = tokenizer.apply_chat_template(
+                message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        else:
+            ids = tokenizer(text, return_tensors="pt")
+        n, most = ids["input_ids"].shape[1], getattr(model.config, "max_position_embeddings", None)
+        if n == 0 or (most and n + CONTINUATION > most):
+            raise ValueError(f"the text has {n} tokens; between 1 and {(most or 0) - CONTINUATION} can be continued")
+        ids = ids.to(next(model.parameters()).device)
+        out = generate(**ids, max_new_tokens=CONTINUATION, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        return tokenizer.decode(out[0, n:], skip_special_tokens=True)
 
 
 def _correlated(values: Tensor, labels: Tensor) -> dict[str, float]:

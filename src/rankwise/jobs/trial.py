@@ -211,6 +211,8 @@ def train(
         data_collator=task.collate,
         callbacks=callbacks,
     )
+    # a loss that the model averages over its own rows would be multiplied by the number of processes
+    trainer.model_accepts_loss_kwargs &= task.counts_tokens
     if optimizer is not None:
         settings = replace(training.projection, weight_decay=training.weight_decay, seed=seed)
         trainer.make_optimizer = lambda: optimizer(model, learning_rate, settings)

