@@ -333,6 +333,17 @@ def test_causal_language_model_on_a_user_file(tmp_path):
     assert lora["scores"][str(data)]["mean"] > zero["score"]  # two steps on such text already help
 
 
+def test_settings_of_projected_steps_reach_the_optimiser(place, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(module, "train", lambda *a, training, **k: told.append(training.projection) or 1 / 0)
+    options = {"projection_rank": 3, "update_gap": 7, "scale": 2.5, "rest": 0.5, "active_layers": 1, "interval": 9}
+    job = Job(config(place, methods=["owlore"], baseline=False, **options), tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        job.trial("owlore", 0, 1e-3, 0)
+    (p,) = told
+    assert (p.rank, p.update_gap, p.scale, p.rest, p.active, p.interval) == (3, 7, 2.5, 0.5, 1, 9)
+
+
 def test_bad_input_leaves_no_folder(place, tmp_path):
     for options, match in (
         ({"methods": ["lora"], "budget": "1"}, "at rank 1"),

@@ -72,3 +72,10 @@ def test_scale_and_rate_of_the_rest_reach_the_optimiser(name):
     told = METHODS[name].optimizer(llama(), 1e-3, Projection(scale=2.5, rest=0.5))
     assert [g["lr"] for g in told.param_groups] == [1e-3, 5e-4]
     assert told.param_groups[0]["scale"] == 2.5
+
+
+def test_lisa_projects_nothing_whatever_the_settings_of_its_neighbours():
+    told = METHODS["lisa"].optimizer(llama(), 1e-3, Projection(rank=4, update_gap=3, scale=2.5, rest=0.5, active=1))
+    plain = METHODS["lisa"].optimizer(llama(), 1e-3, Projection(active=1))
+    assert [g["lr"] for g in told.param_groups] == [g["lr"] for g in plain.param_groups]
+    assert [g.get("rank") for g in told.param_groups] == [g.get("rank") for g in plain.param_groups]

@@ -50,6 +50,14 @@ def test_table_has_a_row_a_method_and_shows_the_failed_one():
     assert markdown(header, rows).count("\n") == 4
 
 
+def test_the_score_of_every_task_can_be_shown():
+    from rankwise.jobs.adapt.config import DEFAULTS
+
+    assert set(METRICS) == set(DEFAULTS)
+    polar = results() | {"config": {"task": "text-to-label", "seeds": 2}}
+    assert comparison(polar) == comparison(results())
+
+
 def test_units():
     assert [count(n) for n in (7, 1500, 2_000_000)] == ["7", "1.5k", "2.0M"]
     assert [size(n) for n in (10, 2048, 50 * 2**20, 2**30)] == ["10B", "2.0KB", "50MB", "1.0GB"]

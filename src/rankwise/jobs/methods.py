@@ -194,8 +194,11 @@ def _owlore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.op
     def make(model: nn.Module, lr: float, p: Projection) -> torch.optim.Optimizer:
         from rankwise.optim import OwLore
 
-        given = p.given("rank", "update_gap", "scale", "active", "interval", "weight_decay", "seed")
-        return OwLore(model, lr, rest_lr=None if p.rest is None else lr * p.rest, **{**given, **options})
+        given = p.given("active", "interval", "weight_decay", "seed")
+        if options.get("rank") != 0:  # LISA projects nothing
+            given |= p.given("rank", "update_gap", "scale")
+            given["rest_lr"] = None if p.rest is None else lr * p.rest
+        return OwLore(model, lr, **given, **options)
 
     return make
 

@@ -32,8 +32,10 @@ class Metric:
     with_spread: bool = True
 
 
+_ACCURACY = Metric(words="accuracy in per cent", axis="accuracy (%)", shown=lambda s: 100 * s)
 METRICS = {
-    "classification": Metric(words="accuracy in per cent", axis="accuracy (%)", shown=lambda s: 100 * s),
+    "classification": _ACCURACY,
+    "text-to-label": _ACCURACY,
     "regression": Metric(words="Pearson correlation × 100", axis="correlation × 100", shown=lambda s: 100 * s),
     "causal-lm": Metric(words="perplexity", axis="perplexity", shown=lambda s: math.exp(-s), with_spread=False),
     "asr": Metric(words="word error rate in per cent", axis="WER (%)", shown=lambda s: 100 * (1 - s)),

@@ -73,6 +73,12 @@ class AdaptConfig(BaseModel):
     )
     projection_rank: int | None = Field(default=None, ge=1, description="of projected gradients; hidden size / 16")
     update_gap: int | None = Field(default=None, ge=1, description="steps between refreshes of the projection")
+    scale: float | None = Field(
+        default=None, gt=0, description="factor of a projected step; of galore 1, of owlore as long as a full step"
+    )
+    rest: float | None = Field(
+        default=None, gt=0, description="learning rate of what is not projected, as a multiple of the learning rate; 1"
+    )
     active_layers: int | None = Field(default=None, ge=1, description="blocks that train at a time; 15% of them")
     interval: int | None = Field(default=None, ge=1, description="steps between draws of blocks; 50")
     question: str = Field(default="\nLabel:", description="for text-to-label: what stands between text and label")
@@ -198,6 +204,8 @@ _NEEDS: dict[str, tuple[Callable[[AdaptConfig], bool], str]] = {
     "optimizer": (lambda c: c.optimizer in c.all_methods, "full among the methods, or no methods"),
     "projection_rank": (_trains_by("galore", "owlore"), "galore or owlore"),
     "update_gap": (_trains_by("galore", "owlore"), "galore or owlore"),
+    "scale": (_trains_by("galore", "owlore"), "galore or owlore"),
+    "rest": (_trains_by("galore", "owlore"), "galore or owlore"),
     "active_layers": (_trains_by("owlore", "lisa"), "owlore or lisa"),
     "interval": (_trains_by("owlore", "lisa"), "owlore or lisa"),
     "question": (lambda c: c.task == "text-to-label", "the task text-to-label"),

@@ -332,7 +332,12 @@ class Job:
             checkpoint_steps=c.checkpoint_steps,
             validation_points=c.validation_points,
             projection=Projection(
-                rank=c.projection_rank, update_gap=c.update_gap, active=c.active_layers, interval=c.interval
+                rank=c.projection_rank,
+                update_gap=c.update_gap,
+                scale=c.scale,
+                rest=c.rest,
+                active=c.active_layers,
+                interval=c.interval,
             ),
         )
 
