@@ -1,6 +1,7 @@
 """Shared test settings: one thread a worker, no hub, the same random numbers for every test."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 settings.register_profile("rankwise", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("rankwise")
 

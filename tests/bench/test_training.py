@@ -28,12 +28,15 @@ def test_scores_by_seed_leave_out_what_was_not_done():
 
 
 def test_settings_share_tokens_and_draw_blocks_a_few_times_a_run():
-    text = language.settings(language.TEXT, ["full", "galore"], seeds=2, steps=30)
-    label = language.settings(language.LABEL, ["lora"], seeds=2, steps=2)
+    text = language.settings(language.TEXT, ["full", "galore", "owlore"], seeds=2, steps=30)
+    label = language.settings(language.LABEL, ["lisa"], seeds=2, steps=2)
+    plain = language.settings(language.LABEL, ["lora"], seeds=2, steps=2)
     assert (text.task, label.task) == ("causal-lm", "text-to-label")
     assert (text.interval, text.update_gap) == (10, 15)
-    assert (label.interval, label.update_gap) == (1, 1)
-    assert text.learning_rates == {"full": [3e-5, 1e-4], "galore": language.LOW_MEMORY_RATES}
+    assert (label.interval, label.update_gap) == (1, None)
+    assert (plain.interval, plain.update_gap) == (None, None)
+    low = language.LOW_MEMORY_RATES
+    assert text.learning_rates == {"full": [3e-5, 1e-4], "galore": low, "owlore": low}
 
 
 def test_a_loss_is_better_when_it_is_lower():

@@ -442,5 +442,5 @@ def test_patterns_that_end_are_used(foreign, place):
 def test_an_adapter_of_another_model_is_refused(foreign, tmp_path):
     wide = bert()
     saved(wide, tmp_path / "wide")
-    with pytest.raises(ValueError, match="cannot be loaded on this model"):
+    with pytest.raises(ValueError, match=r"cannot be loaded on this model|a causal language model is needed"):
         load_adapter(foreign, model=str(tmp_path / "wide"))

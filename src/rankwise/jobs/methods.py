@@ -180,8 +180,9 @@ def _galore(**options: Any) -> Callable[[nn.Module, float, Projection], torch.op
         groups = galore_groups(model)
         rank = p.rank or max(1, max(min(w.shape) for w in groups[0]["params"]) // 16)
         groups[0] |= {"rank": rank, **p.given("update_gap")}
-        for rest in groups[1:] if p.rest is not None else ():
-            rest["lr"] = lr * p.rest
+        if p.rest is not None:
+            for group in groups[1:]:
+                group["lr"] = lr * p.rest
         options_now = {"scale": 1.0, **p.given("scale"), **options}
         optimizer = GaLoreAdamW(groups, lr, weight_decay=p.weight_decay, seed=p.seed, **options_now)
         optimizer.step_in_backward(model=model)
