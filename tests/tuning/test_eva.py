@@ -1,13 +1,15 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from rankwise.spectral import StreamingSVD, principal_angles
 from rankwise.tuning import ActivationSpectra, EvaConfig, S2LoraConfig, activation_spectra, initialize
-from rankwise.tuning.eva import redistribute
+from rankwise.tuning.eva import CONTRADICTED, redistribute
 from small_models import bert, llama, randomise
 
 TARGETS = ["query", "key", "value", "dense"]
@@ -252,8 +254,9 @@ def test_dropout_is_off_while_reading_and_the_mode_is_restored():
 def test_bad_input_is_named(model):
     with pytest.raises(ValueError, match="dataloader is empty"):
         activation_spectra(model, [], EvaConfig(r=2))
-    with pytest.raises(ValueError, match=r"64 components .* more than the 16 inputs"):
-        activation_spectra(model, loader(), EvaConfig(r=32))
+    wide = AdaLoraConfig(init_r=32, target_r=2, total_step=10, target_modules=["query"])
+    with pytest.raises(ValueError, match=r"init_r=32 is more than the 16 inputs"):
+        initialize(model, loader(), wide)
     short = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
     with pytest.raises(ValueError, match=r"saw 2 rows; 8 components need at least 8"):
         activation_spectra(model, [short], EvaConfig(r=4))
@@ -294,3 +297,140 @@ def test_least_variance_and_random_directions_are_what_they_say(model):
         )
         energy[directions] = spectra.stream(names[0]).captured(torch.linalg.qr(A.detach().double().T).Q.T)
     assert energy["bottom"] < energy["random"] < energy["top"]
+
+
+def ranks_of(adapted):
+    return {n.split(".lora_A")[0]: len(p) for n, p in adapted.named_parameters() if "lora_A" in n}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exclude_modules": ["key", "query"]},
+        {"exclude_modules": r".*layer\.0.*"},
+        {"layers_to_transform": [1]},
+        {"layers_to_transform": 0, "layers_pattern": "layer"},
+        {"target_modules": "all-linear", "exclude_modules": ["dense"], "task_type": "SEQ_CLS"},
+    ],
+)
+def test_ranks_are_dealt_only_to_layers_that_the_options_leave(options):
+    adapted = initialize(bert(), loader(), EvaConfig(r=2, **options))
+    plain = {"target_modules": r".*\.layer\..*(query|key|value|dense)"} | options
+    if "layers_to_transform" in options:
+        plain["target_modules"] = ["query", "key", "value", "dense"]
+    expected = ranks_of(get_peft_model(bert(), LoraConfig(r=2, **plain)))
+    assert sum(ranks_of(adapted).values()) == 2 * len(expected)
+    assert ranks_of(adapted).keys() <= expected.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"init_lora_weights": "gaussian"}, "init_lora_weights"),
+        ({"init_lora_weights": False}, "init_lora_weights=False"),
+        ({"init_lora_weights": "mica"}, "init_lora_weights"),
+        ({"rank_pattern": {"query": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"query": 2}}, "alpha_pattern"),
+        ({"loftq_config": {"loftq_bits": 4}, "init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+        ({"layer_replication": [(0, 1), (0, 2)]}, "layer_replication"),
+        ({"target_parameters": ["w"]}, "target_parameters"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"kasa_config": {}}, "kasa_config"),
+        ({"use_bdlora": {"target_modules_bd_a": ["query"]}}, "use_bdlora"),
+        ({"arrow_config": {}}, "arrow_config"),
+        ({"monteclora_config": {}}, "monteclora_config"),
+        ({"corda_config": {}}, "corda_config"),
+        ({"eva_config": {}}, "eva_config"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_options_that_contradict_the_start_are_refused_by_name(options, name):
+    with pytest.raises(ValueError, match=name):
+        EvaConfig(**options)
+
+
+def test_every_option_of_lora_is_either_kept_or_refused():
+    """A later PEFT's options appear here: each must be looked at."""
+    kept = {
+        "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+        "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out",
+        "bias", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern",
+        "megatron_core", "trainable_token_indices", "use_dora", "velora_config", "alora_invocation_tokens",
+        "qalora_group_size", "runtime_config", "lora_bias", "ensure_weight_tying",
+    }  # fmt: skip
+    assert {f.name for f in dataclasses.fields(LoraConfig)} == kept | set(CONTRADICTED)
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"lora_bias": True}, {"use_rslora": True}, {"velora_config": {}}]
+)
+def test_variants_that_are_kept_start_at_the_base_model_in_the_leading_directions(options, batch):
+    base = bert()(**batch).logits
+    config = EvaConfig(r=2, target_modules=["query", "dense"], exclude_modules=["pooler.dense"], **options)
+    adapted = initialize(bert(), loader(), config).eval()
+    torch.testing.assert_close(adapted(**batch).logits, base, atol=1e-6, rtol=1e-5)
+    for name, p in adapted.named_parameters():
+        if "lora_A" in name:
+            torch.testing.assert_close(p @ p.T, torch.eye(len(p)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_the_scale_is_the_same_for_all_ranks(use_rslora):
+    config = EvaConfig(r=5, lora_alpha=6, target_modules=["q", "o"], use_rslora=use_rslora)
+    adapted = initialize(Linear(), [{"x": b} for b in known_rows()[0].split(500)], config)
+    assert len(set(ranks_of(adapted).values())) > 1
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            assert module.scaling["default"] == pytest.approx(6 / 5**0.5 if use_rslora else 6 / 5)
+
+
+def test_a_layer_with_few_inputs_offers_as_many_directions_as_it_has():
+    X, _ = known_rows()
+    model = Linear()
+    adapted = initialize(model, [{"x": b} for b in X.split(500)], EvaConfig(r=8, target_modules=["q", "o"]))
+    ranks = ranks_of(adapted)
+    assert ranks["base_model.model.layers.0.o"] <= 6
+    assert sum(ranks.values()) == 16
+
+
+def test_targets_that_are_not_linear_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"word_embeddings is a Embedding"):
+        initialize(bert(), loader(), EvaConfig(r=2, target_modules=["word_embeddings", "query"]))
+
+
+def test_spectra_that_lack_a_target_are_refused_by_name(model):
+    spectra = activation_spectra(model, loader(), EvaConfig(r=2), layers=["bert.encoder.layer.0.attention.self.query"])
+    with pytest.raises(ValueError, match=r"lack the targeted layer bert\.encoder\.layer\.1\.attention\.self\.query"):
+        initialize(model, None, EvaConfig(r=2, target_modules=["query"]), spectra=spectra)
+
+
+def test_an_adapter_of_another_name_keeps_it():
+    wrapped = get_peft_model(bert(), EvaConfig(r=2, target_modules=["query"]), adapter_name="mine")
+    assert list(initialize(wrapped, loader()).peft_config) == ["mine"]
+    assert list(initialize(bert(), loader(), S2LoraConfig(r=2), adapter_name="other").peft_config) == ["other"]
+
+
+def test_pair_ranks_that_are_given_are_kept():
+    adapted = initialize(bert(), loader(), S2LoraConfig(r=3, pair_ranks={"16x16": 5}))
+    assert {k: len(Q) for k, Q in adapted.base_model.s2lora_Q["default"].items()} == {
+        "16x16": 5,
+        "32x16": 3,
+        "16x32": 3,
+    }
+
+
+def test_starts_of_other_methods_that_contradict_eva_are_refused():
+    for options in ({"init_lora_weights": False}, {"rank_pattern": {"a": [True]}}):
+        config = AdaLoraConfig(init_r=2, target_r=2, total_step=10, target_modules=["query"], **options)
+        with pytest.raises(ValueError, match="leave init_lora_weights and rank_pattern out"):
+            initialize(bert(), loader(), config)
+    with pytest.raises(ValueError, match="share='max'"):
+        initialize(bert(), loader(), S2LoraConfig(r=2, share="max"))
+
+
+def test_a_second_adapters_names_are_read_through_the_first(batch):
+    adapted = get_peft_model(bert(), LoraConfig(r=2, target_modules=["query"]))
+    spectra = activation_spectra(adapted.base_model.model, loader(), EvaConfig(r=2))
+    assert list(spectra.leader) == list(activation_spectra(bert(), loader(), EvaConfig(r=2)).leader)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import AdaLoraConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
 
-from rankwise.tuning import S2LoraCallback, S2LoraConfig
-from rankwise.tuning.s2lora import S2LoraLayer, delta_weight, effective_rank, soft_threshold
+from rankwise.tuning import S2LoraConfig
+from rankwise.tuning.s2lora import S2LoraLayer, delta_weight, effective_rank
+from rankwise.tuning.s2lora_step import soft_threshold
 from small_models import bert, gpt2, llama, randomise
 
 R = 3
@@ -135,39 +135,6 @@ def test_proximal_step_solves_the_lasso_of_an_orthonormal_design(amount):
     assert (gradient[~on].abs() <= amount + 1e-12).all()
 
 
-def test_callback_shrinks_by_the_learning_rate_that_was_used(model):
-    adapted = get_peft_model(model, config(sparsity=0.5))
-    groups = adapted.base_model.parameter_groups(0.1, 0.0)
-    optimizer = torch.optim.SGD(groups, lr=0.1)
-    lam = next(iter(layers(adapted).values())).s2lora_lambda["default"]
-    with torch.no_grad():
-        lam.copy_(torch.tensor([2.0, 0.4, -1.0]))
-    S2LoraCallback().on_optimizer_step(None, None, None, model=adapted, optimizer=optimizer)
-    torch.testing.assert_close(lam.detach(), torch.tensor([1.5, 0.0, -0.5]))  # η = 10 · 0.1, γ' = 0.5
-
-
-def test_trainer_with_the_callback_reaches_exact_zeros_and_the_penalty_does_not(tmp_path):
-    def trained(**options):
-        torch.manual_seed(0)
-        rows = [{"input_ids": torch.randint(0, 50, (6,)), "labels": i % 2} for i in range(16)]
-        adapted = get_peft_model(bert(), config(task_type="SEQ_CLS", **options))
-        args = TrainingArguments(
-            str(tmp_path),
-            max_steps=8,
-            learning_rate=5e-3,
-            per_device_train_batch_size=4,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        Trainer(adapted, args, train_dataset=rows, callbacks=[S2LoraCallback()]).train()
-        return torch.stack([e.coefficients for e in adapted.base_model.rank_map().values()])
-
-    assert (trained(sparsity=0.9) == 0).float().mean() > 0.05
-    assert (trained(sparsity=0.9, l1="penalty") == 0).sum() == 0
-
-
 def test_regularisation_is_counted_once_and_ignores_the_number_of_targets():
     few = get_peft_model(bert(layers=1), config(target_modules=["query", "key"], l1="penalty", sparsity=1.0))
     many = get_peft_model(bert(layers=4), config(target_modules=["query", "key"], l1="penalty", sparsity=1.0))
@@ -210,7 +177,9 @@ def test_query_key_and_value_project_their_input_once(model, batch, monkeypatch)
     adapted = get_peft_model(model, config(target_modules=["query", "key", "value"])).eval()
     calls = []
     linear = nn.functional.linear
-    monkeypatch.setattr("rankwise.tuning.s2lora.F.linear", lambda x, w, *b: calls.append(w.shape) or linear(x, w, *b))
+    monkeypatch.setattr(
+        "rankwise.tuning.shared_product.F.linear", lambda x, w, *b: calls.append(w.shape) or linear(x, w, *b)
+    )
     adapted(**batch)
     assert calls.count(torch.Size([R, 16])) == 2  # once a block, not three times
 
@@ -335,16 +304,29 @@ def test_bad_configurations_name_the_value(model):
         ({"dropout": 1.0}, r"dropout=1.0"),
         ({"share": "shap"}, "did you mean shape"),
         ({"l1": "prox"}, "proximal"),
+        ({"bias": "lora_only"}, "s2lora_only"),
+        ({"lora_alpha": 0}, "lora_alpha=0 must be positive"),
+        ({"sparsity": float("nan")}, "sparsity=nan"),
+        ({"pair_ranks": {"16x16": 0}}, "r=0"),
     ):
         with pytest.raises(ValueError, match=match):
             S2LoraConfig(**options)
-    with pytest.raises(ValueError, match=r"r=17 is larger than 16"):
-        get_peft_model(bert(), S2LoraConfig(r=17))
+    for pairs, match in (
+        ({"16x16": 17}, r"pair_ranks\['16x16'\]=17 is larger than 16"),
+        ({"16x61": 2}, "did you mean"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            get_peft_model(bert(), config(pair_ranks=pairs))
     with pytest.raises(ValueError, match="did you mean query"):
         get_peft_model(bert(), config(target_modules=["qeury"]))
 
 
 def test_adapter_of_another_base_model_is_refused_by_name(tmp_path):
     get_peft_model(bert(layers=3), config()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"layer\.2\..*lacks|lacks.*layer\.2"):
-        PeftModel.from_pretrained(bert(layers=2), Path(tmp_path))
+    for make, match in (
+        (lambda: bert(layers=2), r"lacks: bert\.encoder\.layer\.2\."),
+        (lambda: bert(layers=3, hidden=32), "other shapes"),
+        (llama, "made for another model"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            PeftModel.from_pretrained(make(), Path(tmp_path))

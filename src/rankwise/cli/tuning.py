@@ -137,7 +137,10 @@ def export(
     to: Annotated[
         str, typer.Option(help="lora: plain LoRA; merged: the whole model; dense: a compressed model's.")
     ] = "lora",
-    pad: Annotated[bool, typer.Option(help="One rank for all layers (8, 16, …), for serving.")] = False,
+    pad: Annotated[
+        bool | None,
+        typer.Option(help="One rank for all layers (8, 16, …), which every reader scales alike; the default."),
+    ] = None,
     max_rank: Annotated[int | None, typer.Option(help="Truncate by SVD; the error is printed.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model, where the adapter's own is not here.")] = None,
     json_: Json = False,
@@ -152,7 +155,7 @@ def export(
 
     if to not in ("lora", "merged", "dense"):
         raise unknown("export format", to, ("lora", "merged", "dense"))
-    if to != "lora" and (pad or max_rank is not None):
+    if to != "lora" and (pad is not None or max_rank is not None):
         raise ValueError(f"--pad and --max-rank are for --to lora, not {to}")
     if to == "dense" and model is not None:
         raise ValueError("--model is the base model of an adapter; a compressed model has none")
@@ -161,7 +164,7 @@ def export(
     from rankwise.jobs import serving
 
     if to == "lora":
-        written = serving.export_plain(adapter, out, model=model, pad=pad, max_rank=max_rank)
+        written = serving.export_plain(adapter, out, model=model, pad=pad is not False, max_rank=max_rank)
         done = {"layers": len(written.ranks), "ranks": written.ranks, "error": written.error}
     else:
         done = {}

@@ -31,7 +31,6 @@ from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
 from rankwise.optim import GaLoreAdamW
-from rankwise.tuning.callback import S2LoraCallback
 from rankwise.tuning.eva import EvaConfig, initialize
 from rankwise.tuning.s2lora import S2LoraModel
 
@@ -200,8 +199,6 @@ def train(
     )
     watch = _Watch(training, validation, task, on_step)
     callbacks: list[TrainerCallback] = [watch, _MarkComplete()]
-    if isinstance(getattr(model, "base_model", None), S2LoraModel):
-        callbacks.append(S2LoraCallback())
     if _is_adalora(model):
         callbacks.append(_AdaLoraCallback())
     trainer = AdapterTrainer(
@@ -249,17 +246,11 @@ class AdapterTrainer(Trainer):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
 
     def create_optimizer(self, *args, **kwargs):
-        """AdamW, or the method's own; S2-LoRA's coefficients get their own learning rate."""
+        """AdamW, or the method's own."""
         if self.optimizer is None and self.make_optimizer is not None:
             self.optimizer = self.make_optimizer()
             if isinstance(self.optimizer, GaLoreAdamW):
                 self.add_callback(self.optimizer.callback())
-            return self.optimizer
-        tuner = getattr(self.model, "base_model", None)
-        if self.optimizer is None and isinstance(tuner, S2LoraModel):
-            # the head is part of the tuner's model: one list holds everything that trains
-            groups = tuner.parameter_groups(self.args.learning_rate, self.args.weight_decay)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate)
             return self.optimizer
         return super().create_optimizer(*args, **kwargs)
 

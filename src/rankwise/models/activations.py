@@ -1,29 +1,32 @@
 """Second-moment statistics of the inputs of linear layers, gathered in a few forward passes.
 
 Layers that read the identical tensor (query, key and value of a block; gate and up) share one statistic, found by
-tensor identity in a probe of one row. Padded and unlabelled positions are dropped, and padding is not computed: each
-batch is run in chunks of similar length. The forward pass ends at the last input that is wanted.
+tensor identity in a probe of one row. The forward pass ends at the last input that is wanted. Which positions count,
+and what a batch may be, is in `rankwise.models.passes`.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.files import whole_folder
+from rankwise.models.passes import Batch, Passes, evaluating
+from rankwise.reading import read_tensors
 from rankwise.spectral import StreamingSVD
 
-Batch = Mapping[str, Tensor]
-_CHUNK_ROWS = 8
+__all__ = ["ActivationSpectra", "Batch", "gather", "input_norms"]
+
+_STATE = "eva_state.safetensors"
 
 
 class ActivationSpectra:
@@ -69,36 +72,36 @@ class ActivationSpectra:
 
     def save(self, folder: Path) -> None:
         """Write ``eva_state.safetensors`` into ``folder``: everything needed to reuse or merge the statistics."""
-        tensors, notes = {}, {"batches": str(self.batches)}
-        for name, stream in self.streams.items():
-            for key, value in stream.state().items():
-                if isinstance(value, Tensor):
-                    tensors[f"{name}|{key}"] = value.contiguous()
-                elif value is not None:
-                    notes[f"{name}|{key}"] = repr(value)
-        notes |= {f"leader|{k}": v for k, v in self.leader.items()}
+        states = {n: s.state() for n, s in self.streams.items()}
+        tensors = {f"{n}|{k}": v.contiguous() for n, s in states.items() for k, v in s.items() if isinstance(v, Tensor)}
+        settings = {n: {k: v for k, v in s.items() if not isinstance(v, Tensor)} for n, s in states.items()}
+        told = {"batches": self.batches, "leader": self.leader, "streams": settings}
         with whole_folder(Path(folder), made_by="ActivationSpectra.save") as draft:
-            save_file(tensors, draft / "eva_state.safetensors", metadata=notes)
+            save_file(tensors, draft / _STATE, metadata={"spectra": json.dumps(told)})
 
     @classmethod
     def load(cls, folder: Path) -> ActivationSpectra:
-        """Read what `save` wrote."""
-        import ast
+        """Read what `save` wrote.
 
-        streams: dict[str, StreamingSVD] = {}
-        with safe_open(Path(folder) / "eva_state.safetensors", framework="pt") as opened:
-            notes = opened.metadata()
-            leader = {k.partition("|")[2]: v for k, v in notes.items() if k.startswith("leader|")}
-            for key, value in notes.items():
-                name, _, attribute = key.partition("|")
-                if attribute and name != "leader":
-                    streams.setdefault(name, StreamingSVD(1)).__dict__[attribute] = ast.literal_eval(value)
-            for key in opened.keys():  # noqa: SIM118  (not a dict)
-                name, _, attribute = key.partition("|")
-                streams[name].__dict__[attribute] = opened.get_tensor(key)
-        ordered = {n: streams[n] for n in dict.fromkeys(leader.values())}
-        spectra = cls(leader, ordered)
-        spectra.batches = int(notes["batches"])
+        Raises
+        ------
+        ValueError
+            A file that is damaged, or that something else wrote.
+        """
+        path = Path(folder) / _STATE
+        tensors = read_tensors(path)
+        try:
+            with safe_open(path, framework="pt") as opened:
+                told = json.loads((opened.metadata() or {})["spectra"])
+            spectra = cls(told["leader"], {})
+            for name in dict.fromkeys(spectra.leader.values()):
+                stream, empty = StreamingSVD(1), StreamingSVD(1).state().keys()
+                own = {k.rpartition("|")[2]: v for k, v in tensors.items() if k.rpartition("|")[0] == name}
+                stream.__dict__.update({k: v for k, v in (told["streams"][name] | own).items() if k in empty})
+                spectra.streams[name] = stream
+            spectra.batches = int(told["batches"])
+        except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+            raise ValueError(f"{path} does not hold activation spectra ({error}); gather them again") from error
         return spectra
 
 
@@ -121,9 +124,10 @@ def gather(
     Parameters
     ----------
     model : nn.Module
-        Run in evaluation mode (its mode is restored).
-    dataloader : iterable of dict of Tensor
-        Keyword arguments of the model. ``attention_mask`` and, for token labels, ``labels`` choose the rows.
+        Run in evaluation mode (every module's mode is restored).
+    dataloader : iterable of dict
+        Keyword arguments of the model; those that are no tensors are passed on as they are. ``attention_mask`` and, for
+        token labels, ``labels`` choose the rows. The first ``max_batches`` are read: draw them at random.
     layers : dict of str to nn.Module
         Linear layers whose inputs are wanted.
     n_components : int
@@ -141,29 +145,27 @@ def gather(
     Raises
     ------
     ValueError
-        An empty loader, NaN activations (the layer is named), a model on the meta device.
+        An empty loader, NaN activations or a layer that never ran (the layer is named), a model on the meta device.
+    TypeError
+        Batches that are no mappings.
     """
-    parameter = next(model.parameters())
-    if parameter.device.type == "meta":
-        raise ValueError("the model is on the meta device: load its weights before gathering activations")
-    training, spectra, batches = model.training, None, iter(dataloader)
+    passes, batches = Passes(model, label_mask_value), iter(dataloader)
+    spectra, calls = None, {}
     wanted: list[str] = []
-    model.eval()
-    try:
+    with evaluating(model):
         for step in range(1, max_batches + 1):
             batch = next(batches, None)
             if not _anywhere(batch is not None):
                 break
             if batch is not None:
-                batch = {k: v.to(parameter.device) for k, v in batch.items() if isinstance(v, Tensor)}
                 if spectra is None:
-                    leader = _leaders(model, layers, {k: v[:1] for k, v in batch.items()})
-                    names = list(dict.fromkeys(leader.values()))
+                    leader, calls = passes.probe(batch, layers)
+                    wanted = list(dict.fromkeys(leader.values()))
                     spectra = ActivationSpectra(
-                        leader, {n: StreamingSVD(n_components, center=center, engine=engine) for n in names}
+                        leader, {n: StreamingSVD(n_components, center=center, engine=engine) for n in wanted}
                     )
-                    wanted = names
-                _accumulate(model, batch, spectra, wanted, layers, label_mask_value)
+                readers = {layers[n]: _into(spectra.streams[n]) for n in wanted}
+                passes.run(batch, readers, {layers[n]: calls[n] or math.inf for n in wanted})
             if spectra is None:
                 break
             spectra.batches = step
@@ -174,11 +176,16 @@ def gather(
                 wanted = [n for n in wanted if n not in enough]
                 if not wanted:
                     break
-    finally:
-        model.train(training)
     if spectra is None:
         raise ValueError("the dataloader is empty: no activations to decompose")
     return _checked(spectra.all_reduced())
+
+
+def _into(stream: StreamingSVD) -> Callable[[Tensor], None]:
+    def reader(rows: Tensor) -> None:
+        stream.partial_fit(rows.float())
+
+    return reader
 
 
 @torch.no_grad()
@@ -187,32 +194,28 @@ def input_norms(
 ) -> dict[str, Tensor]:
     """``‖X_·j‖₂`` of every input feature of each layer, ``(in,)`` float64, over the unpadded positions of some batches.
 
+    Parameters
+    ----------
+    model, dataloader
+        As of `gather`.
+
     Raises
     ------
     ValueError
         An empty loader, a layer that did not run, or activations with NaN (the layer is named).
     """
     squares: dict[str, Tensor] = {}
-    mask: list[Tensor | None] = [None]
 
-    def add(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x, keep = args[0], mask[0]
-            rows = x[keep] if keep is not None and x.shape[:-1] == keep.shape else x.reshape(-1, x.shape[-1])
+    def add(name: str) -> Callable[[Tensor], None]:
+        def reader(rows: Tensor) -> None:
             squares[name] = squares.get(name, 0) + rows.double().square().sum(0)
 
-        return hook
+        return reader
 
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        with _hooks({layer: add(n) for n, layer in layers.items()}):
-            for _, batch in zip(range(max_batches), dataloader, strict=False):
-                batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor) and k != "labels"}
-                mask[0] = _row_mask(batch, None)
-                model(**batch)
-    finally:
-        model.train(training)
+    passes, readers = Passes(model), {layer: add(n) for n, layer in layers.items()}
+    with evaluating(model):
+        for _, batch in zip(range(max_batches), dataloader, strict=False):
+            passes.run(batch, readers)
     if not squares:
         raise ValueError("the dataloader is empty: no activations to measure")
     for name in layers:
@@ -225,6 +228,8 @@ def input_norms(
 
 def _checked(spectra: ActivationSpectra) -> ActivationSpectra:
     for name, stream in spectra.streams.items():
+        if stream.n_samples == 0:
+            raise ValueError(f"layer {name} did not run, or no position of its input counts")
         if not math.isfinite(stream.total_variance):
             raise ValueError(f"activations of layer {name} have NaN or Inf entries")
     return spectra
@@ -241,88 +246,3 @@ def _anywhere(flag: bool) -> bool:
     value = torch.tensor(int(flag))
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value)
-
-
-def _leaders(model: nn.Module, layers: Mapping[str, nn.Module], row: Batch) -> dict[str, str]:
-    """Who reads whose input, in order of execution, by identity of the tensors of one forward pass."""
-    inputs: list[tuple[Tensor, str]] = []  # holds the tensors, so that no address is reused
-    leader: dict[str, str] = {}
-
-    def note(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
-            same = (n for t, n in inputs if (t.data_ptr(), t.shape, t.stride()) == (x.data_ptr(), x.shape, x.stride()))
-            leader[name] = next(same, name)
-            inputs.append((x, name))
-
-        return hook
-
-    with _hooks({layers[n]: note(n) for n in layers}):
-        model(**row)
-    if not leader:
-        raise ValueError("none of the targeted layers ran in the forward pass")
-    return {n: leader[n] for n in layers if n in leader}
-
-
-class _Finished(Exception):
-    """Everything wanted of this forward pass has been read."""
-
-
-def _accumulate(
-    model: nn.Module,
-    batch: Batch,
-    spectra: ActivationSpectra,
-    wanted: list[str],
-    layers: Mapping[str, nn.Module],
-    label_mask_value: int | None,
-) -> None:
-    keep: list[Tensor | None] = [None]
-
-    def add(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x, mask = args[0], keep[0]
-            rows = x[mask] if mask is not None and x.shape[:-1] == mask.shape else x.reshape(-1, x.shape[-1])
-            spectra.streams[name].partial_fit(rows.float())
-            seen.add(name)
-            if len(seen) == len(wanted):
-                raise _Finished
-
-        return hook
-
-    with _hooks({layers[n]: add(n) for n in wanted}):
-        for chunk in _chunks(batch):
-            seen: set[str] = set()
-            keep[0] = _row_mask(chunk, label_mask_value)
-            try:
-                model(**{k: v for k, v in chunk.items() if k != "labels"})
-            except _Finished:
-                continue
-
-
-def _row_mask(batch: Batch, label_mask_value: int | None) -> Tensor | None:
-    mask, labels = batch.get("attention_mask"), batch.get("labels")
-    mask = None if mask is None else mask.bool()
-    if label_mask_value is not None and labels is not None and labels.dim() == 2:
-        labelled = labels != label_mask_value
-        mask = labelled if mask is None else mask & labelled
-    return mask
-
-
-def _chunks(batch: Batch) -> Iterator[Batch]:
-    """The batch in pieces of similar length, each cut to its longest row (right padding only)."""
-    mask = batch.get("attention_mask")
-    if mask is None or mask.dim() != 2 or bool(mask.all()) or not bool(mask[:, 0].all()):
-        yield batch
-        return
-    lengths = mask.shape[1] - mask.flip(1).long().argmax(1)
-    for rows in lengths.argsort().split(_CHUNK_ROWS):
-        longest = int(lengths[rows].max())
-        yield {k: v[rows, :longest] if v.shape == mask.shape else v[rows] for k, v in batch.items()}
-
-
-@contextmanager
-def _hooks(hooks: Mapping[nn.Module, Callable]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module, hook in hooks.items():
-            stack.callback(module.register_forward_pre_hook(hook).remove)
-        yield

@@ -33,7 +33,7 @@ def outlier_scores(
     max_batches: int = 8,
     layers_attribute: str | None = None,
 ) -> Tensor:
-    """``D_ℓ`` of every block, in per cent.
+    """``D_ℓ`` of every block, in per cent, over its linear layers: experts in one parameter are none, and do not count.
 
     Parameters
     ----------

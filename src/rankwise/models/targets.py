@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,27 @@ _HEADS = re.compile(r"(^|\.)(classifier|score|lm_head|qa_outputs|pooler|pre_clas
 _BLOCK = re.compile(r"\.\d+\.")
 
 
+def plain_modules(module: nn.Module, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """Every module by the name it had before adapters: an adapter's layer stands for what it wraps."""
+    seen = set() if seen is None else seen
+    while hasattr(module, "adapter_layer_names"):  # PEFT's layers, and its copies of modules that train whole
+        module = module.original_module if hasattr(module, "original_module") else module.base_layer  # type: ignore[assignment]
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    yield name, module
+    for child_name, child in module.named_children():
+        yield from plain_modules(child, f"{name}.{child_name}" if name else child_name, seen)
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Every linear layer inside the model's repeated blocks, by name, in order; heads and poolers are left out.
 
-    A linear layer is ``nn.Linear`` or GPT-2's ``Conv1D``.
+    A linear layer is ``nn.Linear`` or GPT-2's ``Conv1D``; of an adapted model it is the layer under the adapter.
     """
     from transformers.pytorch_utils import Conv1D
 
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linear = {n: m for n, m in plain_modules(model) if isinstance(m, nn.Linear | Conv1D)}
     found: dict[str, nn.Linear] = {n: m for n, m in linear.items() if not _HEADS.search(n)}  # type: ignore[misc]
     in_blocks = {n: m for n, m in found.items() if _BLOCK.search(n)}
     return in_blocks or found
@@ -56,6 +70,28 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
     if tuners is None:
         return {}
     return {n: m for n, m in model.named_modules() if isinstance(m, tuners.BaseTunerLayer)}
+
+
+def fused_experts(model: nn.Module) -> list[str]:
+    """Names of the parameters that hold the weights of all experts at once, in matrices or in a stack of them."""
+    from transformers.pytorch_utils import Conv1D
+
+    return [
+        f"{name}.{weight}"
+        for name, module in plain_modules(model)
+        if "expert" in f"{name}.{type(module).__name__}".lower() and not isinstance(module, nn.Linear | Conv1D)
+        for weight, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() >= 2 and not weight.endswith("bias")
+    ]
+
+
+def refuse_fused_experts(model: nn.Module) -> None:
+    """``ValueError`` where a choice of all feed-forward layers would leave the experts out."""
+    if fused := fused_experts(model):
+        raise ValueError(
+            f"the experts of {type(model).__name__} are not linear layers but {len(fused)} parameters of several "
+            f"matrices each ({fused[0]}, …), which cannot be targeted; choose the attention layers, or name the layers"
+        )
 
 
 def blocks(model: nn.Module, *, layers_attribute: str | None = None) -> tuple[str, nn.ModuleList]:
@@ -101,9 +137,12 @@ def target_modules(model: PreTrainedModel | nn.Module, target: str = "auto") -> 
     Raises
     ------
     ValueError
-        Nothing matches; the nearest layer names are offered.
+        Nothing matches (the nearest layer names are offered), or feed-forward layers are asked for and the model's
+        experts are fused into parameters that no linear layer holds.
     """
     layers = linear_layers(model)
+    if target in ("auto", "all-linear", "mlp"):
+        refuse_fused_experts(model)
     if target in ("auto", "all-linear"):
         chosen = list(layers)
     elif target in ("attention", "mlp"):

@@ -17,13 +17,9 @@ Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via E
 2410.07170; the authors' code inside PEFT is followed where it differs from the paper.
 
 What people get wrong: comparing single vectors between batches. Where two singular values are close they rotate into
-each other for ever; the energy that the old subspace captures under the new statistics settles.
+each other for ever; the energy that the old subspace captures under the new statistics settles. And reading the first
+rows of a file that is sorted by class: the batches given should be drawn at random (`rankwise.models.passes.draw`).
 """
-
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
-# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-# (attributes of torch modules and of PEFT's containers are only known at run time)
 
 from __future__ import annotations
 
@@ -31,25 +27,51 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.models import linear_layers, target_modules
 from rankwise.models.activations import ActivationSpectra, Batch, gather
+from rankwise.nearest import unknown
 from rankwise.spectral import allocate
+from rankwise.tuning.injection import matched_modules
 from rankwise.tuning.s2lora import S2LoraConfig
 
 __all__ = ["ActivationSpectra", "EvaConfig", "activation_spectra", "initialize", "redistribute"]
 
 
+# Options of `peft.LoraConfig` that EVA's start contradicts, and why
+CONTRADICTED = {
+    "rank_pattern": "EVA deals the ranks",
+    "alpha_pattern": "EVA keeps the scale the same for all layers",
+    "loftq_config": "EVA is a start of its own",
+    "eva_config": "EVA's options are fields of this configuration",
+    "corda_config": "EVA is a start of its own",
+    "lora_ga_config": "EVA is a start of its own",
+    "kasa_config": "KaSA changes the base weights",
+    "monteclora_config": "its factors are sampled",
+    "arrow_config": "its factors are those of other adapters",
+    "use_bdlora": "its A is block-diagonal",
+    "use_qalora": "its A reads pooled inputs",
+    "layer_replication": "the layers would be others than those that were read",
+    "target_parameters": "parameters that no layer holds have no input to read",
+    "megatron_config": "parallel layers hold parts of A",
+}
+
+
 @dataclass
 class EvaConfig(LoraConfig):
-    """LoRA whose start and ranks come from the data; every option of `peft.LoraConfig` applies.
+    """LoRA whose start and ranks come from the data: give it to `initialize`, not to ``get_peft_model``.
+
+    The options of `peft.LoraConfig` apply (targets, scale, dropout, DoRA, rank stabilisation, …) but for those that the
+    start contradicts, which are refused: other starts, ``rank_pattern`` and ``alpha_pattern``, and variants whose A is
+    not a plain matrix on the layer's input (`CONTRADICTED` says why).
 
     Parameters
     ----------
@@ -68,12 +90,16 @@ class EvaConfig(LoraConfig):
     whiten : bool
         Divide row j of A by ``sqrt(σ_j)``; for vision. Default False.
     adjust_scaling_factors : bool
-        Keep ``alpha_m / r_m`` the same for all layers. Default True.
+        Keep the scale ``alpha_m / r_m`` (``alpha_m / √r_m`` with ``use_rslora``) the same for all layers. Default True.
     use_label_mask, label_mask_value
         Drop positions whose label is masked. Default True, -100.
     directions : {"top", "bottom", "random"}
         Which directions of the spectrum start A: the leading ones, the last ones (a control that should be worse) or
         PEFT's random start on redistributed ranks (an ablation).
+
+    Examples
+    --------
+    >>> model = initialize(load("minilm"), batches, EvaConfig(r=16, task_type="SEQ_CLS"))  # doctest: +SKIP
     """
 
     r: int = field(default=16, metadata={"help": "average rank"})
@@ -96,17 +122,25 @@ class EvaConfig(LoraConfig):
         if self.max_batches < 1:
             raise ValueError(f"max_batches={self.max_batches}; at least 1 is needed")
         if self.directions not in ("top", "bottom", "random"):
-            raise ValueError(f"directions={self.directions!r}; one of 'top', 'bottom', 'random' is accepted")
+            raise unknown("directions", self.directions, ("top", "bottom", "random"))
+        if self.init_lora_weights not in (True, "eva"):
+            raise ValueError(f"init_lora_weights={self.init_lora_weights!r}: EVA is a start of its own; leave it out")
+        for name, reason in CONTRADICTED.items():
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} contradicts EVA ({reason}); leave it out")
 
     def plain(self, ranks: Mapping[str, int]) -> LoraConfig:
         """The `peft.LoraConfig` with these ranks: what is saved, and all that anyone needs to load the adapter."""
         given = {f.name: getattr(self, f.name) for f in fields(LoraConfig) if f.init}
         kept = {n: r for n, r in ranks.items() if r > 0}
         changed = {n: r for n, r in kept.items() if r != self.r}
-        given |= {"target_modules": list(kept), "rank_pattern": changed, "alpha_pattern": {}}
+        given |= {"target_modules": list(kept), "rank_pattern": changed, "init_lora_weights": True}
         if self.adjust_scaling_factors:
-            given["alpha_pattern"] = {n: self.lora_alpha * r / self.r for n, r in changed.items()}
-        return LoraConfig(**copy.deepcopy(given))
+            power = 0.5 if self.use_rslora else 1.0
+            given["alpha_pattern"] = {n: self.lora_alpha * (r / self.r) ** power for n, r in changed.items()}
+        config = LoraConfig(**copy.deepcopy(given))
+        config._custom_modules = self._custom_modules
+        return config
 
 
 def initialize(
@@ -115,7 +149,7 @@ def initialize(
     config: PeftConfig | None = None,
     *,
     spectra: ActivationSpectra | None = None,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> PeftModel:
     """Wrap a model in an adapter that starts in the leading directions of its inputs.
@@ -123,39 +157,47 @@ def initialize(
     Parameters
     ----------
     model : PreTrainedModel or PeftModel
-        A base model with ``config``, or a freshly made PEFT model with one adapter (its configuration is used).
-    dataloader : iterable of dict of Tensor
-        Batches of the fine-tuning data; not read when ``spectra`` are given.
+        A base model with ``config``, or a freshly made PEFT model with one adapter (its configuration and name are
+        used; the adapter itself is made anew).
+    dataloader : iterable of dict
+        Batches of the fine-tuning data, drawn at random: the first are read, until the statistics hold still. Not read
+        when ``spectra`` are given.
     config : EvaConfig, S2LoraConfig or AdaLoraConfig
         `EvaConfig` gives a plain LoRA with redistributed ranks, `S2LoraConfig` shared Q from pooled statistics with
-        ranks redistributed over the pairs at equal parameters, `AdaLoraConfig` its A.
+        ranks redistributed over the pairs at equal parameters (``pair_ranks`` fixes them), `AdaLoraConfig` its A.
     spectra : ActivationSpectra, optional
         Statistics gathered earlier (by `activation_spectra`, or loaded).
+    adapter_name : str, optional
+        Name of the adapter; by default the PEFT model's own, or ``default``.
 
     Raises
     ------
     ValueError
-        A configuration of another kind, several adapters, too few rows, ``r · rho`` above a layer's width.
+        A configuration of another kind, several adapters, too few rows, ``r · rho`` above a layer's width, a targeted
+        layer that is not linear or that the spectra lack.
     """
     if isinstance(model, PeftModel):
-        if config is None and len(model.peft_config) == 1:
-            config = model.peft_config[adapter_name]
-        elif config is None:
+        if config is None and len(model.peft_config) > 1:
             raise ValueError(f"the model has {len(model.peft_config)} adapters; initialise a base model instead")
+        own = next(iter(model.peft_config))
+        config, adapter_name = config or model.peft_config[own], adapter_name or own
         model = model.unload()
     if not isinstance(config, EvaConfig | S2LoraConfig | AdaLoraConfig):
         raise ValueError(f"EVA starts EvaConfig, S2LoraConfig and AdaLoraConfig adapters, not {type(config).__name__}")
+    if isinstance(config, AdaLoraConfig) and (config.init_lora_weights is not True or config.rank_pattern):
+        raise ValueError("EVA starts AdaLoRA itself: leave init_lora_weights and rank_pattern out")
     names = _targets(model, config)
     if spectra is None:
         if dataloader is None:
             raise ValueError("EVA needs a dataloader, or spectra gathered earlier")
         spectra = activation_spectra(model, dataloader, config, layers=names, on_batch=on_batch)
+    for name in names:
+        if name not in spectra.leader:
+            raise ValueError(f"the spectra lack the targeted layer {name}: gather them with layers that include it")
+    start: Any = _start_s2lora if isinstance(config, S2LoraConfig) else _start_lora
+    start = _start_adalora if isinstance(config, AdaLoraConfig) else start
     with torch.no_grad():
-        if isinstance(config, S2LoraConfig):
-            return _start_s2lora(model, config, spectra, adapter_name)
-        if isinstance(config, AdaLoraConfig):
-            return _start_adalora(model, config, spectra, adapter_name)
-        return _start_lora(model, config, spectra, adapter_name)
+        return start(model, config, spectra, adapter_name or "default")
 
 
 def activation_spectra(
@@ -168,19 +210,26 @@ def activation_spectra(
 ) -> ActivationSpectra:
     """Spectra of the inputs of a model's linear layers (all of its blocks' by default) over some data.
 
+    Parameters
+    ----------
+    dataloader : iterable of dict
+        See `rankwise.models.activations.gather`: the first batches are read, so draw them at random.
+
     Raises
     ------
     ValueError
-        An empty loader, fewer rows than components, NaN activations, more components than a layer is wide.
+        An empty loader, fewer rows than components, NaN activations, a layer that did not run.
+    TypeError
+        Batches that are no mappings.
     """
     config = EvaConfig() if config is None else config
     names = list(layers) if layers is not None else list(linear_layers(model))
     modules = {n: model.get_submodule(n) for n in names}
     k = _components(config)
-    for name, module in modules.items():
-        width = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[-1]
-        if k > getattr(module, "in_features", width):
-            raise ValueError(f"{k} components (r · rho) are more than the {width} inputs of layer {name}")
+    for name, module in modules.items() if isinstance(config, AdaLoraConfig) else ():
+        width = _get_in_out_features(module)[0] or 0
+        if k > width:
+            raise ValueError(f"init_r={k} is more than the {width} inputs of layer {name}, which start its rows")
     eva = config if isinstance(config, EvaConfig) else EvaConfig(r=k, rho=1.0)
     settled = None if eva.tau >= 1 else _Settled(k, eva.tau)
     spectra = gather(
@@ -195,17 +244,25 @@ def activation_spectra(
         on_batch=on_batch,
     )
     for name, stream in spectra.streams.items():
-        if stream.n_samples < k:
-            raise ValueError(f"layer {name} saw {int(stream.n_samples)} rows; {k} components need at least {k}")
+        needed = min(k, stream.n_features)
+        if stream.n_samples < needed:
+            raise ValueError(
+                f"layer {name} saw {int(stream.n_samples)} rows; {needed} components need at least {needed}"
+            )
     return spectra
 
 
 def redistribute(spectra: ActivationSpectra, names: Iterable[str], r: int, rho: float) -> dict[str, int]:
-    """Ranks under the budget ``R = r · len(names)`` by explained-variance ratio; ties go to the earlier layer."""
+    """Ranks under the budget ``R = r · len(names)`` by explained-variance ratio; ties go to the earlier layer.
+
+    A layer offers ``round(ρ r)`` directions, or as many as it has inputs; where all together offer fewer than ``R``,
+    all are taken.
+    """
     names = list(names)
-    ratios = {n: s.explained_variance_ratio(round(r * rho)) for n, s in spectra.streams.items()}
-    ranks = allocate([ratios[spectra.leader[n]] for n in names], r * len(names))
-    return dict(zip(names, ranks, strict=True))
+    streams = {spectra.leader[n]: spectra.stream(n) for n in names}
+    ratios = {n: s.explained_variance_ratio(min(round(r * rho), s.n_features)) for n, s in streams.items()}
+    offers = [ratios[spectra.leader[n]] for n in names]
+    return dict(zip(names, allocate(offers, r * len(names)), strict=True))
 
 
 class _Settled:
@@ -224,7 +281,7 @@ class _Settled:
             stream = spectra.streams[name]
             if stream.n_samples < 10 * self.k or not math.isfinite(stream.total_variance):
                 continue
-            S, V = stream.components(self.k)
+            S, V = stream.components(min(self.k, stream.n_features))
             old = self.previous.get(name)
             if old is not None and stream.captured(old) >= self.tau**2 * float(S.square().sum()):
                 done.add(name)
@@ -233,18 +290,14 @@ class _Settled:
 
 
 def _targets(model: nn.Module, config: PeftConfig) -> list[str]:
-    if config.target_modules is None:
-        return target_modules(model)
-    if config.target_modules == "all-linear":
-        return list(linear_layers(model))
-    linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) or hasattr(m, "in_features")}
-    names = [n for n, _ in model.named_modules() if n in linear and check_target_module_exists(config, n)]
-    if not names:
-        target_modules(model, str(config.target_modules))  # raises with the nearest names
-    return names
+    found = matched_modules(model, config, target_modules)
+    for name, module in found.items():
+        if not isinstance(module, nn.Linear | Conv1D) and not hasattr(module, "in_features"):
+            raise ValueError(f"EVA starts linear layers; the targeted {name} is a {type(module).__name__}")
+    return list(found)
 
 
-def _components(config: PeftConfig) -> int:
+def _components(config: Any) -> int:
     if isinstance(config, AdaLoraConfig):
         return config.init_r
     return round(config.r * config.rho) if isinstance(config, EvaConfig) else config.r * 2
@@ -275,21 +328,23 @@ def _start_adalora(model, config: AdaLoraConfig, spectra: ActivationSpectra, ada
 
 
 def _start_s2lora(model, config: S2LoraConfig, spectra: ActivationSpectra, adapter_name: str) -> PeftModel:
+    if config.share == "max":
+        raise ValueError("EVA pools inputs of one width, and share='max' mixes widths; use another way to share")
     wrapped = get_peft_model(model, config, adapter_name=adapter_name)
-    tuner, members = wrapped.base_model, config.lambda_modules
+    tuner: Any = wrapped.base_model
+    members = tuner.peft_config[adapter_name].lambda_modules
     pooled = {key: _pooled(spectra, names) for key, names in members.items()}
-    if len(pooled) > 1 and config.share == "shape":
-        shape = {
-            key: tuner.s2lora_P[adapter_name][key].shape[0] + tuner.s2lora_Q[adapter_name][key].shape[1]
-            for key in pooled
-        }
-        cost = [shape[key] + len(members[key]) for key in pooled]
-        most = [min(2 * config.r, *map(int, key.split("x"))) for key in pooled]
+    if len(pooled) > 1 and config.share == "shape" and not config.pair_ranks:
+        P, Q = tuner.s2lora_P[adapter_name], tuner.s2lora_Q[adapter_name]
+        sides = {key: (len(P[key]), Q[key].shape[1]) for key in pooled}
+        cost = [sum(sides[key]) + len(members[key]) for key in pooled]
+        most = [min(2 * config.r, *sides[key]) for key in pooled]
         ratios = [s.explained_variance_ratio(m) for s, m in zip(pooled.values(), most, strict=True)]
-        ranks = allocate(ratios, config.r * sum(cost), cost=cost, min_rank=1)
+        spent = sum(c * min(config.r, *sides[key]) for c, key in zip(cost, pooled, strict=True))
+        ranks = allocate(ratios, spent, cost=cost, min_rank=1)
         model = wrapped.unload()
         config = copy.deepcopy(config)
-        config.pair_ranks = {k: r for k, r in zip(pooled, ranks, strict=True) if r != config.r}
+        config.pair_ranks = dict(zip(pooled, ranks, strict=True))
         wrapped = get_peft_model(model, config, adapter_name=adapter_name)
         tuner = wrapped.base_model
     for key, stream in pooled.items():
@@ -307,6 +362,6 @@ def _pooled(spectra: ActivationSpectra, names: list[str]):
     return pooled
 
 
-def _lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+def _lora_layers(model: PeftModel) -> dict[str, Any]:
     prefix = "base_model.model."
     return {n.removeprefix(prefix): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}

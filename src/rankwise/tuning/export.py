@@ -1,37 +1,58 @@
-"""Export: any low-rank adapter as a plain LoRA that stock PEFT, vLLM and llama.cpp's converter read.
+"""Export: any low-rank adapter as a plain LoRA in PEFT's format.
 
 PEFT's LoRA computes ``W + (alpha / r) B A`` with ``A: (r, in)``, ``B: (out, r)``. A method whose delta has rank at most
-r converts without loss: its coefficients are folded into B. One ``alpha`` serves all layers, and the factor
-``r_m / alpha`` goes into ``B_m``, so that readers that know a rank for each layer but only one alpha agree with PEFT.
+r converts without loss: its coefficients are folded into B. Directions with coefficient zero are dropped first; layers
+left with none are dropped too. Truncation changes the model and happens only on request.
 
-Directions with coefficient zero are dropped first; layers left with none are dropped too. ``pad`` fills all layers with
-zeros up to one rank from the set that serving engines accept. Truncation changes the model and happens only on request.
+By default all layers are filled with zeros up to one rank, the next of 8, 16, 32, …, and ``alpha`` equals it. Every
+reader of the format then finds the same scale of 1, whichever rank it divides by:
+
+| reader | scale it applies to a layer of rank ``r_m`` in a file with ``r``, ``lora_alpha`` | unpadded files |
+|---|---|---|
+| PEFT | ``alpha / r_m`` (``rank_pattern``) | right |
+| llama.cpp (``convert_lora_to_gguf.py``, ``get_scale``) | ``alpha`` over the tensor's own rank | right |
+| vLLM (``PEFTHelper``) | ``lora_alpha / r`` for all layers; ``rank_pattern`` is not read | wrong |
+
+The last two were read in those programs' sources, not run. Neither takes a file with a saved head
+(``modules_to_save``): vLLM refuses the configuration, llama.cpp's converter stops at the first tensor that is no
+factor. Merge such an adapter into the model for them.
 """
-
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
-# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-# (attributes of torch modules and of PEFT's containers are only known at run time)
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.tuners.vera import VeraLayer
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.files import whole_folder
 from rankwise.spectral import truncated_svd
 from rankwise.tuning.s2lora import S2LoraLayer
 
+# what vLLM accepts as max_lora_rank, above 1
 SERVING_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# variants of LoRA whose forward pass is plain LoRA's: they differ in training alone
+PLAIN_VARIANTS = ("velora_config",)
+# other options of LoRA that a plain LoRA on the same base model cannot say
+UNSAYABLE = {
+    "lora_bias": "a bias beside B",
+    "use_qalora": "an A that reads pooled inputs",
+    "target_parameters": "factors of parameters that are no layer's weight",
+    "trainable_token_indices": "trained rows of the embedding",
+    "layer_replication": "a base model with other layers",
+    "megatron_config": "factors split over parallel layers",
+}
+# starts that take the adapter's first product out of the base weights
+BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class LoraExport(NamedTuple):
@@ -41,30 +62,33 @@ class LoraExport(NamedTuple):
     error: float
 
 
-def low_rank_factors(layer: BaseTunerLayer, adapter_name: str = "default") -> tuple[Tensor, Tensor]:
+def low_rank_factors(layer: Any, adapter_name: str = "default") -> tuple[Tensor, Tensor]:
     """``A: (r, in)`` and ``B: (out, r)``, float32, with the layer's delta equal to ``B A`` and zero directions dropped.
 
     Raises
     ------
     TypeError
-        The layer's method has no exact low-rank form.
+        The layer's method has no exact low-rank form on a linear layer.
     """
-    if isinstance(layer, S2LoraLayer):
+    kind, base = type(layer), layer.get_base_layer()
+    if not isinstance(base, nn.Linear | Conv1D) and not hasattr(base, "in_features"):
+        raise TypeError(f"the adapter of a {type(base).__name__} is no pair of matrices; merge it instead")
+    if issubclass(kind, S2LoraLayer):
         P, coefficients, Q = layer.factors(adapter_name)
         A, B, size = Q, P, layer.scaling[adapter_name] * coefficients
-    elif isinstance(layer, AdaLoraLayer):
+    elif issubclass(kind, AdaLoraLayer):
         A, B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
         size = layer.lora_E[adapter_name].flatten() * layer.scaling[adapter_name]
         size = size / (layer.ranknum[adapter_name] + 1e-5)
-    elif isinstance(layer, VeraLayer):
+    elif issubclass(kind, VeraLayer):
         size = layer.vera_lambda_d[adapter_name]
         A = layer.vera_A[adapter_name][:, : layer.in_features]
         B = layer.vera_B[adapter_name][: layer.out_features] * layer.vera_lambda_b[adapter_name][:, None]
-    elif isinstance(layer, LoraLayer) and not layer.use_dora.get(adapter_name, False):
+    elif issubclass(kind, LoraLayer) and isinstance(layer.lora_A[adapter_name], nn.Linear):
         A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
         size = torch.full((len(A),), float(layer.scaling[adapter_name]), device=A.device)
     else:
-        raise TypeError(f"{type(layer).__name__} has no exact low-rank form; export it merged instead")
+        raise TypeError(f"{kind.__name__} has no exact low-rank form; export it merged instead")
     used = size != 0
     return A[used].detach().float().cpu(), (B * size)[:, used].detach().float().cpu()
 
@@ -74,7 +98,7 @@ def export_lora(
     folder: str | Path,
     *,
     adapter_name: str = "default",
-    pad: bool = False,
+    pad: bool = True,
     max_rank: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LoraExport:
@@ -87,17 +111,23 @@ def export_lora(
     folder : path
         Replaced as a whole.
     pad : bool
-        One rank for all layers, the next of 8, 16, 32, 64, …; else each its own by ``rank_pattern``.
+        One rank for all layers, the next of 8, 16, 32, 64, … (default). ``False`` gives each its own by
+        ``rank_pattern``: a smaller file, which vLLM misreads.
     max_rank : int, optional
         Truncate each delta to this rank by SVD; the error is returned.
+
+    dtype : torch.dtype
+        Of the written factors, default float32.
 
     Raises
     ------
     TypeError
-        A method without an exact low-rank form (BitFit, DoRA).
+        A method, or a variant of LoRA, that plain LoRA cannot say (BitFit, DoRA, a trained bias, …), by name.
     ValueError
-        Every coefficient is zero: the adapter is the base model.
+        Every coefficient is zero: the adapter is the base model. Or a factor that is not finite, in the adapter or in
+        ``dtype``.
     """
+    check_exportable(model.peft_config[adapter_name])
     layers = {
         n.removeprefix("base_model.model."): m
         for n, m in model.named_modules()
@@ -125,7 +155,10 @@ def export_lora(
     for name, (A, B) in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = A.to(dtype).contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = (B * (ranks[name] / alpha)).to(dtype).contiguous()
-    source = model.peft_config[adapter_name]
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} has NaN or Inf entries in {tensor.dtype}: nothing was written")
+    source: Any = model.peft_config[adapter_name]
     config = LoraConfig(
         r=alpha,
         lora_alpha=alpha,
@@ -143,11 +176,32 @@ def export_lora(
     return LoraExport(ranks, error)
 
 
+def check_exportable(config: PeftConfig) -> None:
+    """``TypeError``, by name, for an adapter that a plain LoRA on the same base model cannot say."""
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind not in ("LORA", "ADALORA", "VERA", "S2LORA"):
+        raise TypeError(f"{kind} adapters have no exact low-rank form; export it merged instead")
+    variants = {f.name: "a variant of LoRA" for f in fields(config) if f.metadata.get("is_lora_variant")}
+    for name, what in (UNSAYABLE | variants).items():
+        if name not in PLAIN_VARIANTS and getattr(config, name, None):
+            raise TypeError(
+                f"{name}={getattr(config, name)!r} is {what}, which plain LoRA cannot say; export it merged"
+            )
+    if (bias := getattr(config, "bias", "none")) != "none":
+        raise TypeError(f"bias={bias!r} trains biases of the base model, which plain LoRA cannot say; merge it")
+    start = getattr(config, "init_lora_weights", True)
+    if isinstance(start, str) and start.startswith(BASE_CHANGED):
+        raise TypeError(
+            f"init_lora_weights='{start}' changes the base weights: the factors do not belong to the original model; "
+            "save the adapter by PEFT's save_pretrained with path_initial_model_for_weight_conversion, or merge it"
+        )
+
+
 def _head(model: PeftModel, adapter_name: str, layers: list[BaseTunerLayer]) -> dict[str, Tensor]:
     """What the adapter saves besides its low-rank parts: the task head and other trained modules."""
     own = {f".{part}." for m in layers for part in (*m.adapter_layer_names, *m.other_param_names)}
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    prefix = model.base_model.prefix
+    prefix = str(model.base_model.prefix)
     head = {k: v for k, v in state.items() if prefix not in k and not any(part in f"{k}." for part in own)}
     return {k: v.detach().cpu().contiguous() for k, v in head.items()}
 

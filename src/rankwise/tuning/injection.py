@@ -1,53 +1,111 @@
-"""What rankwise's PEFT tuners share: finding target layers, and swapping them for tuner layers."""
-
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
-# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-# (attributes of torch modules and of PEFT's containers are only known at run time)
+"""Which layers an adapter goes to: PEFT's options, read once for all of rankwise's methods."""
 
 from __future__ import annotations
 
-from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
-from torch import nn
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.models.targets import plain_modules
 from rankwise.nearest import unknown
 
 
-def matched_modules(tuner: BaseTuner, model: nn.Module, config: PeftConfig) -> dict[str, nn.Module]:
-    """Base layers that ``config`` targets, by name, in the model's order, before or after earlier injections.
+@dataclass
+class TargetedConfig(PeftConfig):
+    """The options by which PEFT's methods choose layers, with PEFT's meaning and PEFT's refusals.
+
+    Parameters
+    ----------
+    target_modules, exclude_modules : list of str or str, optional
+        Names or ends of names, a regular expression, or ``all-linear``.
+    layers_to_transform, layers_pattern : optional
+        Indices of the blocks to adapt, and the name of the list of blocks; not beside a regular expression.
+    modules_to_save : list of str, optional
+        Other modules to train whole and save.
+    init_weights : bool
+        ``False`` starts from random values instead of the base model: for tests.
+    """
+
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "layers to adapt"})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "layers to leave"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules to train and save"})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indices"})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the layer list"})
+    init_weights: bool = field(default=True, metadata={"help": "start at the base model"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, set(getattr(self, name)))
+        for name in ("layers_to_transform", "layers_pattern"):
+            if isinstance(self.target_modules, str) and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect on target_modules='{self.target_modules}'; "
+                    "name the layers in a list"
+                )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(f"layers_pattern={self.layers_pattern!r} has no effect without layers_to_transform")
+
+
+def matched_modules(
+    model: nn.Module, config: PeftConfig, default: Callable[[nn.Module], Iterable[str]]
+) -> dict[str, nn.Module]:
+    """Base layers that ``config`` targets, by name, in the model's order, whether or not they have adapters already.
+
+    Parameters
+    ----------
+    default : callable
+        Names of the targets of a model, where the configuration has none; its other options choose among them.
 
     Raises
     ------
     ValueError
         No layer matches; the nearest layer names are offered.
     """
-    config = tuner._prepare_adapter_config(config, tuner.get_model_config(model))
-    config = _maybe_include_all_linear_layers(config, model)
-    found: dict[str, nn.Module] = {}
-    wrapped: list[str] = []
-    candidates = []
-    for name, module in model.named_modules():
-        if not name or any(name.startswith(w) for w in wrapped):
-            continue
-        if isinstance(module, BaseTunerLayer):
-            wrapped.append(name + ".")
-            module = module.get_base_layer()
-        if hasattr(module, "weight"):
-            candidates.append(name)
-        if tuner._check_target_module_exists(config, name):
-            found[name] = module
-    if not found:
-        seen = (
-            str(config.target_modules)
-            if isinstance(config.target_modules, str)
-            else ", ".join(sorted(config.target_modules or [])[:5])
-        )
-        raise unknown("target module", seen, {c.rsplit(".", 1)[-1] for c in candidates} | set(candidates[-40:]))
-    return found
+    modules = dict(plain_modules(model))
+    found = {n: modules[n] for n in _names(model, modules, config, default)}
+    if found:
+        return found
+    targets = config.target_modules  # type: ignore[attr-defined]
+    if targets is None:
+        options = ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
+        given = ", ".join(f"{o}={v!r}" for o in options if (v := getattr(config, o, None)) is not None)
+        raise ValueError(f"{given or 'the default'} leaves no layer of {type(model).__name__} to adapt")
+    seen = targets if isinstance(targets, str) else ", ".join(sorted(targets)[:5])
+    layers = [n for n, m in modules.items() if n and hasattr(m, "weight")]
+    raise unknown("target module", seen, {n.rsplit(".", 1)[-1] for n in layers} | set(layers[-40:]))
 
 
-def replace_module(parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-    """Put a tuner layer where the layer it wraps was (the wrapped layer keeps its device)."""
-    setattr(parent, child_name, new_module)
-    new_module.train(child.training)
+def _names(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig, default: Callable) -> list[str]:
+    targets = config.target_modules  # type: ignore[attr-defined]
+    if targets is None:
+        return [n for n in default(model) if _left(config, n)]
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return [n for n in all_linear(model, modules, config.task_type) if _left(config, n)]
+    return [n for n in modules if n and check_target_module_exists(config, n)]
+
+
+def _left(config: PeftConfig, name: str) -> bool:
+    """Whether a default target survives the other options, at which PEFT looks only where given an end of a name."""
+    probe = copy.copy(config)
+    probe.target_modules = {name.rpartition(".")[2]}  # type: ignore[attr-defined]
+    return bool(check_target_module_exists(probe, name))
+
+
+def all_linear(model: nn.Module, modules: dict[str, nn.Module], task_type: str | None) -> list[str]:
+    """PEFT's ``all-linear``: every linear layer but the output layer, or but the head of a classifier."""
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    heads = set()
+    if output is not None:
+        heads = {n for n, m in modules.items() if m is dict(plain_modules(output))[""]}
+    elif isinstance(model, PreTrainedModel) and task_type == "SEQ_CLS":
+        heads = {n for n in SEQ_CLS_HEAD_NAMES if hasattr(model, n)}
+    return [n for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and n not in heads]

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import warnings
 
-from aenum import extend_enum
-from peft import PeftType
+from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
-NAMES = ("s2lora", "bitfit")
-for _name in NAMES:  # before the configurations below are made: they refer to the enum's members
-    if _name.upper() not in PeftType.__members__:
-        extend_enum(PeftType, _name.upper(), _name.upper())
+from rankwise.tuning.bitfit import BitFitConfig, BitFitModel
+from rankwise.tuning.s2lora import S2LoraConfig, S2LoraModel
+
+METHODS: dict[str, tuple[type[PeftConfig], type[BaseTuner]]] = {
+    "s2lora": (S2LoraConfig, S2LoraModel),
+    "bitfit": (BitFitConfig, BitFitModel),
+}
 
 
 def register() -> None:
-    """Make S2-LoRA and BitFit known to PEFT; does nothing the second time.
+    """Make rankwise's types known to PEFT; does nothing the second time.
 
     Where a later PEFT already has a method of the same name, that one stays and a warning says so.
     """
-    from rankwise.tuning.bitfit import BitFitConfig, BitFitModel
-    from rankwise.tuning.s2lora import S2LoraConfig, S2LoraModel
-
-    methods = {"s2lora": (S2LoraConfig, S2LoraModel), "bitfit": (BitFitConfig, BitFitModel)}
-    for name, (config, model) in methods.items():
+    for name, (config, model) in METHODS.items():
         known = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[name.upper()])
         if known is None:
             register_peft_method(name=name, config_cls=config, model_cls=model)

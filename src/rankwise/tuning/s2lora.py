@@ -8,6 +8,9 @@ trained with ``L = L_task + γ Σ_m ‖λ_m‖₁ / (M r) + μ (‖PᵀP - I‖_
 matrix its own effective rank. By default it is applied as a proximal step after each optimiser step,
 ``λ ← sign(λ) max(|λ| - η γ', 0)``, which reaches exact zeros; as a subgradient (``l1="penalty"``) it never does.
 
+The terms beyond the task's loss belong to the optimiser's step (`rankwise.tuning.s2lora_step`): any loop, any Trainer
+and any loss function trains S2-LoRA, and accumulated batches or several processes count the terms once.
+
 Source: Liu, Qin, Peng & Lee, "Sparsely Shared LoRA on Whisper for Child Speech Recognition", ICASSP 2024, arXiv
 2309.11756. The paper has no public code: the normalisers, the orthogonality term (AdaLoRA's, arXiv 2303.10512), the
 learning rate of λ and the sharing across several shapes are reconstructed.
@@ -16,55 +19,58 @@ What people get wrong: with ``λ = 0`` at the start, the first gradients of P an
 the method, not a bug.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
-# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-# (attributes of torch modules and of PEFT's containers are only known at run time)
-
 from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft import PeftConfig, PeftType
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft import LoraConfig, PeftType
+from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.models import target_modules
+from rankwise.models.targets import plain_modules
 from rankwise.nearest import unknown
 from rankwise.spectral import orthogonality_error
-from rankwise.tuning import registration as _registration  # noqa: F401  (PeftType.S2LORA must exist)
-from rankwise.tuning.injection import matched_modules, replace_module
+from rankwise.tuning import peft_types as _peft_types  # noqa: F401  (PeftType.S2LORA must exist)
+from rankwise.tuning import s2lora_step
+from rankwise.tuning.adapters import READERS, AdapterLayer, AdapterModel
+from rankwise.tuning.injection import TargetedConfig
+from rankwise.tuning.shared_product import SharedProduct
 
 SHARING = ("shape", "max", "role", "none")
 
 
 @dataclass
-class S2LoraConfig(PeftConfig):
+class S2LoraConfig(TargetedConfig):
     """Configuration of sparsely shared low-rank adaptation.
 
     Parameters
     ----------
     r : int
-        Rank of the shared factors, 1 to ``min(out, in)``. Default 32: shared factors are cheap.
+        Rank of the shared factors, at least 1. Default 32: shared factors are cheap. A pair one of whose sides is
+        shorter (a two-class head, a gate) has that side as its rank.
     lora_alpha : float, optional
         Scale numerator, ``s = lora_alpha / r``; ``r`` by default, so that ``s = 1``.
     target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save, bias
         As in PEFT. Without ``target_modules``, every attention and feed-forward projection.
     sparsity : float
-        ``γ'`` of the proximal step relative to the coefficients' learning rate, or ``γ`` of the penalty. Default 1e-3.
+        ``γ'`` of the proximal step relative to the coefficients' learning rate, or ``γ`` of the penalty. Default 0.2.
+        A step of Adam is the learning rate times the gradient's mean over its root mean square: coefficients where that
+        ratio stays below ``γ'``, moved by noise alone, are held at zero. Under plain SGD ``γ'`` is the weight of
+        ``Σ|λ|`` itself.
     l1 : {"proximal", "penalty"}
         How the L1 term acts.
     orthogonality : float
         ``μ``, default 0.1.
     lambda_lr_scale : float
-        Learning rate of λ over that of the factors, default 10.
+        Learning rate of λ over that of the optimiser's group it is in, default 10. λ has no weight decay.
     dropout : float
         On the input of the factors, default 0.
     share : {"shape", "max", "role", "none"}
@@ -74,24 +80,26 @@ class S2LoraConfig(PeftConfig):
         ``False`` freezes P and Q at their random start and trains λ alone (the VeRA-like ablation).
     pair_ranks : dict
         Rank of single pairs by key (``"384x1536"``), where it differs from ``r``.
+    init_weights : bool
+        ``False`` starts from random coefficients instead of the base model: for tests.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from rankwise.models import load
+    >>> model = get_peft_model(load("minilm"), S2LoraConfig(r=32, task_type="SEQ_CLS"))
     """
 
     r: int = field(default=32, metadata={"help": "rank of the shared factors"})
     lora_alpha: float | None = field(default=None, metadata={"help": "scale numerator; r by default"})
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "layers to adapt"})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "layers to leave"})
-    sparsity: float = field(default=1e-3, metadata={"help": "strength of the L1 term"})
+    sparsity: float = field(default=0.2, metadata={"help": "strength of the L1 term"})
     l1: str = field(default="proximal", metadata={"help": "proximal or penalty"})
     orthogonality: float = field(default=0.1, metadata={"help": "strength of the orthogonality term"})
     lambda_lr_scale: float = field(default=10.0, metadata={"help": "learning rate of the coefficients"})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the factors' input"})
     share: str = field(default="shape", metadata={"help": "shape, max, role or none"})
     train_shared: bool = field(default=True, metadata={"help": "train P and Q, or leave them random"})
-    fan_in_fan_out: bool = field(default=False, metadata={"help": "set by the layer's type"})
     bias: str = field(default="none", metadata={"help": "none, all or s2lora_only"})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules to train and save"})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indices"})
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the layer list"})
     pair_ranks: dict[str, int] = field(default_factory=dict, metadata={"help": "rank of single pairs by key"})
     lambda_modules: dict[str, list[str]] | None = field(
         default=None, metadata={"help": "matrices of each pair, the order of the saved coefficients; set when injected"}
@@ -100,23 +108,24 @@ class S2LoraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["S2LORA"]
-        if self.r < 1:
-            raise ValueError(f"r={self.r}; a rank of at least 1 is needed")
+        for rank in (self.r, *self.pair_ranks.values()):
+            if rank < 1:
+                raise ValueError(f"r={rank}; a rank of at least 1 is needed")
         for name in ("sparsity", "orthogonality"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative; 0 switches the term off")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is outside [0, 1)")
-        if self.lambda_lr_scale <= 0:
-            raise ValueError(f"lambda_lr_scale={self.lambda_lr_scale} must be positive")
-        if self.share not in SHARING:
-            raise unknown("sharing", self.share, SHARING)
-        if self.l1 not in ("proximal", "penalty"):
-            raise unknown("l1", self.l1, ("proximal", "penalty"))
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        for name in ("lambda_lr_scale", "lora_alpha"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        for name, accepted in (
+            ("share", SHARING),
+            ("l1", ("proximal", "penalty")),
+            ("bias", ("none", "all", "s2lora_only")),
+        ):
+            if getattr(self, name) not in accepted:
+                raise unknown(name, getattr(self, name), accepted)
 
 
 class RankEntry(NamedTuple):
@@ -133,25 +142,19 @@ def effective_rank(coefficients: Tensor, *, threshold: float = 1e-3) -> int:
     return int((size > threshold * size.max()).sum())
 
 
-def soft_threshold(x: Tensor, amount: float) -> Tensor:
-    """``sign(x) max(|x| - amount, 0)``, the proximal operator of ``amount · ‖x‖₁``."""
-    return x.sign() * (x.abs() - amount).clamp(min=0)
-
-
 def delta_weight(P: Tensor, coefficients: Tensor, Q: Tensor, scale: float) -> Tensor:
     """``s · P diag(λ) Q``, shape ``(out, in)``."""
     return (P * (scale * coefficients)) @ Q
 
 
-class S2LoraLayer(nn.Module, BaseTunerLayer):
+class S2LoraLayer(AdapterLayer):
     """A linear layer with coefficients of its own on factors that belong to the tuner model."""
 
     adapter_layer_names = ("s2lora_lambda",)
     other_param_names = ("s2lora_dropout", "scaling", "pair")
 
-    def __init__(self, base_layer: nn.Module, shared: _Shared) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+    def __init__(self, base_layer: nn.Module, shared: SharedProduct) -> None:
+        super().__init__(base_layer)
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         self.s2lora_lambda = nn.ParameterDict()
@@ -159,227 +162,166 @@ class S2LoraLayer(nn.Module, BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         self.pair: dict[str, str] = {}
         self._shared = (shared,)  # in a tuple, so that the factors are not registered under every layer
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
 
-    def update_layer(self, adapter_name: str, pair: str, r: int, config: S2LoraConfig) -> None:
-        """Add an adapter whose factors are the pair named ``pair``; its coefficients start at zero, in float32."""
-        weight = self.get_base_layer().weight
-        self.s2lora_lambda[adapter_name] = nn.Parameter(torch.zeros(r, device=weight.device))
+    def update_layer(self, adapter_name: str, config: S2LoraConfig, name: str) -> None:
+        """Add an adapter on the factors of the layer's pair; its coefficients start at zero."""
+        self.pair[adapter_name] = next(key for key, names in (config.lambda_modules or {}).items() if name in names)
+        make = torch.zeros if config.init_weights else torch.randn
+        r = self._shared[0].pair(adapter_name, self.pair[adapter_name])[0].shape[1]
+        self.s2lora_lambda[adapter_name] = nn.Parameter(make(r))
         self.s2lora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.scaling[adapter_name] = 1.0 if config.lora_alpha is None else config.lora_alpha / config.r
-        self.pair[adapter_name] = pair
-        self.set_adapter(self.active_adapters)
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
         """``P: (out, r)``, ``λ: (r,)`` and ``Q: (r, in)`` of this matrix, cut to its shape."""
         P, Q = self._shared[0].pair(adapter_name, self.pair[adapter_name])
         return P[: self.out_features], self.s2lora_lambda[adapter_name], Q[:, : self.in_features]
 
+    def base_tensor(self) -> nn.Parameter:
+        """The base weight."""
+        return self.get_base_layer().weight  # type: ignore[return-value]
+
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """``s · P diag(λ) Q`` in the base weight's orientation."""
-        delta = delta_weight(*(f.float() for f in self.factors(adapter_name)), self.scaling[adapter_name])
+        wide = torch.promote_types(self.s2lora_lambda[adapter_name].dtype, torch.float32)
+        P, coefficients, Q = (f.to(wide) for f in self.factors(adapter_name))
+        delta = delta_weight(P, coefficients, Q, self.scaling[adapter_name])
         return delta.mT if self.fan_in_fan_out else delta
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters' deltas to the base weight; with ``safe_merge``, only if the sum is finite."""
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.s2lora_lambda:
-                continue
-            weight = self.get_base_layer().weight
-            if not weight.is_floating_point():
-                raise TypeError("the base layer is quantised: export the adapter instead of merging it")
-            merged = (weight.data.float() + self.get_delta_weight(name)).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"merging adapter '{name}' gives weights that are not finite")
-            weight.data = merged
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Subtract what was merged: the base weight returns to within one rounding of its dtype."""
-        weight = self.get_base_layer().weight
-        while self.merged_adapters:
-            delta = self.get_delta_weight(self.merged_adapters.pop())
-            weight.data = (weight.data.float() - delta).to(weight.dtype)
-
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
+    def adapted(self, adapters: list[str], x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """``W x + s P (λ ∘ (Q x))``, summed over the adapters."""
         result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
         dtype = result.dtype
-        for name in self.active_adapters:
-            if name in self.s2lora_lambda:
-                P, coefficients, Q = self.factors(name)
-                h = self._shared[0].project(self, name, x, Q) * (self.scaling[name] * coefficients)
-                if h.dtype == result.dtype:  # one pass over the output instead of two
-                    flat = torch.addmm(result.flatten(0, -2), h.flatten(0, -2), P.mT.to(h.dtype))
-                    result = flat.view(result.shape)
-                else:
-                    result = result + F.linear(h, P)
+        for name in adapters:
+            P, coefficients, Q = self.factors(name)
+            h = self._shared[0].project(self, name, x, Q) * (self.scaling[name] * coefficients)
+            if h.dtype == result.dtype:  # one pass over the output instead of two
+                rows = result.reshape(-1, result.shape[-1])
+                result = torch.addmm(rows, h.reshape(-1, h.shape[-1]), P.mT.to(h.dtype)).view(result.shape)
+            else:
+                result = result + F.linear(h, P.to(h.dtype))
         return result.to(dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Yes: the delta has rank at most r."""
         return True
 
 
-class _Shared:
-    """The tuner's factors as its layers see them, with the last projection ``Q x`` kept for the next reader of ``x``.
-
-    The query, key and value of a block read the same input with the same Q: their three products become one.
-    """
-
-    def __init__(self, P: nn.ModuleDict, Q: nn.ModuleDict) -> None:
-        self.P, self.Q = P, Q
-        self.last: dict[tuple[str, str], tuple[Tensor, int, bool, Tensor]] = {}
-
-    def pair(self, adapter: str, key: str) -> tuple[Tensor, Tensor]:
-        return self.P[adapter][key], self.Q[adapter][key]  # type: ignore[index,return-value]
-
-    def project(self, layer: S2LoraLayer, adapter: str, x: Tensor, Q: Tensor) -> Tensor:
-        dropout = layer.s2lora_dropout[adapter]
-        reusable = isinstance(dropout, nn.Identity) or not layer.training
-        if not reusable or x.is_inference() or torch.compiler.is_compiling():
-            return F.linear(layer._cast_input_dtype(dropout(x), Q.dtype), Q)
-        key, grad = (adapter, layer.pair[adapter]), torch.is_grad_enabled()
-        known = self.last.get(key)
-        if known is not None and known[0] is x and known[1:3] == (x._version, grad):
-            return known[3]
-        h = F.linear(layer._cast_input_dtype(x, Q.dtype), Q)
-        self.last[key] = (x, x._version, grad, h)
-        return h
-
-
-class S2LoraModel(BaseTuner):
-    """The tuner: owns the shared factors, injects the layers, and adds the regularisers to the training loss."""
+class S2LoraModel(AdapterModel):
+    """The tuner: owns the shared factors, and is known to every optimiser's step."""
 
     uses_shared_state = True
+    s2lora_P: Any  # by adapter and pair, as s2lora_Q
+    s2lora_Q: Any
     prefix = "s2lora_"
     tuner_layer_cls = S2LoraLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _prepare_adapter_config(self, peft_config: S2LoraConfig, model_config: dict) -> S2LoraConfig:
-        if peft_config.target_modules is None:
-            peft_config.target_modules = set(target_modules(self.model))  # type: ignore[assignment]
-        return peft_config
+    def __init__(self, model: nn.Module, *args, **kwargs) -> None:
+        super().__init__(model, *args, **kwargs)
+        s2lora_step.remember(self)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        s2lora_step.remember(self)  # a copy trains like the original
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
-        """Make the adapter's shared factors, then inject its layers."""
-        self._make_pairs(model, self.peft_config[adapter_name], adapter_name)
+        """Check that the layers of an adapter from a file are there, then put its layers in."""
+        config = self.peft_config[adapter_name]
+        modules = dict(plain_modules(model))
+        lost = [n for names in (config.lambda_modules or {}).values() for n in names if n not in modules]
+        if lost and "_injected" not in vars(config):
+            raise ValueError(
+                f"the adapter has layers that this base model lacks: {', '.join(lost[:5])}"
+                f"{' …' if len(lost) > 5 else ''}; it was made for another model"
+            )
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def _make_pairs(self, model: nn.Module, config: S2LoraConfig, adapter_name: str) -> None:
+    @staticmethod
+    def default_targets(model: nn.Module) -> list[str]:
+        """Every attention and feed-forward projection."""
+        return target_modules(model)
+
+    def check_target(self, name: str, module: nn.Module, parent: nn.Module) -> None:
+        """A target is a linear layer that its parent calls."""
+        if not isinstance(module, nn.Linear | Conv1D) and not hasattr(module, "in_features"):
+            raise TypeError(f"S2-LoRA adapts linear layers; {name} is a {type(module).__name__}")
+        if isinstance(parent, READERS):
+            raise TypeError(
+                f"{name} cannot be adapted: {type(parent).__name__} reads its weight without calling it; leave it out "
+                "of target_modules"
+            )
+        # PEFT's own refusal, for Mamba's fused kernels, asks for the type: S2-LoRA is as LoRA there
+        self._check_target_module_compatiblity(LoraConfig(), self.model, name.rpartition(".")[2])
+
+    def prepare(self, adapter_name: str, config: S2LoraConfig, found: dict[str, nn.Module]) -> None:
+        """Make the adapter's shared factors."""
         if not hasattr(self, "s2lora_P"):
             self.s2lora_P, self.s2lora_Q = nn.ModuleDict(), nn.ModuleDict()
-            self._shared_view = _Shared(self.s2lora_P, self.s2lora_Q)
-        try:
-            found = matched_modules(self, model, config)
-        except ValueError as error:
-            if config.lambda_modules is None:
-                raise
-            raise ValueError(
-                "none of the adapter's layers is in this base model; it was made for another model"
-            ) from error
-        shapes = {n: _get_in_out_features(m)[::-1] for n, m in found.items()}
+            self._shared = SharedProduct(self.s2lora_P, self.s2lora_Q, self.model)
+        shapes = {n: _shape(m) for n, m in found.items()}
         members: dict[str, list[str]] = {}
         for name, shape in shapes.items():
             members.setdefault(_pair_key(name, shape, config.share), []).append(name)
-        if config.lambda_modules is not None and config.lambda_modules != members:
-            have = {n for names in members.values() for n in names}
-            lost = [n for names in config.lambda_modules.values() for n in names if n not in have]
-            raise ValueError(
-                f"the adapter has layers that this base model lacks: {', '.join(lost[:5]) or 'other shapes'}"
-                f"{' …' if len(lost) > 5 else ''}; it was made for another model"
-            )
-        config.lambda_modules = members
-        factors = {"P": nn.ParameterDict(), "Q": nn.ParameterDict()}
+        self._check_members(config, members)
+        config.lambda_modules, config._injected = members, True  # type: ignore[attr-defined]
+        factors = nn.ParameterDict(), nn.ParameterDict()
         for key, names in members.items():
-            self._check_pair(key, [shapes[n] for n in names], config)
-            out_features, in_features = (max(shapes[n][i] for n in names) for i in (0, 1))
-            r = config.pair_ranks.get(key, config.r)
-            device = next(model.parameters()).device
-            factors["P"][key] = nn.Parameter(_random_orthonormal(out_features, r, device), config.train_shared)
-            factors["Q"][key] = nn.Parameter(
-                _random_orthonormal(in_features, r, device).mT.contiguous(), config.train_shared
-            )
-        self.s2lora_P[adapter_name], self.s2lora_Q[adapter_name] = factors["P"], factors["Q"]
+            sides = [max(shapes[n][i] for n in names) for i in (0, 1)]
+            r = config.pair_ranks.get(key, min(config.r, *sides))
+            if r > min(sides):
+                raise ValueError(f"pair_ranks[{key!r}]={r} is larger than {min(sides)}, the shorter side of the pair")
+            weight: Any = found[names[0]].weight
+            dtype = weight.dtype if weight.is_floating_point() else torch.float32
+            P, Q = (_random_orthonormal(side, r).to(weight.device, dtype) for side in sides)
+            factors[0][key] = nn.Parameter(P, config.train_shared)
+            factors[1][key] = nn.Parameter(Q.mT.contiguous(), config.train_shared)
+        self.s2lora_P[adapter_name], self.s2lora_Q[adapter_name] = factors
 
     @staticmethod
-    def _check_pair(key: str, shapes: list[tuple[int, int]], config: S2LoraConfig) -> None:
-        r, limit = config.pair_ranks.get(key, config.r), min(min(s) for s in shapes)
-        if r > limit:
-            raise ValueError(f"r={r} is larger than {limit}, the smaller side of a targeted matrix of shape {key}")
-        if len(shapes) == 1 and config.share != "none":
-            warnings.warn(f"only one targeted matrix has the shape {key}: nothing is shared there", stacklevel=3)
+    def _check_members(config: S2LoraConfig, members: dict[str, list[str]]) -> None:
+        """The pairs are those of the adapter's file, every named one exists, and each is shared."""
+        if config.lambda_modules is not None and config.lambda_modules != members:
+            if "_injected" in vars(config):
+                raise ValueError("this configuration belongs to an adapter on other layers; make one for every adapter")
+            raise ValueError("the adapter's layers have other shapes in this base model; it was made for another model")
+        for key in config.pair_ranks:
+            if key not in members:
+                raise unknown("pair", key, members)
+        for key, names in members.items():
+            if len(names) == 1 and config.share != "none":
+                warnings.warn(f"only one targeted matrix has the shape {key}: nothing is shared there", stacklevel=3)
 
-    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key, **kwargs):
-        layers = peft_config.lambda_modules
-        pair = next(key for key, names in layers.items() if current_key in names)
-        if not isinstance(target, S2LoraLayer):
-            base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-            if not isinstance(base, nn.Linear | Conv1D) and not hasattr(base, "in_features"):
-                raise TypeError(f"S2-LoRA adapts linear layers; {current_key} is a {type(base).__name__}")
-            wrapped = target
-            target = S2LoraLayer(target, self._shared_view)
-            target._active_adapter = self.active_adapters
-            replace_module(parent, target_name, target, wrapped)
-        target.update_layer(adapter_name, pair, peft_config.pair_ranks.get(pair, peft_config.r), peft_config)
+    def new_layer(self, base_layer: nn.Module) -> S2LoraLayer:
+        """A layer on the tuner's factors."""
+        return S2LoraLayer(base_layer, self._shared)
 
-    def forward(self, *args, **kwargs):
-        try:
-            outputs = self.model(*args, **kwargs)
-        finally:
-            self._shared_view.last.clear()
-        if self.training and isinstance(getattr(outputs, "loss", None), Tensor):
-            outputs.loss = outputs.loss + self.regularization_loss()
-        return outputs
+    def train(self, mode: bool = True) -> S2LoraModel:
+        """As of any module; refuses training under an engine that gives the optimiser copies of the parameters."""
+        if mode:
+            s2lora_step.refuse_copies()
+        return super().train(mode)
 
-    def regularization_loss(self) -> Tensor:
+    def regularization_loss(self, adapter_name: str | None = None) -> Tensor:
         """``μ (‖PᵀP - I‖² + ‖QQᵀ - I‖²) / r²`` over the pairs, and the L1 penalty where ``l1="penalty"``; a scalar.
 
-        Counted once, however many layers share a pair. Added by `forward` in training mode; custom loops that compute
-        their own loss add it themselves.
+        Its gradient is added at every optimiser step: a loss that contained it would count it twice.
         """
-        loss = torch.zeros((), device=next(self.s2lora_P.parameters()).device)
-        for name in self.active_adapters:
-            config = self.peft_config[name]
-            for key in self.s2lora_P[name] if config.train_shared and config.orthogonality else ():
-                P, Q = self._shared_view.pair(name, key)
-                error = _gram_error(P) + _gram_error(Q.mT)
-                loss = loss + config.orthogonality * error / P.shape[1] ** 2
-            if config.l1 == "penalty":
-                size = [layer.s2lora_lambda[name].abs() for layer in self._layers(name).values()]
-                loss = loss + config.sparsity * torch.cat(size).mean()
+        adapter_name = adapter_name or self.active_adapters[0]
+        config = self.peft_config[adapter_name]
+        loss = torch.zeros((), device=next(self.s2lora_P[adapter_name].parameters()).device)
+        for key in self.s2lora_P[adapter_name] if config.train_shared and config.orthogonality else ():
+            P, Q = self._shared.pair(adapter_name, key)
+            loss = loss + config.orthogonality * (_gram_error(P) + _gram_error(Q.mT)) / P.shape[1] ** 2
+        if config.l1 == "penalty":
+            size = torch.cat([c.abs().to(loss.device) for c in self.coefficients(adapter_name)])
+            loss = loss + config.sparsity * size.mean()
         return loss
-
-    def proximal_step(self, learning_rates: dict[int, float]) -> None:
-        """Shrink every coefficient by ``η γ'``; ``learning_rates`` maps ``id(λ)`` to its current ``η``."""
-        with torch.no_grad():
-            for name in self.active_adapters:
-                config = self.peft_config[name]
-                for layer in self._layers(name).values() if config.l1 == "proximal" else ():
-                    coefficients = layer.s2lora_lambda[name]
-                    rate = learning_rates.get(id(coefficients), 0.0)
-                    coefficients.copy_(soft_threshold(coefficients, rate * config.sparsity))
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict]:
-        """Optimiser groups: λ with its own learning rate and no weight decay (a second shrinkage), then the rest."""
-        name = self.active_adapters[0]
-        config = self.peft_config[name]
-        own = [layer.s2lora_lambda[name] for layer in self._layers(name).values()]
-        ids = {id(p) for p in own}
-        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
-        return [
-            {"params": own, "lr": lr * config.lambda_lr_scale, "weight_decay": 0.0},
-            {"params": rest, "lr": lr, "weight_decay": weight_decay},
-        ]
 
     def rank_map(self, adapter_name: str | None = None) -> dict[str, RankEntry]:
         """Effective rank, mass and coefficients of every adapted matrix, by layer name, in the model's order."""
         name = adapter_name or self.active_adapters[0]
         out = {}
-        for layer_name, layer in self._layers(name).items():
+        for layer_name, layer in self.adapted_layers(name).items():
             coefficients = layer.s2lora_lambda[name].detach().float().cpu()
             out[layer_name] = RankEntry(effective_rank(coefficients), float(coefficients.abs().sum()), coefficients)
         return out
@@ -389,18 +331,36 @@ class S2LoraModel(BaseTuner):
         name = adapter_name or self.active_adapters[0]
         return {key: float(orthogonality_error(P.detach())) for key, P in self.s2lora_P[name].items()}
 
-    def _layers(self, adapter_name: str) -> dict[str, S2LoraLayer]:
+    def adapted_layers(self, adapter_name: str) -> dict[str, S2LoraLayer]:
+        """The layers of an adapter, by name."""
         named = self.model.named_modules()
         return {n: m for n, m in named if isinstance(m, S2LoraLayer) and adapter_name in m.s2lora_lambda}
 
+    def coefficients(self, adapter_name: str) -> list[nn.Parameter]:
+        """λ of every adapted matrix, in the model's order."""
+        return [layer.s2lora_lambda[adapter_name] for layer in self.adapted_layers(adapter_name).values()]
+
+    def tensors(self, adapter_name: str) -> list[nn.Parameter]:
+        """Everything an adapter may train: coefficients, then shared factors."""
+        return [*self.coefficients(adapter_name), *(p for f in self._factors(adapter_name) for p in f.values())]
+
     # PEFT switches adapters layer by layer; the factors live here and must follow
+
+    def _factors(self, adapter_name: str) -> Iterator[nn.ParameterDict]:
+        for side in (self.s2lora_P, self.s2lora_Q):
+            if adapter_name in side:
+                yield side[adapter_name]
 
     def _sync_shared(self, inference_mode: bool = False) -> None:
         for name, config in self.peft_config.items():
-            if name in self.s2lora_P:
-                on = name in self.active_adapters and config.train_shared and not inference_mode
-                for factors in (self.s2lora_P[name], self.s2lora_Q[name]):
-                    factors.requires_grad_(on)
+            for factors in self._factors(name):
+                factors.requires_grad_(name in self.active_adapters and config.train_shared and not inference_mode)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for factors in self._factors(adapter_name):
+            for factor in factors.values() if autocast_adapter_dtype else ():
+                factor.data = factor.data.to(torch.promote_types(factor.dtype, torch.float32))
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters; their shared factors become trainable unless ``inference_mode``."""
@@ -415,20 +375,29 @@ class S2LoraModel(BaseTuner):
         """Enable or disable gradients of adapters, shared factors included."""
         super().set_requires_grad(adapter_names, requires_grad)
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            if name in self.s2lora_P:
-                on = requires_grad and self.peft_config[name].train_shared
-                self.s2lora_P[name].requires_grad_(on)
-                self.s2lora_Q[name].requires_grad_(on)
+            for factors in self._factors(name):
+                factors.requires_grad_(requires_grad and self.peft_config[name].train_shared)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter and its shared factors."""
         super().delete_adapter(adapter_name)
-        del self.s2lora_P[adapter_name], self.s2lora_Q[adapter_name]
+        self.forget(adapter_name)
+        self._sync_shared()
+
+    def forget(self, adapter_name: str) -> None:
+        """Drop an adapter's shared factors."""
+        for side in (self.s2lora_P, self.s2lora_Q):
+            side.pop(adapter_name)
+
+    def _unload_and_optionally_merge(self, *args, **kwargs):
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        self._shared.release()
+        return model
 
     # on disk: each pair once, and the coefficients of its matrices stacked as (M, r)
 
     @classmethod
-    def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
+    def _get_adapter_state_dict(cls, model, config: Any, adapter_name, state_dict, unwanted_adapter_names):
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         end = f".s2lora_lambda.{adapter_name}"
         out = {k: v for k, v in found.items() if not k.endswith(end)}
@@ -438,13 +407,21 @@ class S2LoraModel(BaseTuner):
         return out
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+    def _remap_adapter_state_dict_for_load(cls, model, config: Any, adapter_name, state_dict):
         flat = dict(state_dict)
         for key, names in config.lambda_modules.items():
             rows = flat.pop(f"base_model.s2lora_lambda.{key}", None)
-            for name, row in zip(names, rows if rows is not None else (), strict=False):
+            if rows is None or len(rows) != len(names):
+                raise ValueError(f"the adapter's file lacks coefficients of the pair {key}: it is damaged")
+            for name, row in zip(names, rows, strict=True):
                 flat[f"base_model.model.{name}.s2lora_lambda"] = row.clone()
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, flat)
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """``(out, in)``."""
+    inputs, outputs = _get_in_out_features(layer)
+    return int(outputs or 0), int(inputs or 0)
 
 
 def _pair_key(name: str, shape: tuple[int, int], share: str) -> str:
@@ -456,11 +433,11 @@ def _pair_key(name: str, shape: tuple[int, int], share: str) -> str:
     return size if share == "shape" else f"{re.split(r'[.][0-9]+[.]', name)[-1].replace('.', '/')}:{size}"
 
 
-def _random_orthonormal(d: int, r: int, device: torch.device) -> Tensor:
-    """Orthonormal columns ``(d, r)`` from N(0, 0.02²) by QR."""
-    return torch.linalg.qr(torch.randn(d, r) * 0.02).Q.contiguous().to(device)
+def _random_orthonormal(d: int, r: int) -> Tensor:
+    """Orthonormal columns ``(d, r)`` from N(0, 0.02²) by QR, float32."""
+    return torch.linalg.qr(torch.randn(d, r) * 0.02).Q.contiguous()
 
 
 def _gram_error(P: Tensor) -> Tensor:
-    P = P.float()
+    P = P.to(torch.promote_types(P.dtype, torch.float32))
     return (P.mT @ P - torch.eye(P.shape[1], device=P.device)).square().sum()

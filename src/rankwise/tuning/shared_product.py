@@ -1,0 +1,71 @@
+"""S2-LoRA's factors as its layers see them, and the product ``Q x`` that the readers of one input share.
+
+The query, key and value of a block read the same input with the same Q: their three products become one. A product is
+kept only while a forward pass of the model runs (or a backward pass that repeats one), so that it is never older than
+the factors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from rankwise.tuning.s2lora import S2LoraLayer
+
+
+class SharedProduct:
+    """The factors ``P`` and ``Q`` by adapter and pair, and the last product of each pair.
+
+    Parameters
+    ----------
+    P, Q : nn.ModuleDict
+        By adapter, each a ``ParameterDict`` by pair.
+    model : nn.Module
+        The base model: its forward passes are watched until `release`.
+    """
+
+    def __init__(self, P: nn.ModuleDict, Q: nn.ModuleDict, model: nn.Module) -> None:
+        self.P, self.Q = P, Q
+        self.running, self.last = False, {}
+        self._handles = (
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end, always_call=True),
+        )
+
+    def pair(self, adapter: str, key: str) -> tuple[Tensor, Tensor]:
+        """``P: (out, r)`` and ``Q: (r, in)`` of an adapter's pair."""
+        return self.P[adapter][key], self.Q[adapter][key]  # type: ignore[index,return-value]
+
+    def project(self, layer: S2LoraLayer, adapter: str, x: Tensor, Q: Tensor) -> Tensor:
+        """``Q x`` of the layer's input after its dropout, from the last reader of ``x`` where there was one."""
+        dropout = layer.s2lora_dropout[adapter]
+        fixed = isinstance(dropout, nn.Identity) or not layer.training
+        repeating = torch._C._current_graph_task_id() != -1  # in a backward pass, that is: checkpointing
+        if not fixed or torch.compiler.is_compiling() or not (self.running or repeating):
+            return F.linear(layer._cast_input_dtype(dropout(x), Q.dtype), Q)
+        key, grad = (adapter, layer.pair[adapter]), torch.is_grad_enabled()
+        version = 0 if x.is_inference() else x._version
+        known = self.last.get(key)
+        if known is not None and known[0] is x and known[1:3] == (version, grad):
+            return known[3]
+        h = F.linear(layer._cast_input_dtype(x, Q.dtype), Q)
+        self.last[key] = (x, version, grad, h)
+        return h
+
+    def release(self) -> None:
+        """Watch the model no longer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, *_: object) -> None:
+        self.last, self.running = {}, True
+
+    def _end(self, *_: object) -> None:
+        self.last, self.running = {}, False
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"last": {}, "running": False}  # products hold graphs, which are not copied
