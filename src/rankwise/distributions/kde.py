@@ -23,9 +23,10 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state
 from torch import Tensor
 
+from rankwise.distributions.accepted import rows_of
 from rankwise.distributions.kde_regimes import REGIMES, CriticalBandwidths, critical_bandwidths
 from rankwise.nearest import unknown
 from rankwise.spectral.concurrent import each
@@ -87,7 +88,7 @@ class HighDimKDE(BaseEstimator):
         ConcentrationWarning
             Half of the training points' own estimates rest on fewer than ten others.
         """
-        data = np.asarray(validate_data(self, X, dtype=np.float64))  # type: ignore[arg-type]
+        data = rows_of(self, X)
         if self.kernel != "gaussian":
             raise unknown("kernel", self.kernel, ("gaussian",))
         if isinstance(self.bandwidth, str):
@@ -255,7 +256,7 @@ class HighDimKDE(BaseEstimator):
 
     def _queries(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self)
-        given = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
+        given = rows_of(self, X, reset=False)
         return torch.as_tensor(given - self.centre_).to(self.data_)
 
     def _log_sums(self, queries: Tensor, grid: Tensor, own: Tensor | None = None) -> Tensor:

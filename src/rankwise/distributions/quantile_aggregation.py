@@ -34,9 +34,10 @@ from rich.progress import track
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from rankwise.distributions.accepted import rows_and_response_of, rows_of
 from rankwise.distributions.quantile_bases import GaussianNetwork, mlp, predict_base
 from rankwise.distributions.quantile_conformal import conformity_scores, cross_calibrated, intervals, widening
 from rankwise.distributions.quantile_kept import Kept
@@ -182,8 +183,7 @@ class QuantileAggregator(BaseEstimator):
             Bad levels or options, too few rows for folds and calibration (the least α is named), a constant y, a base
             that fails (named), NaN.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[misc]
-        X, y = np.asarray(X), np.asarray(y, dtype=np.float64)
+        X, y = rows_and_response_of(self, X, y)
         tau = self._levels()
         self.seed_ = seed_of(self.random_state)
         rows, calibrating = self._split(len(y))
@@ -219,7 +219,7 @@ class QuantileAggregator(BaseEstimator):
     def predict(self, X: ArrayLike) -> Array:
         """Quantiles ``(n, m)``."""
         check_is_fitted(self)
-        X = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
+        X = rows_of(self, X, reset=False)
         q = self._ordered(X)
         if not self.conformal:
             return q
@@ -231,7 +231,7 @@ class QuantileAggregator(BaseEstimator):
     def predict_uncalibrated(self, X: ArrayLike) -> Array:
         """Quantiles ``(n, m)`` in order, before calibration."""
         check_is_fitted(self)
-        return self._ordered(np.asarray(validate_data(self, X, dtype=np.float64, reset=False)))  # type: ignore[arg-type]
+        return self._ordered(rows_of(self, X, reset=False))
 
     def predict_interval(self, X: ArrayLike, alpha: float = 0.1) -> Array:
         """Ends ``(n, 2)`` of the interval at level ``1 - alpha``.

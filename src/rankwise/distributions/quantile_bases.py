@@ -18,9 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from rankwise.distributions.accepted import rows_and_response_of, rows_of
 from rankwise.distributions.seeds import seed_of
 
 Array = NDArray[np.float64]
@@ -132,8 +133,7 @@ class _Network(RegressorMixin, BaseEstimator, ABC):
 
     def fit(self, X: ArrayLike, y: ArrayLike):
         """Fit to ``(n, d)`` and ``(n,)``."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[misc]
-        X, y = np.asarray(X), np.asarray(y)
+        X, y = rows_and_response_of(self, X, y)
         self.scaler_ = StandardScaler().fit(X)
         self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std()) or 1.0
         seed = seed_of(self.random_state)
@@ -165,7 +165,7 @@ class _Network(RegressorMixin, BaseEstimator, ABC):
 
     def _forward(self, X: ArrayLike) -> Array:
         check_is_fitted(self)
-        given = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
+        given = rows_of(self, X, reset=False)
         with torch.no_grad():
             x = torch.as_tensor(self.scaler_.transform(given), dtype=torch.float32)
             return self.net_(x).double().numpy()

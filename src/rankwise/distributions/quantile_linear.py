@@ -28,7 +28,9 @@ from scipy.linalg import LinAlgError, lstsq, qr, solve
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
+
+from rankwise.distributions.accepted import rows_and_response_of, rows_of
 
 Array = NDArray[np.float64]
 _STEPS = 100
@@ -80,8 +82,7 @@ class LinearQuantile(RegressorMixin, BaseEstimator):
         ConvergenceWarning
             The gap is above ``tol`` after a hundred steps.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[misc]
-        X, y = np.asarray(X), np.asarray(y, dtype=np.float64)
+        X, y = rows_and_response_of(self, X, y)
         if not 0 < self.quantile < 1:
             raise ValueError(f"quantile is {self.quantile}; a level between 0 and 1 is accepted")
         if not self.alpha >= 0:
@@ -108,7 +109,7 @@ class LinearQuantile(RegressorMixin, BaseEstimator):
     def predict(self, X: ArrayLike) -> Array:
         """Quantile ``(n,)`` in the response's units."""
         check_is_fitted(self)
-        X = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
+        X = rows_of(self, X, reset=False)
         return X @ self.coef_ + self.intercept_
 
 

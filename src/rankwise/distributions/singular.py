@@ -29,9 +29,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from rich.progress import track
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from rankwise.distributions.accepted import rows_of
 from rankwise.distributions.seeds import seed_of
 from rankwise.distributions.singular_networks import Ensemble, directions, sliced_wasserstein
 from rankwise.files import whole_file
@@ -165,7 +166,7 @@ class SingularGenerativeEstimator(BaseEstimator):
         GridEdgeWarning
             The level chosen is the largest of several.
         """
-        data = np.asarray(validate_data(self, X, dtype=np.float64, ensure_min_samples=2))  # type: ignore[arg-type]
+        data = rows_of(self, X, ensure_min_samples=2)
         self._check()
         self.mean_, variance = data.mean(0), data.var(0)
         self.columns_ = variance > 1e-24 * np.maximum(self.mean_**2, 1e-300)
@@ -246,7 +247,7 @@ class SingularGenerativeEstimator(BaseEstimator):
             By the trapezoidal rule instead (latent_dim 1 or 2).
         """
         check_is_fitted(self)
-        given = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))  # type: ignore[arg-type]
+        given = rows_of(self, X, reset=False)
         x = torch.as_tensor((given - self.mean_)[:, self.columns_] / self.scale_).to(self._device())
         x, net = x.expand(len(self.relative_), -1, -1), deepcopy(self.net_).double()
         g, parts = torch.Generator().manual_seed(self.seed_), []

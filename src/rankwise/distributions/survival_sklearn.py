@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from rankwise.distributions import power_weibull as pgw
+from rankwise.distributions.accepted import rows_of
+from rankwise.distributions.survival_model import numbers
 from rankwise.distributions.survival_regression import PGWRegressionFitter, concordance
 
 Array = NDArray[np.float64]
@@ -91,7 +93,7 @@ class PGWSurvivalAnalysis(BaseEstimator):
         ValueError
             A target without the two fields, or what `PGWRegressionFitter` refuses.
         """
-        X = np.asarray(validate_data(self, X, dtype=np.float64))  # type: ignore[arg-type]
+        X = rows_of(self, X)
         event, time = _target(y)
         df = self._frame(X).assign(**{"(time)": time, "(event)": event.astype(float)})
         self.fitter_ = PGWRegressionFitter(
@@ -103,7 +105,8 @@ class PGWSurvivalAnalysis(BaseEstimator):
 
     def predict(self, X: ArrayLike) -> Array:
         """Risk, ``(n,)``: log H at the median of the training events' times."""
-        return self.fitter_.predict_log_risk(self._checked(X)).to_numpy(float)
+        df = self._checked(X)
+        return self.fitter_.predict_log_risk(df).to_numpy(float)
 
     def predict_survival_function(
         self, X: ArrayLike, times: ArrayLike | None = None, *, return_array: bool | None = None
@@ -144,7 +147,7 @@ class PGWSurvivalAnalysis(BaseEstimator):
 
     def _checked(self, X: ArrayLike) -> pd.DataFrame:
         check_is_fitted(self)
-        return self._frame(np.asarray(validate_data(self, X, dtype=np.float64, reset=False)))  # type: ignore[arg-type]
+        return self._frame(rows_of(self, X, reset=False))  # type: ignore[arg-type]
 
     def _frame(self, X: Array) -> pd.DataFrame:
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])
@@ -158,4 +161,4 @@ def _target(y: ArrayLike) -> tuple[NDArray[np.bool_], Array]:
         raise ValueError(
             f"y has dtype {y.dtype}; a structured array of an event (bool) and a time is needed (sksurv.util.Surv)"
         )
-    return y[names[0]], y[names[1]].astype(float)
+    return y[names[0]], numbers(y[names[1]], "times")
