@@ -158,7 +158,11 @@ def test_log_cumulative_hazard_is_finite_where_the_hazard_overflows_or_vanishes(
     np.testing.assert_allclose(pgw.log_cumulative_hazard(t, **given_), np.log(H), rtol=1e-12)
     early, late = pgw.log_cumulative_hazard([1e-200, 1e40], **given_)
     assert early == pytest.approx(np.log(0.7) + 3 * np.log(0.3 * 1e-200), rel=1e-12)  # H → λ (φ t)^γ
-    assert np.isfinite(late)
+    L = 3 * np.log(0.3 * 1e40) - np.log(kappa + 1)
+    if kappa > 1e-3:  # H → λ m / κ e^{κ L}
+        assert late == pytest.approx(np.log(0.7 * (kappa + 1) / kappa) + kappa * L, rel=1e-12)
+    else:  # λ log(φ t)^γ, and the end of a defective hazard
+        assert late == pytest.approx(np.log(0.7 * (L if kappa >= 0 else 1.0)), rel=1e-5)
 
 
 def test_quantiles_far_out_keep_their_digits_for_small_kappa():

@@ -222,6 +222,14 @@ def test_free_kappa_is_never_below_a_kappa_held_fixed(family, kappa):
             assert free.log_likelihood_ >= fixed.log_likelihood_ - 1e-5, held
 
 
+@pytest.mark.parametrize(("kappa", "seed"), [(0.5, 3), (1.0, 2)])
+def test_the_model_with_both_scales_is_above_all_its_special_cases(kappa, seed):
+    d = drawn(120, seed=seed, kappa=kappa, effect=0.0)  # at one κ there are several tops
+    table = select_baseline(d["t"], d["e"])
+    assert table.attrs["general"]["log_likelihood"] >= table["log_likelihood"].max() - 1e-6
+    assert table["lr_p"].between(0, 1).all()
+
+
 def test_bic_counts_coefficients_and_weighted_rows():
     f = PGWFitter("burr").fit(T, E)
     assert pytest.approx(3 * np.log(len(T)) - 2 * f.log_likelihood_) == f.BIC_

@@ -414,6 +414,20 @@ def test_weights_that_are_no_counts_draw_a_hint_to_robust_errors():
         PGWRegressionFitter("weibull").fit(d.assign(w=3), "t", "e", weights_col="w")
 
 
+def test_risk_is_the_hazard_cumulated_until_the_median_of_the_events():
+    d = drawn(300)
+    f = PGWRegressionFitter().fit(d, "t", "e")
+    at = d.loc[d["e"] == 1, "t"].median()
+    np.testing.assert_allclose(np.exp(f.predict_log_risk(d)), f.predict_cumulative_hazard(d, times=[at]).iloc[0])
+    later = f.predict_cumulative_hazard(d.head(3), times=[1.0, 2.0], conditional_after=[0.5, 1.0, 2.0])
+    given = f.predict_parameters(d.head(3))
+    after = np.array([0.5, 1.0, 2.0])
+    H = pgw.cumulative_hazard(after + 2.0, **given) - pgw.cumulative_hazard(after, **given)
+    np.testing.assert_allclose(later.loc[2.0], H)
+    h = f.predict_hazard(d.head(3), times=[2.0], conditional_after=after)
+    np.testing.assert_allclose(h.loc[2.0], np.exp(pgw.log_hazard(after + 2.0, **given)))
+
+
 def test_scores_of_new_rows_are_the_likelihood_and_the_order_of_risk():
     d, new = drawn(300), drawn(80, seed=5)
     f = PGWRegressionFitter().fit(d, "t", "e")

@@ -334,37 +334,52 @@ def _best_start(
 
 
 def _tops(o: Observations, designs: Mapping[str, Array | None], shape: Form, penalizer: float) -> Iterator[Optimum]:
-    """Optima from a Weibull start or, where κ is free, from the tops of its profile, held κ after held κ from 1 on."""
+    """Optima from the tops of κ's profile where that is free, from a Weibull start where it is not.
+
+    With both scales free the likelihood has several tops at one κ too: others are then fitted with φ held as well, at
+    several multiples of the events' rate.
+    """
     full = Likelihood(o, designs, shape.linear, penalizer=penalizer)
     middle = np.where(np.isfinite(o.upper), (o.lower + o.upper) / 2, o.lower)
     rate = float(np.log((o.weight * (o.event | np.isfinite(o.upper))).sum() / (o.weight * middle).sum()))
     weibull = full.start({"phi_" if "phi_" in designs else "lambda_": rate, "kappa_": float(np.log(2))})
-    if "kappa_" not in designs:
-        yield newton(full, weibull, tol=1e-4)
-        return
+    both = {"phi_", "lambda_"} <= set(designs)
+    for held in ({}, *({"phi_": rate + step} for step in (-2.3, 0.0, 2.3))) if both else ({},):
+        for theta in _profile_tops(full, designs, shape.linear, weibull, held):
+            yield newton(full, theta, tol=1e-4)
 
-    def held(kappa: float, theta: Array) -> tuple[float, float, Array]:
-        same = kappa == 1 and {"phi_", "lambda_"} <= set(designs)  # one parameter there
-        others = {n: X for n, X in designs.items() if n != "kappa_" and not (same and n == "lambda_")}
-        theta, fixed = theta.copy(), {n: v for n, v in shape.linear.items() if n not in designs}
-        theta[full.slices["kappa_"]] = full.start({"kappa_": float(np.log1p(kappa))})[full.slices["kappa_"]]
-        if others:
-            part = Likelihood(o, others, fixed | {"kappa_": float(np.log1p(kappa))}, penalizer=penalizer)
-            at = np.concatenate([np.arange(full.size)[full.slices[n]] for n in others])
-            theta[at] = newton(part, theta[at], tol=1e-4).theta
+
+def _profile_tops(
+    full: Likelihood, designs: Mapping[str, Array | None], fixed: Mapping[str, float], start: Array, held: dict
+) -> list[Array]:
+    """θ at the tops of κ's profile, taken from κ = 1 outwards, each from where the last ended; at a fixed κ, one."""
+    free = "kappa_" in designs
+
+    def at(kappa: float, theta: Array) -> tuple[float, float, Array]:
+        linear = held | ({"kappa_": float(np.log1p(kappa))} if free else {})
+        theta = theta.copy()
+        for name in linear:
+            theta[full.slices[name]] = full.start(linear)[full.slices[name]]
+        if free and kappa == 1 and not held and {"phi_", "lambda_"} <= set(designs):  # one parameter there
+            linear = linear | {"lambda_": 0.0}
+        others = {n: X for n, X in designs.items() if n not in linear}
+        if linear and others:
+            known = {n: v for n, v in fixed.items() if n not in designs} | linear
+            part = Likelihood(full.observations, others, known, penalizer=full.penalizer)
+            places = np.concatenate([np.arange(full.size)[full.slices[n]] for n in others])
+            theta[places] = newton(part, theta[places], tol=1e-4).theta
         return kappa, full(theta).value, theta
 
-    profile = [held(1.0, weibull)]
-    for path in (_BELOW, _ABOVE):
+    profile = [at(1.0, start)]
+    for path in (_BELOW, _ABOVE) if free else ():
         theta = profile[0][2]
         for kappa in path:
-            profile.append(held(kappa, theta))
+            profile.append(at(kappa, theta))
             theta = profile[-1][2]
     profile.sort(key=lambda entry: entry[0])
     values = np.array([-np.inf, *(v if np.isfinite(v) else -np.inf for _, v, _ in profile), -np.inf])
-    for (_, _, theta), left, own, right in zip(profile, values, values[1:], values[2:], strict=False):
-        if own >= left and own >= right:
-            yield newton(full, theta, tol=1e-4)
+    tops = (values[1:-1] >= values[:-2]) & (values[1:-1] >= values[2:])
+    return [theta for (_, _, theta), top in zip(profile, tops.tolist(), strict=True) if top]
 
 
 def _covariance(
