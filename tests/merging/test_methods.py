@@ -1,5 +1,6 @@
 """Each method against its formula, its limits and its symmetries."""
 
+import inspect
 import math
 
 import pytest
@@ -107,6 +108,45 @@ def test_an_expert_of_density_zero_adds_nothing(name):
         torch.testing.assert_close(both, alone, atol=1e-6, rtol=1e-6)
 
 
+def test_an_expert_of_density_zero_may_come_first_and_has_no_norm_to_restore():
+    base, (a, b, _) = models()
+    both = run("pcb", base, [a, b], density=[0.0, 0.6])
+    moved = (both - base).abs() > 1e-6
+    assert moved.sum() == int(0.6 * base.numel())
+    torch.testing.assert_close(both[moved], b[moved], atol=1e-5, rtol=1e-5)
+    for name in ("ties", "dare_linear", "della_linear", "breadcrumbs"):
+        assert torch.equal(run(name, base, [a], density=0.0, rescale="l1"), base)
+
+
+def test_a_share_too_small_for_one_entry_keeps_the_winner():
+    base, (a, _, _) = models()
+    assert ((run("pcb", base, [a], density=1e-9) - base).abs() > 1e-6).sum() == 1
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_functions_own_defaults_are_the_registered_ones(name):
+    method = METHODS[name]
+    own = {k: p.default for k, p in inspect.signature(method.function).parameters.items() if p.default is not p.empty}
+    for key in set(own) & set(method.parameters):
+        assert own[key] == method.parameters[key].default, key
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "della_linear", "breadcrumbs"])
+def test_a_function_called_by_itself_adds_what_it_keeps(name):
+    base, experts = models()
+    lists = {k: [p.default] * 3 for k, p in METHODS[name].parameters.items() if p.per_model}
+    alone = METHODS[name].function(base, experts, dtype=torch.float32, **lists)
+    torch.testing.assert_close(alone, run(name, base, experts))
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if not METHODS[n].seeded])  # others draw by the block
+def test_small_blocks_change_nothing(name, monkeypatch):
+    base, experts = some(name)
+    whole = run(name, base, experts)
+    monkeypatch.setattr("rankwise.merging.methods.entries.BLOCK", 40)
+    torch.testing.assert_close(run(name, base, experts), whole, atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "breadcrumbs", "tsvm", "rtsvm", "consensus", "pcb"])
 def test_scaling_every_task_vector_scales_the_result(name):
     base, experts = models()
@@ -122,6 +162,7 @@ def test_task_arithmetic_takes_low_rank_task_vectors_without_making_them_dense()
     for name in ("task_arithmetic", "tsvm"):
         got, expected = run(name, base, low), run(name, base, dense)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        assert run(name, base, low, dtype=torch.bfloat16).dtype == torch.bfloat16
     mixed = run("task_arithmetic", base, [low[0], dense[1]], weight=[1.0, 0.5])
     torch.testing.assert_close(mixed, base + low[0].dense() + 0.5 * low[1].dense(), atol=1e-5, rtol=1e-5)
 
@@ -133,7 +174,27 @@ def test_low_rank_svd_is_that_of_the_product():
     torch.testing.assert_close(low.svd(2).S, torch.linalg.svdvals(low.dense())[:2], atol=1e-5, rtol=1e-5)
 
 
+def test_a_low_rank_task_vector_is_the_product_times_its_scale():
+    B, A = torch.randn(5, 2), torch.randn(2, 4)
+    torch.testing.assert_close(LowRank(B=B, A=A).dense(), B @ A)
+    torch.testing.assert_close(LowRank(B=B, A=A, scale=0.25).dense(), B @ A / 4)
+
+
 # averaging
+
+
+def test_task_arithmetic_adds_weighted_task_vectors_or_their_weighted_mean():
+    base, (a, b, _) = models()
+    added = 2 * (a - base) + 3 * (b - base)
+    for options, expected in (
+        ({}, added),
+        ({"scale": 0.5}, added / 2),
+        ({"normalize": True}, added / 5),
+        ({"normalize": True, "scale": 0.5}, added / 10),
+    ):
+        torch.testing.assert_close(run("task_arithmetic", base, [a, b], weight=[2.0, 3.0], **options), base + expected)
+    opposed = run("task_arithmetic", base, [a, b], weight=[1.0, -1.0], normalize=True)
+    torch.testing.assert_close(opposed, base + a - b)  # weights that sum to zero have no mean
 
 
 def test_weights_that_sum_to_zero_are_refused():
@@ -266,6 +327,24 @@ def test_no_two_seeds_experts_or_blocks_share_a_mask(name, monkeypatch):
     assert len(masks) == 6 * 3 * 8
 
 
+@pytest.mark.parametrize("name", ["dare_ties", "della", "breadcrumbs_ties"])
+def test_with_nothing_dropped_sign_election_is_that_of_ties(name):
+    base, experts = models()
+    for options in ({"normalize": False}, {"normalize": True}, {"election": "count"}):
+        options = {"density": 1.0, "normalize": True, **options}
+        torch.testing.assert_close(run(name, base, experts, **options), run("ties", base, experts, **options))
+
+
+def test_the_sign_is_elected_by_sum_or_by_count_and_those_who_agree_are_averaged():
+    base = torch.zeros(1, 3)
+    a, b, c = torch.tensor([[2.0, 1.0, 4.0]]), torch.tensor([[2.0, -1.0, -1.0]]), torch.tensor([[-5.0, 0.0, -2.0]])
+    options = {"density": 1.0, "weight": [1.0, 1.0, 2.0]}
+    # w τ = (2, 2, -10), (1, -1, 0), (4, -1, -4): a sum of zero counts as plus, as does a count
+    assert run("ties", base, [a, b, c], **options)[0].tolist() == pytest.approx([-5.0, 1.0, -5 / 3])
+    assert run("ties", base, [a, b, c], election="count", **options)[0].tolist() == pytest.approx([2.0, 1.0, -5 / 3])
+    assert run("ties", base, [a, b, c], normalize=False, **options)[0].tolist() == pytest.approx([-10.0, 1.0, -5.0])
+
+
 # masks
 
 
@@ -304,6 +383,13 @@ def test_tsvm_is_that_offull_svds(shape):
     base, experts = models(3, shape=shape)
     mine, theirs = run("tsvm", base, experts), reference_tsvm(base, experts)
     assert float((mine - theirs).norm() / (theirs - base).norm()) < 1e-4
+
+
+def test_more_experts_than_dimensions_keep_one_direction_each():
+    base, experts = models(5, shape=(6, 4))
+    tops = [torch.linalg.svd(e - base, full_matrices=False) for e in experts]
+    one_each = orthogonal_sum([(U[:, :1] * S[:1], Vh[:1]) for U, S, Vh in tops])
+    torch.testing.assert_close(run("tsvm", base, experts), base + one_each, atol=1e-3, rtol=1e-3)
 
 
 def test_disjoint_singular_subspaces_are_summed_exactly():
@@ -425,13 +511,35 @@ def test_ranks_follow_how_dense_a_task_vector_is():
     assert adaptive_ranks([dense, sparse], "uniform") == [20, 20]
 
 
+def test_an_outlier_is_beyond_the_deviation_of_the_whole():
+    tau = torch.zeros(3, 4)
+    tau[0, 0] = 1.0  # mean 0.083, deviation 0.276, or 0.289 if it were a sample's
+    plain = torch.ones(3, 4)
+    for outlier, weight in ((3.2, 4 / 3), (3.4, 1.0)):
+        assert float(outlier_weighted([tau, plain], "tensor", outlier)[0][0, 0]) == pytest.approx(weight)
+
+
+def test_ranks_by_layer_are_surveyed_only_where_asked_for_and_given_by_the_merge():
+    base, experts = models(2, shape=(12, 8))
+    survey = METHODS["rtsvm"].survey
+    dense = [dense_share(e - base, 0.5) for e in experts]
+    assert survey(base, experts, rank="layer", epsilon=0.5) == pytest.approx(sum(dense) / 2)
+    assert survey(base, experts, rank="share", epsilon=0.5) is None
+    with pytest.raises(ValueError, match="use merge"):
+        run("rtsvm", base, experts, rank="layer")
+    options = {"dtype": torch.float32, "weight": [1.0, 1.0]}
+    by_layer = METHODS["rtsvm"].function(base, experts, rank="layer", layer_rank=4, **options)
+    torch.testing.assert_close(by_layer, METHODS["rtsvm"].function(base, experts, rank="uniform", **options))
+
+
 def test_ranks_by_layer_spend_tsvms_budget_where_task_vectors_are_dense():
     rations = METHODS["rtsvm"].rations
     ranks = [r["layer_rank"] for r in rations([(0.4, 60, 3), (0.2, 60, 3), (0.3, 30, 3)])]
     exact = [50 * d * n / 45 for d, n in ((0.4, 60), (0.2, 60), (0.3, 30))]
     assert ranks == [round(k) for k in exact]
     assert abs(sum(ranks) - 50) <= len(ranks)
-    assert rations([(0.9, 60, 3), (1e-9, 60, 3)])[0]["layer_rank"] == 40  # at most twice TSVM's
+    assert rations([(0.9, 60, 3), *[(1e-9, 60, 3)] * 2])[0]["layer_rank"] == 40  # at most twice TSVM's
+    assert [r["layer_rank"] for r in rations([(0.5, 2, 3), (0.5, 60, 3)])] == [1, round(21 * 60 / 62)]
     assert rations([(0.9, 60, 3), (1e-9, 60, 3)])[1]["layer_rank"] == 1
     assert [r["layer_rank"] for r in rations([(0.0, 60, 3)] * 2)] == [20, 20]
 
@@ -485,6 +593,10 @@ def test_passthrough_scales_what_it_passes():
     _base, (expert,) = models(1)
     assert torch.equal(run("passthrough", None, [expert]), expert)
     torch.testing.assert_close(run("passthrough", None, [expert], scale=0.5), 0.5 * expert)
+    for scale in (1.0, 0.5):
+        assert torch.equal(
+            run("passthrough", None, [expert], scale=scale, dtype=torch.bfloat16), (scale * expert).bfloat16()
+        )
 
 
 def test_vectors_and_embeddings_get_the_mean():
@@ -497,6 +609,14 @@ def test_vectors_and_embeddings_get_the_mean():
 def test_orthogonal_sum_of_one_piece_is_that_piece():
     U, S, Vh = torch.linalg.svd(torch.randn(9, 6), full_matrices=False)
     torch.testing.assert_close(orthogonal_sum([(U * S, Vh)]), U * S @ Vh, atol=1e-5, rtol=1e-5)
+
+
+def test_what_lies_below_the_rounding_of_the_largest_is_no_direction():
+    U, _, Vh = torch.linalg.svd(torch.randn(9, 6), full_matrices=False)
+    kept = orthogonal_sum([(U[:, :2] * torch.tensor([100.0, 5e-3]), Vh[:2])])
+    lost = orthogonal_sum([(U[:, :2] * torch.tensor([100.0, 5e-4]), Vh[:2])])
+    torch.testing.assert_close(lost, 100 * U[:, :1] @ Vh[:1], atol=5e-5, rtol=0)
+    torch.testing.assert_close(kept - lost, 5e-3 * U[:, 1:2] @ Vh[1:2], atol=1e-4, rtol=0)
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=6), st.integers(0, 60), st.integers(0, 2))

@@ -32,6 +32,10 @@ def larger(a, b):
     return a if a > b else b
 
 
+def largest(a, b):
+    return a if a > b else b
+
+
 def halves(n):
     return n / 2
 '''
@@ -52,6 +56,7 @@ def test_larger():
 TABLE = """
 [[equivalent]]
 file = "sums/sums.py"
+inside = "larger"
 before = "return a if a > b else b"
 after = "return a if a >= b else b"
 why = "equal numbers are the same"
@@ -98,7 +103,7 @@ def test_a_line_that_only_a_shared_fixture_executes_is_tested_by_those_who_use_i
 def test_a_mutant_that_is_listed_as_equivalent_is_not_counted(output):
     killed, counted = (int(x) for x in output.splitlines()[-1].split()[1:4:2])
     assert output.endswith("; 1 equivalent\n")
-    assert "a >= b" not in output
+    assert output.count("a >= b") == 1  # in the other function of the same line, which no test executes
     assert output.count("\n  + ") == counted - killed
 
 

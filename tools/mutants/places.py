@@ -49,6 +49,8 @@ class Place:
         Where the node begins.
     statement : range
         Lines of the statement around it, of which a test must execute one.
+    scope : str
+        Name of the function around it, if any.
     operator : str
         Name of the operator.
     """
@@ -56,6 +58,7 @@ class Place:
     file: Path
     line: int
     statement: range
+    scope: str
     operator: str
     module: cst.Module
     node: cst.CSTNode
@@ -70,11 +73,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module with one fault: ``before`` became ``after`` at ``line`` of ``file``."""
+    """A module with one fault: ``before`` became ``after`` at ``line`` of ``file``, in the function ``scope``."""
 
     file: Path
     line: int
     statement: range
+    scope: str
     before: str
     after: str
     source: str
@@ -122,7 +126,7 @@ def _mutant(place: Place) -> Mutant | None:
     while a and b and a[-1] == b[-1]:
         a, b = a[:-1], b[:-1]
     before, after = (" ".join(line.strip() for line in lines) for lines in (a, b))
-    return Mutant(place.file, place.line, place.statement, before, after, source)
+    return Mutant(place.file, place.line, place.statement, place.scope, before, after, source)
 
 
 class _Finder(cst.CSTVisitor):
@@ -133,6 +137,7 @@ class _Finder(cst.CSTVisitor):
         super().__init__()
         self.file, self.found = file, []
         self.statement: range | None = None
+        self.scopes = [""]
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         if m.matches(node, _SKIPPED):
@@ -143,16 +148,21 @@ class _Finder(cst.CSTVisitor):
         lines = range(where.start.line, where.end.line + 1)
         if isinstance(node, cst.SimpleStatementLine):
             self.statement = lines
+        if isinstance(node, cst.FunctionDef):
+            self.scopes.append(node.name.value)
         for kind, operator in _OPERATORS:
             for instead in operator(node) if isinstance(node, kind) else ():
                 if not _drops_a_guard(node, instead):
                     name, statement = operator.__name__, self.statement or lines
-                    self.found.append(Place(self.file, lines[0], statement, name, self.module, node, instead))
+                    place = Place(self.file, lines[0], statement, self.scopes[-1], name, self.module, node, instead)
+                    self.found.append(place)
         return super().on_visit(node)
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
         if isinstance(original_node, cst.SimpleStatementLine):
             self.statement = None
+        if isinstance(original_node, cst.FunctionDef) and self.scopes[-1] == original_node.name.value:
+            self.scopes.pop()
         super().on_leave(original_node)
 
 

@@ -30,20 +30,25 @@ class Table:
     tests : dict
         Pattern of source files (below the package) to patterns of their test files (below ``tests``), where those are
         not just the one that is named alike; the first that fits.
-    equivalent : set
-        ``(file, before, after)`` of mutants that were read and found to change nothing that can be observed.
+    equivalent : list of dict
+        ``file``, ``before``, ``after``, where needed ``inside`` (a function), and ``why``, of mutants that were read
+        and found to change nothing that can be observed.
     """
 
     only: dict[str, list[str]]
     tests: dict[str, list[str]]
-    equivalent: set[tuple[str, str, str]]
+    equivalent: list[dict[str, str]]
 
     @classmethod
     def of(cls, root: Path) -> Table:
         file = root / "tools" / "mutants.toml"
         told = tomllib.loads(file.read_text()) if file.exists() else {}
-        same = {(e["file"], e["before"], e["after"]) for e in told.get("equivalent", ())}
-        return cls(told.get("only", {}), told.get("tests", {}), same)
+        return cls(told.get("only", {}), told.get("tests", {}), told.get("equivalent", []))
+
+    def names(self, file: str, mutant: Mutant) -> bool:
+        """Whether the mutant is listed as equivalent."""
+        found = {"file": file, "before": mutant.before, "after": mutant.after, "inside": mutant.scope}
+        return any(all(found[k] == v for k, v in entry.items() if k != "why") for entry in self.equivalent)
 
 
 class Family:
@@ -86,7 +91,7 @@ class Family:
         pending: list[tuple[Mutant, str]] = []
         for mutant in sample:
             key = self.fingerprint(self.tests_of(mutant.file), mutant.source)
-            if (self.short(mutant.file), mutant.before, mutant.after) in self.table.equivalent:
+            if self.table.names(self.short(mutant.file), mutant):
                 yield mutant, EQUIVALENT
             elif key in known.verdicts:
                 yield mutant, known.verdicts[key]

@@ -44,13 +44,13 @@ def side_by_side(tasks: Iterable[tuple[Any, float, Callable[..., None], tuple]],
         if not running:
             return
         next_deadline = min(deadline for _, deadline, _ in running.values())
-        wait([p.sentinel for p in running], max(0.0, next_deadline - time.monotonic()))
+        ended = wait([p.sentinel for p in running], max(0.0, next_deadline - time.monotonic()))
         for process, (key, deadline, folder) in list(running.items()):
-            late = process.is_alive() and time.monotonic() >= deadline
-            if process.is_alive() and not late:
+            late = process.sentinel not in ended and time.monotonic() >= deadline
+            if process.sentinel not in ended and not late:
                 continue
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid or 0, signal.SIGKILL)  # its group: what the tests started ends with it
+                os.killpg(process.ident, signal.SIGKILL)  # its group: what the tests started ends with it
             process.join()
             del running[process]
             folder.cleanup()
