@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rankwise.spectral import (
+    joined_polar,
     orthogonality_error,
     polar_factor,
     principal_angles,
@@ -108,6 +109,64 @@ def test_the_polar_factor_stays_zero_where_the_matrix_has_nothing_to_say():
         torch.testing.assert_close(polar_factor(U, tol=tol).double(), expected, atol=1e-3, rtol=0)
         torch.testing.assert_close(polar_factor(U.T, tol=tol).double(), expected.T, atol=1e-3, rtol=0)
     assert not polar_factor(torch.zeros(3, 2)).any()
+
+
+@given(st.integers(0, 20), st.floats(0, 2.5))
+def test_polar_factor_by_eigenvalues_is_that_of_the_svd(seed, digits):
+    g = torch.Generator().manual_seed(seed)
+    L, _, Rh = torch.linalg.svd(torch.randn(30, 8, generator=g), full_matrices=False)
+    polar = polar_factor(L * torch.logspace(0, -digits, 8) @ Rh)  # the condition number is 10 ** digits
+    # a float32 eigenvalue is right to 1e-7 of the largest, those below 3e-4 of it are taken in float64
+    torch.testing.assert_close(polar, L @ Rh, atol=1e-6 * 10**digits + 3e-4, rtol=0)
+    torch.testing.assert_close(polar.mT @ polar, torch.eye(8), atol=3e-4, rtol=0)
+
+
+@given(st.integers(0, 20), st.sampled_from([(60, 20, 15), (40, 20, 20), (64, 20, 1)]))
+def test_two_bases_in_closed_form_have_the_polar_factor_of_a_float64_svd(seed, shape):
+    d, p, q = shape
+    g = torch.Generator().manual_seed(seed)
+    A, B = (torch.linalg.qr(torch.randn(d, k, generator=g)).Q for k in (p, q))
+    B[:, : q // 3] = torch.nn.functional.normalize(A[:, : q // 3] + 2e-3 * B[:, : q // 3], dim=0)  # nearly shared
+    B = torch.linalg.qr(B).Q
+    L, S, Rh = torch.linalg.svd(torch.cat([A, B], 1).double(), full_matrices=False)
+    assume(S[-1] > 1e-5 * S[0])  # what is closer counts as one direction
+    # the polar factor moves by what A and B lack in orthogonality (float32) over the smallest singular value (1e-3)
+    torch.testing.assert_close(joined_polar([A, B]), (L @ Rh).float(), atol=2e-4, rtol=0)
+
+
+def test_two_bases_in_closed_form_count_a_shared_direction_once_and_keep_zeros():
+    A = torch.linalg.qr(torch.randn(12, 4)).Q
+    B = torch.cat([A[:, :2], torch.zeros(12, 2)], 1)
+    expected = polar_factor(torch.cat([A, B], 1))
+    torch.testing.assert_close(joined_polar([A, B]), expected, atol=1e-4, rtol=0)
+    assert float(joined_polar([A, B])[:, 6:].abs().max()) == 0
+
+
+@pytest.mark.parametrize("shapes", [((30, 4), (30, 7)), ((30, 4), (30, 2), (30, 3)), ((6, 4), (6, 4))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_joined_bases_have_the_polar_factor_of_their_columns_together(shapes, dtype):
+    bases = [torch.linalg.qr(torch.randn(shape)).Q.to(dtype) for shape in shapes]
+    found = joined_polar(bases)
+    assert found.dtype == torch.float32
+    tol = 2e-4 if dtype != torch.bfloat16 else 4e-3  # such bases are orthonormal to that
+    torch.testing.assert_close(found, polar_factor(torch.cat([b.float() for b in bases], 1)), atol=tol, rtol=0)
+
+
+def test_shared_directions_of_two_bases_are_halved_between_them_and_near_ones_kept():
+    Q = torch.linalg.qr(torch.randn(20, 6, dtype=torch.float64)).Q
+    A, B = Q[:, :3], Q[:, [0, 1, 4]].clone()
+    for turn in (0.0, 1e-4, 1e-2, 0.3):  # of the second of both; the first is shared, the third orthogonal
+        B[:, 1] = math.cos(turn) * Q[:, 1] + math.sin(turn) * Q[:, 5]
+        found = joined_polar([A, B]).double()
+        torch.testing.assert_close(found[:, 0], Q[:, 0] / 2**0.5, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[:, 3], Q[:, 0] / 2**0.5, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[:, [2, 5]], Q[:, [2, 4]], atol=1e-5, rtol=0)
+        p, m = Q[:, 1] + B[:, 1], Q[:, 1] - B[:, 1]
+        p, m = p / p.norm(), m / m.norm() if turn else m
+        # the difference of two columns at an angle θ is known to float32's precision over θ
+        tol = 1e-6 / turn if turn else 1e-5
+        torch.testing.assert_close(found[:, 1], (p + m) / 2**0.5, atol=tol + 1e-5, rtol=0)
+        torch.testing.assert_close(found[:, 4], (p - m) / 2**0.5, atol=tol + 1e-5, rtol=0)
 
 
 def test_mismatched_bases_are_refused():

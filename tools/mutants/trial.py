@@ -50,7 +50,7 @@ def side_by_side(tasks: Iterable[tuple[Any, float, Callable[..., None], tuple]],
             if process.sentinel not in ended and not late:
                 continue
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.ident, signal.SIGKILL)  # its group: what the tests started ends with it
+                os.killpg(process.ident or 0, signal.SIGKILL)  # its group: what the tests started ends with it
             process.join()
             del running[process]
             folder.cleanup()
