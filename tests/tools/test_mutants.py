@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mutants.places import draw, places
+from mutants.run import Table
 from mutants.trial import side_by_side
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -115,6 +116,16 @@ def test_a_verdict_is_taken_from_the_record_while_source_and_tests_are_the_same(
     test = project / "tests" / "sums" / "test_sums.py"
     test.write_text(test.read_text() + "\n")
     assert told(project) == output
+
+
+def test_the_projects_own_table_names_files_that_are_there():
+    table, root = Table.of(TOOLS.parent), TOOLS.parent
+    assert all(entry["why"] for entry in table.equivalent)
+    for file in {entry["file"] for entry in table.equivalent}:
+        assert (root / "src" / "rankwise" / file).is_file(), file
+    for pattern, tests in table.tests.items():
+        assert list((root / "src" / "rankwise").glob(pattern)), pattern
+        assert all(list((root / "tests").glob(test)) for test in tests), tests
 
 
 def test_texts_types_messages_and_guards_are_not_mutated(project):
