@@ -229,7 +229,10 @@ def input_norms(
 def _checked(spectra: ActivationSpectra) -> ActivationSpectra:
     for name, stream in spectra.streams.items():
         if stream.n_samples == 0:
-            raise ValueError(f"layer {name} did not run, or no position of its input counts")
+            raise ValueError(
+                f"layer {name} did not run, or no position of its input counts: give data that reaches it, or leave it "
+                "out"
+            )
         if not math.isfinite(stream.total_variance):
             raise ValueError(f"activations of layer {name} have NaN or Inf entries")
     return spectra

@@ -54,7 +54,7 @@ def _matrices(model: nn.Module, target: str) -> dict[str, Tensor]:
     layers = linear_layers(model)
     found = {
         n: layers[n].weight if isinstance(layers[n], nn.Linear) else layers[n].weight.mT
-        for n in target_modules(model, target)
+        for n in target_modules(model, target, fused=True)
     }
     if target in ("auto", "all-linear", "mlp"):
         found |= {f"{n}[{i}]": W for n, stack in stacked_experts(model).items() for i, W in enumerate(stack)}

@@ -125,7 +125,7 @@ def blocks(model: nn.Module, *, layers_attribute: str | None = None) -> tuple[st
     return name, outer[name]
 
 
-def target_modules(model: PreTrainedModel | nn.Module, target: str = "auto") -> list[str]:
+def target_modules(model: PreTrainedModel | nn.Module, target: str = "auto", *, fused: bool = False) -> list[str]:
     """Full names of the layers to adapt, in the model's order.
 
     Parameters
@@ -133,6 +133,8 @@ def target_modules(model: PreTrainedModel | nn.Module, target: str = "auto") -> 
     target : str
         ``all-linear`` or ``auto`` (attention and feed-forward projections of every block), ``attention``, ``mlp``, or
         a comma-separated list of names and regular expressions matched against the end of each layer's name.
+    fused : bool
+        Whether the caller sees to experts that are fused into parameters itself: they are then no error.
 
     Raises
     ------
@@ -141,7 +143,7 @@ def target_modules(model: PreTrainedModel | nn.Module, target: str = "auto") -> 
         experts are fused into parameters that no linear layer holds.
     """
     layers = linear_layers(model)
-    if target in ("auto", "all-linear", "mlp"):
+    if target in ("auto", "all-linear", "mlp") and not fused:
         refuse_fused_experts(model)
     if target in ("auto", "all-linear"):
         chosen = list(layers)
