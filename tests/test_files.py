@@ -478,3 +478,63 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
 
 def test_differing_keys_are_named_from_both_sides():
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b", "c"]
+
+
+# what an attacker, or an accident, puts in the way
+
+
+def test_a_link_in_the_place_of_the_draft_or_of_an_old_result_is_not_followed(tmp_path):
+    make(tmp_path / "elsewhere")
+    for name in (".out.rankwise-draft", ".out.rankwise-old-1"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+        if name.endswith("draft"):
+            with pytest.raises(ValueError, match="in the way"):
+                make(tmp_path / "out")
+        else:
+            make(tmp_path / "out")
+        assert names(tmp_path / "elsewhere") == [MARKER, "x"]
+        (tmp_path / name).unlink(missing_ok=True)
+
+
+def test_only_what_is_left_of_the_same_output_is_cleared(tmp_path):
+    make(tmp_path / ".a.rankwise-old-1")
+    make(tmp_path / "*")
+    assert names(tmp_path) == ["*", ".a.rankwise-old-1"]
+
+
+def test_a_folder_of_a_strangers_is_refused_without_reading_it(tmp_path, monkeypatch):
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (tmp_path / "out" / "deep" / "x").write_text("mine")
+    monkeypatch.setattr(files, "content_of", None)
+    monkeypatch.setattr(files, "_files", None)
+    with pytest.raises(ValueError, match="holds deep, which rankwise did not write"):
+        check_output(tmp_path / "out", made_by="merge")
+
+
+def merge_while_notes_are_taken(out, *, begun):
+    with drafted(out, made_by="merge", told=[1]) as draft:
+        assert (draft / "x").exists() == begun
+        (draft / "x").write_text("new")
+        (out / "notes.txt").write_text("mine")
+
+
+def test_what_somebody_adds_while_the_command_runs_is_not_removed_and_the_draft_is_kept(tmp_path):
+    out = tmp_path / "out"
+    make(out, made_by="merge")
+    for attempt in (1, 2):
+        with pytest.raises(OSError, match=r"holds notes\.txt, added"):
+            merge_while_notes_are_taken(out, begun=attempt == 2)
+        (tmp_path / "notes.txt").unlink(missing_ok=True)
+        (out / "notes.txt").rename(tmp_path / "notes.txt")
+    with drafted(out, made_by="merge", told=[1]):
+        pass
+    assert (out / "x").read_text() == "new"
+    assert names(tmp_path) == ["notes.txt", "out"]
+
+
+def test_rankwises_own_marks_are_no_content(tmp_path):
+    for name, marks in (("a", ()), ("b", (MARKER, files.DRAFT))):
+        (tmp_path / name).mkdir()
+        for inside in ("x", *marks):
+            (tmp_path / name / inside).write_text("1")
+    assert content_of(tmp_path / "a") == content_of(tmp_path / "b")

@@ -164,3 +164,29 @@ def test_printable_text_is_a_subsequence_and_stays_as_it_is(text):
     assert printable(once) == once
     rest = iter(text)
     assert all(c in rest for c in once)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *["!!int ''", "!!int", "!!timestamp x", "!!bool x", "!!float x", "!!omap [a]", "!!map x", "!x y", "2001-99-99"],
+        *["9" * 900, "1" + ":1" * 200_000, "0x" + "f" * 900_000, "2001-01-01 00:00:00 +99:99"],
+    ],
+)
+def test_a_yaml_value_that_is_not_what_its_tag_says_is_one_error_that_names_the_file(file, value):
+    start = time.perf_counter()
+    if value == "9" * 900:
+        assert read_yaml(file(f"a: {value}", "run.yaml")) == {"a": int(value)}
+        return
+    with pytest.raises(ValueError, match=r"run\.yaml"):
+        read_yaml(file(f"a: {value}", "run.yaml"))
+    assert time.perf_counter() - start < 2
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path, file, monkeypatch):
+    save_file({"w": torch.ones(3)}, tmp_path / "a.safetensors")
+    assert reading.tensor_shapes(tmp_path / "a.safetensors") == {"w": (3,)}
+    monkeypatch.setattr(reading, "MOST_HEADER", 10)
+    for read in (read_tensors, reading.tensor_shapes):
+        with pytest.raises(ValueError, match=r"a\.safetensors cannot be read as safetensors: a header of"):
+            read(tmp_path / "a.safetensors")

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -284,10 +285,10 @@ def fingerprint(value: object) -> str:
 
 
 def content_of(path: Path | str) -> str:
-    """SHA-256 of a file, or of the names and contents of all files in a folder."""
+    """SHA-256 of a file, or of the names and contents of all files in a folder, rankwise's own marks aside."""
     path = Path(path)
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MARKER, DRAFT))
         return fingerprint({str(p.relative_to(path)): content_of(p) for p in inside})
     found = path.stat()
     return _hash(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
@@ -331,8 +332,8 @@ def _check_parent(target: Path, said: Path) -> None:
 
 
 def _check_made_by(target: Path, said: Path, made_by: str) -> None:
-    held, marker = _files(target), _marker(target)
-    if not held and marker is None:
+    marker, held = _marker(target), sorted(n for n in os.listdir(target) if n not in (MARKER, DRAFT))
+    if marker is None and not held:
         return  # empty
     if marker is None:
         raise ValueError(
@@ -406,7 +407,7 @@ def _held_draft(target: Path, said: Path, *, wait: bool = False) -> Iterator[Pat
     while True:
         draft.mkdir(parents=True, exist_ok=True)
         ours = any((draft / mark).is_file() for mark in (DRAFT, MARKER))
-        if not ours and any(draft.iterdir()):
+        if draft.is_symlink() or (not ours and any(draft.iterdir())):
             raise ValueError(f"{draft} is in the way and rankwise did not make it; move it, or give another name")
         try:
             handle = _lock(draft / DRAFT, wait=wait, said=said)
@@ -414,7 +415,7 @@ def _held_draft(target: Path, said: Path, *, wait: bool = False) -> Iterator[Pat
         except FileNotFoundError:
             continue  # the folder was renamed in between
     try:
-        for old in target.parent.glob(f"{_old(target, '')}*"):  # left by a kill in the moment of replacing
+        for old in target.parent.glob(f"{glob.escape(_old(target, ''))}*"):  # left by a kill in the moment of replacing
             _remove(old, last=MARKER)
         yield draft
     finally:
@@ -434,6 +435,11 @@ def _as_umask(folder: Path) -> None:
 
 
 def _publish(draft: Path, target: Path, made_by: str, told: object) -> None:
+    if target.is_dir():
+        try:
+            _check_made_by(target, target, made_by)
+        except ValueError as error:  # since the work began; where the draft can go on, it is kept
+            raise FileExistsError(str(error)) from error
     _as_umask(draft)
     write_json(draft / MARKER, {"made_by": made_by, "told": told, "files": _files(draft)})
     if not target.exists() or not any(target.iterdir()):
@@ -456,22 +462,23 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _empty(folder: Path) -> None:
-    """Remove everything but the draft's lock."""
+def _empty(folder: Path, *, but: str = DRAFT) -> None:
+    """Remove everything but the draft's lock; what another process removes at the same time is no error."""
     for inside in folder.iterdir():
-        if inside.name != DRAFT:
-            shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside, ignore_errors=True)
+        elif inside.name != but:
+            inside.unlink(missing_ok=True)
 
 
 def _remove(folder: Path, *, last: str) -> None:
     """Remove a folder that carries the mark ``last``, the mark at the end: cut short, it is still known as ours."""
-    if not folder.is_dir() or (not (folder / last).is_file() and any(folder.iterdir())):
-        return
-    for inside in folder.iterdir():
-        if inside.name != last:
-            shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
-    (folder / last).unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(FileNotFoundError):
+        if folder.is_symlink() or (not (folder / last).is_file() and any(folder.iterdir())):
+            return
+        _empty(folder, but=last)
+        (folder / last).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _finite(value: object) -> object:

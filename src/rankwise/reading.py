@@ -29,6 +29,7 @@ MOST_HEADER = 32_000_000  # bytes of a safetensors file's list of tensors
 MOST_YAML = 1_000_000  # bytes
 MOST_NODES = 100_000  # of a YAML file, aliases followed
 MOST_LINE = 16_000_000  # bytes of a line of JSON lines
+LONGEST_NUMBER = 1000  # characters of a number, a date or what else YAML takes apart; binary is not read
 DEEPEST = 100
 SECONDS = 5.0  # for a pattern
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -101,13 +102,19 @@ def read_yaml(path: Path) -> object:
     text = read_text(path, most=MOST_YAML)
     try:
         tree = yaml.compose(text, Loader=loader)
-        if tree is not None and _weight(tree, path, {}) > MOST_NODES:
-            raise ValueError(f"{path} unfolds to more than {MOST_NODES:,} values: not read")
-        return yaml.load(text, Loader=loader)
+        weight = 0 if tree is None else _weight(tree, path, {})
     except RecursionError as error:
         raise ValueError(f"{path} nests too deeply: not read") from error
     except (yaml.YAMLError, UnicodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if weight > MOST_NODES:
+        raise ValueError(f"{path} unfolds to more than {MOST_NODES:,} values: not read")
+    try:
+        return yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # as of `!!timestamp x`
+        raise ValueError(f"{path} is not valid YAML: a value is not of the kind that its tag says") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -298,6 +305,8 @@ def _weight(node: Any, path: Path, known: dict[int, int]) -> int:
         return known[id(node)]
     known[id(node)] = 0
     total = 1
+    if isinstance(node.value, str) and len(node.value) > LONGEST_NUMBER and not node.tag.endswith(":str"):
+        raise ValueError(f"{path}, line {node.start_mark.line + 1}: a value of {len(node.value):,} digits: not read")
     if isinstance(node.value, list):
         pairs = [p for p in node.value if isinstance(p, tuple)]
         counts = Counter(k.value for k, _ in pairs if isinstance(k.value, str))

@@ -265,3 +265,13 @@ def test_what_a_corpus_is_changes_with_its_rows_and_not_with_its_place(tmp_path)
         assert read_file(write(tmp_path, "a.csv", changed)).fingerprint() != one.fingerprint()
     assert isinstance(one.name, str)
     assert Path(one.name).name == "a.csv"
+
+
+def test_a_line_of_gigabytes_is_one_error_and_no_memory(tmp_path, monkeypatch):
+    from rankwise.data import tables
+
+    monkeypatch.setattr(tables, "MOST_LINE", 1000)
+    for content in ("x" * 1000, "text,label\n" + "x" * 1000, "text,label\n" + '"' + "x\n" * 2000 + '",a\n'):
+        (tmp_path / "a.csv").write_text(content)
+        with pytest.raises(ValueError, match=r"a\.csv, line \d"):
+            read_file(tmp_path / "a.csv")

@@ -219,14 +219,24 @@ def _text(path: Path) -> Iterator[io.TextIOWrapper]:
 def _separator(path: Path) -> str:
     """What separates the header's cells: whatever makes most of them, a comma where that is open."""
     with _text(path) as stream:
-        header = next((line for line in stream if line.strip()), "")
+        header = next((line for line in _lines(path, stream) if line.strip()), "")
     return max(SEPARATORS, key=lambda s: len(_next(csv.reader([header], delimiter=s)) or ()))
+
+
+def _lines(path: Path, stream: io.TextIOWrapper) -> Iterator[str]:
+    """Lines of bounded length."""
+    for number in itertools.count(1):
+        if len(line := stream.readline(MOST_LINE)) == MOST_LINE:
+            raise ValueError(f"{path}, line {number} has {MOST_LINE:,} characters or more: not read")
+        if not line:
+            return
+        yield line
 
 
 def _separated(path: Path, separator: str) -> Iterator[Row]:
     header: list[str] = []
     with _text(path) as stream:
-        reader = csv.reader(stream, delimiter=separator, strict=True)
+        reader = csv.reader(_lines(path, stream), delimiter=separator, strict=True)
         while True:
             line = reader.line_num + 1
             try:
