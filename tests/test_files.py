@@ -278,23 +278,38 @@ def test_a_mount_point_is_refused(tmp_path, monkeypatch):
         check_output(tmp_path / "out", made_by="compress")
 
 
-def test_what_is_written_afterwards_joins_the_folder(tmp_path):
+def test_what_is_added_afterwards_joins_the_folder_in_one_step(tmp_path):
     out = tmp_path / "out"
     make(out)
-    with amended(out):
-        write_text(out / "report.html", "page")
+    with amended(out) as draft:
+        (draft / "deep").mkdir()
+        write_text(draft / "deep" / "report.html", "page")
+        assert (draft / "x").read_text() == "1"
+        assert names(out) == [MARKER, "x"]
+    assert (out / "deep" / "report.html").read_text() == "page"
+    assert names(tmp_path) == ["out"]
     make(out, "2")
     assert names(out) == [MARKER, "x"]
 
 
-def test_a_strangers_file_does_not_join_with_what_is_written_afterwards(tmp_path):
+def test_an_addition_that_fails_leaves_the_folder_as_it_was(tmp_path):
+    make(tmp_path / "out")
+    with pytest.raises(ValueError, match="no page"), amended(tmp_path / "out"):
+        raise ValueError("no page")
+    make(tmp_path / "out", "2")
+    assert names(tmp_path) == ["out"]
+
+
+def test_nothing_is_added_to_a_folder_that_somebody_else_made_or_changed(tmp_path):
     out = tmp_path / "out"
     make(out)
     (out / "notes.txt").write_text("mine")
-    with amended(out):
-        write_text(out / "report.html", "page")
-    with pytest.raises(ValueError, match=r"holds notes\.txt, added or changed"):
-        make(out, "2")
+    with pytest.raises(ValueError, match=r"holds notes\.txt, added or changed"), amended(out):
+        pass
+    (tmp_path / "theirs").mkdir()
+    with pytest.raises(ValueError, match="was not made by rankwise"), amended(tmp_path / "theirs"):
+        pass
+    assert names(tmp_path) == ["out", "theirs"]
 
 
 # drafts

@@ -247,14 +247,42 @@ def _check_told(path: Path, theirs: dict, made_by: str, told: dict[str, Any], *,
 
 
 @contextmanager
-def amended(folder: Path) -> Iterator[None]:
-    """Add to a folder that rankwise made: what the block writes joins the marker's list of files."""
-    marker = _marker(folder)
-    strange = set() if marker is None else _strange(folder, marker)
-    yield
-    if marker is not None:
-        marker["files"] = {n: h for n, h in _files(folder).items() if n not in strange}
-        write_json(folder / MARKER, marker)
+def amended(folder: Path) -> Iterator[Path]:
+    """A draft that holds what a folder of rankwise's holds; with what the block adds it takes the folder's place.
+
+    Raises
+    ------
+    ValueError
+        Not made by rankwise, other or changed files in it, or another command is writing it.
+    """
+    target, marker = _real(folder), _marker(folder)
+    if marker is None:
+        raise ValueError(f"{folder} was not made by rankwise: nothing is added to it")
+    _check_made_by(target, folder, str(marker.get("made_by")))
+    with _held_draft(target, folder) as draft:
+        _empty(draft)
+        try:
+            _link_all(target, draft)
+            yield draft
+            _publish(draft, target, marker["made_by"], marker.get("told"))
+        except BaseException:
+            _remove(draft, last=DRAFT)
+            raise
+
+
+def _link_all(folder: Path, into: Path) -> None:
+    """Everything but rankwise's marks under a second name; copies where the file system cannot."""
+
+    def linked(source: str, target: str) -> None:
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+    def marks(place: str, names: list[str]) -> list[str]:
+        return [MARKER, DRAFT] if Path(place) == folder else []
+
+    shutil.copytree(folder, into, copy_function=linked, symlinks=True, ignore=marks, dirs_exist_ok=True)
 
 
 def cached(path: Path, make: Callable[[Path], None]) -> Path:

@@ -224,8 +224,8 @@ def export_plain(adapter: Path, out: Path, *, model: str | None = None, **option
     check_output(out, made_by=MADE_BY, inputs=[adapter, *([model] if model else [])])
     adapted = load_adapter(adapter, model=model)
     written = export_lora(adapted, out, **options)
-    with amended(out):
-        _write_tokens(out, adapter, read_about(adapter), model)
+    with amended(out) as draft:
+        _write_tokens(draft, adapter, read_about(adapter), model)
     return written
 
 
