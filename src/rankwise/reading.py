@@ -7,6 +7,7 @@ text at all gives one `ValueError`. A text file may be compressed (.gz, .bz2, .x
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import lzma
 import re
@@ -125,15 +126,28 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     ValueError
         No such file, not UTF-8, a line over 16 MB, or one that is no JSON object: which, and where.
     """
+    for number, line in byte_lines(path):
+        text = decoded(path, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, first=number)
+        if text.strip():
+            yield number, parse_json(text, f"{path}, line {number}")
+
+
+def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Line numbers and lines, with their ends, of a file.
+
+    Raises
+    ------
+    ValueError
+        No such file, or a line over 16 MB.
+    """
     with opened(path) as stream:
-        number = 0
-        while line := stream.readline(MOST_LINE):
-            number += 1
+        for number in itertools.count(1):
+            line = stream.readline(MOST_LINE)
             if len(line) == MOST_LINE and not line.endswith(b"\n"):
                 raise ValueError(f"{path}, line {number} has more than {MOST_LINE:,} bytes: not read")
-            text = decoded(path, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, first=number)
-            if text.strip():
-                yield number, parse_json(text, f"{path}, line {number}")
+            if not line:
+                return
+            yield number, line
 
 
 def read_tensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:

@@ -1,12 +1,16 @@
 """The entry points that are attacked: what each reads, which of its files are damaged, and how it is called."""
 
+import json
 import os
+import random
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from attack import children
+from attack.mutations import damaged_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +69,25 @@ def _gguf() -> object:
 
 
 def _server() -> object:
-    """A server whose answers are the damaged file, for a question with choices."""
+    """A server whose answers are damaged by the seed in a file, for a question with choices or without."""
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
-    reply = (
-        Path("reply.json").read_bytes() if Path("reply.json").is_file() and not Path("reply.json").is_symlink() else b""
-    )
+    seed = Path("seed").read_bytes()
+    rng, n = random.Random(seed), [0]
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            reply = json.dumps(_reply(asked)).encode()
+            n[0] += 1
+            if seed != b"0" and (n[0] == 1 or rng.random() < 0.5):
+                reply = damaged_answer(reply, rng)
+            self.send_response(rng.choice([200] * 9 + [500, 418]) if seed != b"0" else 200)
             self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
             with suppress(OSError):
                 self.wfile.write(reply)
-
-        do_GET = do_POST
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -90,8 +95,51 @@ def _server() -> object:
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    asked = ["answer", "--model", "m", "--server", url, "--question", "a good film ?", "--style", "text"]
-    return children.rankwise(*asked, *(() if Path("sampled").exists() else ("--choices", "yes", "--choices", "no")))()
+    asked = ["answer", "--model", "m", "--server", url, "--question", "a good film ?"]
+    style = ["--style", "text", "--choices", "yes", "--choices", "no"] if Path("choices").exists() else []
+    return children.rankwise(*asked, *style)()
+
+
+def _reply(asked: dict) -> dict:
+    """What an honest server says: the text read back with a log-probability a word, or a few words."""
+    words = re.findall(r"\s*\S+|\s+$", asked.get("prompt") or "")
+    starts = [sum(map(len, words[:i])) for i in range(len(words))]
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    if asked.get("echo"):
+        known = {"tokens": [*words, " x"], "text_offset": [*starts, len("".join(words))]}
+        known |= {
+            "token_logprobs": [None, *([-1.0] * len(words))],
+            "top_logprobs": [None, *([{"x": -1.0}] * len(words))],
+        }
+        return {
+            "choices": [{"text": "".join(words) + " x", "logprobs": known, "finish_reason": "length"}],
+            "usage": usage,
+        }
+    said = {"tokens": ["yes", " it"], "token_logprobs": [-0.1, -0.2], "top_logprobs": [{"yes": -0.1}, {" it": -0.2}]}
+    content = [{"token": t, "logprob": -0.1, "top_logprobs": [{"token": t, "logprob": -0.1}]} for t in said["tokens"]]
+    message = {"role": "assistant", "content": "yes it"}
+    choice = {"text": "yes it", "message": message, "logprobs": {**said, "text_offset": [0, 3], "content": content}}
+    return {"choices": [{**choice, "index": 0, "finish_reason": "stop"}] * asked.get("n", 1), "usage": usage}
+
+
+def _spectra() -> object:
+    from rankwise.models.activations import ActivationSpectra
+
+    return ActivationSpectra.load(Path("spectra"))
+
+
+def _selector() -> object:
+    from rankwise.prompting.dq_lore import DQLoReSelector
+
+    return DQLoReSelector.load(Path("selector")).select("a good film")
+
+
+def _manifold() -> object:
+    import numpy as np
+
+    from rankwise.distributions.singular import SingularGenerativeEstimator
+
+    return SingularGenerativeEstimator.load(Path("manifold.safetensors")).score_samples(np.zeros((2, 2)))
 
 
 ASK = ("--question", "a good film ?", "--choices", "yes", "--choices", "no", "--style", "text")
@@ -168,8 +216,8 @@ CASES = {
         files=("questions.jsonl",),
         call=command("answer", "--model", "model", "--questions", "questions.jsonl", "--style", "text"),
     ),
-    "server": Case(folder="server", weight=20, files=("reply.json",), call=_server),
-    "server sampled": Case(folder="server sampled", weight=12, files=("reply.json",), call=_server),
+    "server": Case(folder="server", weight=20, files=("seed",), call=_server),
+    "server sampled": Case(folder="server sampled", weight=12, files=("seed",), call=_server),
     "select": Case(
         folder="select",
         files=("pool.jsonl", "queries.jsonl", "prompts.jsonl.record"),
@@ -219,4 +267,18 @@ CASES = {
         files=("data.jsonl",),
         call=command("quantile", "fit", "data.jsonl", "--target", "price", "--models", "linear", "--out", "other"),
     ),
+    "quantile fit goes on": Case(
+        folder="quantiles cut",
+        weight=6,
+        files=(".*/*", ".*/**/*"),
+        call=command(
+            "quantile", "fit", "data.csv", "--target", "price", "--models", "linear,boosting", "--out", "fitted"
+        ),
+    ),
+    "adapt from a checkpoint": Case(
+        folder="adapt cut", weight=5, files=("run/**/*", "run/trials/**/*"), call=command("adapt", "run.yaml")
+    ),
+    "spectra": Case(folder="kept", weight=8, files=("spectra/*",), call=_spectra),
+    "selector": Case(folder="kept", weight=8, files=("selector/*", "selector/encoder/config.json"), call=_selector),
+    "manifold": Case(folder="kept", weight=8, files=("manifold.safetensors",), call=_manifold),
 }

@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 MEMORY = 1 << 30  # bytes above what the process had
 SECONDS = 60.0
+WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.symlink", "os.link", "os.utime")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -143,3 +144,40 @@ def timed(call: Callable[[], object]) -> dict:
     if took > MEMORY and ended in ("success", "clean"):
         ended, said = "memory", f"{took / 2**20:.0f} MB; {said}"
     return {"ended": ended, "said": said[-6000:], "seconds": time.perf_counter() - start, "bytes": took}
+
+
+def run(args: tuple[str, ...], place: Path, *, after: float | None = None, before_write: int | None = None) -> dict:
+    """Run a command in a child; kill it after some seconds, or before its n-th write in ``place``. How it ended."""
+
+    def work(tell: Callable[[dict], None]) -> None:
+        os.chdir(place)
+        count = _counting(place, before_write)
+        ended, said = judged(rankwise(*args))
+        tell({"ended": ended, "said": said[-3000:], "writes": count[0]})
+
+    start = time.perf_counter()
+    endings = list(in_child(work, seconds=120, kill_after=after))
+    return {"seconds": time.perf_counter() - start, **(endings[0] if endings else {"ended": "killed"})}
+
+
+def _counting(place: Path, fatal: int | None) -> list[int]:
+    """Count this process's writes below a folder from here on; at number ``fatal`` it is killed."""
+    count, here, process = [0], str(place), os.getpid()
+
+    def hook(event: str, given: tuple) -> None:
+        if event == "open":
+            path, mode, flags = given
+            writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (flags or 0) & (
+                os.O_WRONLY | os.O_RDWR | os.O_CREAT
+            )
+        else:
+            path, writes = (given[0] if given else None), event in WRITES
+        if not writes or not isinstance(path, str | bytes | os.PathLike) or os.getpid() != process:
+            return
+        if os.path.abspath(os.fsdecode(path)).startswith(here):
+            count[0] += 1
+            if count[0] == fatal:
+                os.kill(process, signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return count

@@ -214,7 +214,9 @@ def gguf(folder: Path) -> Path:
     writer.add_tokenizer_model("gpt2")
     words = [w for w, _ in sorted(tokenizer().get_vocab().items(), key=lambda item: item[1])][:50]
     writer.add_token_list(words)
-    writer.add_token_merges([])
+    writer.add_token_scores([0.0] * len(words))
+    writer.add_token_types([1] * len(words))
+    writer.add_token_merges(["a b"])
     writer.add_bos_token_id(2)
     writer.add_eos_token_id(3)
     names = {

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attack import children
@@ -28,31 +28,30 @@ GOOD = ("success", "clean")
 BATCH = 12
 
 
-def trial(number: int, seed: int, root: Path, place: Path, names: list[str]) -> tuple[str, str, Callable[[], object]]:
-    """The case of an input, what was damaged, and the call; its folder is ``place``."""
+def trial(number: int, seed: int, root: Path, place: Path, names: list[str]) -> tuple[str, str]:
+    """Make the folder of an input: its case, and what was damaged."""
     rng = random.Random(f"{seed}/{number}")
     name = rng.choices(names, [CASES[n].weight for n in names])[0]
     case = CASES[name]
     shutil.copytree(root / case.folder, place, symlinks=True)
     found = [p for p in sorted(place.glob(rng.choice(case.files))) if p.is_file()]
-    said = damaged(rng.choice(found), rng) if found else "nothing is there to damage"
-    return name, said, case.call
+    return name, damaged(rng.choice(found), rng) if found else "nothing is there to damage"
 
 
-def attacked(numbers: list[int], seed: int, root: Path, names: list[str], keep: Path | None = None):
-    """Run inputs, some a child; yields number, case, damage and ending."""
+def attacked(numbers: list[int], make: Callable[[int, Path], tuple[str, str]], root: Path) -> Iterator[dict]:
+    """Run inputs, some a child; number, case, damage and ending of each."""
     left = list(numbers)
     while left:
         batch = left[:BATCH]
 
-        def work(tell, batch=batch) -> None:
+        def work(tell: Callable[[dict], None], batch: list[int] = batch) -> None:
             for number in batch:
                 with tempfile.TemporaryDirectory(dir=root) as scratch:
-                    place = (keep or Path(scratch)) / f"{number}"
-                    name, said, call = trial(number, seed, root, place, names)
+                    place = Path(scratch) / "input"
+                    name, said = make(number, place)
                     tell({"number": number, "case": name, "damage": said})
                     os.chdir(place)
-                    tell(children.timed(call))
+                    tell(children.timed(CASES[name].call))
                     os.chdir(root)
 
         now: dict = {}
@@ -62,6 +61,17 @@ def attacked(numbers: list[int], seed: int, root: Path, names: list[str], keep: 
                 yield now
                 left = [n for n in left if n > now.get("number", left[0])]
                 now = {}
+
+
+def controls(root: Path, names: list[str]) -> dict[str, str]:
+    """Cases that do not even succeed undamaged, and why."""
+
+    def make(number: int, place: Path) -> tuple[str, str]:
+        shutil.copytree(root / CASES[names[number]].folder, place, symlinks=True)
+        return names[number], "undamaged"
+
+    endings = attacked(list(range(len(names))), make, root)
+    return {e["case"]: f"{e['ended']}: {e['said']}" for e in endings if e["ended"] != "success"}
 
 
 def main() -> int:
@@ -94,7 +104,10 @@ def fuzz(
         for name, why in failed.items():
             print(f"no folder '{name}': {why}", flush=True)
         names = [k for k in names if CASES[k].folder not in failed]
-        print(f"folders made in {time.monotonic() - start:.0f} s", flush=True)
+        failed |= (broken := controls(root, names))
+        for name, why in broken.items():
+            print(f"undamaged, '{name}' does not succeed: {why}", flush=True)
+        print(f"{len(names)} entry points, folders made in {time.monotonic() - start:.0f} s", flush=True)
         start, pids = time.monotonic(), []
         for worker in range(workers):
             pid = os.fork()
@@ -102,7 +115,8 @@ def fuzz(
                 status = 1
                 try:
                     with (root / f"endings-{worker}.jsonl").open("w", buffering=1) as stream:
-                        for ending in attacked(list(range(first + worker, first + n, workers)), seed, root, names):
+                        numbers = list(range(first + worker, first + n, workers))
+                        for ending in attacked(numbers, lambda i, p: trial(i, seed, root, p, names), root):
                             stream.write(json.dumps(ending) + "\n")
                             if time.monotonic() - start > seconds:
                                 break

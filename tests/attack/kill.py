@@ -14,20 +14,17 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attack import children
+from attack.children import run
 from attack.places import build, imports
 
-WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.symlink", "os.link", "os.utime")
 PASSING = re.compile(r"second|time|date|memory|speed|wall|created|python|platform|environment|started|finished")
 PICTURES = (".html", ".png", ".svg", ".md")
 
@@ -146,43 +143,6 @@ def _lasting(value: object) -> object:
 def tree(folder: Path) -> dict[str, object]:
     """Everything in a folder, hidden files included."""
     return {str(p.relative_to(folder)): "a folder" if p.is_dir() else content(p) for p in sorted(folder.rglob("*"))}
-
-
-def run(args: tuple[str, ...], place: Path, *, after: float | None = None, before_write: int | None = None) -> dict:
-    """Run a command in a child; kill it after some seconds, or before its n-th write in ``place``. How it ended."""
-
-    def work(tell: Callable[[dict], None]) -> None:
-        os.chdir(place)
-        count = _counting(place, before_write)
-        ended, said = children.judged(children.rankwise(*args))
-        tell({"ended": ended, "said": said[-3000:], "writes": count[0]})
-
-    start = time.perf_counter()
-    endings = list(children.in_child(work, seconds=120, kill_after=after))
-    return {"seconds": time.perf_counter() - start, **(endings[0] if endings else {"ended": "killed"})}
-
-
-def _counting(place: Path, fatal: int | None) -> list[int]:
-    """Count this process's writes below a folder from here on; at number ``fatal`` it is killed."""
-    count, here, process = [0], str(place), os.getpid()
-
-    def hook(event: str, given: tuple) -> None:
-        if event == "open":
-            path, mode, flags = given
-            writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (flags or 0) & (
-                os.O_WRONLY | os.O_RDWR | os.O_CREAT
-            )
-        else:
-            path, writes = (given[0] if given else None), event in WRITES
-        if not writes or not isinstance(path, str | bytes | os.PathLike) or os.getpid() != process:
-            return
-        if os.path.abspath(os.fsdecode(path)).startswith(here):
-            count[0] += 1
-            if count[0] == fatal:
-                os.kill(process, signal.SIGKILL)
-
-    sys.addaudithook(hook)
-    return count
 
 
 def _moment(rng: random.Random, whole: dict) -> dict:

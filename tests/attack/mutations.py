@@ -49,6 +49,13 @@ def damaged(path: Path, rng: random.Random) -> str:
     return f"{path.name}: {'; '.join(said)}"
 
 
+def damaged_answer(data: bytes, rng: random.Random) -> bytes:
+    """A JSON answer with other values in it, or other bytes."""
+    if rng.random() < 0.7:
+        return _text_of(_tree(json.loads(data), rng, []), rng)
+    return _bytes(data, rng, [])
+
+
 def _replaced(path: Path, rng: random.Random) -> str:
     """Something else in the file's place."""
     path.unlink()

@@ -1,6 +1,5 @@
 """Folders to attack, each made once, in a child, by the commands themselves."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -87,29 +86,64 @@ def _select() -> None:
     )  # fmt: skip
 
 
-def _reply(sampled: bool) -> None:
-    tokens, values = ["a", " good", " yes"], [None, -1.5, -0.5]
-    choice = {
-        "text": "a good yes",
-        "message": {"role": "assistant", "content": "yes"},
-        "logprobs": {
-            "tokens": tokens,
-            "token_logprobs": values,
-            "text_offset": [0, 1, 6],
-            "top_logprobs": [{"x": -1.0}] * 3,
-            "content": [{"token": "yes", "logprob": -0.1, "top_logprobs": [{"token": "no", "logprob": -2.0}]}],
-        },
-    }
-    Path("reply.json").write_text(
-        json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3}, "data": [{"id": "m"}]})
-    )
-    if sampled:
-        Path("sampled").touch()
+def _answering(choices: bool) -> None:
+    Path("seed").write_bytes(b"0")
+    if choices:
+        Path("choices").touch()
 
 
 def _merged() -> None:
     folders.recipe(Path("."))
     folders.command("merge", "merge.yaml", "--out", "merged")
+
+
+def _cut(write: int, *args: str) -> None:
+    """What a command leaves that is killed before one of its writes."""
+    ending = children.run(args, Path.cwd(), before_write=write)
+    if ending["ended"] != "killed":
+        raise RuntimeError(f"not killed: {ending}")
+
+
+def _adapt_cut() -> None:
+    """A run that was killed while it trained, with checkpoints."""
+    _adaptable()
+    text = Path("run.yaml").read_text().replace("steps: 2", "steps: 6") + "checkpoint_steps: 1\n"
+    Path("run.yaml").write_text(text)
+    cut = children.run(("adapt", "run.yaml"), Path.cwd())["writes"] // 2
+    shutil.rmtree("run")
+    _cut(cut, "adapt", "run.yaml")
+
+
+FIT = ("quantile", "fit", "data.csv", "--target", "price", "--models", "linear,boosting", "--out", "fitted")
+
+
+def _quantiles_cut() -> None:
+    """A fit that was killed with some of its base models done."""
+    folders.table(Path("data.csv"), 120)
+    writes = children.run(FIT, Path.cwd())["writes"]
+    shutil.rmtree("fitted")
+    _cut(writes // 2, *FIT)
+
+
+def _kept() -> None:
+    """What the library's own savers write: spectra of activations, a selector, a density on a manifold."""
+    import numpy as np
+
+    from rankwise.distributions.singular import SingularGenerativeEstimator
+    from rankwise.models import activations, load, load_tokenizer
+    from rankwise.models.embedding import TextEncoder
+    from rankwise.prompting.dq_lore import DQLoReSelector
+    from rankwise.prompting.examples import Example
+
+    folders.model(Path("model"), "bert")
+    network, tokens = load("model", task="base"), load_tokenizer("model")
+    batches = [dict(tokens(folders.TEXTS, return_tensors="pt", padding=True))]
+    layers = {n: m for n, m in network.named_modules() if n.endswith("query")}
+    activations.gather(network, batches, layers, n_components=2).save(Path("spectra"))
+    pool = [Example(question=t, answer="yes") for t in folders.TEXTS]
+    DQLoReSelector(None, TextEncoder("model"), k_examples=2, candidates=4, rank=2).fit(pool).save(Path("selector"))
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    SingularGenerativeEstimator(noise=0.1, epochs=2, hidden=(8,)).fit(X).save(Path("manifold.safetensors"))
 
 
 def _tables() -> None:
@@ -162,11 +196,14 @@ BUILDERS = {
     "ctranslate2": lambda: folders.ctranslate2(Path("whisper")),
     "gguf": lambda: folders.gguf(Path("gguf")),
     "record": _record,
-    "server": lambda: _reply(False),
-    "server sampled": lambda: _reply(True),
+    "server": lambda: _answering(True),
+    "server sampled": lambda: _answering(False),
     "select": _select,
     "compare": _compare,
     "quantiles": _quantiles,
+    "quantiles cut": _quantiles_cut,
+    "adapt cut": _adapt_cut,
+    "kept": _kept,
     "tables": _tables,
 }
 

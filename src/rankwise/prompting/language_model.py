@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 from rankwise.files import check_file, content_of, fingerprint, locked
-from rankwise.reading import parse_json
+from rankwise.reading import byte_lines, parse_json
 
 Message = dict[str, object]
 Prompt = str | Sequence[Message]
@@ -331,16 +332,14 @@ def _read(path: Path) -> tuple[dict[str, object], int]:
     """The results in the file, and how many of its bytes are whole lines: a kill may have cut the last one short."""
     known: dict[str, object] = {}
     whole = 0
-    if path.exists():
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.endswith(b"\n"):
-                    break
-                entry = parse_json(line.decode("utf-8", "replace"), f"{path}, line {number}")
-                if not {"key", "result"} <= entry.keys():
-                    raise ValueError(f"{path}, line {number} is not a recorded result")
-                known[str(entry["key"])] = entry["result"]
-                whole += len(line)
+    for number, line in byte_lines(path) if os.path.lexists(path) else ():
+        if not line.endswith(b"\n"):
+            break
+        entry = parse_json(line.decode("utf-8", "replace"), f"{path}, line {number}")
+        if not {"key", "result"} <= entry.keys():
+            raise ValueError(f"{path}, line {number} is not a recorded result")
+        known[str(entry["key"])] = entry["result"]
+        whole += len(line)
     return known, whole
 
 
