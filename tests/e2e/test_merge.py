@@ -1,16 +1,19 @@
 """``rankwise merge`` on the bundled model and adapters of it, as a person would run it."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from command import ENV, rankwise
+from command import ENV, RANKWISE, rankwise
 from rankwise.models import load
 
 
@@ -83,5 +86,75 @@ def test_bad_input_exits_two_with_one_line(recipe, tmp_path, change, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-    assert "give --out" in rankwise("merge", path).stderr
+
+
+def test_a_merge_without_a_folder_or_with_an_odd_shard_size_is_told_what_to_give(recipe):
+    assert "give --out" in rankwise("merge", recipe).stderr
     assert "write 5GB or 500MB" in rankwise("merge", recipe, "--out", "x", "--shard-size", "5 apples").stderr
+
+
+def test_a_recipe_of_aliases_nine_levels_deep_is_one_line_at_once(tmp_path):
+    path = tmp_path / "bomb.yaml"
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    path.write_text("\n".join([*levels, "models: *a9", "merge_method: ties"]))
+    for more in (("--dry-run",), ("--out", tmp_path / "out")):
+        done = rankwise("merge", path, *more)
+        assert done.returncode == 2
+        assert "unfolds to more than" in done.stderr
+        assert len(done.stderr) < 1000
+        assert "Traceback" not in done.stderr
+
+
+def test_two_merges_into_one_folder_at_once_do_not_mix(recipe, tmp_path):
+    """The second is refused while the first writes; what the first leaves is whole and its own."""
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"merge_method": "task_arithmetic"}))
+    out = tmp_path / "out"
+    command = [RANKWISE, "merge", str(recipe), "--out", str(out), "--workers", "1"]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    draft = tmp_path / ".out.rankwise-draft" / "written.txt"
+    while first.poll() is None and not draft.exists():
+        time.sleep(0.05)
+    second = rankwise("merge", other, "--out", out)
+    _, said = first.communicate(timeout=400)
+    assert first.returncode == 0, said
+    assert second.returncode == 2
+    assert "another command is writing" in second.stderr
+    assert json.loads((out / "merge.json").read_text())["method"] == "tsvm"
+
+
+def test_brackets_and_control_codes_in_names_are_shown_as_they_are(recipe, tmp_path):
+    folder = tmp_path / "a [bold] b"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"")
+    save_file({"w\x1b[2J[/red]": torch.ones(2, 2)}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump({"merge_method": "linear", "models": [{"model": str(folder)}]}))
+    done = rankwise("merge", path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "[bold]" in done.stdout
+    assert "[/red]" in done.stdout
+    assert "\x1b[2J" not in done.stdout
+    assert rankwise("merge", path, "--out", tmp_path / "out [x]").returncode == 0
+
+
+def test_a_dry_run_says_of_an_output_that_it_could_not_be_written(recipe, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    done = rankwise("merge", recipe, "--dry-run", "--out", tmp_path / "mine")
+    assert done.returncode == 2
+    assert "rankwise did not write" in done.stderr
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
+
+
+def test_what_differs_from_mergekit_is_said_when_it_is_run(recipe, tmp_path):
+    path = tmp_path / "ties.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"merge_method": "ties"}))
+    done = rankwise("merge", path, "--dry-run")
+    assert "density is left out: 0.2 is taken, where mergekit takes 1.0" in " ".join(done.stdout.split())
+    assert f"memory for tensors, {min(2, os.cpu_count())} at once" in " ".join(done.stdout.split())
+    told = json.loads(rankwise("merge", path, "--dry-run", "--workers", "3", "--json").stdout)
+    assert told["workers"] == 3
+    assert any("density is left out" in n for n in told["notes"])

@@ -493,6 +493,30 @@ def test_the_memory_that_is_promised_is_for_the_workers_that_are_used(folders, m
     assert ready.cost() == ready.cost(8)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "slerp", "pcb", "consensus", "model_stock", "tsvm", "rtsvm"])
+def test_no_method_holds_more_than_is_promised(tmp_path, method):
+    experts = ["a"] if method == "slerp" else ["a", "b", "c"]
+    for name in ("base", *experts):
+        folder_of(tmp_path, name, {f"layers.{i}.w": torch.randn(1536, 1024) for i in range(4)})
+    code = (
+        "import torch; torch.set_num_threads(1)\nimport json, resource, sys\n"
+        "from rankwise.merging import merge, merge_checkpoints\n"
+        "p, method, experts = sys.argv[1], sys.argv[2], sys.argv[3].split(',')\n"
+        "x, given = {'a': torch.randn(64, 64)}, {'t': 0.5} if method == 'slerp' else {}\n"
+        "merge([x] * len(experts), base=x, method=method, **given)\n"
+        "peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
+        "done = merge_checkpoints({'merge_method': method, 'base_model': p + '/base', 'parameters': given,\n"
+        "    'models': [{'model': p + '/' + e} for e in experts]}, p + '/out', workers=1)\n"
+        "print(peak() - before, done.cost(1)['memory_bytes'])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), method, ",".join(experts)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used, promised = map(int, done.stdout.split()[-2:])
+    assert used < 1.3 * promised + 30e6  # the allocator's own, and libraries that are loaded late
+
+
 def test_a_symmetric_gradient_reaches_the_last_layer_of_every_stack(tmp_path):
     """t runs over each stack's own layers: the eyes of two layers beside a language model of four."""
     state = {f"vision.layers.{i}.w": torch.ones(2, 2) for i in range(2)}

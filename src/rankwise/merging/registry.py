@@ -96,6 +96,8 @@ class MergeMethod:
         It draws random numbers: it takes ``seed``.
     matrix : bool
         It treats matrices in its own way, others (norms, biases, embeddings) plainly: it takes ``matrix``.
+    whole : bool
+        It holds a tensor's task vectors whole, in float32, where others take a block of rows at a time.
     check : callable, optional
         Looks through a tensor's options before anything is merged; raises `ValueError`.
     survey, rations : callables, optional
@@ -115,6 +117,7 @@ class MergeMethod:
     low_rank: bool = False
     seeded: bool = False
     matrix: bool = False
+    whole: bool = False
     check: Callable[[Mapping[str, Any]], None] | None = None
     survey: Callable[..., float | None] | None = None
     rations: Callable[[Sequence[tuple[float, int, int]]], list[dict[str, int]]] | None = None

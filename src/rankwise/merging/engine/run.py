@@ -79,10 +79,12 @@ class Merge:
 
     def _held(self, t: TensorPlan) -> int:
         """Bytes in memory while a tensor is merged: what is read, what is made, and of a matrix's decomposition."""
-        work = 0
+        work, entries = 0, prod(t.shape)
         if self.method.matrix and t.matrix:
-            entries = prod(t.shape[1:] if t.stack else t.shape)
+            entries = prod(t.shape[1:]) if t.stack else entries
             work = 4 * entries * (3 * len(t.experts) + 4) + 8 * 4 * min(t.shape[-2:]) ** 2
+        elif self.method.whole and not t.copied:
+            work = 4 * entries * (len(t.experts) + 7)
         return t.read_bytes + t.bytes + work
 
     @cached_property

@@ -49,7 +49,7 @@ def consensus(
     return out
 
 
-@register("pcb", title="PCB", paper="arXiv 2410.02396", parameters=weights() | lambda_() | density_(0.2))
+@register("pcb", title="PCB", paper="arXiv 2410.02396", parameters=weights() | lambda_() | density_(0.2), whole=True)
 def pcb(
     base: Tensor,
     experts: Sequence[Tensor],
