@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import AdaLoraConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 from rankwise.tuning import S2LoraConfig
 from rankwise.tuning.s2lora import S2LoraLayer, delta_weight, effective_rank
@@ -330,3 +331,68 @@ def test_adapter_of_another_base_model_is_refused_by_name(tmp_path):
     ):
         with pytest.raises(ValueError, match=match):
             PeftModel.from_pretrained(make(), Path(tmp_path))
+
+
+def t5():
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0, pad_token_id=0
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+def test_a_shared_product_is_never_older_than_the_factors():
+    """Also where the encoder's states stay the same tensor, and the factors are changed behind autograd's back."""
+    adapted = randomise(get_peft_model(t5(), config(task_type="SEQ_2_SEQ_LM", target_modules=["q", "k", "v"])))
+    states = adapted.get_encoder()(input_ids=torch.ones(2, 5, dtype=torch.long))
+    options = {"encoder_outputs": states, "max_new_tokens": 3, "output_scores": True, "return_dict_in_generate": True}
+    for change in (lambda Q: Q.data.mul_(-2.0), lambda Q: Q.mul_(3.0), lambda Q: setattr(Q, "data", Q.data + 1.0)):
+        before = adapted.generate(**options).scores
+        with torch.no_grad():
+            change(adapted.base_model.s2lora_Q["default"]["16x16"])
+        found = adapted.generate(**options).scores
+        fresh = copy.deepcopy(adapted).generate(**options).scores
+        assert not torch.allclose(found[0], before[0])
+        for one, other in zip(found, fresh, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_layer_called_by_itself_sees_the_factors_as_they_are(model):
+    adapted = randomise(get_peft_model(model, config(target_modules=["query", "key"])))
+    attention, x = adapted.base_model.model.bert.encoder.layer[0].attention.self, torch.randn(2, 3, 16)
+    first = attention.query(x)
+    adapted.base_model.s2lora_Q["default"]["16x16"].data.zero_()
+    assert not torch.allclose(attention.query(x), first)
+    torch.testing.assert_close(attention.query(x), attention.query.base_layer(x))
+
+
+def test_products_are_let_go_when_the_forward_pass_ends(model, batch):
+    adapted = randomise(get_peft_model(model, config()))
+    shared = adapted.base_model._shared
+    adapted(**batch)
+    assert not shared.last
+    with pytest.raises(IndexError):
+        adapted(input_ids=torch.full((1, 3), 99))
+    assert not shared.running
+
+
+def test_layers_of_a_low_precision_base_add_in_the_adapters_type(batch):
+    exact = randomise(get_peft_model(bert(), config())).eval()
+    low = randomise(get_peft_model(bert().bfloat16(), config())).eval()
+    for p, q in zip(exact.parameters(), low.parameters(), strict=True):
+        p.data.copy_(q.data)
+    torch.testing.assert_close(low(**batch).logits.float(), exact(**batch).logits, atol=0.03, rtol=0.03)
+
+
+def test_a_damaged_file_is_refused_by_the_pairs_name(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    get_peft_model(bert(), config()).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for change in (lambda t: t[:-1], lambda t: None):
+        broken = dict(tensors)
+        rows = change(broken.pop("base_model.s2lora_lambda.16x32"))
+        save_file(broken | ({} if rows is None else {"base_model.s2lora_lambda.16x32": rows.contiguous()}), path)
+        with pytest.raises(ValueError, match="lacks coefficients of the pair 16x32"):
+            PeftModel.from_pretrained(bert(), tmp_path)
