@@ -7,7 +7,7 @@ from transformers import BartConfig, BartForSequenceClassification, T5Config, T5
 
 from rankwise.models import linear_layers
 from rankwise.models.activations import ActivationSpectra, gather, input_norms
-from rankwise.models.passes import Passes, draw, evaluating
+from rankwise.models.passes import Passes, evaluating
 from small_models import bert, llama, whisper
 
 HEAD = "bert.encoder.layer.0.attention.self.query"
@@ -40,15 +40,6 @@ def rows_of(model, batch, *layers, **options):
 
 def ids(*shape, seed=1):
     return torch.randint(1, 50, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_rows_are_drawn_at_random_and_the_seed_decides():
-    file = [0] * 500 + [1] * 500  # sorted by class
-    drawn = draw(file, 100)
-    assert 0.3 < sum(drawn) / 100 < 0.7
-    assert drawn == draw(file, 100, seed=0) != draw(file, 100, seed=1)
-    assert sorted(draw(range(5), 9)) == [0, 1, 2, 3, 4]
-    assert draw(range(50), 50) != list(range(50))
 
 
 def test_every_modules_own_mode_comes_back():

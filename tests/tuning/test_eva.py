@@ -1,11 +1,13 @@
 import copy
 import dataclasses
+import warnings
 
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from rankwise.spectral import StreamingSVD, principal_angles
 from rankwise.tuning import ActivationSpectra, EvaConfig, S2LoraConfig, activation_spectra, initialize
@@ -434,3 +436,15 @@ def test_a_second_adapters_names_are_read_through_the_first(batch):
     adapted = get_peft_model(bert(), LoraConfig(r=2, target_modules=["query"]))
     spectra = activation_spectra(adapted.base_model.model, loader(), EvaConfig(r=2))
     assert list(spectra.leader) == list(activation_spectra(bert(), loader(), EvaConfig(r=2)).leader)
+
+
+@pytest.mark.parametrize(("shuffle", "batches"), [(False, 3), (True, 3), (False, 99)])
+def test_a_loader_that_is_read_in_part_and_in_file_order_is_named(shuffle, batches):
+    rows = [{k: v[0] for k, v in b.items()} for b in loader(24, rows=1)]
+    given = DataLoader(rows, batch_size=4, shuffle=shuffle)
+    config = EvaConfig(r=2, tau=1.0, max_batches=batches)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        activation_spectra(bert(), given, config)
+    said = [str(w.message) for w in seen if "in the order of the data" in str(w.message)]
+    assert said == [] if shuffle or batches == 99 else "first 3 of 6 batches" in said[0]

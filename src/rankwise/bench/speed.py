@@ -183,7 +183,7 @@ def eva_start() -> Measured:
     from peft import EvaConfig as PeftEva
     from peft import initialize_lora_eva_weights
 
-    tokenizer, texts, r = load_tokenizer("minilm"), sentiment("movies").split().train.texts[:512], 16
+    tokenizer, texts, r = load_tokenizer("minilm"), sentiment("movies").split().train.head(512).texts, 16
     task = TextTask(kind="classification", tokenizer=tokenizer, max_length=64)
     ids = tokenizer(texts, truncation=True, max_length=64)["input_ids"]
     batches = [task.collate([{"input_ids": x, "label": 0} for x in ids[i : i + 32]]) for i in range(0, 512, 32)]

@@ -127,7 +127,7 @@ def gather(
         Run in evaluation mode (every module's mode is restored).
     dataloader : iterable of dict
         Keyword arguments of the model; those that are no tensors are passed on as they are. ``attention_mask`` and, for
-        token labels, ``labels`` choose the rows. The first ``max_batches`` are read: draw them at random.
+        token labels, ``labels`` choose the rows. The first ``max_batches`` are read: their order should be random.
     layers : dict of str to nn.Module
         Linear layers whose inputs are wanted.
     n_components : int

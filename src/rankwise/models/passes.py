@@ -9,26 +9,16 @@ belongs to the encoder while it runs, and where it is the encoder's output (the 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Any]
 Reader = Callable[[Tensor], None]
-Row = TypeVar("Row")
 _CHUNK_ROWS = 8
-
-
-def draw(rows: Sequence[Row], count: int, *, seed: int = 0) -> list[Row]:
-    """``count`` rows at random, without replacement, in random order; all of them, shuffled, where there are fewer.
-
-    Statistics of activations read the first batches they are given, and files are often sorted by class.
-    """
-    return random.Random(seed).sample(rows, min(count, len(rows)))
 
 
 @contextmanager

@@ -18,13 +18,14 @@ Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via E
 
 What people get wrong: comparing single vectors between batches. Where two singular values are close they rotate into
 each other for ever; the energy that the old subspace captures under the new statistics settles. And reading the first
-rows of a file that is sorted by class: the batches given should be drawn at random (`rankwise.models.passes.draw`).
+rows of a file that is sorted by class: the batches given should come in random order (``DataLoader(shuffle=True)``).
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -34,6 +35,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_mode
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.models import linear_layers, target_modules
@@ -160,8 +162,8 @@ def initialize(
         A base model with ``config``, or a freshly made PEFT model with one adapter (its configuration and name are
         used; the adapter itself is made anew).
     dataloader : iterable of dict
-        Batches of the fine-tuning data, drawn at random: the first are read, until the statistics hold still. Not read
-        when ``spectra`` are given.
+        Batches of the fine-tuning data in random order: the first are read, until the statistics hold still (of a
+        ``DataLoader`` in file order a warning says so). Not read when ``spectra`` are given.
     config : EvaConfig, S2LoraConfig or AdaLoraConfig
         `EvaConfig` gives a plain LoRA with redistributed ranks, `S2LoraConfig` shared Q from pooled statistics with
         ranks redistributed over the pairs at equal parameters (``pair_ranks`` fixes them), `AdaLoraConfig` its A.
@@ -213,7 +215,7 @@ def activation_spectra(
     Parameters
     ----------
     dataloader : iterable of dict
-        See `rankwise.models.activations.gather`: the first batches are read, so draw them at random.
+        See `rankwise.models.activations.gather`: the first batches are read, so that their order should be random.
 
     Raises
     ------
@@ -243,6 +245,7 @@ def activation_spectra(
         label_mask_value=eva.label_mask_value if eva.use_label_mask else None,
         on_batch=on_batch,
     )
+    _warn_of_file_order(dataloader, spectra.batches)
     for name, stream in spectra.streams.items():
         needed = min(k, stream.n_features)
         if stream.n_samples < needed:
@@ -250,6 +253,15 @@ def activation_spectra(
                 f"layer {name} saw {int(stream.n_samples)} rows; {needed} components need at least {needed}"
             )
     return spectra
+
+
+def _warn_of_file_order(dataloader: Any, batches: int) -> None:
+    if isinstance(getattr(dataloader, "sampler", None), SequentialSampler) and batches < len(dataloader):
+        warnings.warn(
+            f"EVA read the first {batches} of {len(dataloader)} batches in the order of the data, which is often that of "
+            "the classes; shuffle it (DataLoader(shuffle=True))",
+            stacklevel=3,
+        )
 
 
 def redistribute(spectra: ActivationSpectra, names: Iterable[str], r: int, rho: float) -> dict[str, int]:
