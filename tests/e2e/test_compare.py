@@ -29,13 +29,28 @@ def test_two_domains_differ_and_the_page_and_plot_are_written(files):
     assert "…" not in page  # whole texts there, cut ones in the terminal
 
 
-def test_a_corpus_does_not_differ_from_itself(files):
-    done = rankwise("compare", files / "nyt.txt", files / "nyt.txt", "--method", "permutation", "--json")
+def test_halves_of_a_corpus_do_not_differ_and_a_corpus_compared_with_itself_is_told(files):
+    lines = (files / "nyt.txt").read_text().splitlines()
+    for name, part in (("a", lines[::2]), ("b", lines[1::2])):
+        (files / f"{name}.txt").write_text("\n".join(part))
+    found = json.loads(rankwise("compare", files / "a.txt", files / "b.txt", "--json").stdout)
+    assert found["q_low"] < 0.5 < found["q_high"]
+    assert found["pvalue"] > 0.01
+    assert found["notes"] == []
+    assert len(found["depths"]["first"]) == len(lines[::2])
+    done = rankwise("compare", files / "nyt.txt", files / "nyt.txt", "--method", "ranksum")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["q_low"] < 0.55
-    assert len(found["depths"]["first"]) == 80
-    assert found["pvalue"] > 0.2
+    assert "note: 80 of 80 texts are in the other corpus" in " ".join(done.stdout.split())
+
+
+def test_a_folder_of_something_else_is_not_replaced(files):
+    (files / "mine").mkdir(exist_ok=True)
+    (files / "mine" / "kept.txt").write_text("kept")
+    done = rankwise("compare", files / "movies.txt", files / "nyt.txt", "--out", files / "mine")
+    assert done.returncode == 2
+    assert (files / "mine" / "kept.txt").read_text() == "kept"
+    again = rankwise("compare", files / "movies.txt", files / "nyt.txt", "--out", files / "out", "--method", "ranksum")
+    assert again.returncode == 0, again.stderr  # an earlier result is
 
 
 def test_bad_files_are_named(files):

@@ -1,13 +1,17 @@
 """``rankwise select`` and ``rankwise answer`` with the real model, as a person would run them."""
 
 import json
+import signal
+import subprocess
+import time
 
 import pytest
 from typer.testing import CliRunner
 
-from command import rankwise
-from prompting.loopback import Loopback
+from command import ENV, RANKWISE, rankwise
+from prompting.loopback import Loopback, interruptible, read  # noqa: F401
 from rankwise.cli.main import app
+from rankwise.files import locked
 from rankwise.prompting.transformers_model import TransformersModel
 
 POOL = [
@@ -38,9 +42,10 @@ def inside(*args):
 @pytest.mark.parametrize("method", ["dq-lore", "knn", "bm25", "depth", "random"])
 def test_every_method_writes_a_prompt_a_query(files, method):
     out = files / f"{method}.jsonl"
+    own = ("--candidates", 12, "--rank", 4) if method == "dq-lore" else ()
     done = inside(
         "select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "--method", method, "-k", 3,
-        "--candidates", 12, "--rank", 4, "--max-new-tokens", 12, "--out", out,
+        "--max-new-tokens", 12, "--out", out, *own,
     )  # fmt: skip
     assert done.exit_code == 0, done.exception
     assert f"2 prompts of up to 3 examples from 24 by {method}" in done.stdout
@@ -130,7 +135,21 @@ def test_bad_input_is_named(files):
     wrong = [
         (("answer",), "give either"),
         (("answer", "--questions", files / "bad.jsonl"), "line 1"),
+        (("answer", "--questions", files / "bad.jsonl", "--choices", "a"), "--choices belong to --question"),
+        (("answer", "--question", "a", "--choices", "b", "--samples", "3"), "--samples is for questions without"),
+        (("answer", "--question", "a", "--choices", "b", "--method", "er_g"), "did you mean er-g"),
+        (("answer", "--question", "a", "--choices", "b", "--timeout", "3"), "--timeout is for --server"),
+        (("answer", "--questions", files / "pool.jsonl", "--out", files / "pool.jsonl"), "read by the same command"),
         ((*select, "--method", "dqlore"), "did you mean dq-lore"),
+        ((*select, "--method", "knn", "--rank", "3"), "knn has no rank"),
+        ((*select, "--method", "bm25", "--train", "--retriever", "minilm"), "bm25 has no train and no retriever"),
+        ((*select, "--seed", "3"), "dq-lore draws nothing unless"),
+        ((*select, "--order", "ascend"), "did you mean ascending"),
+        ((*select, "--max-new-tokens", "0"), "max_new_tokens=0"),
+        ((*select, "--question-column", "q"), "no q among question"),
+        ((*select, "--server", "http://localhost:1/v1", "--extra-body", "{"), "--extra-body is not valid JSON"),
+        ((*select, "--server", "http://h/v1", "--key-variable", "NO_SUCH_KEY"), "no NO_SUCH_KEY"),
+        ((*select[:-1], files / "queries.jsonl"), "read by the same command"),
         ((*select, "--rank", "30", "--candidates", "20"), "rank=30"),
         ((*select, "--server", "nowhere"), "http://"),
         (("select", "--pool", files / "none", "--queries", files / "x", "--out", files / "y"), "no such file"),
@@ -143,3 +162,89 @@ def test_bad_input_is_named(files):
     assert done.returncode == 2
     assert "line 1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_text_from_data_reaches_the_terminal_as_text(files):
+    names = ["w3 [/b]", "[link=x]y[/link]", "a\x1b[2Jb\x07"]
+    done = rankwise("answer", "--method", "g", "--style", "text", "--question", "Which [bold]?",
+                    *[x for n in names for x in ("--choices", n)])  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for shown in ("w3 [/b]", "[link=x]y[/link]", "a[2Jb", "Which [bold]?"):
+        assert shown in done.stdout
+    assert not {"\x1b", "\x07"} & set(done.stdout)
+
+
+def test_a_query_that_is_too_long_costs_itself_alone_and_is_named(files):
+    asked = [*QUERIES, {"question": "word " * 300, "id": 3}]
+    (files / "long.jsonl").write_text("".join(json.dumps(q) + "\n" for q in asked))
+    done = rankwise("select", "--pool", files / "pool.jsonl", "--queries", files / "long.jsonl", "--method", "bm25",
+                    "-k", 2, "--context", 200, "--out", files / "long.out")  # fmt: skip
+    assert done.returncode == 2
+    assert "query 3: the question 'word word" in done.stderr
+    found = rows(files / "long.out")
+    assert [bool(r["prompt"]) for r in found] == [True, True, False]
+    assert "does not fit" in found[2]["error"]
+    assert found[2]["id"] == 3
+
+
+def test_a_question_that_cannot_be_answered_costs_itself_alone_and_is_named(files):
+    quiz = [
+        {"question": "Capital of Spain?", "choices": ["Madrid", "Lima"], "answer": "Madrid", "id": 7},
+        {"question": "word " * 9000, "choices": ["a", "b"]},
+        {"question": "words " * 9000},
+    ]
+    (files / "long_quiz.jsonl").write_text("".join(json.dumps(q) + "\n" for q in quiz))
+    done = inside("answer", "--questions", files / "long_quiz.jsonl", "--method", "g", "--out", files / "quiz.out")
+    assert "question 2: 'word word" in str(done.exception)
+    assert "question 3: 'words words" in str(done.exception)
+    found = rows(files / "quiz.out")
+    assert (found[0]["answer"], found[0]["given_answer"], found[0]["id"]) == ("Madrid", "Madrid", 7)
+    assert [r["answer"] for r in found[1:]] == [None, None]
+
+
+def test_pools_and_queries_of_other_kinds_and_names_are_read_and_their_columns_kept(files):
+    (files / "pool.csv").write_text("nr;ask;gold\n1;What is 2 plus 2?;4\n2;What is 3 plus 2?;5\n", encoding="utf-8")
+    (files / "queries.tsv").write_text("id\task\tgold\nq1\tWhat is 9 plus 2?\t11\n", encoding="utf-8")
+    done = inside(
+        "select", "--pool", files / "pool.csv", "--queries", files / "queries.tsv", "--question-column", "ask",
+        "--answer-column", "gold", "--method", "bm25", "-k", 1, "--out", files / "named.jsonl",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.exception
+    (row,) = rows(files / "named.jsonl")
+    assert (row["id"], row["question"], row["answer"]) == ("q1", "What is 9 plus 2?", "11")
+    assert row["examples"] == [{"question": "What is 2 plus 2?", "answer": "4", "nr": "1"}]
+
+
+def test_two_commands_with_one_record_do_not_mix(files):
+    command = ("select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "-k", 2, "--candidates",
+               9, "--rank", 3, "--max-new-tokens", 8, "--out", files / "locked.jsonl")  # fmt: skip
+    with locked(files / "locked.jsonl.record"):
+        done = inside(*command)
+    assert "locked.jsonl.record" in str(done.exception)
+    assert not (files / "locked.jsonl").exists()
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupted_command_says_truly_whether_it_continues(files):
+    quiz = [{"question": f"What is {i} plus 1?", "choices": ["a", "b", "c", "d"]} for i in range(10)]
+    (files / "slow.jsonl").write_text("".join(json.dumps(q) + "\n" for q in quiz))
+    with Loopback(delay=0.3) as server:
+        server.answer = lambda path, body: read(body["prompt"])
+        for out, said in ((("--out", str(files / "slow.out")), True), ((), False)):
+            command = [RANKWISE, "answer", "--questions", str(files / "slow.jsonl"), "--server", server.url, "--style",
+                       "text", "--concurrency", "2", *out]  # fmt: skip
+            server.requests.clear()
+            running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV)
+            while not server.requests and running.poll() is None:
+                time.sleep(0.05)
+            time.sleep(1)  # some prompts are whole by then
+            sent = len(server.requests)
+            running.send_signal(signal.SIGINT)
+            _, errors = running.communicate(timeout=60)
+            assert running.returncode == 130, errors
+            assert "no further request is sent" in errors
+            assert ("the same command continues" in errors) is said
+            assert len(server.requests) <= sent + 2
+    kept = rows(files / "slow.out.record")
+    assert kept
+    assert all(len(entry["result"]) in (2, 4) for entry in kept)  # scores of whole prompts

@@ -1,11 +1,22 @@
 """A local server that speaks the OpenAI wire format over one of our own models, and can be told to misbehave."""
 
 import json
+import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 from rankwise.prompting.language_model import Sampling
+
+
+@pytest.fixture
+def interruptible():
+    """An interrupt is one, also where the tests run in the background of a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Loopback:
@@ -153,6 +164,13 @@ class Loopback:
             ],
             "usage": {"prompt_tokens": read, "completion_tokens": 1},
         }
+
+
+def read(text):
+    """An echo of a text, a token a character, and of one more."""
+    logprobs = {"tokens": [*text, "!"], "token_logprobs": [None, *[-0.1] * len(text)]}
+    usage = {"prompt_tokens": len(text), "completion_tokens": 1}
+    return {"choices": [{"text": text + "!", "logprobs": logprobs}], "usage": usage}
 
 
 def said(text):

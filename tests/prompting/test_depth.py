@@ -1,3 +1,6 @@
+import warnings
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,21 +97,80 @@ def test_quality_of_a_corpus_with_itself_is_one_half():
 
 def test_the_rank_sum_is_scipys_and_a_shift_is_found():
     F, G = corpus(80), corpus(60, seed=1, shift=-1.0)
-    found = depth_rank_test(F, G)
-    expected = stats.ranksums(found.depths_f, found.depths_g, alternative="greater")
-    assert (found.statistic, found.pvalue) == (expected.statistic, expected.pvalue)
-    u = stats.mannwhitneyu(found.depths_f, found.depths_g, alternative="greater", method="asymptotic")
-    assert found.pvalue == pytest.approx(u.pvalue, rel=0.02)
+    found = depth_rank_test(F, G, method="ranksum")
+    assert found.statistic == stats.ranksums(found.depths_f, found.depths_g).statistic
     assert found.q_low < found.q < found.q_high < 0.5
-    assert depth_rank_test(F, G, method="permutation", permutations=199).pvalue == pytest.approx(1 / 200)
+    assert found.pvalue < 1e-6
+    assert depth_rank_test(F, G, permutations=199).pvalue == pytest.approx(1 / 200)
+    assert depth_rank_test(F, G, permutations=199, alternative="less").pvalue > 0.9
 
 
-def test_the_permutation_test_is_level_on_halves_of_one_sample():
-    values = []
-    for seed in range(60):
-        F = corpus(24, seed=seed)
-        values.append(depth_rank_test(F[:12], F[12:], method="permutation", permutations=99, bootstrap=0).pvalue)
-    assert stats.kstest(values, "uniform").pvalue > 0.01
+@pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
+def test_the_cautious_p_value_widens_scipys_by_the_pairs_that_are_shared(alternative):
+    F, G = corpus(40, seed=2), corpus(20, seed=3, shift=0.9)
+    found = depth_rank_test(F, G, method="ranksum", alternative=alternative)
+    scale = np.sqrt((2 / 40 + 1 / 20) / (1 / 40 + 1 / 20))
+    normal = stats.norm(scale=scale)
+    tail = {"greater": normal.sf(found.statistic), "less": normal.cdf(found.statistic)}
+    assert found.pvalue == pytest.approx(tail.get(alternative, 2 * min(tail.values())))
+
+
+def halves(seed, n, m, d):
+    x = np.random.default_rng(seed).normal(size=(n + m, d))
+    return x[:n], x[n:]
+
+
+def test_p_values_call_no_more_equal_corpora_different_than_they_say():
+    """In many dimensions pairs decide, and independent depths would be called different in 10% of cases, not 5%."""
+    found = [
+        (depth_rank_test(*halves(s, 20, 60, 64), permutations=99, bootstrap=0).pvalue,
+         depth_rank_test(*halves(s, 20, 60, 64), method="ranksum", bootstrap=0))
+        for s in range(500)
+    ]  # fmt: skip
+    permuted = np.array([p for p, _ in found])
+    limit = 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 500)
+    assert (permuted <= 0.05).mean() < limit
+    assert stats.kstest(permuted, "uniform").pvalue > 0.01
+    assert np.mean([t.pvalue <= 0.05 for _, t in found]) < limit
+    assert np.mean([stats.norm.sf(t.statistic) <= 0.05 for _, t in found]) > limit  # what is wrong with those
+
+
+@pytest.mark.parametrize("distance", ["cosine", "chord"])
+@pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
+def test_few_texts_are_relabelled_in_every_way(distance, alternative):
+    F, G = corpus(4, 3, seed=5), corpus(4, 3, seed=6, shift=-2)
+    pooled, sums = np.concatenate([F, G]), []
+    for chosen in combinations(range(8), 4):
+        rest = [i for i in range(8) if i not in chosen]
+        f, g = by_definition(pooled[list(chosen)], pooled[rest], distance)
+        sums.append(stats.rankdata(np.round([*f, *g], 10))[:4].sum() - 18)
+    sums = np.array(sums)
+    far = {"greater": sums >= sums[0], "less": sums <= sums[0], "two-sided": abs(sums) >= abs(sums[0])}[alternative]
+    found = depth_rank_test(F, G, distance=distance, alternative=alternative)
+    assert found.pvalue == pytest.approx(far.mean())
+    assert far.mean() >= 1 / 70
+    assert depth_rank_test(F, G, method="ranksum").pvalue >= 1 / 70  # no relabelling could give less
+
+
+def test_blocks_of_relabellings_change_nothing(monkeypatch):
+    F, G = corpus(20), corpus(15, seed=1, shift=0.7)
+    whole = depth_rank_test(F, G, permutations=199, distance="chord").pvalue
+    monkeypatch.setattr(depth, "_BLOCK", 700)
+    assert depth_rank_test(F, G, permutations=199, distance="chord").pvalue == whole
+
+
+def test_texts_of_both_corpora_are_counted_and_warned_of():
+    x = corpus(12, 64, shift=0)
+    with pytest.warns(UserWarning, match="12 of 12 texts are in the other corpus"):
+        same = depth_rank_test(x, x, permutations=9)
+    assert same.shared == 12
+    assert same.q > 0.9  # what the warning is about
+    texts = ["a", "bb", "ccc", "dddd"]
+    with pytest.warns(UserWarning, match="1 of 2 texts"):
+        depth_rank_test(texts, ["bb", "e"], encoder=lambda t: np.array([[len(x), 1.0] for x in t]), permutations=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert depth_rank_test(x, corpus(20, 64, seed=4), permutations=9).shared == 0
 
 
 def test_texts_are_embedded_by_the_bundled_model():
@@ -138,8 +200,13 @@ def test_other_bad_input_is_named():
         TextDepth("cosin").fit(corpus())
     with pytest.raises(ValueError, match="X has 3 dimensions, the corpus 8"):
         TextDepth().fit(corpus()).score_samples(np.ones((2, 3)))
-    with pytest.raises(ValueError, match="unknown method 'perm'"):
-        depth_rank_test(corpus(), corpus(), method="perm")
+    for options, message in (
+        ({"method": "perm"}, "unknown method 'perm'"),
+        ({"alternative": "grater"}, "did you mean greater"),
+        ({"permutations": 0}, "permutations=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            depth_rank_test(corpus(), corpus(seed=1), **options)
 
 
 @pytest.mark.parametrize("distance", ["cosine", "chord"])

@@ -1,5 +1,7 @@
 import json
 import math
+import time
+import warnings
 
 import numpy as np
 import pytest
@@ -173,6 +175,10 @@ def test_settings_that_cannot_reduce_anything_are_refused():
         DQLoReSelector(None, letters, rank=18, candidates=18).fit(POOL)
     with pytest.warns(UserWarning, match="all of it"):
         assert len(DQLoReSelector(None, letters, 3, candidates=64, rank=4).fit(POOL).select("x")) == 3
+    with pytest.raises(ValueError, match="did you mean text"):
+        DQLoReSelector(None, letters, style="texxt", candidates=18).fit(POOL)
+    with pytest.raises(ValueError, match="candidates=0"):
+        DQLoReSelector(None, letters, candidates=0).fit(POOL)
     with pytest.raises(ValueError, match="did you mean pca"):
         DQLoReSelector(None, letters, method="pcaa", candidates=18).fit(POOL)
 
@@ -235,3 +241,58 @@ def test_training_brings_helpful_examples_nearer():
     assert margin(trained) > margin(TextEncoder(max_length=32)) + 0.1
     with pytest.raises(ValueError, match="batch_size=64"):
         train_retriever(pool, pairs, batch_size=64)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16])
+def test_the_defaults_serve_small_pools(size):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        selector = DQLoReSelector(Writer("plus"), letters).fit(POOL[:size])
+        found = selector.select_batch(["a new sum?", POOL[0].question])
+    assert selector.rank_ == min(max(1, size // 4), size - 1)
+    assert len(found[0]) == min(8, size)
+    assert len(found[1]) == min(8, size - 1)
+    assert POOL[0] not in found[1]
+    assert DQLoReSelector(None, letters, candidates=18).fit(POOL).rank_ == 4
+
+
+def test_a_pool_of_duplicates_is_looked_through_as_quickly_as_its_questions():
+    rng = np.random.default_rng(0)
+    many = [Example(question=f"q{i % 2000}?", answer="x") for i in range(6000)]
+    vectors = {f"q{i}?": rng.normal(size=8) for i in range(2000)}
+
+    def encoder(texts):
+        return np.stack([vectors[t.split(" ")[0]] for t in texts])
+
+    selector = DQLoReSelector(None, encoder, 8, candidates=64).fit(many)
+    asked = [f"q{i}?" for i in range(50)]
+    start = time.process_time()
+    found = selector.select_batch(asked)
+    assert time.process_time() - start < 2  # a millisecond or so each; with every duplicate looked at, a second
+    once = DQLoReSelector(None, encoder, 8, candidates=64).fit(many[:2000]).select_batch(asked)
+    assert found == once
+    assert all(len({e.question for e in examples} - {q}) == 8 for q, examples in zip(asked, found, strict=True))
+
+
+def test_a_question_too_long_for_the_first_query_is_looked_up_alone():
+    writer = Writer("zz")
+    writer.context = 400
+    selector = DQLoReSelector(writer, letters, 3, candidates=12, initial=1, max_new_tokens=10).fit(POOL)
+    asked = ["a new sum?", "area " * 100, "price?"]
+    assert selector.chains_of_thought(asked) == ["zz", "", "zz"]
+    assert len(selector.select_batch(asked)) == 3
+    assert selector.fallbacks_ == 1
+
+
+def test_solutions_without_a_word_in_common_are_counted():
+    pool = [Example(question=f"q{i}?", answer=w) for i, w in enumerate(["aa", "bb", "cc", "aa"])]
+    with pytest.warns(UserWarning, match="2 of 4 solutions share no word"):
+        scored_pairs(pool, Writer(), candidates=3, top=1)
+
+
+def test_a_folder_that_is_no_saved_selector_is_named(tmp_path):
+    selector = DQLoReSelector(None, letters, 3, candidates=12).fit(POOL)
+    selector.save(tmp_path / "s")
+    (tmp_path / "s" / "settings.json").write_text('{"k_examples": 3, "__class__": "os"}')
+    with pytest.raises(ValueError, match=r"settings\.json holds k_examples, __class__"):
+        DQLoReSelector.load(tmp_path / "s", encoder=letters)

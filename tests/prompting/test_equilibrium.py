@@ -67,7 +67,7 @@ def test_running_averages_equal_the_whole_history(normalise):
     torch.testing.assert_close(found.policy_d[0], d, atol=1e-12, rtol=0)
 
 
-@given(st.integers(0, 50), st.sampled_from(["both", "own"]))
+@given(st.integers(0, 50), st.sampled_from(["both", "raw", "own"]))
 def test_policies_sum_to_one_and_permuting_candidates_permutes_them(seed, normalise):
     ranker, order = EquilibriumRanker(iterations=200, normalise=normalise), torch.randperm(5)
     G, D = game(seed=seed)
@@ -92,6 +92,25 @@ def test_a_batch_is_its_questions_and_masked_candidates_are_not_there():
         torch.testing.assert_close(whole.gap[i], one.gap[0], atol=1e-12, rtol=0)
         assert whole.order_d[i, :k].tolist() == one.order_d[0].tolist()
     assert set(whole.order_d[1, 3:].tolist()) == {3, 4}
+
+
+def test_raw_probabilities_are_divided_across_conditions_as_the_paper_does():
+    """The equation itself, in probabilities: no distribution of its own before."""
+    ranker = EquilibriumRanker(normalise="raw", lambda_g=math.inf, lambda_d=math.inf)
+    G, D = game(40, 4, seed=2)
+    G[:, 1] -= 3  # one prompt makes every answer less likely
+    found = ranker.rank(G, D)
+    g, d = G.exp(), D.exp()
+    g, d = g / g.sum(1, keepdim=True), d / d.sum(1, keepdim=True)
+    torch.testing.assert_close(found.policy_g, g / g.sum(2, keepdim=True))
+    torch.testing.assert_close(found.policy_d, d / d.sum(2, keepdim=True))
+    both = EquilibriumRanker(normalise="both", lambda_g=math.inf, lambda_d=math.inf)
+    torch.testing.assert_close(both.rank(G.log_softmax(2), D.log_softmax(2)).policy_g, both.rank(G, D).policy_g)
+    torch.testing.assert_close(
+        both.rank(G, D).policy_g, ranker.rank(G.log_softmax(2), D.log_softmax(2)).policy_g
+    )  # the whole difference
+    first, other = (EquilibriumRanker(normalise=n, iterations=500).rank(G, D).order_d[:, 0] for n in ("raw", "both"))
+    assert 0 < (first != other).float().mean() < 0.2  # another answer wins now and then
 
 
 def test_one_candidate_is_certain():

@@ -44,23 +44,44 @@ def loop(sure, **options):
 
 def test_each_round_shows_the_next_ranks_and_no_item_twice():
     icl = loop(lambda q, shown: 0.3, shots=2, rounds=4)
-    found = icl.answer(Item(question="item 0"))
+    found = icl.answer(Item(question="query 0"))
     assert [r.shown for r in found.trace] == [(0, 1), (2, 3), (4, 5), (6, 7)]
     assert found.trace[1].text == "('a3', 'a2')"  # the most alike next to the query
     assert found.rounds == 4
     assert found.tokens == 4 * 7
-    assert found.trace[0].prompt == icl.prompt(Item(question="item 0"), (0, 1))
+    assert found.trace[0].prompt == icl.prompt(Item(question="query 0"), (0, 1))
+
+
+def test_the_released_codes_order_shows_the_most_alike_first():
+    icl = loop(lambda q, shown: 0.3, rounds=2, order="descending")
+    assert [r.text for r in icl.answer(Item(question="query 0")).trace] == ["('a0', 'a1')", "('a2', 'a3')"]
+    with pytest.raises(ValueError, match="did you mean descending"):
+        loop(lambda q, shown: 0.3, order="descend")
+
+
+def test_an_item_that_is_the_query_itself_is_not_shown():
+    media = [Item(question="item 1", answer=f"a{i}", media={"v": i}) for i in range(3)]
+    index = SimilarityIndex(number).fit(media)
+    icl = IterativeICL(Planted(lambda q, s: 0.3), index, shots=1, rounds=3)
+    icl.model.sure = lambda q, s: 0.3
+    found = icl.answer(Item(question="item 1", media={"v": 1}))
+    assert [r.shown for r in found.trace] == [(0,), (2,)]
+    only = IterativeICL(Planted(lambda q, s: 0.3), SimilarityIndex(number).fit(POOL[:1]), shots=1, rounds=1)
+    with pytest.warns(UserWarning, match="1 queries are asked without an item"):
+        assert only.answer(Item(question="item 0")).trace[0].shown == ()
+    with pytest.raises(ValueError, match="use answer"):
+        only.answer_batch(Item(question="item 0"))
 
 
 def test_threshold_0_stops_at_once_and_1_takes_the_most_confident_of_all():
     sure = {("a1", "a0"): 0.2, ("a3", "a2"): 0.9, ("a5", "a4"): 0.8, ("a7", "a6"): 0.9}
-    once = loop(lambda q, shown: sure[shown], threshold=0).answer(Item(question="item 0"))
+    once = loop(lambda q, shown: sure[shown], threshold=0).answer(Item(question="query 0"))
     assert once.rounds == 1
-    every = loop(lambda q, shown: sure[shown], threshold=1).answer(Item(question="item 0"))
+    every = loop(lambda q, shown: sure[shown], threshold=1).answer(Item(question="query 0"))
     assert every.rounds == 4
     assert every.examples == (2, 3)  # the first of equals
     assert every.confidence == pytest.approx(0.9)
-    default = loop(lambda q, shown: sure[shown]).answer(Item(question="item 0"))
+    default = loop(lambda q, shown: sure[shown]).answer(Item(question="query 0"))
     assert (default.rounds, default.examples) == (2, (2, 3))
 
 
@@ -71,7 +92,7 @@ def test_a_batch_is_its_queries_one_by_one_and_never_keeps_the_less_confident(ta
 
     rounds = {}
     icl = loop(sure, shots=2, rounds=3, threshold=threshold)
-    queries = [Item(question=f"item {i}") for i in range(len(table))]
+    queries = [Item(question=f"query {i}") for i in range(len(table))]
     for row in icl.index.rank(queries, 6):
         for t in range(3):
             rounds[tuple(f"a{j}" for j in row[2 * t : 2 * t + 2][::-1])] = t
@@ -137,6 +158,6 @@ def test_bad_input():
         SimilarityIndex(lambda t: np.full((len(t), 2), np.nan)).fit(POOL)
     with pytest.warns(UserWarning, match="more than 10 items"):
         icl = loop(lambda q, s: 0.1, shots=4, rounds=5)
-    assert [len(r.shown) for r in icl.answer(Item(question="item 0")).trace] == [4, 4, 2]
+    assert [len(r.shown) for r in icl.answer(Item(question="query 0")).trace] == [4, 4, 2]
     nan = loop(lambda q, s: 0.5, confidence=lambda g: math.nan)
-    assert nan.answer(Item(question="item 0")).confidence == 0
+    assert nan.answer(Item(question="query 0")).confidence == 0

@@ -1,17 +1,29 @@
 import asyncio
+import dataclasses
 import json
 import sys
 from abc import ABC, abstractmethod
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from rankwise.prompting import TextDepth
-from rankwise.prompting.examples import Example, as_example, extract_answer, few_shot, read_examples
+from rankwise.models.embedding import embed
+from rankwise.prompting import DQLoReSelector, TextDepth
+from rankwise.prompting.examples import (
+    Columns,
+    Example,
+    TooLong,
+    as_example,
+    as_row,
+    extract_answer,
+    few_shot,
+    read_examples,
+)
 from rankwise.prompting.selectors import (
     BM25Selector,
     DepthSelector,
@@ -179,9 +191,12 @@ def test_prompts_as_chat_and_as_text():
     ("text", "answer"),
     [
         ("Two and two. The answer is 4.", "4"),
-        ("The answer is 3. No, the answer is 3.5. Surely", "3.5"),
+        ("The answer is 3. No, the answer is 3.5", "3.5"),
         ("the answer is: New York\nQuestion", "New York"),
-        ("\n positive.\nmore", "positive"),
+        ("It was there. The answer is St. Petersburg.\n\nQuestion: more. The", "St. Petersburg"),
+        ("The answer is J. R. R. Tolkien.", "J. R. R. Tolkien"),
+        ("\n positive\nmore", "positive"),
+        ("U.S.", "U.S."),
         ("", ""),
     ],
 )
@@ -189,12 +204,39 @@ def test_the_answer_is_found(text, answer):
     assert extract_answer(text) == answer
 
 
+LINES = (
+    st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1)
+    .map(str.strip)
+    .filter(lambda t: t and not t.startswith(":") and len(t.splitlines()) == 1)
+)
+
+
+@given(LINES, st.one_of(st.just(""), LINES))
+def test_what_a_solution_writes_comes_back_whole(answer, rationale):
+    example = Example(question="q", answer=answer, rationale=rationale)
+    assert extract_answer(example.solution) == answer
+    assert extract_answer(f"{example.solution}\n\nQuestion: and then?") == answer
+
+
+def test_known_answers_are_found_whatever_follows_them():
+    labels = ["3", "3.5", "positive", "New\nYork", "St. Petersburg", "Petersburg"]
+    for text, answer in (
+        ("The answer is 3.5. Surely", "3.5"),
+        ("So the answer is St. Petersburg. I am sure.", "St. Petersburg"),
+        ("Positive. Because", "positive"),
+        ("The answer is new\nyork, of course", "New\nYork"),
+        ("positively not", "positively not"),
+        ("The answer is 35.", "35"),
+    ):
+        assert extract_answer(text, labels) == answer
+
+
 def test_files_of_examples(tmp_path):
     path = tmp_path / "pool.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in [{"question": "é?", "answer": 3, "id": 1}, {"question": "b"}]))
     with pytest.raises(ValueError, match="line 2: no answer among question"):
         read_examples(path)
-    assert read_examples(path, answers=False)[0] == Example(question="é?", answer="3")
+    assert read_examples(path, answers=False)[0] == Example(question="é?", answer="3", more={"id": 1})
     odd = [{"question": "one\u2028two\x85three", "answer": 0}]
     path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in odd), encoding="utf-8")
     assert read_examples(path) == [Example(question="one\u2028two\x85three", answer="0")]
@@ -206,3 +248,107 @@ def test_files_of_examples(tmp_path):
         read_examples(path)
     with pytest.raises(ValueError, match="no such file"):
         read_examples(tmp_path / "none.jsonl")
+
+
+def test_tables_other_names_and_further_columns_are_read_and_kept(tmp_path):
+    rows = [
+        {"id": 7, "prompt": "Who?", "gold": "me", "why": ""},
+        {"id": 8, "prompt": "What; else?", "gold": "x, y", "why": "z"},
+    ]
+    expected = [
+        Example(question="Who?", answer="me", more={"id": 7}),
+        Example(question="What; else?", answer="x, y", rationale="z", more={"id": 8}),
+    ]
+    columns = Columns(question="prompt", answer="gold", rationale="why")
+    frame = pd.DataFrame(rows)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    (tmp_path / "a").write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[1]))
+    for name in ("a.csv", "a.tsv", "a.parquet", "a.jsonl", "a"):
+        found = read_examples(tmp_path / name, columns=columns)
+        assert [e.more.pop("id") in (7, 8, "7", "8") for e in found] == [True, True]
+        assert found == [dataclasses.replace(e, more={}) for e in expected]
+    with pytest.raises(ValueError, match=r"line 2: no question and no answer among id, prompt, gold, why: say what"):
+        read_examples(tmp_path / "a.csv")
+
+
+def test_what_else_is_known_of_an_example_comes_out_again():
+    row = {"question": "a?", "answer": "b", "input": "c", "id": 3}
+    selector = RandomSelector(1).fit([row, {"question": "d?", "answer": "e"}])
+    assert selector.select_examples({"question": "d?"}) == [row]
+    assert as_row(as_example(row)) == row
+    hash(as_example(row))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": ["a"], "answer": "b"}, "question is a list"),
+        ({"question": "a", "answer": {"b": 1}}, "answer is a dict"),
+        ({"question": "a", "answer": ""}, "answer is empty"),
+        ({"question": float("nan"), "answer": "b"}, "question is empty"),
+        ("a", "no mapping"),
+    ],
+)
+def test_examples_that_are_none_are_named(row, message):
+    with pytest.raises(ValueError, match=message):
+        as_example(row)
+
+
+def test_bm25_finds_words_where_no_spaces_stand_between_them():
+    asked = {
+        "法国的首都是哪里": "德国的首都是哪里",
+        "猫在桌子上睡觉": "我的猫睡觉",
+        "東京の天気はどうですか": "大阪の天気は",
+        "เมืองหลวงของฝรั่งเศส": "ฝรั่งเศสอยู่ที่ไหน",
+        "हिन्दी में लिखो": "हिन्दी क्या है",
+        "ＦＵＬＬ width": "full moon",
+    }
+    pool = [Example(question=q, answer="x") for q in ("今天", *asked)]
+    selector = BM25Selector(1).fit(pool)
+    for question, query in asked.items():
+        assert selector.select(query)[0].question == question
+
+
+def test_questions_that_share_no_word_with_the_pool_are_counted():
+    with pytest.warns(UserWarning, match="1 of 2 questions share no word with the pool"):
+        BM25Selector(1).fit(POOL).select_batch(["How many?", "zzz"])
+
+
+def test_zero_vectors_lie_near_nothing_and_are_refused():
+    def blank(texts):
+        return np.array([[t.count("a"), t.count("b")] for t in texts])  # whole numbers
+
+    pool = [Example(question=q, answer="x") for q in ("a", "ab", "b")]
+    with pytest.raises(ValueError, match=r"zero vector, .* for text 1: 'zz'"):
+        KNNSelector(1, encoder=blank).fit([*pool[:1], Example(question="zz", answer="x")])
+    fitted = KNNSelector(1, encoder=blank).fit(pool)
+    assert fitted.select("abb") == [pool[1]]
+    with pytest.raises(ValueError, match=r"zero vector, .* for text 0: 'c'"):
+        fitted.select("c")
+    with pytest.raises(ValueError, match="zero vector"):
+        DQLoReSelector(None, blank, 1, candidates=3).fit(pool).select("c")
+    with pytest.raises(ValueError, match="zero vectors"):
+        TextDepth(encoder=blank).fit(["a", "zz"])
+
+
+def test_a_pool_that_holds_little_but_the_question_is_said():
+    pool = [Example(question=q, answer="x") for q in ("Who?", "who? ", "What?")]
+    with pytest.warns(UserWarning, match="1 of 2 questions have fewer than 2 examples, 0 none"):
+        assert len(RandomSelector(2).fit(pool).select_batch(["WHO?", "Where?"])[0]) == 1
+    with pytest.warns(UserWarning, match="1 of 1 questions have fewer than 1 examples, 1 none"):
+        assert RandomSelector(1).fit(pool[:1]).select("Who?") == []
+
+
+def test_one_text_is_no_list_of_texts_for_an_encoder():
+    with pytest.raises(ValueError, match="one text was given"):
+        embed("The film was a joy.")
+
+
+def test_a_question_that_does_not_fit_is_named():
+    with pytest.raises(TooLong, match=r"the question 'w w w w"):
+        few_shot("w " * 30, [], model=Words(), max_new_tokens=4)
+    with pytest.raises(ValueError, match="a list of Example"):
+        few_shot("a", "b")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from prompting.loopback import Loopback, said
+from prompting.loopback import Loopback, interruptible, said  # noqa: F401
 from rankwise.prompting import server_requests
 from rankwise.prompting.language_model import Recorded, Sampling
 from rankwise.prompting.server_model import ServerModel
@@ -235,6 +235,7 @@ def test_no_more_requests_are_under_way_than_wanted_and_results_keep_their_order
         assert server.most == 3
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_sends_nothing_more_and_keeps_what_is_under_way(tmp_path, caplog):
     with Loopback(delay=0.4) as server:
         model = Recorded(ServerModel("m", server.url, concurrency=4), tmp_path / "r.jsonl")
@@ -248,6 +249,7 @@ def test_an_interrupt_sends_nothing_more_and_keeps_what_is_under_way(tmp_path, c
     assert "waiting for the 4 under way" in caplog.text
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_drops_what_is_under_way():
     with Loopback(delay=5) as server:
         for after in (0.2, 0.5):
@@ -259,6 +261,7 @@ def test_a_second_interrupt_drops_what_is_under_way():
         assert len(server.requests) == 2
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_waiting_before_a_retry(dumb, monkeypatch):
     monkeypatch.setattr(server_requests, "_WAIT", lambda state: 30.0)
     dumb.troubles = [500] * 5

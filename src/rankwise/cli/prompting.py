@@ -3,72 +3,100 @@
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rankwise.cli.app import Json, app, console, typed
+from rankwise.cli.app import Json, app, console, continues, typed
 
 Model = Annotated[str, typer.Option("--model", help="smollm2, a folder, a hub id; with --server the name it serves.")]
 Server = Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, e.g. http://localhost:8000/v1.")]
 Style = Annotated[str, typer.Option(help="chat (turns) or text (Question: … Answer: …).")]
+KeyVariable = Annotated[
+    str | None, typer.Option(help="With --server: environment variable with the key; else RANKWISE_API_KEY.")
+]
+Timeout = Annotated[float | None, typer.Option(help="With --server: seconds a request may take; else 120.")]
+Concurrency = Annotated[int | None, typer.Option(help="With --server: requests under way; else 4.")]
+NewLimit = Annotated[
+    bool, typer.Option("--max-completion-tokens", help="With --server: call the limit so, as OpenAI's newer models do.")
+]
+ExtraBody = Annotated[str, typer.Option(help="With --server: JSON for every request, e.g. '{\"top_k\": 20}'.")]
 
 
 @app.command()
 def select(
-    pool: Annotated[Path, typer.Option(help="Examples: JSON lines with question, answer and perhaps rationale.")],
-    queries: Annotated[Path, typer.Option(help="JSON lines with question.")],
+    pool: Annotated[Path, typer.Option(help="Examples: a table with question, answer and perhaps rationale.")],
+    queries: Annotated[Path, typer.Option(help="A table with question; what else stands there is kept.")],
     out: Annotated[Path, typer.Option(help="JSON lines to write: question, prompt, examples, dropped.")],
     method: Annotated[str, typer.Option(help="dq-lore, knn, bm25, depth, or random.")] = "dq-lore",
     k: Annotated[int, typer.Option("-k", help="Examples a prompt.")] = 8,
-    candidates: Annotated[int, typer.Option(help="dq-lore: nearest examples that are re-ranked.")] = 64,
-    rank: Annotated[int, typer.Option(help="dq-lore: directions kept, below --candidates.")] = 16,
+    candidates: Annotated[int | None, typer.Option(help="dq-lore: nearest that are re-ranked; else 64.")] = None,
+    rank: Annotated[int | None, typer.Option(help="dq-lore: directions kept; else a quarter of those.")] = None,
     train: Annotated[bool, typer.Option("--train", help="dq-lore: train the retriever on the pool first.")] = False,
-    retriever: Annotated[str, typer.Option(help="Encoder: minilm, a folder, or a hub id.")] = "minilm",
+    retriever: Annotated[
+        str | None, typer.Option(help="dq-lore, knn, depth: encoder; minilm (default), a folder, or a hub id.")
+    ] = None,
     order: Annotated[str, typer.Option(help="ascending (most similar last) or descending.")] = "ascending",
     style: Style = "text",
     instruction: Annotated[str, typer.Option(help="What stands before the examples.")] = "",
     context: Annotated[int, typer.Option(help="Tokens of prompt and answer; 0: what the model says it takes.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Room for the answer.")] = 64,
+    question_column: Annotated[str, typer.Option(help="What the questions' column is called.")] = "question",
+    answer_column: Annotated[str, typer.Option(help="What the answers' column is called.")] = "answer",
+    rationale_column: Annotated[str, typer.Option(help="What the rationales' column is called.")] = "rationale",
     model: Model = "smollm2",
     server: Server = "",
-    seed: Annotated[int, typer.Option(help="Of random examples and of training.")] = 0,
+    key_variable: KeyVariable = None,
+    timeout: Timeout = None,
+    concurrency: Concurrency = None,
+    max_completion_tokens: NewLimit = False,
+    extra_body: ExtraBody = "",
+    seed: Annotated[int | None, typer.Option(help="Of random examples and of training; else 0.")] = None,
     json_: Json = False,
 ) -> None:
     """Write the few-shot prompt of every query, with examples chosen for it.
 
     Example: rankwise select --pool train.jsonl --queries test.jsonl --method dq-lore --out prompts.jsonl
 
-    What the language model says is kept beside --out, so that the same command continues after an interruption.
+    Tables are csv, tsv, JSON lines or lists, or parquet. What the language model says is kept beside --out, so that the
+    same command continues after an interruption. A query too long for the model gets no prompt; the status is 2 then.
     """
-    from rankwise.files import write_text
+    from rankwise.files import check_file, write_text
     from rankwise.jobs.prompting import prompts_for
-    from rankwise.prompting.examples import read_examples
+    from rankwise.prompting.examples import Columns, read_examples
 
-    given, asked = read_examples(pool), read_examples(queries, answers=False)
-    lm = _language_model(model, server, out.with_name(out.name + ".record"), context or None)
+    check_file(out, inputs=[pool, queries])
+    columns = Columns(question=question_column, answer=answer_column, rationale=rationale_column)
+    given, asked = read_examples(pool, columns=columns), read_examples(queries, answers=False, columns=columns)
+    lm = _language_model(
+        model, server, out, [pool, queries], context=context or None, key_variable=key_variable, timeout=timeout,
+        concurrency=concurrency, max_completion_tokens=max_completion_tokens, extra_body=extra_body,
+    )  # fmt: skip
     with console.status("choosing examples") if console.is_terminal and not json_ else nullcontext():
         found = prompts_for(
-            [q.question for q in asked], given, lm, method=method, k_examples=k, candidates=candidates, rank=rank,
-            train=train, retriever=retriever, order=order, style=style, instruction=instruction,
-            max_new_tokens=max_new_tokens, seed=seed,
+            asked, given, lm, method=method, k_examples=k, candidates=candidates, rank=rank, train=train,
+            retriever=retriever, order=order, style=style, instruction=instruction, max_new_tokens=max_new_tokens,
+            seed=seed,
         )  # fmt: skip
-    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
+    write_text(out, _lines_of(found.rows))
     dropped = sum(len(row["dropped"]) for row in found.rows)
-    summary = {"queries": len(asked), "pool": len(given), "method": method, "dropped": dropped, **found.counts}
     if json_:
-        print(json.dumps(summary))
-        return
-    for note in found.notes:
-        console.print(f"note: {note}", highlight=False)
-    console.print(f"{len(asked)} prompts of up to {k} examples from {len(given)} by {method}", highlight=False)
-    if dropped:
-        console.print(f"{dropped} examples did not fit into the context and were dropped", highlight=False)
-    for name, n in found.counts.items():
-        console.print(f"{name.replace('_', ' ')}: {n}", highlight=False)
-    console.print(f"prompts   {out}", highlight=False)
+        counts = {"queries": len(asked), "pool": len(given), "method": method, "dropped": dropped, **found.counts}
+        print(json.dumps({**counts, "failed": len(found.failed), "notes": found.notes}))
+    else:
+        for note in found.notes:
+            console.print(f"note: {note}")
+        console.print(f"{len(asked)} prompts of up to {k} examples from {len(given)} by {method}")
+        if dropped:
+            console.print(f"{dropped} examples did not fit into the context and were dropped")
+        for name, n in found.counts.items():
+            console.print(f"{name.replace('_', ' ')}: {n}")
+        console.print(f"prompts   {out}")
+    _told(found.failed, f"the other prompts are in {out}")
 
 
 @app.command()
@@ -77,16 +105,23 @@ def answer(
     choices: Annotated[
         list[str] | None, typer.Option(help="… and its candidates: give the option once for each.")
     ] = None,
-    questions: Annotated[Path | None, typer.Option(help="Or JSON lines with question and choices.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="Or JSON lines with question and choices; what else stands there is kept.")
+    ] = None,
     method: Annotated[
         str, typer.Option(help="equilibrium, er-g, g (generator), d (discriminator), mi (both), or sc.")
     ] = "equilibrium",
-    samples: Annotated[int, typer.Option(help="Without choices: answers to draw as candidates.")] = 8,
+    samples: Annotated[int | None, typer.Option(help="Without choices: answers drawn as candidates; else 8.")] = None,
     length: Annotated[str, typer.Option(help="A candidate's log-probability: sum, or mean per token.")] = "sum",
     style: Style = "chat",
     model: Model = "smollm2",
     server: Server = "",
-    out: Annotated[Path | None, typer.Option(help="JSON lines to write: question, answer, scores.")] = None,
+    key_variable: KeyVariable = None,
+    timeout: Timeout = None,
+    concurrency: Concurrency = None,
+    max_completion_tokens: NewLimit = False,
+    extra_body: ExtraBody = "",
+    out: Annotated[Path | None, typer.Option(help="JSON lines to write: question, answer, order, scores.")] = None,
     json_: Json = False,
 ) -> None:
     """Choose among answers: the one on which the model's generating and judging sides agree.
@@ -96,64 +131,101 @@ def answer(
     * rankwise answer --question "What is the capital of France?" --choices Paris --choices Rome
 
     * rankwise answer --questions quiz.jsonl --out answers.jsonl
+
+    With --out what the language model says is kept beside it, so that the same command continues after an interruption.
+    A question that cannot be answered gets an error in its row; the status is 2 then.
     """
-    from rankwise.files import write_text
-    from rankwise.prompting.answers import Choices, propose_answers, rank_answers
+    from rankwise.files import check_file, write_text
+    from rankwise.jobs.prompting import answers_for
     from rankwise.report.tables import answers, terminal
 
     if (questions is None) == (not question):
         raise ValueError("give either --question (with --choices) or --questions FILE")
-    asked = _quiz(questions) if questions is not None else [(question, tuple(choices or ()))]
-    record = out.with_name(out.name + ".record") if out is not None else None
-    lm = _language_model(model, server, record, None)
+    if choices and questions is not None:
+        raise ValueError("--choices belong to --question; in a file they stand beside each question")
+    asked = _quiz(questions) if questions is not None else [(question, tuple(choices or ()), {})]
+    if samples is not None and all(c for _, c, _ in asked):
+        raise ValueError("--samples is for questions without choices, and there is none")
+    inputs = [questions] if questions is not None else []
+    if out is not None:
+        check_file(out, inputs=inputs)
+    lm = _language_model(
+        model, server, out, inputs, key_variable=key_variable, timeout=timeout, concurrency=concurrency,
+        max_completion_tokens=max_completion_tokens, extra_body=extra_body,
+    )  # fmt: skip
     with console.status("asking") if console.is_terminal and not json_ else nullcontext():
-        complete = [
-            Choices(question=q, candidates=c or propose_answers(lm, q, samples=samples, style=style)) for q, c in asked
-        ]
-        found = rank_answers(lm, complete, method=method, length=length, style=style)
-    rows = [{"question": r.question, "answer": r.best, "order": r.order, "scores": r.scores} for r in found]
+        drawn = 8 if samples is None else samples
+        found = answers_for(asked, lm, method=method, samples=drawn, length=length, style=style)
     if out is not None:
-        write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(out, _lines_of(found.rows))
     if json_:
-        for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
-        return
-    for r in found[:20]:
-        console.print(terminal(*answers(r)))
-        console.print(f"{method}: {r.best}\n", highlight=False, markup=False)
-    if len(found) > 20:
-        console.print(f"… and {len(found) - 20} more", highlight=False)
-    if out is not None:
-        console.print(f"answers   {out}", highlight=False)
+        print(_lines_of(found.rows), end="")
+    else:
+        for r in found.ranked[:20]:
+            console.print(terminal(*answers(r)))
+            console.print(f"{method}: {r.best}\n")
+        if len(found.ranked) > 20:
+            console.print(f"… and {len(found.ranked) - 20} more")
+        if out is not None:
+            console.print(f"answers   {out}")
+    _told(found.failed, f"the others are in {out}" if out is not None else "the others are answered")
 
 
-def _quiz(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    from rankwise.reading import json_lines
+def _quiz(path: Path) -> list[tuple[str, tuple[str, ...], dict[str, object]]]:
+    from rankwise.prompting.examples import table_of
 
     out = []
-    for number, row in json_lines(path):
-        question, choices = row.get("question"), row.get("choices") or []
-        if not isinstance(question, str) or not isinstance(choices, list):
-            raise ValueError(f"{path}, line {number}: a question and, in a list, choices are needed")
-        out.append((question, tuple(map(str, choices))))
+    table = table_of(path)
+    for number, row in table.rows:
+        question, choices = row.pop("question", None), row.pop("choices", None) or []
+        if not isinstance(question, str) or not question.strip() or not isinstance(choices, list):
+            raise ValueError(f"{table.at(number)}: a question and, in a list, choices are needed (as in JSON lines)")
+        out.append((question, tuple(map(str, choices)), dict(row)))
     if not out:
         raise ValueError(f"{path} has no questions: a JSON object with question and choices a line is needed")
     return out
 
 
-def _language_model(model: str, server: str, record: Path | None, context: int | None):
-    from rankwise.prompting.language_model import Recorded
+def _lines_of(rows: list[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
+
+def _told(failed: list[str], rest: str) -> None:
+    """End with what could not be done, if anything."""
+    if failed:
+        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise ValueError(f"{'; '.join(failed[:3])}{more}; {rest}")
+
+
+def _language_model(
+    model: str, server: str, out: Path | None, inputs: list[Path], *, context: int | None = None, **asked: object
+):
+    """The model, with a record beside ``out`` where there is one."""
+    from rankwise.files import check_file
+    from rankwise.prompting.language_model import Recorded
+    from rankwise.reading import parse_json
+
+    given = {k: v for k, v in asked.items() if v not in (None, False, "")}
+    if given and not server:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for --server, which is not given")
+    if "extra_body" in given:
+        given["extra_body"] = parse_json(str(given["extra_body"]), "--extra-body")
+    record = out.with_name(out.name + ".record") if out is not None else None
+    if record is not None:
+        check_file(record, inputs=inputs)
     if server:
         from rankwise.prompting.server_model import ServerModel
 
-        lm = ServerModel(model, server, context=context)
+        lm = ServerModel(model, server, context=context, **given)  # type: ignore[arg-type]
     else:
         from rankwise.prompting.transformers_model import TransformersModel
 
         lm = TransformersModel(model)
         lm.context = context or lm.context
-    return Recorded(lm, record) if record is not None else lm
+    if record is None:
+        return lm
+    continues()
+    return Recorded(lm, record)
 
 
 @app.command()
@@ -161,9 +233,11 @@ def compare(
     first: Annotated[Path, typer.Argument(help="Texts, one a line: depth is taken with respect to these.")],
     second: Annotated[Path, typer.Argument(help="Texts, one a line.")],
     distance: Annotated[str, typer.Option(help="cosine or chord.")] = "cosine",
-    method: Annotated[str, typer.Option(help="ranksum, or permutation (slower, exact).")] = "ranksum",
+    method: Annotated[
+        str, typer.Option(help="permutation (exact), or ranksum (quick and cautious, for very many texts).")
+    ] = "permutation",
     model: Annotated[str, typer.Option(help="Encoder: minilm, a folder, or a hub id.")] = "minilm",
-    extremes: Annotated[int, typer.Option(help="Central and outlying texts to show of each.")] = 3,
+    extremes: Annotated[int, typer.Option(min=0, help="Central and outlying texts to show of each.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the permutations and the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for plot and report.html.")] = None,
     json_: Json = False,
@@ -172,21 +246,30 @@ def compare(
 
     Example: rankwise compare human.txt synthetic.txt --out runs/compare
     """
+    from rankwise.files import check_output
     from rankwise.models.embedding import embed
     from rankwise.prompting.depth import depth_rank_test
     from rankwise.report.tables import corpora, extreme_texts, terminal
 
+    if out is not None:
+        check_output(out, made_by="compare", inputs=[first, second])
     texts = [_lines(p) for p in (first, second)]
-    with console.status("embedding") if console.is_terminal and not json_ else nullcontext():
-        F, G = (embed(t, model=model) for t in texts)
-        found = depth_rank_test(F, G, distance=distance, method=method, seed=seed)  # type: ignore[arg-type]
+    encoder = partial(embed, model=model)
+    with (
+        console.status("comparing") if console.is_terminal and not json_ else nullcontext(),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always", UserWarning)
+        found = depth_rank_test(*texts, distance=distance, method=method, encoder=encoder, seed=seed)  # type: ignore[arg-type]
+    notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
     names = [first.stem, second.stem] if first.stem != second.stem else [str(first), str(second)]
-    table = corpora(found, names, texts)
+    table, q = corpora(found, names, texts), f"Q = {found.q:.3f} [{found.q_low:.3f}, {found.q_high:.3f}]"
     if json_:
         print(
             json.dumps(
                 {
                     **{k: getattr(found, k) for k in ("q", "q_low", "q_high", "q_pooled", "statistic", "pvalue")},
+                    "notes": notes,
                     "depths": {"first": found.depths_f.tolist(), "second": found.depths_g.tolist()},
                 }
             )
@@ -194,42 +277,42 @@ def compare(
     else:
         console.print(terminal(*table))
         console.print(
-            f"\nQ = {found.q:.3f} [{found.q_low:.3f}, {found.q_high:.3f}]: the chance that a text of {names[1]} lies "
-            f"deeper in {names[0]} than one of its own (½: no difference)\n"
-            f"rank sum W = {found.statistic:.2f}, p = {found.pvalue:.3g} ({method}, one-sided)\n",
-            highlight=False,
+            f"\n{q}: the chance that a text of {names[1]} lies deeper in {names[0]} than one of its own (½: no "
+            "difference)\n"
+            f"rank sum W = {found.statistic:.2f}, p = {found.pvalue:.3g} ({method}, one-sided)\n"
         )
+        for note in notes:
+            console.print(f"note: {note}\n", style="yellow")
         console.print(terminal(*extreme_texts(found, names, texts, extremes)))
     if out is not None:
+        from rankwise.files import whole_folder
         from rankwise.report import plots
         from rankwise.report.page import write_figure
 
-        write_figure(
-            out,
-            "depths",
-            lambda: plots.depths(found.depths_f, found.depths_g, names),
-            section="Depths",
-            title=f"{names[0]} and {names[1]} compared",
-            subtitle=f"Q = {found.q:.3f} [{found.q_low:.3f}, {found.q_high:.3f}], p = {found.pvalue:.3g} ({method})",
-            command=typed(),
-            header=table[0],
-            rows=table[1],
-            caption="Depth with respect to the first: high is central. Q below ½: the second lies further out.",
-            details="\n".join("  ".join(row) for row in extreme_texts(found, names, texts, extremes, width=None)[1]),
-            details_title="Extreme texts",
-        )
+        whole = extreme_texts(found, names, texts, extremes, width=None)
+        with whole_folder(out, made_by="compare", inputs=[first, second]) as draft:
+            write_figure(
+                draft,
+                "depths",
+                lambda: plots.depths(found.depths_f, found.depths_g, names),
+                section="Depths",
+                title=f"{names[0]} and {names[1]} compared",
+                subtitle=f"{q}, p = {found.pvalue:.3g} ({method})",
+                command=typed(),
+                header=table[0],
+                rows=table[1],
+                caption="Depth with respect to the first: high is central. Q below ½: the second lies further out.",
+                details="\n".join("  ".join(row) for row in whole[1]),
+                details_title="Extreme texts",
+            )
         if not json_:
-            console.print(f"\nreport    {out}/report.html\nplot      {out}/depths.png", highlight=False)
+            console.print(f"\nreport    {out}/report.html\nplot      {out}/depths.png")
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"no such file: {path}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    from rankwise.reading import read_text
+
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]  # texts may hold U+2028 and the like
     if not lines:
         raise ValueError(f"{path} has no text: one a line is needed")
     return lines

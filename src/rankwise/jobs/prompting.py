@@ -1,92 +1,183 @@
-"""Few-shot prompts for a file of queries, by any selector."""
+"""Few-shot prompts for a file of queries, by any selector; answers to a file of questions."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rankwise.models.embedding import TextEncoder
 from rankwise.nearest import unknown
+from rankwise.prompting.answers import METHODS as RANKINGS
+from rankwise.prompting.answers import Choices, RankedAnswers, Unanswerable, fits, propose_answers, rank_answers
 from rankwise.prompting.dq_lore import DQLoReSelector, scored_pairs, train_retriever
-from rankwise.prompting.examples import Example, as_row, few_shot
+from rankwise.prompting.examples import STYLES, Example, TooLong, as_row, few_shot
 from rankwise.prompting.language_model import LanguageModel
-from rankwise.prompting.selectors import BM25Selector, DepthSelector, KNNSelector, RandomSelector, Selector
+from rankwise.prompting.selectors import ORDERS, BM25Selector, DepthSelector, KNNSelector, RandomSelector, Selector
 
-METHODS = ("dq-lore", "knn", "bm25", "depth", "random")
+# which options each method has besides those of all
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "dq-lore": ("candidates", "rank", "train", "retriever", "seed"),
+    "knn": ("retriever",),
+    "bm25": (),
+    "depth": ("retriever",),
+    "random": ("seed",),
+}
+METHODS = tuple(OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What goes into the file, a mapping a query, and what should be known of it."""
+    """What goes into the file, a mapping a query, what should be known of it, and what could not be done."""
 
     rows: list[dict]
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What goes into the file, a mapping a question; the answered questions; what could not be done."""
+
+    rows: list[dict]
+    ranked: list[RankedAnswers]
+    failed: list[str]
 
 
 def prompts_for(
-    questions: Sequence[str],
+    queries: Sequence[Example],
     pool: Sequence[Example],
     model: LanguageModel,
     *,
     method: str = "dq-lore",
     k_examples: int = 8,
-    candidates: int = 64,
-    rank: int = 16,
-    train: bool = False,
-    retriever: str = "minilm",
     order: str = "ascending",
     style: str = "text",
     instruction: str = "",
     max_new_tokens: int = 64,
-    seed: int = 0,
+    **options: object,
 ) -> Prompts:
-    """Select examples for every question and build prompts that fit into the model's context.
+    """Select examples for every query and build prompts that fit into the model's context.
 
-    Parameters are those of the selectors, `train_retriever` and `few_shot`.
+    Parameters are those of the selectors, `train_retriever` and `few_shot`; ``options``, where they are not None or
+    False, are those of the method: ``candidates``, ``rank``, ``train``, ``retriever``, ``seed``. A query that does not
+    fit gets no prompt, and an ``error``.
 
     Raises
     ------
     ValueError
-        An unknown method, or what the selector refuses.
+        An unknown method, an option that the method has not, or what the selector refuses.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    for kind, given, accepted in (("method", method, METHODS), ("order", order, ORDERS), ("style", style, STYLES)):
+        if given not in accepted:
+            raise unknown(kind, given, accepted)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}; at least 1 is needed")
+    chosen = {k: v for k, v in options.items() if v is not None and v is not False}
+    if strange := [k for k in chosen if k not in OPTIONS[method]]:
+        raise ValueError(f"{method} has no {' and no '.join(strange)}: leave that out")
+    if method == "dq-lore" and "seed" in chosen and "train" not in chosen:
+        raise ValueError("dq-lore draws nothing unless it is trained: leave seed out")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        common = {"k_examples": k_examples, "order": order}
-        if method == "dq-lore":
-            selector: Selector = _dq_lore(
-                pool, model, train, retriever, seed, candidates=candidates, rank=rank, style=style,
-                max_new_tokens=max_new_tokens, **common,
+        selector = _selector(method, pool, model, chosen, k_examples, order, style, max_new_tokens)
+        examples = selector.fit(pool).select_batch([q.question for q in queries])
+    rows, failed = [], []
+    for number, (query, shots) in enumerate(zip(queries, examples, strict=True), 1):
+        row = {k: v for k, v in as_row(query).items() if v != ""}
+        try:
+            built = few_shot(
+                query.question, shots, model=model, max_new_tokens=max_new_tokens, instruction=instruction,
+                style=style, least_similar_first=order == "ascending",
             )  # fmt: skip
-        elif method == "bm25":
-            selector = BM25Selector(**common)
-        elif method == "random":
-            selector = RandomSelector(seed=seed, **common)
-        else:
-            selector = {"knn": KNNSelector, "depth": DepthSelector}[method](encoder=TextEncoder(retriever), **common)
-        chosen = selector.fit(pool).select_batch(questions)
+            used, dropped = ([as_row(e) for e in part] for part in (built.examples, built.dropped))
+            rows.append(joined(row, {"prompt": built.prompt, "examples": used, "dropped": dropped}))
+        except TooLong as error:
+            failed.append(f"query {number}: {error}")
+            rows.append(joined(row, {"prompt": None, "examples": [], "dropped": [], "error": str(error)}))
+    counts = {"asked_alone": selector.fallbacks_} if isinstance(selector, DQLoReSelector) else {}
+    return Prompts(rows=rows, counts=counts, notes=sorted({str(w.message) for w in caught}), failed=failed)
+
+
+def answers_for(
+    questions: Sequence[tuple[str, tuple[str, ...], Mapping[str, object]]],
+    model: LanguageModel,
+    *,
+    method: str = "equilibrium",
+    samples: int = 8,
+    length: str = "sum",
+    style: str = "chat",
+) -> Answered:
+    """Choose an answer to every question: text, candidates (none: some are drawn), and what else is known of it.
+
+    A question that does not fit, or to which the model writes nothing, gets no answer, and an ``error``.
+
+    Raises
+    ------
+    ValueError
+        An unknown method, length or style, or what a question or its candidates are refused for.
+    """
+    kinds = (("method", method, RANKINGS), ("length", length, ("sum", "mean")), ("style", style, STYLES))
+    for kind, given, accepted in kinds:
+        if given not in accepted:
+            raise unknown(kind, given, accepted)
+    if samples < 0:
+        raise ValueError(f"samples={samples} must not be negative")
+    given = [Choices(question=q, candidates=c) if c else None for q, c, _ in questions]
+    complete: dict[int, Choices] = {}
+    errors: dict[int, str] = {}
+    for i, (question, _, _) in enumerate(questions):
+        asked = given[i]
+        try:
+            if asked is None:
+                proposed = propose_answers(model, question, samples=samples, style=style)
+                asked = Choices(question=question, candidates=proposed)
+            if not fits(model, asked, style=style):
+                raise Unanswerable(f"{question[:60]!r} and its candidates do not fit into {model.context} tokens")
+            complete[i] = asked
+        except Unanswerable as error:
+            errors[i] = str(error)
+    found: dict[int, RankedAnswers] = {}
+    if complete:
+        ranked = rank_answers(model, list(complete.values()), method=method, length=length, style=style)
+        found = dict(zip(complete, ranked, strict=True))
     rows = []
-    for question, examples in zip(questions, chosen, strict=True):
-        built = few_shot(
-            question, examples, model=model, max_new_tokens=max_new_tokens, instruction=instruction, style=style,
-            least_similar_first=order == "ascending",
-        )  # fmt: skip
-        used, dropped = ([as_row(e) for e in part] for part in (built.examples, built.dropped))
-        rows.append({"question": question, "prompt": built.prompt, "examples": used, "dropped": dropped})
-    counts = {}
-    if isinstance(selector, DQLoReSelector):
-        counts["asked_alone"] = selector.fallbacks_
-    return Prompts(rows=rows, counts=counts, notes=sorted({str(w.message) for w in caught}))
+    for i, (question, _, more) in enumerate(questions):
+        row: dict[str, object] = {"answer": None, "error": errors.get(i)}
+        if r := found.get(i):
+            row = {"answer": r.best, "order": r.order, "scores": r.scores}
+        rows.append(joined({"question": question, **more}, row))
+    failed = [f"question {i + 1}: {error}" for i, error in errors.items()]
+    return Answered(rows=rows, ranked=list(found.values()), failed=failed)
 
 
-def _dq_lore(
-    pool: Sequence[Example], model: LanguageModel, train: bool, retriever: str, seed: int, **options
-) -> DQLoReSelector:
-    if train:
-        encoder = train_retriever(pool, scored_pairs(pool, model), encoder=retriever, seed=seed)
+def joined(given: Mapping[str, object], found: Mapping[str, object]) -> dict[str, object]:
+    """One row: what was given, and what was found; a given key of the same name is kept as ``given_…``."""
+    return {f"given_{k}" if k in found else k: v for k, v in given.items()} | dict(found)
+
+
+def _selector(
+    method: str,
+    pool: Sequence[Example],
+    model: LanguageModel,
+    chosen: Mapping,
+    k_examples: int,
+    order: str,
+    style: str,
+    max_new_tokens: int,
+) -> Selector:
+    common = {"k_examples": k_examples, "order": order}
+    retriever = chosen.get("retriever", "minilm")
+    if method == "bm25":
+        return BM25Selector(**common)
+    if method == "random":
+        return RandomSelector(seed=chosen.get("seed", 0), **common)
+    if method != "dq-lore":
+        return {"knn": KNNSelector, "depth": DepthSelector}[method](encoder=TextEncoder(retriever), **common)
+    if chosen.get("train"):
+        encoder = train_retriever(pool, scored_pairs(pool, model), encoder=retriever, seed=chosen.get("seed", 0))
     else:
         encoder = TextEncoder(retriever)
-    return DQLoReSelector(model, encoder, **options)
+    own = {k: chosen[k] for k in ("candidates", "rank") if k in chosen}
+    return DQLoReSelector(model, encoder, style=style, max_new_tokens=max_new_tokens, **own, **common)

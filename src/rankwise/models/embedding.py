@@ -1,4 +1,7 @@
-"""Sentence embeddings: the mean of an encoder's last hidden states over a text's tokens, at length 1."""
+"""Sentence embeddings: the mean of an encoder's last hidden states over a text's tokens, or the first one, at length 1.
+
+Which of the two is read from ``1_Pooling/config.json``, where sentence-transformers writes it; the mean without it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rankwise.models.loading import load, load_tokenizer
+from rankwise.files import content_of, write_json
+from rankwise.models.loading import load, load_tokenizer, resolve
+from rankwise.reading import read_json
+
+POOLING = "1_Pooling/config.json"
 
 
 class TextEncoder:
@@ -20,9 +27,9 @@ class TextEncoder:
     Parameters
     ----------
     model : str
-        ``minilm``, a folder or a hub id of an encoder that is pooled by the mean, as sentence-transformers' are.
+        ``minilm``, a folder or a hub id.
     max_length : int
-        Tokens read of a text.
+        Tokens read of a text, where the encoder takes as many.
     batch_size : int
         Texts at a time; those of similar length go together.
 
@@ -30,15 +37,25 @@ class TextEncoder:
     ----------
     model : PreTrainedModel
     tokenizer : PreTrainedTokenizerBase
+    pooling : {"mean", "cls"}
+
+    Raises
+    ------
+    ValueError
+        An encoder that is pooled otherwise; one text where a list of them is needed.
     """
 
     def __init__(self, model: str = "minilm", *, max_length: int = 256, batch_size: int = 64) -> None:
+        self.pooling = _pooling(model)
         self.model, self.tokenizer = load(model, task="base").eval(), load_tokenizer(model)
-        self.max_length, self.batch_size = max_length, batch_size
+        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def __call__(self, texts: Iterable[str]) -> NDArray[np.float32]:
         """``(n, d)`` unit vectors, float32."""
+        if isinstance(texts, str):
+            raise ValueError("one text was given where a list of texts is needed: put it into a list")
         texts = list(texts)
         ids = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"] if texts else []
         order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
@@ -56,10 +73,14 @@ class TextEncoder:
         """As a folder that ``TextEncoder(str(folder))`` reads."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        modes = {"pooling_mode_mean_tokens": self.pooling == "mean", "pooling_mode_cls_token": self.pooling == "cls"}
+        write_json(folder / POOLING, modes)
 
     def _pooled(self, ids: list[list[int]]) -> Tensor:
         batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
         hidden = self.model(**batch).last_hidden_state
+        if self.pooling == "cls":
+            return torch.nn.functional.normalize(hidden[:, 0], dim=-1)
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
         mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
         return torch.nn.functional.normalize(mean, dim=-1)
@@ -68,8 +89,28 @@ class TextEncoder:
 def embed(
     texts: Iterable[str], *, model: str = "minilm", max_length: int = 256, batch_size: int = 64
 ) -> NDArray[np.float32]:
-    """``(n, d)`` unit vectors by a `TextEncoder` that is kept for the next call."""
-    return _encoder(model, max_length=max_length, batch_size=batch_size)(texts)
+    """``(n, d)`` unit vectors by a `TextEncoder` that is kept for the next call, while its files stay as they are."""
+    folder = Path(resolve(model))
+    content = content_of(folder) if folder.is_dir() else ""
+    return _encoder(model, content, max_length=max_length, batch_size=batch_size)(texts)
 
 
-_encoder = lru_cache(maxsize=1)(TextEncoder)
+@lru_cache(maxsize=1)
+def _encoder(model: str, content: str, **options: int) -> TextEncoder:
+    return TextEncoder(model, **options)
+
+
+def _pooling(model: str) -> str:
+    """How an encoder is pooled: as written beside it."""
+    from transformers.utils.hub import cached_file
+
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
+    file = cached_file(resolve(model), POOLING, **quiet)
+    written = read_json(Path(file)) if file else {}
+    modes = {
+        k.removeprefix("pooling_mode_") for k, on in written.items() if k.startswith("pooling_mode_") and on is True
+    }
+    known = {frozenset(): "mean", frozenset({"mean_tokens"}): "mean", frozenset({"cls_token"}): "cls"}
+    if frozenset(modes) not in known:
+        raise ValueError(f"{model} is pooled by {' and '.join(sorted(modes))}; mean_tokens or cls_token is read")
+    return known[frozenset(modes)]

@@ -8,7 +8,7 @@ from rankwise.prompting.answers import Choices, rank_answers, score_answers
 from rankwise.prompting.depth import DepthTest, TextDepth, depth_rank_test, pooled_quality, quality
 from rankwise.prompting.dq_lore import DQLoReSelector, lore, scored_pairs, train_retriever
 from rankwise.prompting.equilibrium import EquilibriumRanker, Ranking
-from rankwise.prompting.examples import Example, extract_answer, few_shot, read_examples
+from rankwise.prompting.examples import Columns, Example, extract_answer, few_shot, read_examples
 from rankwise.prompting.iterative import Answer, Item, IterativeICL, SimilarityIndex
 from rankwise.prompting.language_model import Generation, LanguageModel, Recorded, Sampling, Score, TextGenerator
 from rankwise.prompting.selectors import BM25Selector, DepthSelector, KNNSelector, RandomSelector
@@ -22,6 +22,7 @@ __all__ = [
     "Answer",
     "BM25Selector",
     "Choices",
+    "Columns",
     "DQLoReSelector",
     "DepthSelector",
     "DepthTest",

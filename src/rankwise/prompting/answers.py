@@ -45,11 +45,17 @@ class Choices:
     candidates: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.candidates, str) or not all(isinstance(c, str) for c in self.candidates):
+            raise ValueError(f"candidates {self.candidates!r:.80} of {self.question[:60]!r}: a list of texts is needed")
         object.__setattr__(self, "candidates", tuple(dict.fromkeys(c.strip() for c in self.candidates)))
         if not self.question.strip():
             raise ValueError("the question is empty")
         if not self.candidates or "" in self.candidates:
             raise ValueError(f"candidates {list(self.candidates)} of {self.question[:60]!r}: at least one, none empty")
+
+
+class Unanswerable(ValueError):
+    """A question among many to which there is no answer, whatever the others are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,18 +151,9 @@ def score_answers(
         raise unknown("length", length, ("sum", "mean"))
     if style not in ("chat", "text"):
         raise unknown("style", style, ("chat", "text"))
-    gap = " " if style == "text" else ""
-    prompts: list[Prompt] = []
-    given: list[list[str]] = []
-    for q in questions:
-        answers = [gap + c for c in q.candidates]
-        for ask in (*ASK, ""):
-            prompts.append(_asked(f"{q.question}\n{ask}".strip(), style))
-            given.append(answers)
-        for c in q.candidates:
-            prompts.append(_asked(f"{q.question}\nProposed answer: {c}\n{JUDGE}", style))
-            given.append([gap + w for w in _WORDS])
-    found = [[s.total if length == "sum" else s.mean for s in scores] for scores in model.score(prompts, given)]
+    requests = [r for q in questions for r in _requests(q, style)]
+    scored = model.score([prompt for prompt, _ in requests], [given for _, given in requests])
+    found = [[s.total if length == "sum" else s.mean for s in scores] for scores in scored]
     if any(math.isnan(x) for row in found for x in row):
         raise ValueError(f"{model.name} gave a log-probability that is not a number")
     B, K = len(questions), max(len(q.candidates) for q in questions)
@@ -169,6 +166,14 @@ def score_answers(
         plain[b, :k] = torch.tensor(next(rows), dtype=torch.float64)
         discriminator[b, :k] = torch.tensor([next(rows) for _ in range(k)], dtype=torch.float64)
     return Scores(generator=generator, discriminator=discriminator, plain=plain, mask=mask)
+
+
+def fits(model: LanguageModel, question: Choices, *, style: str = "chat") -> bool:
+    """Whether all that is asked about a question goes into the model's context, as far as that is known."""
+    if model.context is None:
+        return True
+    longest = (model.count_tokens(p) + max(map(model.count_tokens, given)) for p, given in _requests(question, style))
+    return max(longest) <= model.context
 
 
 def propose_answers(
@@ -185,18 +190,30 @@ def propose_answers(
 
     Raises
     ------
-    ValueError
-        The model wrote nothing at all.
+    Unanswerable
+        The model wrote nothing at all, or the question leaves no room for an answer.
     """
     prompt, stop = _asked(question, style), ("\n",)
+    if model.context is not None and model.count_tokens(prompt) + max_new_tokens > model.context:
+        raise Unanswerable(f"{question[:60]!r} leaves no room for an answer in {model.context} tokens")
     found = model.generate([prompt], Sampling(max_new_tokens=max_new_tokens, stop=stop))
     for seed in range(samples):
         drawn = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed)
         found += model.generate([prompt], drawn)
     answers = tuple(dict.fromkeys(g.text.strip() for g in found if g.text.strip()))
     if not answers:
-        raise ValueError(f"{model.name} wrote no answer to {question[:60]!r}: give candidates")
+        raise Unanswerable(f"{model.name} wrote no answer to {question[:60]!r}: give candidates")
     return answers
+
+
+def _requests(question: Choices, style: str) -> list[tuple[Prompt, list[str]]]:
+    """Prompts and their continuations: the candidates for the generator, correct, incorrect and plain; a verdict on
+    each candidate."""
+    gap = " " if style == "text" else ""
+    answers, words = [gap + c for c in question.candidates], [gap + w for w in _WORDS]
+    generator = [(_asked(f"{question.question}\n{ask}".strip(), style), answers) for ask in (*ASK, "")]
+    judged = [f"{question.question}\nProposed answer: {c}\n{JUDGE}" for c in question.candidates]
+    return generator + [(_asked(text, style), words) for text in judged]
 
 
 def _asked(text: str, style: str) -> Prompt:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,10 @@ from torch import Tensor
 from rankwise.files import whole_folder, write_json
 from rankwise.models.embedding import TextEncoder
 from rankwise.nearest import unknown
-from rankwise.prompting.depth import Encoder
-from rankwise.prompting.examples import Example, as_row, few_shot, read_examples
-from rankwise.prompting.language_model import LanguageModel, Sampling
-from rankwise.prompting.selectors import Indices, KNNSelector, Selector, bm25_index, bm25_scores, embedded
+from rankwise.prompting.depth import Encoder, unit_rows
+from rankwise.prompting.examples import STYLES, Example, TooLong, as_example, as_row, few_shot, read_examples
+from rankwise.prompting.language_model import LanguageModel, Prompt, Sampling
+from rankwise.prompting.selectors import KNNSelector, Selector, bm25_index, bm25_scores, embedded
 from rankwise.reading import read_json
 from rankwise.spectral import each, symmetric_eigh
 
@@ -63,8 +64,8 @@ class DQLoReSelector(Selector):
     k_examples : int
     candidates : int
         M, nearest examples that are re-ranked.
-    rank : int
-        k, directions kept, below M.
+    rank : int, optional
+        k, directions kept, below M; by default a quarter of M, as in the paper's 16 of 64.
     method : {"pca", "kernel-pca", "none"}
         LoRe's kernel: linear, or Gaussian with the candidates' median distance as its width; ``none`` keeps the
         second query's order.
@@ -81,8 +82,11 @@ class DQLoReSelector(Selector):
     ----------
     embeddings_ : ndarray
         ``(n, d)`` unit rows, of question and solution.
+    rank_ : int
+        k as used; 0 where one candidate is left and there is nothing to rank.
     fallbacks_ : int
-        Questions so far for which the model wrote nothing, so that they were asked alone.
+        Questions so far for which the model wrote nothing, or could not be asked since they are too long, so that they
+        were looked up alone.
     """
 
     _known: NDArray | None = None  # embeddings of a saved pool
@@ -94,7 +98,7 @@ class DQLoReSelector(Selector):
         k_examples: int = 8,
         *,
         candidates: int = 64,
-        rank: int = 16,
+        rank: int | None = None,
         method: str = "pca",
         similarity: str = "inner",
         initial: int = 8,
@@ -123,7 +127,10 @@ class DQLoReSelector(Selector):
         """A saved selector; nothing is embedded again."""
         if encoder is None and (folder / "encoder").is_dir():
             encoder = TextEncoder(str(folder / "encoder"))
-        selector = cls(language_model, encoder, **read_json(folder / "settings.json"))
+        settings = read_json(folder / "settings.json")
+        if set(settings) != set(_SETTINGS):
+            raise ValueError(f"{folder / 'settings.json'} holds {', '.join(settings)}: not a saved selector's")
+        selector = cls(language_model, encoder, **settings)
         selector._known = np.load(folder / "embeddings.npy", allow_pickle=False).astype(np.float32)
         selector.fit(read_examples(folder / "pool.jsonl"))
         selector._known = None
@@ -134,8 +141,8 @@ class DQLoReSelector(Selector):
         X = embedded([_whole(e) for e in self.pool_], self.encoder) if self._known is None else self._known
         if len(X) != len(self.pool_):
             raise ValueError(f"{len(X)} embeddings for a pool of {len(self.pool_)}")
-        self.embeddings_ = _unit(X)
-        self._index = NearestNeighbors(metric="cosine", algorithm="brute").fit(self.embeddings_)
+        self.embeddings_ = unit_rows(X, "the pool")
+        self._index = NearestNeighbors(metric="cosine", algorithm="brute").fit(self.embeddings_[self._distinct])
         self._first = None
         if self.language_model is not None:
             size = min(self.initial, len(self.pool_))
@@ -147,46 +154,55 @@ class DQLoReSelector(Selector):
             raise unknown("method", self.method, METHODS)
         if self.similarity not in SIMILARITIES:
             raise unknown("similarity", self.similarity, SIMILARITIES)
-        self._size = self.candidates
-        if self.candidates > len(self.pool_):
-            warnings.warn(f"candidates={self.candidates} of a pool of {len(self.pool_)}: all of it", stacklevel=4)
-            self._size = len(self.pool_)
-        if self.method != "none" and not 1 <= self.rank < self._size:
+        if self.style not in STYLES:
+            raise unknown("style", self.style, STYLES)
+        if self.candidates < 1 or self.initial < 1:
+            raise ValueError(f"candidates={self.candidates} and initial={self.initial}; at least 1 is needed")
+        self._size = min(self.candidates, len(self._distinct))
+        if self.candidates > self._size:
+            warnings.warn(f"candidates={self.candidates} of a pool of {self._size} questions: all of it", stacklevel=4)
+        if self.method != "none" and self.rank is not None and not 1 <= self.rank < self._size:
             raise ValueError(f"rank={self.rank} with {self._size} candidates: 1 to {self._size - 1} reduces anything")
+        self.rank_ = min(max(1, self._size // 4), self._size - 1) if self.rank is None else self.rank
 
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
         if not queries:
             return []
         written = self.chains_of_thought(queries)
         self.fallbacks_ += sum(not w for w in written)
-        Q = _unit(embedded([f"{q} {w}".strip() for q, w in zip(queries, written, strict=True)], self.encoder))
-        near = self._index.kneighbors(Q, self._reach(self._size), return_distance=False)
-        near = np.stack([self._candidates(q, row) for q, row in zip(queries, near, strict=True)])
-        if self.method == "none":
+        texts = [f"{q} {w}".strip() for q, w in zip(queries, written, strict=True)]
+        Q = unit_rows(embedded(texts, self.encoder), "the queries")
+        reach = min(self._size + 1, len(self._distinct))
+        near = self._distinct[self._index.kneighbors(Q, reach, return_distance=False)]
+        own = near == np.array([self._own(q) for q in queries])[:, None]  # comes last, where there are not enough
+        near = np.take_along_axis(near, np.argsort(own, axis=1, kind="stable"), 1)[:, : self._size]
+        if self.method == "none" or not self.rank_:
             return near
         near.sort(axis=1)  # ties by position
         scores = self._scores(torch.from_numpy(Q), torch.from_numpy(self.embeddings_[near])).numpy()
         return np.take_along_axis(near, np.argsort(-scores, axis=1, kind="stable"), 1)
 
     def _scores(self, query: Tensor, candidates: Tensor) -> Tensor:
-        rank = min(self.rank, candidates.shape[-2] - 1)
-        return lore(query, candidates, rank, method=self.method, similarity=self.similarity)
-
-    def _candidates(self, query: str, row: Indices) -> Indices:
-        """M of the neighbours; those that ask the question itself and duplicates only where there are not enough."""
-        wanted = [i for i in row if self._same[i] == i and self._allowed(query, i)]
-        return np.array([*wanted, *(i for i in row if i not in set(wanted))][: self._size], np.intp)
+        return lore(query, candidates, self.rank_, method=self.method, similarity=self.similarity)
 
     def chains_of_thought(self, queries: Sequence[str]) -> list[str]:
-        """The first query: what the model writes for each question; empty without a model."""
-        if self._first is None or self.language_model is None:
-            return [""] * len(queries)
-        prompts = [
-            few_shot(q, shots, model=self.language_model, max_new_tokens=self.max_new_tokens, style=self.style).prompt
-            for q, shots in zip(queries, self._first.select_batch(queries), strict=True)
-        ]
-        found = self.language_model.generate(prompts, Sampling(max_new_tokens=self.max_new_tokens, stop=_ENDS))
-        return [g.text.strip() for g in found]
+        """The first query: what the model writes for each question; empty without a model, and for too long ones."""
+        written = [""] * len(queries)
+        model = self.language_model
+        if self._first is None or model is None:
+            return written
+        prompts: dict[int, Prompt] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of too few examples: said once, of those selected in the end
+            first = self._first.select_batch(queries)
+        for i, (query, shots) in enumerate(zip(queries, first, strict=True)):
+            with suppress(TooLong):
+                built = few_shot(query, shots, model=model, max_new_tokens=self.max_new_tokens, style=self.style)
+                prompts[i] = built.prompt
+        sampling = Sampling(max_new_tokens=self.max_new_tokens, stop=_ENDS)
+        for i, found in zip(prompts, model.generate(list(prompts.values()), sampling), strict=True):
+            written[i] = found.text.strip()
+        return written
 
 
 @torch.no_grad()
@@ -291,16 +307,23 @@ def scored_pairs(
     ValueError
         Fewer than ``2 top`` candidates, or a score that is not a number.
     """
+    pool = [as_example(e) for e in pool]
     candidates = min(candidates, len(pool) - 1)
     if candidates < 2 * top:
         raise ValueError(f"{candidates} candidates of a pool of {len(pool)} for {top} positives and {top} negatives")
     index, rows = bm25_index([e.solution for e in pool]), list(range(len(pool)) if queries is None else queries)
-    prompts, near = [], np.zeros((len(rows), candidates), np.intp)
+    prompts, near, strange = [], np.zeros((len(rows), candidates), np.intp), 0
     for k, i in enumerate(rows):
         scores = bm25_scores(index, pool[i].solution).copy()
+        strange += not np.delete(scores, i).any()
         scores[i] = -np.inf  # a query never retrieves itself
         near[k] = np.argsort(-scores, kind="stable")[:candidates]
         prompts += [few_shot(pool[i].question, [pool[j]], style="text").prompt for j in near[k]]
+    if strange:
+        warnings.warn(
+            f"{strange} of {len(rows)} solutions share no word with another one: their candidates are the pool's first",
+            stacklevel=2,
+        )
     continuations = [[f" {pool[i].solution}"] for i in rows for _ in range(candidates)]
     found = scorer.score(prompts, continuations)
     logp = np.array([s[0].mean for s in found]).reshape(near.shape)
@@ -417,7 +440,3 @@ def _copied(model: TextEncoder) -> dict[str, Tensor]:
 
 def _whole(example: Example) -> str:
     return f"{example.question} {example.solution}"
-
-
-def _unit(X: NDArray) -> NDArray:
-    return X / np.linalg.norm(X, axis=1, keepdims=True).clip(min=np.finfo(X.dtype).tiny)

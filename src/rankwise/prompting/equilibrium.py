@@ -15,8 +15,15 @@ in one loop; questions with fewer candidates are masked.
 Source: Jacob, Shen, Farina & Andreas, "The Consensus Game", ICLR 2024, arXiv 2310.09139; the dynamics are piKL's,
 derived anew.
 
-What people get wrong: the normalisation. Both sides are first made comparable across the variable they condition on
-(``normalise="both"``): what the generator would say just as well when lying tells nothing.
+What people get wrong: the normalisation. Both sides are first made comparable across the variable they condition on:
+what the generator would say just as well when lying tells nothing. With ``normalise="both"`` each side is made a
+distribution of its own before that,
+
+    g(y | v) = P(y | v) / Σ_y' P(y' | v),    π_G⁰(y | v) ∝ g(y | v) / Σ_v' g(y | v')
+
+so that a prompt under which every answer is less likely does not count, nor a constant added to its log-probabilities.
+The paper divides the model's raw probabilities, ``π_G⁰(y | v) ∝ P(y | v) / Σ_v' P(y | v')``, and the discriminator's
+across answers likewise: ``normalise="raw"``. In a few questions of a hundred another answer wins.
 """
 
 from __future__ import annotations
@@ -29,6 +36,7 @@ from torch import Tensor
 from rankwise.nearest import unknown
 
 CORRECT = 0
+NORMALISATIONS = ("both", "raw", "own")
 _CHECK = 100  # iterations between looks at the gap
 
 
@@ -71,7 +79,9 @@ class EquilibriumRanker:
         The most.
     tol : float
         Stop when every question's gap lies below; 0 never stops early.
-    normalise : {"both", "own"}
+    normalise : {"both", "raw", "own"}
+        Across candidates and conditions, each side made a distribution first; the same of raw probabilities, as in the
+        paper; across its own variable alone.
     refine : int
         Rounds of damped best responses after the dynamics; 0 is the paper's. The dynamics forget their start only as
         1 / t: at 5,000 iterations a gap of 1e-3 to 1e-2 is left, which 200 rounds bring below 1e-6, at times with
@@ -94,8 +104,8 @@ class EquilibriumRanker:
         for name in ("eta_g", "eta_d", "iterations"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.normalise not in ("both", "own"):
-            raise unknown("normalise", self.normalise, ("both", "own"))
+        if self.normalise not in NORMALISATIONS:
+            raise unknown("normalise", self.normalise, NORMALISATIONS)
 
     @torch.no_grad()
     def rank(self, generator_logp: Tensor, discriminator_logp: Tensor, mask: Tensor | None = None) -> Ranking:
@@ -105,7 +115,7 @@ class EquilibriumRanker:
         ----------
         generator_logp : Tensor
             ``(B, 2, K)``: log-probability of each answer when asked for a (correct, incorrect) one; any constant may be
-            added to a row.
+            added to a row, unless ``normalise="raw"``.
         discriminator_logp : Tensor
             ``(B, K, 2)``: log-probability of (correct, incorrect) for each answer.
         mask : Tensor, optional
@@ -169,11 +179,11 @@ class EquilibriumRanker:
         d = d.masked_fill(~mask[:, :, None], 0.0)
         if (d.amax(2) == -torch.inf).any():
             raise ValueError("a candidate has probability 0 of being either correct or incorrect")
-        if self.normalise == "both":
-            own = g.log_softmax(2)  # what was added to a whole row must not count
-            g = own.log_softmax(1).masked_fill(own.amax(1, keepdim=True) == -torch.inf, -torch.inf)
-            d = d.log_softmax(2).masked_fill(~mask[:, :, None], -torch.inf).log_softmax(1)
-            d = d.masked_fill(~mask[:, :, None], 0.0)
+        if self.normalise == "both":  # what was added to a whole row must not count
+            g, d = g.log_softmax(2), d.log_softmax(2)
+        if self.normalise != "own":
+            g = g.log_softmax(1).masked_fill(g.amax(1, keepdim=True) == -torch.inf, -torch.inf)
+            d = d.masked_fill(~mask[:, :, None], -torch.inf).log_softmax(1).masked_fill(~mask[:, :, None], 0.0)
         return g.log_softmax(2), d.log_softmax(2), mask
 
 

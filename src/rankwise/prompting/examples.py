@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rankwise.prompting.language_model import LanguageModel, Message, Prompt
+from rankwise.data.tables import Table, read_table
+from rankwise.nearest import unknown
+from rankwise.prompting.language_model import Message, Prompt, TextGenerator
 from rankwise.reading import json_lines
 
 ANSWER = "The answer is"
+STYLES = ("chat", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A question with its answer and, for reasoning tasks, how one gets there."""
+    """A question with its answer and, for reasoning tasks, how one gets there; whatever else is known of it is kept."""
 
     question: str
     answer: str
     rationale: str = ""
+    more: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     @property
     def solution(self) -> str:
@@ -36,14 +40,30 @@ class FewShot:
     dropped: list[Example]
 
 
-def read_examples(path: Path, *, answers: bool = True) -> list[Example]:
-    """Examples from JSON lines with ``question``, ``answer`` and, if there is one, ``rationale``.
+class TooLong(ValueError):
+    """A question that does not fit into the model's context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What the columns, or keys, of examples are called."""
+
+    question: str = "question"
+    answer: str = "answer"
+    rationale: str = "rationale"
+
+
+def read_examples(path: Path, *, answers: bool = True, columns: Columns | None = None) -> list[Example]:
+    """Examples from a table (csv, tsv, JSON lines or list, parquet); other columns are kept in ``more``.
 
     Parameters
     ----------
     path : Path
+        JSON lines where its ending names no kind of table.
     answers : bool
         Whether every line needs an answer (a pool does, queries do not).
+    columns : Columns, optional
+        What they are called; a rationale may be absent.
 
     Raises
     ------
@@ -51,38 +71,54 @@ def read_examples(path: Path, *, answers: bool = True) -> list[Example]:
         No such file, no lines, or a line without what is needed (its number).
     """
     found = []
-    for number, row in json_lines(path):
+    table = table_of(path)
+    for number, row in table.rows:
         try:
-            found.append(as_example(row, answers=answers))
+            found.append(as_example(row, answers=answers, columns=columns))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            raise ValueError(f"{table.at(number)}: {error}") from error
     if not found:
-        raise ValueError(f"{path} has no examples: a JSON object with question and answer a line is needed")
+        raise ValueError(f"{path} has no examples: a question and its answer a line are needed")
     return found
 
 
-def as_example(given: Example | dict, *, answers: bool = True) -> Example:
-    """An `Example` of a mapping; other keys are ignored."""
+def table_of(path: Path) -> Table:
+    """A file's rows; JSON lines where its ending names no kind of table."""
+    if path.suffix.lower() in ("", ".txt"):
+        return Table(path=path, unit="line", rows=json_lines(path))
+    return read_table(path)
+
+
+def as_example(given: Example | Mapping, *, answers: bool = True, columns: Columns | None = None) -> Example:
+    """An `Example` of a mapping; other keys are kept in ``more``.
+
+    Raises
+    ------
+    ValueError
+        No mapping, a question or answer that is absent, empty, or a list or mapping.
+    """
     if isinstance(given, Example):
         return given
-    needed = ("question", "answer") if answers else ("question",)
-    if not isinstance(given, dict):
-        raise ValueError(f"{given!r} is no mapping with {' and '.join(needed)}")
-    missing = [k for k in needed if given.get(k) in (None, "")]
-    if missing:
-        raise ValueError(f"no {' and no '.join(missing)} among {', '.join(map(str, given)) or 'no keys'}")
-    return Example(
-        question=str(given["question"]),
-        answer=str(given.get("answer", "")),
-        rationale=str(given.get("rationale") or ""),
-    )
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{given!r} is no mapping with question and answer")
+    c = columns or Columns()
+    texts = {k: _cell(k, given.get(k)) for k in (c.question, c.answer, c.rationale)}
+    needed = (c.question, c.answer) if answers else (c.question,)
+    if absent := [k for k in needed if k not in given]:
+        keys = ", ".join(map(str, given)) or "no keys"
+        raise ValueError(f"no {' and no '.join(absent)} among {keys}: say what they are called, or rename them")
+    if empty := [k for k in needed if not texts[k]]:
+        raise ValueError(f"{' and '.join(empty)} is empty")
+    question, answer, rationale = texts.values()
+    more = {str(k): v for k, v in given.items() if k not in texts}
+    return Example(question=question, answer=answer, rationale=rationale, more=more)
 
 
 def few_shot(
     question: str,
     examples: Sequence[Example],
     *,
-    model: LanguageModel | None = None,
+    model: TextGenerator | None = None,
     max_new_tokens: int = 64,
     instruction: str = "",
     style: str = "chat",
@@ -95,7 +131,7 @@ def few_shot(
     question : str
     examples : sequence of Example
         In the order in which they go into the prompt.
-    model : LanguageModel, optional
+    model : TextGenerator, optional
         Whose context limits the prompt; without one, or where it knows none, nothing is dropped.
     max_new_tokens : int
         Room to leave for the answer.
@@ -108,34 +144,58 @@ def few_shot(
 
     Raises
     ------
+    TooLong
+        A question that does not fit even without examples.
     ValueError
-        An unknown style, or a question that does not fit even without examples.
+        An unknown style, no text, or something else than examples.
     """
-    if style not in ("chat", "text"):
-        raise ValueError(f"style={style!r}; 'chat' and 'text' are accepted")
+    if style not in STYLES:
+        raise unknown("style", style, STYLES)
+    if not isinstance(question, str) or not all(isinstance(e, Example) for e in examples):
+        raise ValueError("a question is a text, and examples are a list of Example")
     build = _chat if style == "chat" else _text
     kept, dropped = list(examples), []
     limit = model.context - max_new_tokens if model is not None and model.context is not None else None
     while limit is not None and model is not None and model.count_tokens(build(question, kept, instruction)) > limit:
         if not kept:
-            raise ValueError(
-                f"the question does not fit into {model.context} tokens with {max_new_tokens} left for its answer"
+            raise TooLong(
+                f"the question {question[:60]!r} does not fit into {model.context} tokens with {max_new_tokens} left "
+                "for its answer"
             )
         dropped.append(kept.pop(0 if least_similar_first else -1))
     return FewShot(prompt=build(question, kept, instruction), examples=kept, dropped=dropped)
 
 
-def extract_answer(text: str) -> str:
-    """What follows the last ``The answer is``, to the end of its sentence; else the first line with something in it."""
-    parts = re.split(r"(?i)the answer is:?", text)
-    if len(parts) > 1:
-        return re.split(r"\.(?:\s|$)|\n", parts[-1].strip(), maxsplit=1)[0].strip().rstrip(".")
-    return next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "")
+def extract_answer(text: str, answers: Iterable[str] = ()) -> str:
+    """What follows the last ``The answer is``, to the end of its line and without one final period; where the words are
+    absent, the first line with something in it. What `Example.solution` writes comes back whole, if it is one line.
+
+    Parameters
+    ----------
+    text : str
+    answers : iterable of str
+        Those that may come, e.g. a pool's, of any number of lines: the longest that stands there is returned, in its
+        own spelling, whatever follows it and however it is written in capitals.
+    """
+    parts = re.split(rf"(?i){ANSWER}:?", text)
+    said = parts[-1].strip()
+    for answer in sorted(answers, key=len, reverse=True):
+        if re.match(rf"(?i){re.escape(answer.strip())}(?!\w)", said):
+            return answer
+    line = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    return line.removesuffix(".") if len(parts) > 1 else line
 
 
-def as_row(example: Example) -> dict[str, str]:
-    """As a mapping, without an empty rationale."""
-    return {k: v for k, v in asdict(example).items() if v or k != "rationale"}
+def as_row(example: Example) -> dict[str, object]:
+    """As a mapping, with whatever else is known of it and without an empty rationale."""
+    own = {"question": example.question, "answer": example.answer, "rationale": example.rationale}
+    return {k: v for k, v in own.items() if v or k != "rationale"} | dict(example.more)
+
+
+def _cell(key: str, value: object) -> str:
+    if isinstance(value, Mapping | list | tuple | bytes):
+        raise ValueError(f"{key} is a {type(value).__name__}: a text is needed")
+    return "" if value is None or value != value else str(value)  # a missing number is none
 
 
 def _chat(question: str, examples: Sequence[Example], instruction: str) -> list[Message]:

@@ -13,7 +13,9 @@ Nothing here knows of video: a query is a list of chat messages' content, of wha
 Source: Kim, Park, Lee, Yeo & Hwang, "VideoICL", CVPR 2025, arXiv 2412.02186.
 
 What people get wrong: the released script shows the same first examples in every round, and counts the token that ends
-the answer as part of it. Both are mended here; ``include_special=True`` gives the second as released.
+the answer as part of it. Both are mended here; ``include_special=True`` gives the second as released. The script shows
+a round's most alike item first (``order="descending"``); here it comes last, next to the query. Its frames have at most
+224² pixels in examples and 384² in the query, 16 and 32 of them, one a second, as `VideoModel` has by default.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rankwise.nearest import unknown
+from rankwise.prompting.depth import unit_rows
 from rankwise.prompting.language_model import Generation, Message, Sampling, TextGenerator
-from rankwise.prompting.selectors import embedded
+from rankwise.prompting.selectors import ORDERS, embedded
 
 CONFIDENCES = ("min-max", "mean", "product", "margin")
 Features = Callable[[list], ArrayLike]
@@ -115,8 +118,8 @@ class SimilarityIndex:
         self._features = self._of(self.items)
         return self
 
-    def rank(self, queries: Sequence[Item], k: int) -> NDArray[np.intp]:
-        """``(m, k)`` positions, most alike first, ties by position."""
+    def rank(self, queries: Sequence[Item], k: int | None = None) -> NDArray[np.intp]:
+        """``(m, k)`` positions, most alike first, ties by position; all of them by default."""
         likeness = sum(
             share * (mine @ pool.T)
             for (share, mine), (_, pool) in zip(self._of(list(queries)), self._features, strict=True)
@@ -127,9 +130,11 @@ class SimilarityIndex:
     def _of(self, items: list[Item]) -> list[tuple[float, NDArray]]:
         parts: list[tuple[float, NDArray]] = []
         if self.alpha > 0 and self.media is not None:
-            parts.append((self.alpha, _unit(self.media([i.media for i in items]), "media")))
+            media = [i.media for i in items]
+            parts.append((self.alpha, unit_rows(_features(self.media(media), len(media)), "the media's features")))
         if self.alpha < 1:
-            parts.append((1 - self.alpha, _unit(embedded([i.question for i in items], self.text), "question")))
+            questions = embedded([i.question for i in items], self.text).astype(float)
+            parts.append((1 - self.alpha, unit_rows(questions, "the questions' features")))
         return parts
 
 
@@ -155,11 +160,18 @@ class IterativeICL:
         System turn.
     include_special : bool
         Count the end of text among the answer's tokens, as the released code does.
+    order : {"ascending", "descending"}
+        A round's most alike item last, next to the query; or first, as the released code has it.
 
     Raises
     ------
     ValueError
-        Numbers out of range, an unknown confidence.
+        Numbers out of range, an unknown confidence or order, an index that is not fitted.
+
+    Warns
+    -----
+    UserWarning
+        More rounds than the pool has items for; queries whose only like is themselves, which are asked without one.
     """
 
     def __init__(
@@ -174,7 +186,12 @@ class IterativeICL:
         max_new_tokens: int = 20,
         instruction: str = "",
         include_special: bool = False,
+        order: str = "ascending",
     ) -> None:
+        if not hasattr(index, "items"):
+            raise ValueError("the index has no items yet: fit it on the pool first")
+        if order not in ORDERS:
+            raise unknown("order", order, ORDERS)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} is outside [0, 1]")
         if shots < 1 or rounds < 1:
@@ -187,20 +204,27 @@ class IterativeICL:
         self.model, self.index, self.shots, self.rounds = model, index, shots, min(rounds, available)
         self.threshold, self.confidence, self.instruction = threshold, confidence, instruction
         self.sampling, self.include_special = Sampling(max_new_tokens=max_new_tokens), include_special
+        self.order = order
 
     def answer(self, query: Item) -> Answer:
         """For one query."""
         return self.answer_batch([query])[0]
 
     def answer_batch(self, queries: Sequence[Item]) -> list[Answer]:
-        """For many: in every round all that are still undecided go to the model together."""
+        """For many: in every round all that are still undecided go to the model together. An item that is the query
+        itself is not shown."""
+        if isinstance(queries, Item):
+            raise ValueError("one query was given to a method for many: use answer")
         if not queries:
             return []
-        ranked = self.index.rank(queries, self.shots * self.rounds)
+        ranked = [self._shown(q, row) for q, row in zip(queries, self.index.rank(queries), strict=True)]
+        if alone := sum(not r for r in ranked):
+            warnings.warn(f"{alone} queries are asked without an item: the pool holds nothing else", stacklevel=2)
         traces: list[list[Round]] = [[] for _ in queries]
         open_ = list(range(len(queries)))
         for t in range(self.rounds):
-            shown = {i: tuple(map(int, ranked[i, t * self.shots : (t + 1) * self.shots])) for i in open_}
+            shown = {i: ranked[i][t * self.shots : (t + 1) * self.shots] for i in open_ if ranked[i] or not t}
+            open_ = [i for i in shown if shown[i] or not t]
             prompts = {i: self.prompt(queries[i], shown[i]) for i in open_}
             for i, found in zip(open_, self.model.generate([prompts[i] for i in open_], self.sampling), strict=True):
                 sure = self.sureness(found)
@@ -213,14 +237,20 @@ class IterativeICL:
         return [self._ended(trace) for trace in traces]
 
     def prompt(self, query: Item, shown: Sequence[int]) -> list[Message]:
-        """Chat turns of the items shown, most alike last, and of the query."""
+        """Chat turns of the items shown, in their order, and of the query."""
         turns: list[Message] = [{"role": "system", "content": self.instruction}] if self.instruction else []
-        for i in reversed(shown):
+        for i in reversed(shown) if self.order == "ascending" else shown:
             item = self.index.items[i]
             turns.append({"role": "user", "content": _content(item)})
             turns.append({"role": "assistant", "content": item.answer})
         turns.append({"role": "user", "content": _content(query)})
         return turns
+
+    def _shown(self, query: Item, row: NDArray) -> tuple[int, ...]:
+        def same(item: Item) -> bool:
+            return item.question == query.question and item.media == query.media
+
+        return tuple(int(j) for j in row if not same(self.index.items[j]))[: self.shots * self.rounds]
 
     def sureness(self, found: Generation) -> float:
         """The answer's confidence; 0 of an empty one, or where it is not a number."""
@@ -269,8 +299,10 @@ def _content(item: Item) -> object:
     return [item.media, {"type": "text", "text": item.question}]
 
 
-def _unit(X: ArrayLike, what: str) -> NDArray:
+def _features(X: ArrayLike, n: int) -> NDArray:
     X = np.asarray(X, float)
+    if X.ndim != 2 or len(X) != n:
+        raise ValueError(f"the features of {n} media are {X.shape}; one row each is needed")
     if not np.isfinite(X).all():
-        raise ValueError(f"features of a {what} have NaN or Inf")
-    return X / np.linalg.norm(X, axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
+        raise ValueError("features of the media have NaN or Inf")
+    return X

@@ -7,13 +7,14 @@ Every selector is fitted on a pool and asked for a question's examples; scikit-l
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
+import unicodedata
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.neighbors import NearestNeighbors
@@ -25,6 +26,9 @@ from rankwise.prompting.examples import Example, as_example, as_row
 
 ORDERS = ("ascending", "descending")
 Indices = NDArray[np.intp]
+# scripts that put no space between words: their runs are cut into pairs of characters, as Lucene does
+_RUNS = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(rf"([{_RUNS}]+)|[[\w\p{{M}}]--[{_RUNS}]]+", regex.VERSION1)
 
 
 class Selector(BaseEstimator, ABC):
@@ -34,6 +38,11 @@ class Selector(BaseEstimator, ABC):
     ----------
     pool_ : list of Example
         As fitted; of examples with the same question only the first can be selected.
+
+    Warns
+    -----
+    UserWarning
+        Fewer than ``k_examples`` can be selected, from a pool or for a question.
     """
 
     k_examples: int
@@ -54,12 +63,15 @@ class Selector(BaseEstimator, ABC):
         if not len(pool):
             raise ValueError("the pool is empty: there are no examples to select from")
         self.pool_ = [as_example(e) for e in pool]
-        if self.k_examples > len(self.pool_):
+        self._places: dict[str, int] = {}
+        for i, e in enumerate(self.pool_):
+            self._places.setdefault(_plain(e.question), i)
+        self._distinct = np.array(list(self._places.values()), np.intp)
+        if self.k_examples > len(self._distinct):
             warnings.warn(
-                f"k_examples={self.k_examples} of a pool of {len(self.pool_)}: all of it is selected", stacklevel=2
+                f"k_examples={self.k_examples} of a pool of {len(self._distinct)} questions: all of it is selected",
+                stacklevel=2,
             )
-        first: dict[str, int] = {}
-        self._same = np.array([first.setdefault(_plain(e.question), i) for i, e in enumerate(self.pool_)])
         self._prepare()
         _tell_langchain()
         return self
@@ -78,6 +90,14 @@ class Selector(BaseEstimator, ABC):
         if isinstance(queries, str):
             raise ValueError("one question was given to a method for many: use select")
         chosen = [self._chosen(q, ranked) for q, ranked in zip(queries, self._rank(list(queries)), strict=True)]
+        fewer = sum(len(c) < min(self.k_examples, len(self._distinct)) for c in chosen)
+        if fewer:
+            none = sum(not len(c) for c in chosen)
+            warnings.warn(
+                f"{fewer} of {len(chosen)} questions have fewer than {self.k_examples} examples, {none} none: the pool "
+                "holds too little besides the question itself",
+                stacklevel=2,
+            )
         return [c[::-1] for c in chosen] if self.order == "ascending" else chosen
 
     def select_examples(self, input_variables: dict) -> list[dict]:
@@ -99,28 +119,20 @@ class Selector(BaseEstimator, ABC):
         await asyncio.to_thread(self.add_example, example)
 
     def _chosen(self, query: str, ranked: Iterable[int]) -> Indices:
-        out: list[int] = []
-        for i in ranked:
-            if self._allowed(query, i) and self._same[i] not in out:
-                out.append(int(self._same[i]))
-            if len(out) == self.k_examples:
-                break
-        return np.array(out, np.intp)
+        own = self._own(query)
+        return np.array([i for i in ranked if i != own][: self.k_examples], np.intp)
 
-    def _allowed(self, query: str, i: int) -> bool:
-        """Whether an example asks something else than the query."""
-        return _plain(self.pool_[i].question) != _plain(query)
-
-    def _reach(self, k: int) -> int:
-        """Neighbours to look at for k of them: duplicates and the question itself will be left out."""
-        return min(k + len(self.pool_) - len(set(self._same.tolist())) + 1, len(self.pool_))
+    def _own(self, query: str) -> int:
+        """Where the pool asks the query itself, or -1."""
+        return self._places.get(_plain(query), -1)
 
     def _prepare(self) -> None:
         """Index the pool."""
 
     @abstractmethod
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
-        """For each query, positions in the pool from best to worst; ties by position."""
+        """For each query, positions of distinct questions from best to worst, ties by position: at least one more than
+        there are examples to select, where the pool has them."""
 
 
 class RandomSelector(Selector):
@@ -139,11 +151,13 @@ class RandomSelector(Selector):
 
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
         for query in queries:
-            yield np.random.default_rng([self.seed, *query.encode()]).permutation(len(self.pool_))
+            yield np.random.default_rng([self.seed, *query.encode()]).permutation(self._distinct)
 
 
 class BM25Selector(Selector):
     """The examples whose questions share the most telling words (Robertson's BM25, by `bm25s`).
+
+    Where a script puts no space between words (Chinese, Japanese, Thai …) pairs of neighbouring characters are words.
 
     Parameters
     ----------
@@ -159,11 +173,17 @@ class BM25Selector(Selector):
     def _prepare(self) -> None:
         if self.field not in ("question", "solution"):
             raise unknown("field", self.field, ("question", "solution"))
-        self._index = bm25_index([getattr(e, self.field) for e in self.pool_])
+        self._index = bm25_index([getattr(self.pool_[i], self.field) for i in self._distinct])
 
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
-        for query in queries:
-            yield np.argsort(-bm25_scores(self._index, query), kind="stable")
+        scores = [bm25_scores(self._index, query) for query in queries]
+        strange = sum(not s.any() for s in scores)
+        if strange:
+            warnings.warn(
+                f"{strange} of {len(queries)} questions share no word with the pool: their examples are its first ones",
+                stacklevel=3,
+            )
+        return [self._distinct[np.argsort(-s, kind="stable")] for s in scores]
 
 
 class KNNSelector(Selector):
@@ -182,13 +202,13 @@ class KNNSelector(Selector):
 
     def _prepare(self) -> None:
         self._index = NearestNeighbors(metric="cosine", algorithm="brute")
-        self._index.fit(embedded([e.question for e in self.pool_], self.encoder))
+        self._index.fit(embedded([self.pool_[i].question for i in self._distinct], self.encoder))
 
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
         if not queries:
             return []
-        k = self._reach(self.k_examples)
-        return self._index.kneighbors(embedded(queries, self.encoder), k, return_distance=False)
+        k = min(self.k_examples + 1, len(self._distinct))
+        return self._distinct[self._index.kneighbors(embedded(queries, self.encoder), k, return_distance=False)]
 
 
 class DepthSelector(Selector):
@@ -234,8 +254,10 @@ class DepthSelector(Selector):
             rows = np.flatnonzero(kinds == kind)
             if len(rows) > 1:
                 self.depths_[rows] = TextDepth(self.distance).fit(X[rows]).depths_
-            turn[rows[np.argsort(sign * self.depths_[rows], kind="stable")]] = np.arange(len(rows))
-        self._ranking = np.lexsort((np.arange(len(X)), sign * self.depths_, turn))
+            own = np.intersect1d(rows, self._distinct)
+            turn[own[np.argsort(sign * self.depths_[own], kind="stable")]] = np.arange(len(own))
+        d = self._distinct
+        self._ranking = d[np.lexsort((d, sign * self.depths_[d], turn[d]))]
 
     def _rank(self, queries: list[str]) -> Iterable[Iterable[int]]:
         return [self._ranking] * len(queries)
@@ -249,26 +271,31 @@ def _tell_langchain() -> None:
 
 
 def embedded(texts: list[str], encoder: Encoder | None) -> NDArray:
-    """``(n, d)``; an encoder's output is checked.
+    """``(n, d)``, float32 or float64; an encoder's output is checked.
 
     Raises
     ------
     ValueError
-        NaN or Inf in it, or another number of rows than texts.
+        NaN or Inf in it, zero vectors, or another number of rows than texts.
     """
     if encoder is None:
         from rankwise.models.embedding import embed as encoder
     X = np.asarray(encoder(texts))
+    X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
     if X.ndim != 2 or len(X) != len(texts):
         raise ValueError(f"the encoder gave {X.shape} for {len(texts)} texts; one row a text is needed")
     bad = np.flatnonzero(~np.isfinite(X).all(1))
     if len(bad):
         raise ValueError(f"the encoder gave NaN or Inf for text {bad[0]}: {texts[bad[0]][:80]!r}")
+    bad = np.flatnonzero(~X.any(1))
+    if len(bad):
+        near = "which lies near nothing"
+        raise ValueError(f"the encoder gave a zero vector, {near}, for text {bad[0]}: {texts[bad[0]][:80]!r}")
     return X
 
 
 def bm25_index(texts: Sequence[str]):
-    """An index of `bm25s` over lower-cased words."""
+    """An index of `bm25s` over words without regard to case."""
     import bm25s
 
     index = bm25s.BM25()
@@ -283,7 +310,16 @@ def bm25_scores(index, query: str) -> NDArray:
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    return [re.findall(r"\w+", t.lower()) or [""] for t in texts]
+    return [list(_words_of(t)) or [""] for t in texts]
+
+
+def _words_of(text: str) -> Iterator[str]:
+    for found in _WORD.finditer(unicodedata.normalize("NFKC", text).casefold()):
+        word = found.group()
+        if found.group(1) and len(word) > 1:
+            yield from (word[i : i + 2] for i in range(len(word) - 1))
+        else:
+            yield word
 
 
 def _plain(question: str) -> str:

@@ -4,7 +4,7 @@ What is tried again: no answer, an answer cut short, status 408, 409, 425, 429 a
 (at most 30 s) with jitter, or as long as the server's ``Retry-After`` asks for. What asking again cannot mend is told
 at once: a refusal, an exhausted quota, a page for people, an answer of another form, and a server that was never
 reached. When one request fails for good, or the user interrupts, no further one is sent; those under way are waited
-for, since they are being paid for, and their results are handed on.
+for, since they are being paid for, and what is whole by then is handed on.
 """
 
 from __future__ import annotations
@@ -91,9 +91,10 @@ class Requests:
             except KeyboardInterrupt:
                 portal.call(self._stop.set)
                 logging.getLogger("rankwise").warning(
-                    "interrupted: no further request is sent; waiting for the %d under way, whose results are kept "
-                    "(interrupt again to drop them)", self._under_way,
-                )  # fmt: skip
+                    "interrupted: no further request is sent; waiting for the %d under way (interrupt again to drop "
+                    "them)",
+                    self._under_way,
+                )
                 with suppress(Exception):
                     running.result()
                 raise
@@ -163,7 +164,7 @@ class Requests:
     async def _once(self, client: httpx.AsyncClient, path: str, body: dict, parse: Parse) -> Any:
         where = f"{self.address.url}{path}"
         if self._stop.is_set():
-            raise Unanswered("interrupted while waiting to ask again")
+            raise Unanswered("interrupted")
         try:
             with anyio.fail_after(self.timeout):
                 status, headers, text = await self._answered(client, path, body)
