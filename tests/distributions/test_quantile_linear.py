@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rankwise.data.frames import regression
-from rankwise.distributions.quantile_linear import LinearQuantile, interior_point
+from rankwise.distributions.quantile_linear import LinearQuantile, _gap, interior_point
 from rankwise.distributions.quantile_metrics import pinball
 
 TAU = (0.05, 0.25, 0.5, 0.9)
@@ -165,3 +165,15 @@ def test_the_gap_is_that_of_the_coefficients_returned(monkeypatch, steps):
     above = 150 * pinball(y, (X @ beta)[:, None], [0.3]).mean() - least
     assert above <= gap + 1e-6  # a promise
     assert steps == 100 or gap > 1e-9
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), tau=st.sampled_from(TAU))
+def test_the_gap_is_a_promise_for_any_multipliers(seed, tau):
+    """Also for a that do not balance the columns, which rounding or an early end leaves."""
+    rng = np.random.default_rng(seed)
+    X, y = np.column_stack([np.ones(50), rng.normal(size=(50, 2))]), rng.standard_t(3, size=50)
+    best, _, _ = interior_point(X, y, tau, tol=1e-9)
+    beta, a = best + rng.normal(size=3), rng.uniform(size=50)
+    loss = [float(50 * pinball(y, (X @ b)[:, None], [tau]).mean()) for b in (best, beta)]
+    assert _gap(X, np.linalg.qr(X)[0], y, tau, beta, a) >= loss[1] - loss[0] - 1e-7

@@ -102,6 +102,8 @@ def test_a_row_goes_left_up_to_the_threshold():
     [
         ({"left": [6, 0, 0, 4, 0, 0]}, "behind its parent, in the same tree"),  # out of the arrays
         ({"left": [4, 0, 0, 4, 0, 0]}, "behind its parent, in the same tree"),  # into another tree
+        ({"left": [3, 0, 0, 4, 0, 0]}, "behind its parent, in the same tree"),
+        ({"right": [2, 0, 0, 6, 0, 0]}, "behind its parent, in the same tree"),
         ({"right": [0, 0, 0, 5, 0, 0]}, "behind its parent"),  # round and round
         ({"right": [-1, 0, 0, 5, 0, 0]}, "behind its parent"),
         ({"right": [2**62, 0, 0, 5, 0, 0]}, "behind its parent"),

@@ -112,6 +112,7 @@ def test_an_unperturbed_fit_to_a_line_is_reported_as_degenerate():
     with pytest.warns(DegenerateWarning, match="larger noise"):
         model = SingularGenerativeEstimator(1, noise=0.0, **(LINEAR | {"sigma_floor": 0.05})).fit(X)
     assert model.noise_path_["at_floor"].tolist() == [True]
+    assert model.sigma_ == pytest.approx(0.05 * model.scale_, rel=1e-5)
 
 
 @pytest.mark.parametrize(("distances", "warns"), [((3.0, 2.0, 1.0), True), ((3.0, 1.0, 2.0), False)])

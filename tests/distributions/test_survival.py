@@ -281,6 +281,7 @@ def test_an_entry_that_is_a_date_is_refused_and_one_before_zero_is_none():
     base = PGWFitter().fit(d["t"], d["e"])
     early = PGWFitter().fit(d["t"], d["e"], entry=np.full(150, -3.0))
     assert early.log_likelihood_ == pytest.approx(base.log_likelihood_)
+    pd.testing.assert_frame_equal(early.cox_snell_residuals_, base.cox_snell_residuals_, rtol=1e-5)
     with pytest.raises(ValueError, match="entries: timedelta"):
         PGWFitter().fit(d["t"], d["e"], entry=pd.to_timedelta(d["t"] / 2, unit="D"))
 

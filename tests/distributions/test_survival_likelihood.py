@@ -155,3 +155,13 @@ def test_a_copy_has_the_same_value_and_scales(copied):
     assert again(theta).value == f(theta).value
     np.testing.assert_array_equal(again.original(), f.original())
     assert again.dependent() == f.dependent()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_start_is_the_constant_wherever_the_intercept_stands(place):
+    o, X = sample(50)
+    X = np.insert(X[:, 1:], place, 1.0, axis=1)
+    f = Likelihood(o, {"phi_": X, "gamma_": None})
+    theta = f.start({"phi_": -1.5, "gamma_": 0.3})
+    np.testing.assert_allclose(X @ (f.original() @ theta)[f.slices["phi_"]], -1.5)
+    assert theta[-1] == 0.3

@@ -60,8 +60,9 @@ def test_a_mark_that_may_group_or_divide_is_settled_by_the_file(column, semicolo
 def test_a_mark_that_may_group_or_divide_is_refused_where_nothing_settles_it(column, semicolons):
     with pytest.raises(ValueError, match=r"t.csv, line 2: column 'x' holds '1.234', which may be 1234 or 1.234; write"):
         kind(column, semicolons)
-    with pytest.raises(ValueError, match=r"line 2: column 'x' holds '1.234', which may be"):
-        kind(column, semicolons, y=["0.5", "7"], z=["0,5", "7"])  # points here, commas there
+    for separator in (True, False):
+        with pytest.raises(ValueError, match=r"line 2: column 'x' holds '1.234', which may be"):
+            kind(column, separator, y=["0.5", "7"], z=["0,5", "7"])  # points here, commas there
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,11 @@ def test_a_later_date_of_another_form_is_refused_with_its_place():
         days_of(cells(x=["31.01.2020", "2021-12-01"]), "x", "%d.%m.%Y")
     with pytest.raises(ValueError, match=r"line 2: column 'x' holds 'soon', not a date as 2020-12-31"):
         days_of(cells(x=["soon"]), "x", "ISO8601")
+
+
+def test_digits_of_several_lengths_are_numbers_though_some_begin_with_zero():
+    assert kind(["007", "12"]) == ("number", "point")
+    assert kind(["0.07", "0.12"]) == ("number", "point")
 
 
 @pytest.mark.parametrize(

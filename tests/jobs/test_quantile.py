@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import train_test_split
 
 from rankwise.distributions import quantile_kept
 from rankwise.distributions.quantile_metrics import weighted_interval_score
+from rankwise.files import content_of
 from rankwise.jobs.quantile import base_models, fit_table, judge_table, load_fit, predict_table
 
 FAST = {"models": ["linear"], "quantiles": (0.05, 0.25, 0.5, 0.75, 0.95)}
@@ -36,6 +38,16 @@ def test_words_and_gaps_are_used_and_scores_are_of_held_out_rows(run):
     assert list(fitted.about["scores"]) == ["calibrated", "aggregate", "average", "gaussian", "linear"]
     alone = 2 * np.abs(table()["price"] - table()["price"].median()).mean() / 2
     assert fitted.about["scores"]["aggregate"] < 0.5 * alone  # the town alone is worth 5
+
+
+def test_columns_are_told_by_rows_that_neither_judge_nor_calibrate(run):
+    fitted = run[1]
+    train, _ = train_test_split(np.arange(240), test_size=0.2, random_state=0)
+    rows = train[fitted.model.fitting_rows(192)]
+    assert len(rows) == 154
+    size = table()["size"].iloc[rows]
+    assert fitted.columns.columns[0].fill == pytest.approx(size.median())
+    assert fitted.columns.columns[0].centre == pytest.approx(size.fillna(size.median()).mean())
 
 
 def test_forecasts_are_compared_in_order_and_before_calibration(run, tmp_path):
@@ -67,6 +79,8 @@ def test_a_folder_gives_the_same_model_back_and_no_draft_stays(run):
     assert again.about == fitted.about
     assert again.columns == fitted.columns
     assert sorted(p.name for p in folder.iterdir()) == ["out", "rows.csv"]
+    marker = json.loads((folder / "out" / ".rankwise.json").read_text())
+    assert marker["told"]["data"] == content_of(folder / "rows.csv")
     assert {p.suffix for p in (folder / "out").rglob("*") if p.is_file()} == {".json", ".csv", ".safetensors"}
 
 

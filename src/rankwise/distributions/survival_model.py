@@ -32,8 +32,7 @@ BASELINES: dict[str, dict[str, float]] = {
 }
 _BOTH_SCALES = ("burr", "linear-hazard", "gompertz")  # one scale alone does not give the usual family
 _SAMPLE = 4096  # rows on which the starts are compared
-# κ at which its profile, which may have several tops and one at κ = ∞, is looked at, from 1 outwards
-_BELOW, _ABOVE = (0.3, 0.0, -0.5), (3.0, 10.0, 100.0, 1000.0)
+_AROUND = (0.3, 3.0)  # κ at which its profile is looked at, beside 1: it may have two tops, one of them at κ = ∞
 
 
 class NotANumberError(TypeError, ValueError):
@@ -352,7 +351,7 @@ def _tops(o: Observations, designs: Mapping[str, Array | None], shape: Form, pen
 def _profile_tops(
     full: Likelihood, designs: Mapping[str, Array | None], fixed: Mapping[str, float], start: Array, held: dict
 ) -> list[Array]:
-    """θ at the tops of κ's profile, taken from κ = 1 outwards, each from where the last ended; at a fixed κ, one."""
+    """θ at the tops of κ's profile: the others fitted at κ = 1, and from there beside it; at a fixed κ, one."""
     free = "kappa_" in designs
 
     def at(kappa: float, theta: Array) -> tuple[float, float, Array]:
@@ -370,13 +369,8 @@ def _profile_tops(
             theta[places] = newton(part, theta[places], tol=1e-4).theta
         return kappa, full(theta).value, theta
 
-    profile = [at(1.0, start)]
-    for path in (_BELOW, _ABOVE) if free else ():
-        theta = profile[0][2]
-        for kappa in path:
-            profile.append(at(kappa, theta))
-            theta = profile[-1][2]
-    profile.sort(key=lambda entry: entry[0])
+    one = at(1.0, start)
+    profile = sorted([one, *(at(kappa, one[2]) for kappa in (_AROUND if free else ()))], key=lambda entry: entry[0])
     values = np.array([-np.inf, *(v if np.isfinite(v) else -np.inf for _, v, _ in profile), -np.inf])
     tops = (values[1:-1] >= values[:-2]) & (values[1:-1] >= values[2:])
     return [theta for (_, _, theta), top in zip(profile, tops.tolist(), strict=True) if top]
