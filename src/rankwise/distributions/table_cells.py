@@ -24,6 +24,7 @@ from rankwise.data.tables import read_table
 from rankwise.nearest import unknown
 
 Array = NDArray[np.float64]
+_LARGEST = 3e38  # of float32, in which some models work
 _POINT = r"\d+\.?\d*|\.\d+|\d{1,3}(,\d{3})+(\.\d+)?"
 _COMMA = r"\d+,?\d*|,\d+|\d{1,3}([.' \u00a0\u202f’]\d{3})+(,\d+)?"
 READINGS = {"point": re.compile(rf"[+-]?({_POINT})([eE][+-]?\d+)?", re.ASCII),
@@ -144,10 +145,10 @@ def _cell(value: Any, where: str) -> Any:
     if isinstance(value, str):
         text = value.strip()
         return None if not text or text in MISSING else text
+    if isinstance(value, Decimal):
+        value = float(value)
     if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, Decimal):
-        return float(value)
     if isinstance(value, bool | int | float | date):
         return value
     raise ValueError(f"{where} holds {type(value).__name__}; text, a number or a date is needed")
@@ -162,8 +163,10 @@ def _number(cell: Any, reading: str) -> float | None:
             return None
         if reading == "comma":
             cell = re.sub(r"[.' \u00a0\u202f’]", "", cell).replace(",", ".")
-        return float(cell.replace(",", ""))
-    return None if isinstance(cell, bool | date) else float(cell)
+        cell = float(cell.replace(",", ""))
+    if isinstance(cell, bool | date):
+        return None
+    return float(cell) if abs(cell) < _LARGEST else math.inf
 
 
 def word_of(cell: Any) -> str:
