@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
 
 
 def test_every_default_is_shown_and_is_the_one_used():
-    shown = " ".join(rankwise("adapt", "--help").stdout.replace("│", " ").split())
+    shown = " ".join(rankwise("adapt", "--help").stdout.replace("│", " ").split()).partition(" Options ")[2]
     for option, default in (("--steps", "200; asr: 60"), ("--budget", "0.5%; asr: 1%"), ("--dropout", None)):
         said = shown.rpartition(f"{option} ")[2].partition(" --")[0]
         assert ("[default: (" in said) == (default is not None)

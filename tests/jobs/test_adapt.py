@@ -96,6 +96,10 @@ def test_a_run_is_refused_when_what_decides_its_results_has_changed(again, monke
     with pytest.raises(ValueError, match=r"\(version differ\)"):
         Job(settings, out).run()
     monkeypatch.undo()
+    monkeypatch.setattr("rankwise.jobs.adapt.inputs.version", lambda package: "9.9" if package == "peft" else "1")
+    with pytest.raises(ValueError, match=r"\(versions differ\)"):
+        Job(settings, out).run()
+    monkeypatch.undo()
     job = Job(settings, out)
     job.precision = "bf16"  # as on another device, where auto is bf16
     with pytest.raises(ValueError, match=r"\(precision used differ\)"):
@@ -245,7 +249,7 @@ def test_the_untrained_model_is_scored_in_the_precision_of_the_methods(place, tm
 
 
 def test_a_diverging_method_is_reported_and_the_others_go_on(place, tmp_path):
-    rates = {"lora": [1e38], "bitfit": [1e-3]}
+    rates = {"lora": [1e30], "bitfit": [1e-3]}
     settings = config(place, methods=["lora", "bitfit"], baseline=False, learning_rates=rates)
     lora, bitfit = Job(settings, tmp_path / "out").run()["methods"]
     assert lora["status"] == "diverged"

@@ -78,6 +78,17 @@ def test_figures_hold_what_they_show():
     assert plots.heat_maps({"t": {"m.0.q": 1.0, "m.1.q": 2.0}}, label="rank").axes[0].get_title() == "t"
 
 
+def test_names_out_of_data_are_no_formulas(tmp_path):
+    named = results() | {"in_domain": "a$\\frac_$^.csv", "out_of_domain": ["$b"]}
+    for m in named["methods"]:
+        for t in [*m["trials"], m]:
+            t["scores"] = {"a$\\frac_$^.csv": t["scores"]["a"], "$b": t["scores"]["b"]} if t.get("scores") else {}
+    figure = plots.score_versus_parameters(named)
+    plots.save(figure, tmp_path / "a.png")
+    assert figure.axes[0].get_title() == "in domain: a$\\frac_$^.csv"
+    assert (tmp_path / "a.png").is_file()
+
+
 def test_page_escapes_text_and_inlines_pictures(tmp_path):
     figure = plots.loss_curves(results())
     render(

@@ -161,6 +161,9 @@ def export(
         raise ValueError("--model is the base model of an adapter; a compressed model has none")
     if not adapter.is_dir():
         raise ValueError(f"{adapter} holds no adapter_config.json: no such folder")
+    from rankwise.jobs.adapt.adapters import check_export
+
+    check_export(adapter, out, to=to, model=model)  # before torch and PEFT are imported, which takes long
     from rankwise.jobs import serving
 
     if to == "lora":
@@ -221,12 +224,13 @@ def predict(
         raise ValueError("nothing to predict: give --text, --audio or --data, or lines of text on standard input")
     from rankwise.data.tables import write_rows
     from rankwise.jobs import predictions
-    from rankwise.jobs.adapt.adapters import adapter_folder
+    from rankwise.jobs.adapt.adapters import adapter_folder, check_base
 
     folder = adapter_folder(run, method)
     if out is not None:
         predictions.check_out(out, data=data)
     rows, asked = predictions.read(folder, data, column=column) if data else ([], texts or audio or [])
+    check_base(folder, model)
     from rankwise.jobs import serving
 
     trained = serving.load_trained(folder, model=model)

@@ -14,15 +14,18 @@ from torch import nn
 
 from rankwise import compression
 from rankwise.data import read_audio
-from rankwise.files import amended, check_output, whole_folder
+from rankwise.files import amended, whole_folder
 from rankwise.jobs.adapt.adapters import (
     ABOUT,
-    CONFIG,
+    MADE_BY,
     TRAINED,
     WEIGHTS,
     About,
+    check_export,
+    checked_base,
     checked_config,
     load_adapted,
+    named_base,
     read_about,
     shapes,
     with_labels,
@@ -32,11 +35,10 @@ from rankwise.jobs.adapt.inputs import base_of
 from rankwise.jobs.lama import build_lama, lama_variants
 from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import Task, TextTask
-from rankwise.models import load, load_processor, load_tokenizer, model_fingerprint
+from rankwise.models import load, load_processor, load_tokenizer
 from rankwise.models.loading import quiet_loading
 from rankwise.models.whisper import shorten
 
-MADE_BY = "export"
 AT_ONCE = 64  # texts or recordings between two reports of progress
 OnParts = Callable[[list[list[str]], int], Iterable[list[str]]]
 
@@ -69,7 +71,7 @@ def load_trained(folder: Path, *, model: str | None = None) -> Trained:
     if about is None:
         raise ValueError(f"{folder} has no {ABOUT}: not an adapter that rankwise made")
     if about.task == "asr":
-        base = _checked_base(folder, about, model)
+        base = checked_base(folder, about, model)
         task: Task = SpeechTask.of(base, language=about.language, processor=str(folder))
         loaded: nn.Module = shorten(load(base, task="asr"), stride=about.silence_stride)
         return Trained(about=about, model=load_adapted(loaded, folder).eval(), task=task)
@@ -89,27 +91,10 @@ def _whole_or_adapted(folder: Path, about: About, model: str | None) -> nn.Modul
     kind = "causal-lm" if about.task in ("causal-lm", "text-to-label") else "classification"
     if (folder / "config.json").is_file() and about.base not in lama_variants():
         return with_labels(load(str(folder), task=kind, num_labels=labels), about)
-    base = _checked_base(folder, about, model)
+    base = checked_base(folder, about, model)
     lama = about.base in lama_variants()
     fresh = build_lama(about.base, num_labels=labels) if lama else load(base, task=kind, num_labels=labels)
     return with_labels(load_adapted(fresh, folder), about)
-
-
-def _checked_base(folder: Path, about: About, model: str | None) -> str:
-    """The base model's name or place, after a look at whether it is the one trained on."""
-    base = model or about.base
-    try:
-        content = model_fingerprint(base_of(base), weights_only=True)
-    except (ValueError, OSError) as error:
-        if model is not None:
-            raise
-        raise ValueError(
-            f"the base model of {folder}, {about.base}, is not here ({error}); give its place with --model"
-        ) from error
-    if content != about.base_content:
-        what = f"{base} is another" if base != about.base else f"{base} has changed since"
-        raise ValueError(f"{folder} was made for another model than this: for {about.base}, and {what}")
-    return base
 
 
 # predicting
@@ -172,18 +157,13 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
     ValueError
         No adapter there, a broken file, one that is not read, or an adapter of another base model.
     """
-    if not (folder / CONFIG).is_file():
-        raise ValueError(_no_adapter(folder))
     if (about := read_about(folder)) is not None:
-        base = _checked_base(folder, about, model)
+        base = checked_base(folder, about, model)
         task = {"asr": "asr", "causal-lm": "causal-lm", "text-to-label": "causal-lm"}.get(about.task, "classification")
         labels = 1 if about.task == "regression" else len(about.labels) or 2
     else:
         config = checked_config(folder)
-        named = config.get("base_model_name_or_path")
-        if model is None and not (isinstance(named, str) and named):
-            raise ValueError(f"{folder / CONFIG} names no base model (base_model_name_or_path): give --model")
-        base = model or str(named)
+        base = model or named_base(folder)
         task = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}.get(str(config.get("task_type")))
         labels = _outputs(folder) or 2
     adapted = load_adapted(load(base, task=task, num_labels=labels), folder)  # type: ignore[arg-type]
@@ -193,23 +173,13 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
     return adapted.eval()
 
 
-def _no_adapter(folder: Path) -> str:
-    if (folder / TRAINED).is_file():
-        return f"{folder} has no low-rank part: it holds trained weights of the model; export it with --to merged"
-    if (folder / "config.json").is_file():
-        return f"{folder} is a whole model already: transformers loads it as it is"
-    near = sorted(p.parent.name for p in folder.parent.glob(f"*/{CONFIG}")) if folder.parent.is_dir() else []
-    return f"{folder} holds no {CONFIG}" + (f"; adapters beside it: {', '.join(near)}" if near else "")
-
-
 def export_merged(adapter: Path, out: Path, *, model: str | None = None) -> None:
     """Write the whole model, adapter merged, with its classes, tokenizer or processor: `from_pretrained` reads it."""
-    check_output(out, made_by=MADE_BY, inputs=[adapter, *([model] if model else [])])
-    about = read_about(adapter)
+    about = check_export(adapter, out, to="merged", model=model)
     if about is not None and (adapter / TRAINED).is_file():
         merged: Any = load_trained(adapter, model=model).model
         if about.task == "asr":  # the encoder as transformers has it
-            merged = load_adapted(load(_checked_base(adapter, about, model), task="asr"), adapter)
+            merged = load_adapted(load(checked_base(adapter, about, model), task="asr"), adapter)
     else:
         merged = load_adapter(adapter, model=model).merge_and_unload(safe_merge=True)
     with quiet_loading(), whole_folder(out, made_by=MADE_BY, inputs=[adapter]) as draft:
@@ -221,11 +191,10 @@ def export_plain(adapter: Path, out: Path, *, model: str | None = None, **option
     """Write a plain LoRA with its classes and tokenizer; ``options`` are those of `rankwise.tuning.export_lora`."""
     from rankwise.tuning.export import export_lora
 
-    check_output(out, made_by=MADE_BY, inputs=[adapter, *([model] if model else [])])
-    adapted = load_adapter(adapter, model=model)
-    written = export_lora(adapted, out, **options)
+    about = check_export(adapter, out, to="lora", model=model)
+    written = export_lora(load_adapter(adapter, model=model), out, **options)
     with amended(out) as draft:
-        _write_tokens(draft, adapter, read_about(adapter), model)
+        _write_tokens(draft, adapter, about, model)
     return written
 
 
@@ -236,14 +205,14 @@ def _write_tokens(folder: Path, adapter: Path, about: About | None, model: str |
         tokens = (load_processor if about.task == "asr" else load_tokenizer)(own or base_of(model or about.base))
         write_about(folder, about, tokens)
         return
-    base = model or str(checked_config(adapter).get("base_model_name_or_path"))
+    base = model or named_base(adapter)
     whisper = (folder / "config.json").is_file() and "whisper" in (folder / "config.json").read_text(encoding="utf-8")
     (load_processor if whisper else load_tokenizer)(own or base).save_pretrained(str(folder))
 
 
 def export_dense(compressed: Path, folder: Path) -> None:
     """Multiply a compressed model's factors out: a model that `transformers` loads by itself."""
-    check_output(folder, made_by=MADE_BY, inputs=[compressed])
+    check_export(compressed, folder, to="dense")
     model = compression.to_dense(compression.load(str(compressed)))
     with quiet_loading(), whole_folder(folder, made_by=MADE_BY, inputs=[compressed]) as draft:
         model.save_pretrained(draft)

@@ -32,7 +32,14 @@ COLOURS = {
     "n-lrc": "#aa4499",
 }
 plt.rcParams.update(
-    {"figure.dpi": 120, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
+    {
+        "figure.dpi": 120,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.fonttype": "none",
+        "text.parse_math": False,  # names of files and classes are no formulas
+    }
 )
 
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rankwise.files import write_json
+from rankwise.files import check_output, write_json
 from rankwise.jobs.adapt.config import WITH_CLASSES
+from rankwise.jobs.adapt.inputs import base_of
+from rankwise.models.names import located, model_fingerprint
 from rankwise.nearest import unknown
 from rankwise.reading import matching, read_json, read_tensors
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ABOUT, CONFIG, WEIGHTS = "rankwise.json", "adapter_config.json", "adapter_model.safetensors"
+MADE_BY = "export"
 TRAINED = "trained.safetensors"  # of a method without an adapter: what was trained
 SIZES = ("r", "init_r", "target_r", "num_virtual_tokens", "encoder_hidden_size", "adapter_len")  # PEFT makes so much
 
@@ -91,6 +94,75 @@ def adapter_folder(run: Path, method: str | None = None) -> Path:
     if not have or (method is not None and method not in have):
         raise unknown("adapter", method or "", have or ["none finished yet"])
     return run / "adapters" / (method or have[0])
+
+
+def checked_base(folder: Path, about: About, model: str | None) -> str:
+    """The base model's name or place, if it is the one trained on.
+
+    Raises
+    ------
+    ValueError
+        It is not there, or another one by content.
+    """
+    base = model or about.base
+    try:
+        content = model_fingerprint(base_of(base), weights_only=True)
+    except (ValueError, OSError) as error:
+        if model is not None:
+            raise
+        raise ValueError(
+            f"the base model of {folder}, {about.base}, is not here ({error}); give its place with --model"
+        ) from error
+    if content != about.base_content:
+        what = f"{base} is another" if base != about.base else f"{base} has changed since"
+        raise ValueError(f"{folder} was made for another model than this: for {about.base}, and {what}")
+    return base
+
+
+def check_base(folder: Path, model: str | None) -> None:
+    """As `checked_base` for a folder that needs a base model; ask before anything is loaded."""
+    about = read_about(folder)
+    if about is not None and not (folder / "config.json").is_file():
+        checked_base(folder, about, model)
+
+
+def check_export(folder: Path, out: Path, *, to: str, model: str | None = None) -> About | None:
+    """What the folder says of itself, if it can be exported and written there; ask before anything is loaded.
+
+    Raises
+    ------
+    ValueError
+        Nothing in it to export ``to`` that, an output that is not replaced, or another base model.
+    """
+    check_output(out, made_by=MADE_BY, inputs=[folder, *([model] if model else [])])
+    if to == "dense":
+        located(str(folder))
+        return None
+    about, has_adapter = read_about(folder), (folder / CONFIG).is_file()
+    if not has_adapter and not (to == "merged" and about is not None and (folder / TRAINED).is_file()):
+        raise ValueError(_no_adapter(folder))
+    if about is not None:
+        checked_base(folder, about, model)
+    elif model is None:
+        named_base(folder)
+    return about
+
+
+def named_base(folder: Path) -> str:
+    """The base model that a foreign adapter names; ``ValueError`` where it names none."""
+    named = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise ValueError(f"{folder / CONFIG} names no base model (base_model_name_or_path): give --model")
+    return named
+
+
+def _no_adapter(folder: Path) -> str:
+    if (folder / TRAINED).is_file():
+        return f"{folder} has no low-rank part: it holds trained weights of the model; export it with --to merged"
+    if (folder / "config.json").is_file():
+        return f"{folder} is a whole model already: transformers loads it as it is"
+    near = sorted(p.parent.name for p in folder.parent.glob(f"*/{CONFIG}")) if folder.parent.is_dir() else []
+    return f"{folder} holds no {CONFIG}" + (f"; adapters beside it: {', '.join(near)}" if near else "")
 
 
 def write_about(folder: Path, about: About, tokenizer: Any) -> None:

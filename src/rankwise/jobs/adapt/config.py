@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 ZERO_SHOT = ("causal-lm", "text-to-label", "asr")  # tasks that the pretrained model can do without training a head
 WITH_CLASSES = ("classification", "text-to-label")
 MOST = 10**18  # parameters of a model
+HIGHEST_RATE = 1e30  # float32 holds it, and a multiple of it
 
 
 class AdaptConfig(BaseModel):
@@ -137,8 +137,8 @@ class AdaptConfig(BaseModel):
     def _usable_rates(cls, grids: dict[str, list[float]]) -> dict[str, list[float]]:
         for name, rates in grids.items():
             method(name)
-            if not rates or not all(0 < r < math.inf for r in rates):
-                raise ValueError(f"{name}: {rates} is no grid; one positive number or more is needed")
+            if not rates or not all(0 < r <= HIGHEST_RATE for r in rates):
+                raise ValueError(f"{name}: {rates} is no grid; one number or more in (0, {HIGHEST_RATE:g}] is needed")
         return grids
 
     @field_validator("eval")

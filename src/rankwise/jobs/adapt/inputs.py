@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def told(config: AdaptConfig, inputs: Inputs | None, **more: Any) -> dict[str, A
 
     Without ``inputs``, and for a model that is still to be fetched, those are left out.
     """
-    decided = {**config.model_dump(), "version": VERSION, **more}
+    versions = {package: version(package) for package in ("rankwise", "torch", "transformers", "peft")}
+    decided = {**config.model_dump(), "version": VERSION, "versions": versions, **more}
     if inputs is not None:
         decided |= {f"content of {name}": content for name, content in inputs.contents.items()}
     base = base_of(config.model)
