@@ -16,7 +16,7 @@ from rankwise.jobs.adapt import Job, load_adapted
 from rankwise.jobs.adapt.adapters import ABOUT, adapter_folder, read_about
 from rankwise.jobs.serving import answers, export_merged, export_plain, load_adapter, load_trained
 from rankwise.models import load
-from small_models import bert, gpt2, llama, randomise, saved
+from small_models import bert, llama, randomise, saved
 
 TEXTS = ["great film 3", "awful film 4", "film number 12"]
 

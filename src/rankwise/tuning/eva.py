@@ -258,8 +258,8 @@ def activation_spectra(
 def _warn_of_file_order(dataloader: Any, batches: int) -> None:
     if isinstance(getattr(dataloader, "sampler", None), SequentialSampler) and batches < len(dataloader):
         warnings.warn(
-            f"EVA read the first {batches} of {len(dataloader)} batches in the order of the data, which is often that of "
-            "the classes; shuffle it (DataLoader(shuffle=True))",
+            f"EVA read the first {batches} of {len(dataloader)} batches in the order of the data, which is often "
+            "that of the classes; shuffle it (DataLoader(shuffle=True))",
             stacklevel=3,
         )
 
