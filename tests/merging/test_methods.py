@@ -428,6 +428,11 @@ def test_rtsvm_with_its_parts_off_is_tsvm():
         assert not torch.allclose(run("rtsvm", base, heavy(base, experts), **part), off, atol=1e-4)
 
 
+def test_a_method_is_found_by_its_later_name_too():
+    assert find("resm") is METHODS["rtsvm"]
+    assert len({m.name for m in METHODS.values()}) == len(METHODS)
+
+
 def heavy(base, experts):
     """Experts whose task vectors differ in outliers and in how many entries they use."""
     out = []

@@ -442,7 +442,7 @@ def test_mixed_batches_that_cannot_be_served_are_refused(method):
     assert not any(m._forward_pre_hooks for m in layers(model).values())
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True, "top_k": 1}])
 def test_beams_and_samples_follow_their_rows_adapter(method, options):
     def model_with(*names):
         model = None
@@ -457,12 +457,13 @@ def test_beams_and_samples_follow_their_rows_adapter(method, options):
 
     model, ids = model_with("a", "b"), torch.tensor([[3, 1, 4], [1, 5, 9]])
     settings = {"max_new_tokens": 4, "pad_token_id": 0, **options}
-    torch.manual_seed(0)
     found = model.generate(input_ids=ids, adapter_names=["a", "b"], **settings)
-    if "do_sample" in options:
-        assert len(found) == 4
-        return
+    times = options.get("num_return_sequences", 1)
+    assert len(found) == 2 * times
     for row, name in enumerate(("a", "b")):
         model.set_adapter(name)
         alone = model.generate(input_ids=ids[row : row + 1], **settings)
-        assert torch.equal(found[row], alone[0])
+        other = model.generate(input_ids=ids[1 - row : 2 - row], **settings)
+        assert not torch.equal(found[(1 - row) * times, 2:], other[0, 2:])  # the other row has the other adapter
+        for own in found[row * times : (row + 1) * times]:
+            assert torch.equal(own, alone[0])

@@ -151,6 +151,9 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+ALSO = {"resm": "rtsvm"}  # what a paper's later version calls its method
+
+
 def find(name: str) -> MergeMethod:
     """The method of that name.
 
@@ -162,6 +165,7 @@ def find(name: str) -> MergeMethod:
     if name in ELSEWHERE:
         here = ", ".join(sorted(METHODS))
         raise ValueError(f"merge_method '{name}' is not built here; mergekit has it. Accepted: {here}")
+    name = ALSO.get(name, name)
     if name not in METHODS:
         raise unknown("merge_method", name, METHODS)
     return METHODS[name]

@@ -20,7 +20,6 @@ from rankwise.merging.engine.slices import Stacked
 from rankwise.merging.engine.sources import Source, check_inside, language
 from rankwise.merging.engine.templates import TEMPLATES, most_common
 from rankwise.merging.engine.vocabulary import Vocabulary, tokenizer_of
-from rankwise.merging.registry import METHODS
 from rankwise.reading import read_json
 
 if TYPE_CHECKING:
@@ -180,7 +179,7 @@ def write_beside(ready: Merge, draft: Path) -> None:
 def report(ready: Merge, workers: int | None = None) -> dict[str, Any]:
     """What went into every tensor, for JSON; memory for so many tensors at once."""
     return {
-        "method": ready.config.merge_method,
+        "method": ready.method.name,
         **ready.cost(workers),
         "notes": ready.notes,
         "models": [s.label for s in ready.sources.values()],
@@ -198,8 +197,8 @@ def report(ready: Merge, workers: int | None = None) -> dict[str, Any]:
 
 def _card(ready: Merge, recipe: str) -> str:
     newline, models = "\n", [f"* {s.label}" for s in ready.sources.values()]
-    title = METHODS[ready.config.merge_method]
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "rankwise", ready.config.merge_method]}
+    method = ready.method
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "rankwise", method.name]}
     names = [s.partition("+")[0].partition("@")[0] for s in ready.sources]
     hub = list(dict.fromkeys(n for n in names if n.count("/") == 1 and not Path(n).exists()))
     if hub:
@@ -208,9 +207,9 @@ def _card(ready: Merge, recipe: str) -> str:
 {yaml.safe_dump(front, sort_keys=False).rstrip()}
 ---
 
-# Merged by {title.title}
+# Merged by {method.title}
 
-{len(ready.tensors)} tensors of {len(models)} models, merged by {title.title} ({title.paper}) with
+{len(ready.tensors)} tensors of {len(models)} models, merged by {method.title} ({method.paper}) with
 [rankwise](https://pypi.org/project/rankwise/).
 
 ## Models
