@@ -155,6 +155,22 @@ def test_decimal_commas_are_read_where_the_separator_is_another(tmp_path):
         read_file(write(tmp_path, "c.csv", "text;label\nx;1.234\ny;1,5\n"), regression=True)
 
 
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.csv", "|"), ("a.tsv", "\t")])
+def test_a_point_that_may_group_or_divide_is_refused_where_commas_may_be_decimal(tmp_path, name, mark):
+    def labels(*written):
+        text = "".join(f"t{i}{mark}{label}\n" for i, label in enumerate(written))
+        return read_file(write(tmp_path, name, f"text{mark}label\n{text}"), regression=True).labels
+
+    with pytest.raises(ValueError, match=r"line 3: column 'label' holds '1.234', which may be 1234 or 1.234; write"):
+        labels("950", "1.234", "-12.500")
+    assert labels("950", "1234", "-12500") == [950, 1234, -12500]
+    assert labels("950", "1,234", "-12,5") == [950, 1.234, -12.5]
+    for settles, value in (("0.125", 0.125), ("2.5", 2.5), ("1.2345", 1.2345), ("1.25e2", 125)):
+        assert labels("950", "1.234", settles) == [950, 1.234, value]
+    by_commas = write(tmp_path, "b.csv", "text,label\nx,950\ny,1.234\n")
+    assert read_file(by_commas, regression=True).labels == [950, 1.234]
+
+
 def test_rows_refuse_what_would_be_shifted_or_renamed(tmp_path):
     with pytest.raises(ValueError, match="line 2: 3 cells, more than the 2 columns"):
         list(read_table(write(tmp_path, "a.csv", "x,y\n1,2,3\n4,5,6\n")).rows)

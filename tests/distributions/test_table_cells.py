@@ -50,6 +50,8 @@ def test_numbers_are_read_as_they_are_written(column, reading, expected):
         (["1,234", "2,500"], False, {"y": ["0.5", "1.25"]}, "point"),  # thousands, as points are decimal elsewhere
         (["1.234", "2.500"], True, {"y": ["0,5", "1,25"]}, "comma"),  # thousands
         (["1.234", "2.500"], True, {"y": ["0.5", "1.25"]}, "point"),
+        (["1.234", "0.500"], True, {}, "point"),  # no group of thousands begins with 0
+        (["1,234", "-0,500"], False, {"y": ["0.5", "1.25"]}, "comma"),
     ],
 )
 def test_a_mark_that_may_group_or_divide_is_settled_by_the_file(column, semicolons, others, reading):

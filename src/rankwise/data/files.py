@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.data.corpus import Corpus
-from rankwise.data.tables import Table, number, read_table
+from rankwise.data.tables import GROUPED, Table, number, read_table
 from rankwise.nearest import unknown
 
 Chat = Callable[[list[dict[str, str]]], str]
@@ -120,7 +120,15 @@ def _label(table: Table, n: int, row: dict[str, Any], column: str, *, regression
 
 def _numbers(table: Table, column: str, labels: list[tuple[int, str]]) -> list[float]:
     """Labels as numbers; decimal commas where they cannot be anything else."""
-    with_point = next((label for _, label in labels if "." in label), None)
+    pointed = [(n, label) for n, label in labels if "." in label]
+    open_ = table.decimal_comma and bool(pointed) and not any("," in label for _, label in labels)
+    if open_ and all(GROUPED.fullmatch(label) for _, label in pointed):
+        n, label = pointed[0]
+        raise ValueError(
+            f"{table.at(n)}: column '{column}' holds '{label}', which may be {label.replace('.', '')} or {label}; "
+            "write thousands without a mark, or decimals with a comma"
+        )
+    with_point = pointed[0][1] if pointed else None
     found = []
     for n, label in labels:
         try:

@@ -28,6 +28,7 @@ READERS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 SEPARATORS = ",;\t|"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 COMMA_NUMBER = re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?", re.ASCII)
+GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}", re.ASCII)  # thousands, or three decimals
 
 
 @dataclass(frozen=True, kw_only=True)

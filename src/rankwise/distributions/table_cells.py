@@ -25,8 +25,8 @@ from rankwise.nearest import unknown
 
 Array = NDArray[np.float64]
 _LARGEST = 3e38  # of float32, in which some models work
-_POINT = r"\d+\.?\d*|\.\d+|\d{1,3}(,\d{3})+(\.\d+)?"
-_COMMA = r"\d+,?\d*|,\d+|\d{1,3}([.' \u00a0\u202f’]\d{3})+(,\d+)?"
+_POINT = r"\d+\.?\d*|\.\d+|[1-9]\d{0,2}(,\d{3})+(\.\d+)?"
+_COMMA = r"\d+,?\d*|,\d+|[1-9]\d{0,2}([.' \u00a0\u202f’]\d{3})+(,\d+)?"
 READINGS = {"point": re.compile(rf"[+-]?({_POINT})([eE][+-]?\d+)?", re.ASCII),
              "comma": re.compile(rf"[+-]?({_COMMA})([eE][+-]?\d+)?", re.ASCII)}  # fmt: skip
 _DAYS = ("%Y/%m/%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%y", "%d/%m/%y", "%m/%d/%y",
