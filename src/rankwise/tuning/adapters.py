@@ -28,6 +28,17 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """A layer whose adapters each add `get_delta_weight` to one tensor of the base layer.
 
     Attributes of the base layer that the adapter does not have are the base layer's.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import BitFitConfig
+    >>> from rankwise.tuning.adapters import AdapterLayer
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> model = get_peft_model(BertModel(config), BitFitConfig())
+    >>> sum(isinstance(m, AdapterLayer) for m in model.modules())  # every module of the block that has a bias
+    8
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -115,7 +126,20 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 
 class AdapterModel(BaseTuner):
-    """A tuner that checks its targets before it changes the model, and serves mixed batches."""
+    """A tuner that checks its targets before it changes the model, and serves mixed batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import BitFitConfig
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> model = get_peft_model(BertModel(config), BitFitConfig()).eval()
+    >>> texts = torch.tensor([[5, 6, 7], [5, 6, 7]])  # the first with the adapter, the second without
+    >>> model(input_ids=texts, adapter_names=["default", "__base__"]).last_hidden_state.shape
+    torch.Size([2, 3, 16])
+    """
 
     peft_config: dict[str, Any]  # by adapter name; whatever the method's configuration is
     tuner_layer_cls: type[AdapterLayer]

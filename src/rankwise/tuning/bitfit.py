@@ -44,8 +44,12 @@ class BitFitConfig(TargetedConfig):
     Examples
     --------
     >>> from peft import get_peft_model
-    >>> from rankwise.models import load
-    >>> model = get_peft_model(load("minilm"), BitFitConfig(task_type="SEQ_CLS"))
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import BitFitConfig
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> model = get_peft_model(BertModel(config), BitFitConfig())
+    >>> model.get_nb_trainable_parameters()[0]  # 7 biases of 16 and one of 32 a block
+    288
     """
 
     def __post_init__(self) -> None:
@@ -54,7 +58,16 @@ class BitFitConfig(TargetedConfig):
 
 
 def biased_modules(model: nn.Module) -> dict[str, Tensor]:
-    """The biases BitFit trains by default: of every module inside the model's repeated blocks, by module name."""
+    """The biases BitFit trains by default: of every module inside the model's repeated blocks, by module name.
+
+    Examples
+    --------
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning.bitfit import biased_modules
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> len(biased_modules(BertModel(config)))
+    8
+    """
     return {
         name: bias
         for name, module in plain_modules(model)
@@ -63,7 +76,18 @@ def biased_modules(model: nn.Module) -> dict[str, Tensor]:
 
 
 class BitFitLayer(AdapterLayer):
-    """A module whose bias has a trained offset."""
+    """A module whose bias has a trained offset.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from rankwise.tuning import BitFitConfig
+    >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), BitFitConfig(target_modules=["0"]))
+    >>> layer = model.base_model.model[0]
+    >>> layer.bitfit_bias["default"].shape, torch.equal(layer.bias, layer.base_layer.bias)
+    (torch.Size([3]), True)
+    """
 
     adapter_layer_names = ("bitfit_bias",)
 
@@ -108,7 +132,17 @@ class BitFitLayer(AdapterLayer):
 
 
 class BitFitModel(AdapterModel):
-    """The tuner: wraps every module that has a bias."""
+    """The tuner: wraps every module that has a bias.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from rankwise.tuning import BitFitConfig
+    >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), BitFitConfig(target_modules=["0"]))
+    >>> type(model.base_model).__name__, type(model.merge_and_unload()[0]).__name__
+    ('BitFitModel', 'Linear')
+    """
 
     prefix = "bitfit_"
     tuner_layer_cls = BitFitLayer

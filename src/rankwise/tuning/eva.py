@@ -78,7 +78,7 @@ class EvaConfig(LoraConfig):
     Parameters
     ----------
     r : int
-        Average rank, default 16.
+        The average rank of the adapted layers. Default 16.
     rho : float
         At least 1: how many times its share a layer may take. 1 keeps all ranks equal. Default 2.
     tau : float
@@ -86,7 +86,7 @@ class EvaConfig(LoraConfig):
         energy that those of all of it capture (PEFT asks for the cosine ``tau`` of every vector). Default 0.99; 1 reads
         ``max_batches``.
     max_batches : int
-        The most batches read. Default 32.
+        Batches that are read at most. Default 32.
     center : bool
         Principal components (default) or the uncentred second moment, whose first direction is the mean.
     whiten : bool
@@ -101,7 +101,14 @@ class EvaConfig(LoraConfig):
 
     Examples
     --------
-    >>> model = initialize(load("minilm"), batches, EvaConfig(r=16, task_type="SEQ_CLS"))  # doctest: +SKIP
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import EvaConfig, initialize
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> batches = [{"input_ids": torch.randint(1000, (8, 12))} for _ in range(4)]
+    >>> model = initialize(BertModel(config), batches, EvaConfig(r=2))
+    >>> sum(len(m.lora_A["default"].weight) for m in model.modules() if hasattr(m, "lora_A"))  # 12 layers, 2 on average
+    24
     """
 
     r: int = field(default=16, metadata={"help": "average rank"})
@@ -177,6 +184,17 @@ def initialize(
     ValueError
         A configuration of another kind, several adapters, too few rows, ``r · rho`` above a layer's width, a targeted
         layer that is not linear or that the spectra lack.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import EvaConfig, initialize
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> batches = [{"input_ids": torch.randint(1000, (8, 12))} for _ in range(4)]
+    >>> model = initialize(BertModel(config), batches, EvaConfig(r=2, rho=1))
+    >>> type(model).__name__, model.peft_config["default"].peft_type.value  # train and save it as any LoRA
+    ('PeftModel', 'LORA')
     """
     if isinstance(model, PeftModel):
         if config is None and len(model.peft_config) > 1:
@@ -223,6 +241,17 @@ def activation_spectra(
         An empty loader, fewer rows than components, NaN activations, a layer that did not run.
     TypeError
         Batches that are no mappings.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import EvaConfig, activation_spectra
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> batches = [{"input_ids": torch.randint(1000, (8, 12))} for _ in range(4)]
+    >>> spectra = activation_spectra(BertModel(config), batches, EvaConfig(r=2))
+    >>> spectra.leader["encoder.layer.0.attention.self.key"]  # it reads what the query reads
+    'encoder.layer.0.attention.self.query'
     """
     config = EvaConfig() if config is None else config
     names = list(layers) if layers is not None else list(linear_layers(model))

@@ -56,7 +56,21 @@ BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class LoraExport(NamedTuple):
-    """What an export wrote: the rank of every kept layer, and the largest relative error of truncation (else 0)."""
+    """What an export wrote: the rank of every kept layer, and the largest relative error of truncation (else 0).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from peft import get_peft_model
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import S2LoraConfig, export_lora
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> model = get_peft_model(BertModel(config), S2LoraConfig(r=4, init_weights=False))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     written = export_lora(model, f"{folder}/lora")
+    >>> len(written.ranks), set(written.ranks.values()), written.error  # padded to a rank that servers take
+    (12, {8}, 0.0)
+    """
 
     ranks: dict[str, int]
     error: float
@@ -69,6 +83,17 @@ def low_rank_factors(layer: Any, adapter_name: str = "default") -> tuple[Tensor,
     ------
     TypeError
         The layer's method has no exact low-rank form on a linear layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from rankwise.tuning import low_rank_factors
+    >>> lora = LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    >>> layer = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 4)), lora).base_model.model[0]
+    >>> A, B = low_rank_factors(layer)
+    >>> A.shape, B.shape, torch.allclose(B @ A, layer.get_delta_weight("default"), atol=1e-5)
+    (torch.Size([2, 6]), torch.Size([4, 2]), True)
     """
     kind, base = type(layer), layer.get_base_layer()
     if not isinstance(base, nn.Linear | Conv1D) and not hasattr(base, "in_features"):
@@ -109,7 +134,7 @@ def export_lora(
     model : PeftModel
         Holding a LoRA, AdaLoRA, EVA, S2-LoRA or VeRA adapter.
     folder : path
-        Replaced as a whole.
+        Where the adapter is written; an earlier export there is replaced as a whole.
     pad : bool
         One rank for all layers, the next of 8, 16, 32, 64, … (default). ``False`` gives each its own by
         ``rank_pattern``: a smaller file, which vLLM misreads.
@@ -117,7 +142,7 @@ def export_lora(
         Truncate each delta to this rank by SVD; the error is returned.
 
     dtype : torch.dtype
-        Of the written factors, default float32.
+        The dtype of the written factors. Default float32.
 
     Raises
     ------
@@ -126,6 +151,20 @@ def export_lora(
     ValueError
         Every coefficient is zero: the adapter is the base model. Or a factor that is not finite, in the adapter or in
         ``dtype``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from peft import PeftModel, get_peft_model
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import S2LoraConfig, export_lora
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> model = get_peft_model(BertModel(config), S2LoraConfig(r=4, init_weights=False))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = export_lora(model, f"{folder}/lora")
+    ...     plain = PeftModel.from_pretrained(BertModel(config), f"{folder}/lora")
+    >>> plain.peft_config["default"].peft_type.value, plain.peft_config["default"].r
+    ('LORA', 8)
     """
     check_exportable(model.peft_config[adapter_name])
     layers = {

@@ -31,6 +31,15 @@ class TargetedConfig(PeftConfig):
         Other modules to train whole and save.
     init_weights : bool
         ``False`` starts from random values instead of the base model: for tests.
+
+    Examples
+    --------
+    >>> from rankwise.tuning import BitFitConfig, S2LoraConfig
+    >>> sorted(S2LoraConfig(target_modules=["query", "value"]).target_modules)
+    ['query', 'value']
+    >>> BitFitConfig(target_modules="all-linear", layers_pattern="layer")
+    Traceback (most recent call last):
+    ValueError: layers_pattern='layer' has no effect on target_modules='all-linear'; name the layers in a list
     """
 
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "layers to adapt"})

@@ -66,13 +66,14 @@ class S2LoraConfig(TargetedConfig):
         ratio stays below ``γ'``, moved by noise alone, are held at zero. Under plain SGD ``γ'`` is the weight of
         ``Σ|λ|`` itself.
     l1 : {"proximal", "penalty"}
-        How the L1 term acts.
+        Whether the L1 term acts as a proximal step after the optimiser's (default), which reaches exact zeros, or
+        through its subgradient.
     orthogonality : float
-        ``μ``, default 0.1.
+        ``μ``, the weight of the factors' distance from orthonormal ones. Default 0.1; 0 switches the term off.
     lambda_lr_scale : float
         Learning rate of λ over that of the optimiser's group it is in, default 10. λ has no weight decay.
     dropout : float
-        On the input of the factors, default 0.
+        Probability with which an entry of the factors' input is dropped in training, in [0, 1). Default 0.
     share : {"shape", "max", "role", "none"}
         One pair a shape (default), one pair cut from the largest shape, one a role (q, k, up, …) and shape, or one a
         matrix (the unshared ablation).
@@ -86,8 +87,14 @@ class S2LoraConfig(TargetedConfig):
     Examples
     --------
     >>> from peft import get_peft_model
-    >>> from rankwise.models import load
-    >>> model = get_peft_model(load("minilm"), S2LoraConfig(r=32, task_type="SEQ_CLS"))
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.tuning import S2LoraConfig
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> model = get_peft_model(BertModel(config), S2LoraConfig(r=4))
+    >>> sorted(model.base_model.s2lora_P["default"])  # one pair a shape, shared by both blocks
+    ['16x16', '16x32', '32x16']
+    >>> model.get_nb_trainable_parameters()[0]  # 4 · (32 + 48 + 48), and 4 coefficients for each of 12 matrices
+    560
     """
 
     r: int = field(default=32, metadata={"help": "rank of the shared factors"})
@@ -129,7 +136,19 @@ class S2LoraConfig(TargetedConfig):
 
 
 class RankEntry(NamedTuple):
-    """What one matrix uses of its pair: effective rank, mass ``Σ|λ|`` and the coefficients ``(r,)``."""
+    """What one matrix uses of its pair: effective rank, mass ``Σ|λ|`` and the coefficients ``(r,)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from rankwise.tuning import S2LoraConfig
+    >>> twins = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    >>> model = get_peft_model(twins, S2LoraConfig(r=2, target_modules=["0", "1"]))
+    >>> entry = model.base_model.rank_map()["0"]
+    >>> entry.rank, entry.mass, entry.coefficients.shape  # nothing is trained yet
+    (0, 0.0, torch.Size([2]))
+    """
 
     rank: int
     mass: float
@@ -137,18 +156,47 @@ class RankEntry(NamedTuple):
 
 
 def effective_rank(coefficients: Tensor, *, threshold: float = 1e-3) -> int:
-    """``#{k : |λ_k| > threshold · max|λ|}``; 0 when all are zero."""
+    """``#{k : |λ_k| > threshold · max|λ|}``; 0 when all are zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.tuning.s2lora import effective_rank
+    >>> effective_rank(torch.tensor([1.0, -0.5, 1e-4, 0.0]))
+    2
+    """
     size = coefficients.abs()
     return int((size > threshold * size.max()).sum())
 
 
 def delta_weight(P: Tensor, coefficients: Tensor, Q: Tensor, scale: float) -> Tensor:
-    """``s · P diag(λ) Q``, shape ``(out, in)``."""
+    """``s · P diag(λ) Q``, shape ``(out, in)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.tuning.s2lora import delta_weight
+    >>> delta_weight(torch.eye(2), torch.tensor([1.0, 3.0]), torch.eye(2), scale=2.0).tolist()
+    [[2.0, 0.0], [0.0, 6.0]]
+    """
     return (P * (scale * coefficients)) @ Q
 
 
 class S2LoraLayer(AdapterLayer):
-    """A linear layer with coefficients of its own on factors that belong to the tuner model."""
+    """A linear layer with coefficients of its own on factors that belong to the tuner model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from rankwise.tuning import S2LoraConfig
+    >>> twins = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    >>> model = get_peft_model(twins, S2LoraConfig(r=2, target_modules=["0", "1"]))
+    >>> first, second = model.base_model.model
+    >>> P, coefficients, Q = first.factors("default")
+    >>> P.shape, coefficients.shape, Q.shape, P.data_ptr() == second.factors("default")[0].data_ptr()
+    (torch.Size([8, 2]), torch.Size([2]), torch.Size([2, 8]), True)
+    """
 
     adapter_layer_names = ("s2lora_lambda",)
     other_param_names = ("s2lora_dropout", "scaling", "pair")
@@ -208,7 +256,21 @@ class S2LoraLayer(AdapterLayer):
 
 
 class S2LoraModel(AdapterModel):
-    """The tuner: owns the shared factors, and is known to every optimiser's step."""
+    """The tuner: owns the shared factors, and is known to every optimiser's step.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from rankwise.tuning import S2LoraConfig
+    >>> twins = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    >>> model = get_peft_model(twins, S2LoraConfig(r=2, target_modules=["0", "1"], sparsity=0.0))
+    >>> optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    >>> model(torch.randn(4, 8)).square().mean().backward()
+    >>> optimizer.step()  # the task's loss, and the terms that S2-LoRA adds to it
+    >>> [entry.mass > 0 for entry in model.base_model.rank_map().values()]
+    [True, True]
+    """
 
     uses_shared_state = True
     s2lora_P: Any  # by adapter and pair, as s2lora_Q

@@ -26,6 +26,18 @@ class SharedProduct:
         By adapter, each a ``ParameterDict`` by pair.
     model : nn.Module
         The base model: its forward passes are watched until `release`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from rankwise.tuning.shared_product import SharedProduct
+    >>> P = nn.ModuleDict({"default": nn.ParameterDict({"4x3": torch.zeros(4, 2)})})
+    >>> Q = nn.ModuleDict({"default": nn.ParameterDict({"4x3": torch.zeros(2, 3)})})
+    >>> shared = SharedProduct(P, Q, nn.Linear(3, 4))  # an adapted model's tuner makes it
+    >>> [tuple(factor.shape) for factor in shared.pair("default", "4x3")]
+    [(4, 2), (2, 3)]
+    >>> shared.release()
     """
 
     def __init__(self, P: nn.ModuleDict, Q: nn.ModuleDict, model: nn.Module) -> None:
