@@ -101,8 +101,12 @@ class GaLoreAdamW(Optimizer):
     >>> from rankwise.optim import GaLoreAdamW
     >>> layer = torch.nn.Linear(8, 4)
     >>> optimizer = GaLoreAdamW(layer.parameters(), lr=1e-2, rank=2)
-    >>> layer(torch.ones(3, 8)).sum().backward()
-    >>> _ = optimizer.step()
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     layer(torch.randn(16, 8)).square().mean().backward()
+    ...     optimizer.step()
+    >>> optimizer.state[layer.weight]["exp_avg"].shape  # of a matrix of 4 x 8
+    torch.Size([2, 8])
     """
 
     def __init__(

@@ -50,6 +50,17 @@ def galore_groups(model: nn.Module, **options: Any) -> list[dict]:
     ValueError
         The model has no linear layer, all of them are frozen (as under a PEFT adapter), or it keeps the matrices of
         experts in one parameter, which would get plain AdamW.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.optim import GaLoreAdamW, galore_groups
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> groups = galore_groups(LlamaForCausalLM(config), rank=4)
+    >>> [len(group["params"]) for group in groups]  # 7 matrices a block; embedding, head and 5 norms
+    [14, 7]
+    >>> optimizer = GaLoreAdamW(groups, lr=1e-3)
     """
     matrices, rest = trained_parameters(model)
     return [{"params": matrices, **options}, *([{"params": rest}] if rest else [])]

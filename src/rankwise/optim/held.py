@@ -20,7 +20,19 @@ def undo_of(owner: object) -> ExitStack:
 
 
 class Holders:
-    """Who holds which parameters for one purpose (``what``): two at once would undo each other."""
+    """Who holds which parameters for one purpose (``what``): two at once would undo each other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.optim.held import Holders
+    >>> layer, updating = torch.nn.Linear(2, 2), Holders("updates these parameters")
+    >>> one, other = torch.optim.SGD(layer.parameters()), torch.optim.SGD(layer.parameters())
+    >>> updating.take(one, layer.parameters())
+    >>> updating.take(other, layer.parameters())
+    Traceback (most recent call last):
+    ValueError: another SGD updates these parameters: call its release() first
+    """
 
     def __init__(self, what: str) -> None:
         self.what = what

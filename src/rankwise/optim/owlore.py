@@ -42,7 +42,7 @@ class OwLore(GaLoreAdamW):
     model : nn.Module
         The whole model; every parameter of it that trains now is known to the optimiser, the others stay as they are.
     lr : float
-        Default 3e-4.
+        The learning rate. Default 3e-4.
     rank : int, optional
         Of the projection; by default a sixteenth of the largest smaller side of a matrix (hidden size / 16). 0 leaves
         gradients whole (LISA, with ``mode="uniform"``).
@@ -52,27 +52,27 @@ class OwLore(GaLoreAdamW):
     dataloader : iterable of dict of Tensor, optional
         Calibration batches for the scores; without it the weights alone decide.
     threshold : float, optional
-        Of the scores, 13 by default.
+        How many times the mean an entry has to be to count as an outlier where scores are computed here. Default 13.
     mode, active, interval, layers_attribute
-        See `LayerSampler`.
+        How blocks are sampled, see `LayerSampler`.
     update_gap : int
-        See `GaLoreAdamW`; 100 here.
+        Steps between refreshes of a basis, see `GaLoreAdamW`. Default 100.
     scale : float, optional
         Factor of the projected update. By default (``None``) projected steps are as long as full ones; the paper's code
         has 1.0.
     rest_lr : float, optional
         Learning rate of what is not projected (embeddings, norms, head); ``lr`` by default.
     keep_state : bool
-        Keep the moments of sleeping blocks.
+        Whether the moments of sleeping blocks are kept, which costs their memory. Default False.
     in_backward : bool
         Update in the backward pass (`GaLoreAdamW.step_in_backward`). Off, all gradients exist together, and can be
         accumulated and clipped.
     max_norm : float, optional
         With ``in_backward``: clip the norm of each gradient tensor to this.
     seed : int
-        Of the draws and of the projection.
+        Decides the draws of blocks, and whatever is random in the projection.
     **options
-        Further options of `GaLoreAdamW`.
+        Further options of `GaLoreAdamW`, such as ``betas`` or ``weight_decay``.
 
     Raises
     ------
@@ -82,13 +82,19 @@ class OwLore(GaLoreAdamW):
 
     Examples
     --------
-    >>> from rankwise.models import load
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from rankwise.optim import OwLore
-    >>> model = load("smollm2")  # doctest: +SKIP
-    >>> optimizer = OwLore(model, lr=3e-4)  # doctest: +SKIP
-    >>> model(**batch).loss.backward()  # weights move here # doctest: +SKIP
-    >>> optimizer.step()  # doctest: +SKIP
-    >>> optimizer.release()  # after training # doctest: +SKIP
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=4,
+    ...                      num_attention_heads=2)
+    >>> model, ids = LlamaForCausalLM(config), torch.randint(64, (2, 8))
+    >>> optimizer = OwLore(model, lr=3e-4, active=1)
+    >>> for _ in range(3):
+    ...     model(input_ids=ids, labels=ids).loss.backward()  # weights move here, and gradients are freed
+    ...     optimizer.step()
+    >>> all(p.grad is None for p in model.parameters()), len(optimizer.sampler.active_layers)
+    (True, 1)
+    >>> optimizer.release()  # after training: all blocks train again
     """
 
     def __init__(

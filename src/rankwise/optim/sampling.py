@@ -51,9 +51,9 @@ class LayerSampler:
     active : int, optional
         Blocks γ that train at a time; ``round(0.15 · blocks)``, at least 2, by default.
     interval : int
-        Steps K between draws.
+        Steps K between two draws.
     seed : int
-        At least 0; decides every draw together with its number.
+        At least 0. It decides every draw, together with the draw's number.
     layers_attribute : str, optional
         Dotted name of the list of blocks, where it cannot be found.
 
@@ -62,13 +62,32 @@ class LayerSampler:
     probabilities : Tensor
         ``(blocks,)`` float64; 0 for blocks where nothing trains.
     active_layers : list of int
-        The blocks that train now.
+        The positions of the blocks that train now.
 
     Raises
     ------
     ValueError
         γ out of range, scores of another length or for a mode that reads none, an unknown mode, no list of blocks, no
         block that trains, a model that another sampler holds, several processes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.optim import LayerSampler
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=4,
+    ...                      num_attention_heads=2)
+    >>> model, ids = LlamaForCausalLM(config), torch.randint(64, (2, 8))
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> sampler = LayerSampler(model, mode="uniform", active=1, interval=2)
+    >>> for _ in range(4):
+    ...     model(input_ids=ids, labels=ids).loss.backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     _ = sampler.step()  # true where it drew another block
+    >>> sum(p.requires_grad for p in model.model.layers.parameters()), sampler.draws  # 9 parameters a block
+    (9, 3)
+    >>> sampler.release()
     """
 
     def __init__(
@@ -184,6 +203,14 @@ def sampling_probabilities(
 
     ``owl``: ∝ scores; ``owl_reverse``: ∝ max - p; ``uniform``; ``increase`` and ``decrease``: linear in depth;
     ``norm``: ∝ Frobenius norm of the block's weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.optim import sampling_probabilities
+    >>> blocks = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(4))
+    >>> sampling_probabilities("owl", blocks, scores=[1.0, 1.0, 2.0, 4.0]).tolist()
+    [0.125, 0.125, 0.25, 0.5]
     """
     if mode not in MODES:
         raise unknown("sampling mode", mode, MODES)

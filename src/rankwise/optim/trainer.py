@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
 
 def in_trainer(optimizer: GaLoreAdamW) -> TrainerCallback:
-    """Checks the arguments when training begins, calls ``release`` when it ends."""
+    """Checks the arguments when training begins, calls ``release`` when it ends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.optim import GaLoreAdamW
+    >>> optimizer = GaLoreAdamW(torch.nn.Linear(8, 4).parameters(), rank=2)
+    >>> callback = optimizer.callback()  # Trainer(..., optimizers=(optimizer, None), callbacks=[callback])
+    >>> callback.on_train_end(None, None, None)
+    >>> optimizer.released
+    True
+    """
     from transformers import TrainerCallback
 
     class OptimizerCallback(TrainerCallback):
