@@ -33,7 +33,16 @@ Result = TypeVar("Result")
 
 
 class Decomposition(NamedTuple):
-    """Singular values ``(n,)`` float64, descending, n = min(out, in); and, if asked for, a column a direction."""
+    """Singular values ``(n,)`` float64, descending, n = min(out, in); and, if asked for, a column a direction.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression.directions import decomposed
+    >>> found = decomposed(torch.tensor([[0.0, 3.0], [4.0, 0.0]]), vectors=False)
+    >>> found.S.tolist(), found.V
+    ([4.0, 3.0], None)
+    """
 
     S: Tensor
     V: Tensor | None

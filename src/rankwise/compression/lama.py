@@ -41,15 +41,15 @@ class LowRankAttentionPooling(nn.Module):
     Parameters
     ----------
     d_model : int
-        Width d of the token states.
+        The width d of the token states.
     heads : int
-        m.
+        The number m of attention distributions; the output has a row for each.
     rank : int
         k of each head's affinity matrix; 1 is the paper's, ``d_model`` leaves it free.
     context : {"global", "mean"}
         The query: a learned vector, or the mean of the unpadded states.
     dropout : float
-        Of the attention weights, in training; in [0, 1).
+        Probability with which an attention weight is dropped in training, in [0, 1).
     nonlinear : bool
         ``tanh`` on both factors (an option of low-rank bilinear pooling).
     normalize : bool
@@ -59,6 +59,16 @@ class LowRankAttentionPooling(nn.Module):
     ------
     ValueError
         Sizes that are not positive, a rank above ``d_model``, an unknown context, a dropout out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression import LowRankAttentionPooling
+    >>> pool = LowRankAttentionPooling(d_model=16, heads=4)  # after any encoder
+    >>> states, padding = torch.randn(2, 7, 16), torch.zeros(2, 7, dtype=torch.bool)
+    >>> pooled, weights = pool(states, padding, need_weights=True)
+    >>> pooled.shape, torch.allclose(weights.sum(-1), torch.ones(2, 4))
+    (torch.Size([2, 4, 16]), True)
     """
 
     def __init__(
@@ -180,13 +190,29 @@ def masked_mean(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
 
 
 def redundancy(weights: Tensor) -> Tensor:
-    """``‖A Aᵀ - I‖_F²`` of weights ``(batch, heads, seq)``, mean over the batch: are heads alike? (Lin et al., 2017)"""
+    """``‖A Aᵀ - I‖_F²`` of weights ``(batch, heads, seq)``, mean over the batch: are heads alike? (Lin et al., 2017)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression.lama import redundancy
+    >>> float(redundancy(torch.eye(2)[None])), float(redundancy(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])))
+    (0.0, 2.0)
+    """
     eye = torch.eye(weights.shape[1], device=weights.device, dtype=weights.dtype)
     return (weights @ weights.mT - eye).square().sum((-2, -1)).mean()
 
 
 def head_distance(weights: Tensor) -> Tensor:
-    """Mean pairwise Jensen-Shannon distance of the heads' distributions ``(batch, heads, seq)``: ``(batch,)``."""
+    """Mean pairwise Jensen-Shannon distance of the heads' distributions ``(batch, heads, seq)``: ``(batch,)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression.lama import head_distance
+    >>> head_distance(torch.eye(2)[None]).tolist()  # two heads that look at different tokens
+    [1.0]
+    """
 
     def entropy(p: Tensor) -> Tensor:
         return -(p * p.clamp(min=1e-30).log2()).sum(-1)
@@ -204,6 +230,7 @@ class LamaConfig(PretrainedConfig):
     Parameters
     ----------
     vocab_size, embedding_size : int
+        How many tokens there are, and the width of their embeddings.
     encoder : {"gru", "transformer", "none"}
         What turns embeddings into token states: a bidirectional GRU of ``hidden_size`` units a direction, a Transformer
         encoder layer of width ``embedding_size``, or nothing.
@@ -212,13 +239,13 @@ class LamaConfig(PretrainedConfig):
     pooling : {"lama", "mean", "max", "structured"}
         ``lama``, or a baseline: mean, maximum, structured self-attention (Lin et al., 2017, ``attention_size`` units).
     heads, rank, context, nonlinear, normalize
-        See `LowRankAttentionPooling`.
+        Options of the attention, see `LowRankAttentionPooling`.
     train_attention : bool
         False freezes the attention's parameters at their random start (a control).
     dropout : float
-        Of embeddings, attention output and classifier input; in [0, 1).
+        Probability of dropout on embeddings, attention output and classifier input, in [0, 1).
     redundancy_penalty : float
-        Coefficient of `redundancy` in the loss, at least 0.
+        The weight of `redundancy` in the loss, at least 0.
     **kwargs
         Of `transformers.PretrainedConfig`; ``num_labels`` and ``problem_type`` choose the loss as in its classifiers.
 
@@ -226,6 +253,12 @@ class LamaConfig(PretrainedConfig):
     ------
     ValueError
         Unknown names, sizes out of range, and options of an attention that the pooling does not have.
+
+    Examples
+    --------
+    >>> from rankwise.compression import LamaConfig
+    >>> LamaConfig(hidden_size=64, heads=8, num_labels=3).d_model  # both directions of the GRU
+    128
     """
 
     model_type = "lama"
@@ -296,6 +329,17 @@ class LamaClassifier(PreTrainedModel):
 
     ``Trainer``, ``save_pretrained``, ``AutoModelForSequenceClassification.from_pretrained`` and ``rankwise adapt`` work
     with it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import AutoModelForSequenceClassification
+    >>> from rankwise.compression import LamaConfig
+    >>> config = LamaConfig(vocab_size=50, embedding_size=8, hidden_size=8, heads=2, num_labels=3)
+    >>> model = AutoModelForSequenceClassification.from_config(config)
+    >>> found = model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([2]))
+    >>> type(model).__name__, found.logits.shape, found.attentions[0].shape
+    ('LamaClassifier', torch.Size([1, 3]), torch.Size([1, 2, 3]))
     """
 
     config_class = LamaConfig
@@ -403,13 +447,20 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
     Parameters
     ----------
     logits : Tensor
-        ``(batch, n)``.
+        ``(batch, n)``, the scores of n classes or the n predicted numbers.
     labels : Tensor
         ``regression``: ``(batch, n)`` numbers (``(batch,)`` for n = 1), squared error.
         ``single_label_classification``: ``(batch,)`` classes, cross-entropy. ``multi_label_classification``:
         ``(batch, n)`` zeros and ones, cross-entropy of each label by itself.
     problem_type : str, optional
         By default regression for n = 1, one class for whole-number labels, several otherwise.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression.lama import classification_loss
+    >>> round(float(classification_loss(torch.zeros(2, 4), torch.tensor([0, 3]))), 3)  # log 4
+    1.386
     """
     n = logits.shape[-1]
     whole = not labels.is_floating_point() and labels.dtype != torch.bool

@@ -17,8 +17,9 @@ class Component:
     Attributes
     ----------
     name : str
+        The layer's name in the model.
     shape : tuple of int
-        ``(out, in)``.
+        ``(out, in)`` of the dense weight.
     rank : int
         Directions kept by the threshold, out of ``full_rank``.
     low_rank : bool
@@ -26,7 +27,17 @@ class Component:
     spectrum : Tensor
         Singular values, descending, float64 (of ``W C^½`` when calibrated).
     item_size : int
-        Bytes an entry, of the weight and of the factors.
+        Bytes an entry takes, in the weight and in the factors.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import plan
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> first = plan(LlamaForCausalLM(config), parameters=0.6).components[0]
+    >>> first.name, first.shape, first.full_rank, 1 <= first.rank <= 16
+    ('model.layers.0.self_attn.q_proj', (16, 16), 16, True)
     """
 
     name: str
@@ -65,16 +76,27 @@ class Plan:
     Attributes
     ----------
     components : tuple of Component
-        In the model's order.
+        The matrices that were looked at, in the model's order.
     threshold : float
-        The one below which directions go (NaN for the methods without one).
+        The worth below which directions go (NaN for the methods without one).
     method : str
+        What directions were compared by, see `rankwise.compression.plan`.
     other_parameters, other_bytes : int
         Parameters outside the components, each tensor once; their bytes, with the buffers that are saved.
     calibration : tuple of dict of Tensor
         The batches of inputs that the spectra belong to; empty without calibration.
     directions : dict of Tensor
         Leading directions of the low-rank components, where planning could keep them.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import plan
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> chosen = plan(LlamaForCausalLM(config), parameters=0.6)
+    >>> len(chosen.components), chosen.parameters <= 0.6 * chosen.parameters_before
+    (14, True)
     """
 
     components: tuple[Component, ...]

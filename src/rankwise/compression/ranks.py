@@ -56,7 +56,17 @@ WORTH: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Rule(Protocol):
-    """How a method gives out ranks; ``full`` is how many directions every matrix has."""
+    """How a method gives out ranks; ``full`` is how many directions every matrix has.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression.ranks import rule
+    >>> spectra = [torch.tensor([4.0, 1.0, 0.5]), torch.tensor([2.0, 2.0, 2.0])]
+    >>> given = rule("energy", torch.nn.Identity(), ["steep", "flat"], spectra)
+    >>> given.ranks(removed=2).tolist()
+    [1, 3]
+    """
 
     @property
     def full(self) -> np.ndarray: ...
@@ -71,7 +81,17 @@ class Rule(Protocol):
 
 
 class Threshold(NamedTuple):
-    """Directions in the order in which they go: their matrix, and their worth."""
+    """Directions in the order in which they go: their matrix, and their worth.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression.ranks import rule
+    >>> spectra = [torch.tensor([4.0, 1.0, 0.5]), torch.tensor([2.0, 2.0, 2.0])]
+    >>> given = rule("top", torch.nn.Identity(), ["steep", "flat"], spectra)
+    >>> given.ranks(removed=2).tolist(), given.threshold(removed=2)
+    ([1, 3], 1.0)
+    """
 
     full: np.ndarray
     owner: np.ndarray
@@ -85,7 +105,17 @@ class Threshold(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Every matrix loses the same share, more or less by ``offsets``."""
+    """Every matrix loses the same share, more or less by ``offsets``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression.ranks import rule
+    >>> spectra = [torch.tensor([4.0, 1.0, 0.5]), torch.tensor([2.0, 2.0, 2.0])]
+    >>> given = rule("uniform", torch.nn.Identity(), ["steep", "flat"], spectra)
+    >>> given.ranks(removed=2).tolist()
+    [2, 2]
+    """
 
     full: np.ndarray
     offsets: np.ndarray

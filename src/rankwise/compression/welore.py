@@ -89,7 +89,7 @@ def plan(
     calibrate : iterable of dict of Tensor, optional
         Batches of inputs: minimise the outputs' error on them. They are kept in the plan.
     max_batches : int
-        The most calibration batches read.
+        Calibration batches that are read at most.
     memory : int
         Bytes that second moments of inputs may take at once (8 times the square of a layer's width each, one at least):
         with less, the calibration data is run through the model more often.
@@ -102,6 +102,18 @@ def plan(
         A target that is out of range, or that would leave a matrix without a direction; no linear layer; quantised or
         already compressed weights, adapters, experts in one parameter; NaN in a weight or in a layer's inputs, or a
         layer that calibration does not reach (it is named).
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import apply, plan
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config)
+    >>> chosen = plan(model, ratio=0.6, method="uniform")
+    >>> {c.rank for c in chosen.components}, round(chosen.reduction, 3)  # of 16 directions each
+    ({6}, 0.625)
+    >>> _ = apply(model, chosen)
     """
     check_options(
         ratio=ratio,
@@ -200,6 +212,17 @@ def apply(
     ------
     ValueError
         The plan is of another model, or the model is compressed already.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import apply, plan
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config)
+    >>> chosen = plan(model, parameters=0.6)
+    >>> sum(p.numel() for p in apply(model, chosen).parameters()) == chosen.parameters
+    True
     """
     if low_rank_layers(model):
         raise ValueError("the model is compressed already; export it to dense first, or start from the original")
@@ -228,7 +251,22 @@ def apply(
 
 
 def compress(model: PreTrainedModel, **options) -> Plan:
-    """`plan`, then `apply`: the model is compressed in place. Returns the plan."""
+    """`plan`, then `apply`: the model is compressed in place. Returns the plan.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import compress
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config)
+    >>> chosen = compress(model, bytes=0.7)
+    >>> chosen.bytes <= 0.7 * chosen.bytes_before
+    True
+    >>> model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, pad_token_id=0, eos_token_id=None).shape
+    torch.Size([1, 7])
+    """
     chosen = plan(model, **options)
     apply(model, chosen)
     return chosen
@@ -240,7 +278,7 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     Parameters
     ----------
     path : str
-        Folder or hub id.
+        A folder that ``save_pretrained`` wrote, or a hub id.
     dtype : torch.dtype, optional
         The saved one by default, so that outputs are bit for bit the same.
 
@@ -249,6 +287,22 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     ValueError
         The checkpoint is not compressed, its entry is malformed, or its architecture is of another kind than a language
         model, a classifier or an encoder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import compress, load
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> model, ids = LlamaForCausalLM(config).eval(), torch.tensor([[1, 2, 3]])
+    >>> _ = compress(model, parameters=0.6)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save_pretrained(folder)
+    ...     again = load(folder).eval()
+    >>> torch.equal(model(ids).logits, again(ids).logits)
+    True
     """
     from transformers import AutoConfig
 
@@ -271,7 +325,19 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
 
 @torch.no_grad()
 def to_dense(model: PreTrainedModel) -> PreTrainedModel:
-    """Multiply the factors out again, in place: a plain model that any tool loads. Returns it."""
+    """Multiply the factors out again, in place: a plain model that any tool loads. Returns it.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import compress, to_dense
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config)
+    >>> _ = compress(model, parameters=0.6)
+    >>> type(to_dense(model).model.layers[0].mlp.up_proj).__name__
+    'Linear'
+    """
     replace_modules(model, {layer: layer.to_dense() for layer in low_rank_layers(model).values()})
     if hasattr(model.config, KEY):
         delattr(model.config, KEY)
@@ -287,6 +353,17 @@ def train_only(model: nn.Module, which: Literal["lrc", "n-lrc", "all"] = "lrc") 
     ------
     ValueError
         An unknown name, or a model without such components.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import compress, train_only
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config)
+    >>> _ = compress(model, parameters=0.6)
+    >>> {name.split(".")[-2] for name in train_only(model, "lrc")} == {"A", "B"}
+    True
     """
     if which not in ("lrc", "n-lrc", "all"):
         raise unknown("part to train", which, ("lrc", "n-lrc", "all"))
