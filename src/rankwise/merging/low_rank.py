@@ -17,11 +17,20 @@ class LowRank:
     Attributes
     ----------
     B : Tensor
-        ``(out, r)``.
+        The factor on the outputs' side, ``(out, r)``.
     A : Tensor
-        ``(r, in)``.
+        The factor on the inputs' side, ``(r, in)``.
     scale : float
-        s, LoRA's ``alpha / r``.
+        The number s; of LoRA it is ``alpha / r``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import LowRank
+    >>> change = LowRank(B=torch.randn(8, 2), A=torch.randn(2, 6), scale=0.5)
+    >>> svd = change.svd(rank=2)
+    >>> change.dense().shape, torch.allclose((svd.U * svd.S) @ svd.Vh, change.dense(), atol=1e-5)
+    (torch.Size([8, 6]), True)
     """
 
     B: Tensor

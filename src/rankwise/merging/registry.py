@@ -31,15 +31,22 @@ class Parameter:
     Attributes
     ----------
     default : float, int, bool, str or None
-        ``None``: must be given.
+        What is taken where nothing is given; ``None`` where it must be given.
     per_model : bool
-        Whether every expert has its own.
+        Whether every expert has its own value.
     low, high : float, optional
         Bounds of a number; ``low_open``: the lower one itself is refused.
     choices : tuple of str
         Accepted words; empty for numbers and switches.
     theirs : optional
         What mergekit takes where a configuration says nothing, if that is something else.
+
+    Examples
+    --------
+    >>> from rankwise.merging import Parameter
+    >>> Parameter(default=0.2, low=0.0, high=1.0).checked("density", 1.5)
+    Traceback (most recent call last):
+    ValueError: density=1.5 is outside [0, 1]
     """
 
     default: Scalar | None
@@ -84,10 +91,13 @@ class MergeMethod:
     Attributes
     ----------
     name, title, paper : str
+        What configurations call it, what people call it, and where it comes from.
     function : callable
+        What merges a tensor of all models, see the module.
     parameters : dict of Parameter
+        Its options, by name.
     needs_base : bool
-        It works on task vectors.
+        Whether it works on task vectors, so that a base is needed.
     least, most : int
         How few and how many experts it makes sense for.
     low_rank : bool
@@ -104,6 +114,12 @@ class MergeMethod:
         For options that share something out between tensors. ``survey(base, experts, **options)`` gives a number of
         each matrix, or None where it is not asked for; ``rations`` takes ``(number, smaller side, experts)`` of all of
         them, and gives what each is to be merged with besides its options.
+
+    Examples
+    --------
+    >>> from rankwise.merging import METHODS
+    >>> METHODS["ties"].paper, METHODS["ties"].needs_base, METHODS["ties"].parameters["density"].default
+    ('arXiv 2306.01708', True, 0.2)
     """
 
     name: str
@@ -129,7 +145,19 @@ METHODS: dict[str, MergeMethod] = {}
 def register(
     name: str, *, title: str, paper: str, parameters: Mapping[str, Parameter], **options: Any
 ) -> Callable[[MergeFunction], MergeFunction]:
-    """Enter a function into `METHODS`; see the module for what it takes and returns."""
+    """Enter a function into `METHODS`; see the module for what it takes and returns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import METHODS, merge, register
+    >>> @register("halfway", title="Halfway", paper="mine", parameters={}, most=1)
+    ... def halfway(base, experts, *, dtype):
+    ...     return ((base.float() + experts[0].float()) / 2).to(dtype)
+    >>> merge([{"w": torch.ones(2)}], base={"w": torch.zeros(2)}, method="halfway")["w"].tolist()
+    [0.5, 0.5]
+    >>> _ = METHODS.pop("halfway")
+    """
 
     def enter(function: MergeFunction) -> MergeFunction:
         METHODS[name] = MergeMethod(

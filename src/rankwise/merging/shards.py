@@ -55,10 +55,26 @@ class Entry:
     Attributes
     ----------
     file : Path
+        The safetensors file.
     dtype : torch.dtype
+        The dtype in which it is stored.
     shape : tuple of int
+        Its shape.
     start : int
-        Byte of the file at which it begins.
+        The byte of the file at which it begins.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from pathlib import Path
+    >>> from safetensors.torch import save_file
+    >>> from rankwise.merging.shards import entries
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file({"w": torch.ones(2, 3)}, f"{folder}/model.safetensors")
+    ...     entry = entries(Path(folder, "model.safetensors"))["w"]
+    ...     entry.shape, entry.bytes, float(entry.read().sum())
+    ((2, 3), 24, 6.0)
     """
 
     file: Path
@@ -140,7 +156,16 @@ def _check_cover(found: Mapping[str, Entry], start: int, size: int) -> None:
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor that will be written."""
+    """A tensor that will be written.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging.shards import Slot, split
+    >>> slots = [Slot("a", torch.float16, (2, 4)), Slot("b", torch.float32, (4,)), Slot("c", torch.float32, (2,))]
+    >>> [[slot.name for slot in shard] for shard in split(slots, most=32)]
+    [['a', 'b'], ['c']]
+    """
 
     name: str
     dtype: torch.dtype
@@ -173,13 +198,28 @@ class ShardWriter:
     folder : Path
         Where the shards go; it may hold what an earlier writer of the same plan left.
     slots : iterable of Slot
+        All tensors of the checkpoint, in order.
     shard_size : int
-        Bytes a shard.
+        Bytes that a shard has at most.
 
     Attributes
     ----------
     done : set of str
         Tensors that are safely on disk already.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from pathlib import Path
+    >>> from safetensors.torch import load_file
+    >>> from rankwise.merging.shards import ShardWriter, Slot
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     writer = ShardWriter(Path(folder), [Slot("w", torch.float32, (2, 3))], shard_size=1_000)
+    ...     writer.write("w", torch.ones(2, 3))
+    ...     writer.close(finished=True)
+    ...     float(load_file(f"{folder}/model.safetensors")["w"].sum())
+    6.0
     """
 
     def __init__(self, folder: Path, slots: Iterable[Slot], *, shard_size: int) -> None:

@@ -49,12 +49,29 @@ class Adapter:
     Attributes
     ----------
     A, B : Entry
-        ``(r, in)`` and ``(out, r)``.
+        Where the factors lie: ``(r, in)`` and ``(out, r)``.
     scale : float
+        The number s that their product is multiplied with.
     transposed : bool
         The weight is stored as ``(in, out)``.
     start : {None, "pissa", "olora"}
         What was taken out of the weight at the start.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     BertModel(config).save_pretrained(f"{folder}/base")
+    ...     tuned = get_peft_model(BertModel(config), LoraConfig(r=2, target_modules=["query"]))
+    ...     tuned.save_pretrained(f"{folder}/lora")
+    ...     source = open_source(f"{folder}/base+{folder}/lora")
+    ...     change = source.adapters["encoder.layer.0.attention.self.query.weight"].read()
+    >>> change.B.shape, change.A.shape, change.scale
+    (torch.Size([16, 2]), torch.Size([2, 16]), 4.0)
     """
 
     A: Entry

@@ -24,23 +24,36 @@ class TensorPlan:
     Attributes
     ----------
     name : str
+        What it is called in the result.
     shape : tuple of int
+        Its shape in the result.
     dtype : torch.dtype
-        Of the result.
+        Its dtype in the result.
     base : (Source, str), optional
-        Where the base's is.
+        The base and the tensor's name there.
     experts : list of (Source, str)
-        Where the experts' are.
+        The experts and the tensor's name in each.
     options : dict
-        Of the method, for this tensor.
+        The method's options for this tensor, a list for those that are the models' own.
     copied : bool
         It is taken as it is: integers and booleans.
     matrix : bool
-        A 2-d weight that is no embedding.
+        Whether it is a 2-d weight that is no embedding.
     stack : bool
         ``(E, …, …)``, E matrices that are merged one by one.
     tokens : int, optional
         The axis along which its entries are tokens, to be put in one order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import prepare
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> models = {n: open_source({"w": torch.zeros(2, 2)}, label=n) for n in ("base", "one", "other")}
+    >>> asked = {"merge_method": "ties", "base_model": "base", "models": [{"model": "one"}, {"model": "other"}]}
+    >>> (tensor,) = prepare(asked, models).tensors
+    >>> tensor.name, tensor.shape, tensor.read_bytes, tensor.options["density"]
+    ('w', (2, 2), 48, [0.2, 0.2])
     """
 
     name: str
@@ -72,7 +85,17 @@ class TensorPlan:
 
 
 class Conflict(ValueError):
-    """The models do not fit; the message lists every place."""
+    """The models do not fit; the message lists every place.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import merge
+    >>> merge([{"w": torch.zeros(2)}, {"w": torch.zeros(3)}], method="linear")
+    Traceback (most recent call last):
+    rankwise.merging.engine.alignment.Conflict: the models do not fit at 1 tensors:
+      w  ...
+    """
 
     def __init__(self, rows: Sequence[tuple[str, str]], hint: str = "") -> None:
         self.rows = list(rows)
@@ -89,9 +112,22 @@ class Plan:
     Attributes
     ----------
     tensors : list of TensorPlan
+        What is merged from what.
     stacked : Stacked, optional
-        Of ``slices``.
+        The layers, where the configuration has ``slices``.
     notes : list of str
+        What the user should know.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging.engine.alignment import plan
+    >>> from rankwise.merging.engine.config import parse
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> models = {n: open_source({"w": torch.zeros(2, 2)}, label=n) for n in ("base", "one")}
+    >>> config = parse({"merge_method": "ties", "base_model": "base", "models": [{"model": "one"}]})
+    >>> [tensor.name for tensor in plan(config, models).tensors]
+    ['w']
     """
 
     tensors: list[TensorPlan]

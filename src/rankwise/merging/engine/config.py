@@ -86,7 +86,16 @@ class _Strict(BaseModel):
 
 
 class Input(_Strict):
-    """A model, and its own parameters."""
+    """A model, and its own parameters.
+
+    Examples
+    --------
+    >>> from rankwise.merging import MergeConfig
+    >>> models = [{"model": "owner/one", "weight": 0.3}, {"model": "owner/two"}]
+    >>> config = MergeConfig(merge_method="linear", models=models)
+    >>> config.models[0].model, config.models[0].parameters
+    ('owner/one', {'weight': 0.3})
+    """
 
     model: Reference
     parameters: dict[str, Setting] = {}
@@ -107,7 +116,14 @@ class Input(_Strict):
 
 
 class SliceInput(Input):
-    """Layers ``[first, last)`` of a model."""
+    """Layers ``[first, last)`` of a model.
+
+    Examples
+    --------
+    >>> from rankwise.merging.engine.config import SliceInput
+    >>> SliceInput(model="owner/one", layer_range=[0, 8]).layer_range
+    (0, 8)
+    """
 
     layer_range: tuple[int, int]
 
@@ -120,7 +136,17 @@ class SliceInput(Input):
 
 
 class Slice(_Strict):
-    """Output layers, merged from equally many layers of several models."""
+    """Output layers, merged from equally many layers of several models.
+
+    Examples
+    --------
+    >>> from rankwise.merging import MergeConfig
+    >>> first = {"sources": [{"model": "owner/one", "layer_range": [0, 8]}]}
+    >>> second = {"sources": [{"model": "owner/two", "layer_range": [4, 12]}]}
+    >>> config = MergeConfig(merge_method="passthrough", slices=[first, second])
+    >>> [piece.sources[0].layer_range for piece in config.slices]
+    [(0, 8), (4, 12)]
+    """
 
     sources: list[SliceInput] = Field(min_length=1)
     parameters: dict[str, Setting] = {}
@@ -142,7 +168,14 @@ class Slice(_Strict):
 
 
 class TokenSource(_Strict):
-    """Where a token's row comes from: zeros, or a token of a model."""
+    """Where a token's row comes from: zeros, or a token of a model.
+
+    Examples
+    --------
+    >>> from rankwise.merging.engine.config import TokenSource
+    >>> TokenSource(kind="model_token", model="owner/one", token="<|im_end|>").token
+    '<|im_end|>'
+    """
 
     kind: str
     model: Reference | None = None
@@ -166,14 +199,29 @@ def _token_source(value: object) -> object:
 
 
 class TokenConfig(_Strict):
-    """One token: where its row comes from in models that lack it, or, with ``force``, in all."""
+    """One token: where its row comes from in models that lack it, or, with ``force``, in all.
+
+    Examples
+    --------
+    >>> from rankwise.merging.engine.config import TokenConfig
+    >>> TokenConfig(source="owner/one", force=True).source.kind  # that model's own row, in all models
+    'model'
+    """
 
     source: Annotated[TokenSource | None, BeforeValidator(_token_source)] = None
     force: bool = False
 
 
 class TokenizerConfig(_Strict):
-    """Whose tokens the result has, what single tokens mean, and a multiple to which the table is filled up."""
+    """Whose tokens the result has, what single tokens mean, and a multiple to which the table is filled up.
+
+    Examples
+    --------
+    >>> from rankwise.merging.engine.config import TokenizerConfig
+    >>> asked = TokenizerConfig(source="union", tokens={"<|im_start|>": {"source": "owner/one"}}, pad_to_multiple_of=64)
+    >>> asked.source, list(asked.tokens)
+    ('union', ['<|im_start|>'])
+    """
 
     source: Reference = "union"
     tokens: dict[str, TokenConfig] = {}
@@ -208,13 +256,26 @@ class MergeConfig(_Strict):
     tokenizer_source : str, optional
         ``base``, ``union``, or a model: vocabularies may differ then. Short for ``tokenizer: {source: …}``.
     tokenizer : TokenizerConfig, optional
-        The same, with rows of single tokens.
+        The same as ``tokenizer_source``, and where rows of single tokens come from.
     chat_template : str, optional
         A Jinja template to write, the name of a known one, or ``auto``: the one that most of the models have.
     ignore : list of str
         Regular expressions; tensors whose names one is found in are left out of the result.
     seed : int
-        Of methods that draw at random.
+        Decides the draws of methods that draw at random.
+
+    Examples
+    --------
+    >>> import yaml
+    >>> from rankwise.merging import MergeConfig
+    >>> text = '''
+    ... merge_method: ties
+    ... base_model: owner/base
+    ... models: [{model: owner/one, parameters: {weight: 0.7}}, {model: owner/two}]
+    ... parameters: {density: 0.3}
+    ... '''
+    >>> MergeConfig.model_validate(yaml.safe_load(text)).references
+    ['owner/base', 'owner/one', 'owner/two']
     """
 
     merge_method: str
@@ -325,9 +386,11 @@ class MergeConfig(_Strict):
         Parameters
         ----------
         method : MergeMethod
+            The method whose options are wanted.
         group : group of models
+            The slice that the tensor belongs to.
         name : str
-            Of the tensor, for filters.
+            The tensor's name in the result, for filters.
         t : float
             Where its layer lies in the slice, 0 for the first and 1 for the last; for gradients.
         inputs : sequence of str, optional
@@ -352,7 +415,16 @@ class MergeConfig(_Strict):
 
 
 class Group:
-    """The sources of a slice and its parameters."""
+    """The sources of a slice and its parameters.
+
+    Examples
+    --------
+    >>> from rankwise.merging import MergeConfig
+    >>> config = MergeConfig(merge_method="linear", models=[{"model": "owner/one"}, {"model": "owner/two"}])
+    >>> (group,) = config.groups  # whole models are one slice
+    >>> [source.model for source in group.sources]
+    ['owner/one', 'owner/two']
+    """
 
     def __init__(self, sources: Sequence[Input], parameters: Mapping[str, Setting]) -> None:
         self.sources, self.parameters = sources, parameters
@@ -370,7 +442,15 @@ def read(path: Path) -> MergeConfig:
 
 
 def parse(loaded: object, where: str = "the configuration") -> MergeConfig:
-    """A configuration from what YAML gave."""
+    """A configuration from what YAML gave.
+
+    Examples
+    --------
+    >>> from rankwise.merging.engine.config import parse
+    >>> parse({"merge_method": "linear", "models": [{"model": "owner/one", "density": 0.3}]})
+    Traceback (most recent call last):
+    ValueError: the configuration: ...density...
+    """
     try:
         return MergeConfig.model_validate(loaded)
     except ValidationError as error:

@@ -39,20 +39,36 @@ class Merge:
     Attributes
     ----------
     config : MergeConfig
+        What was asked for.
     method : MergeMethod
+        The method that merges a tensor.
     sources : dict of Source
+        The models, by what the configuration calls them.
     lead : Source
         The base, or the first model: its configuration and files are the result's.
     tensors : list of TensorPlan
+        What the result consists of, and what each tensor is merged from.
     vocabulary : Vocabulary, optional
+        The tokens of the result, where they are joined.
     template : str, optional
-        The chat template to write.
+        The chat template that is written, if one was asked for.
     configuration : dict
-        The result's ``config.json``.
+        What the result's ``config.json`` holds.
     files : list of Path
-        Of the lead's folder, copied.
+        Files of the lead's folder that are copied beside the weights.
     notes : list of str
         What the user should know.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import prepare
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> models = {n: open_source({"w": torch.zeros(2, 2)}, label=n) for n in ("base", "one")}
+    >>> asked = {"merge_method": "task_arithmetic", "base_model": "base", "models": [{"model": "one"}]}
+    >>> ready = prepare(asked, models)
+    >>> ready.cost(workers=1)["written_bytes"], ready.tensor(ready.tensors[0]).tolist()
+    (16, [[0.0, 0.0], [0.0, 0.0]])
     """
 
     config: MergeConfig
@@ -177,6 +193,16 @@ def prepare(config: MergeConfig | Mapping[str, object], models: Mapping[str, Sou
         Tensors that do not fit, all in one message.
     ValueError
         Anything else that is wrong with the configuration or a model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import prepare
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> models = {n: open_source({"w": torch.zeros(2, 2)}, label=n) for n in ("base", "one")}
+    >>> ready = prepare({"merge_method": "ties", "base_model": "base", "models": [{"model": "one"}]}, models)
+    >>> ready.method.title, ready.notes  # what to look at before anything is merged
+    ('TIES', ['density is left out: 0.2 is taken, where mergekit takes 1.0'])
     """
     if not isinstance(config, MergeConfig):
         config = configuration_file.parse(config)
@@ -251,7 +277,7 @@ def merge(
     dtype : torch.dtype, optional
         Of the result; by default the base's, tensor by tensor. Arithmetic is in float32.
     seed : int
-        For methods that draw at random.
+        Decides the draws of methods that draw at random.
     **options
         The method's, e.g. ``density=0.2``, ``weight=[1, 0.5]``, ``scale=0.3``; a list has a value a model.
 
@@ -266,6 +292,16 @@ def merge(
         Tensors that do not fit, all in one message.
     ValueError
         No models, unknown options (the nearest is offered), NaN or Inf in a model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import merge
+    >>> base = torch.nn.Linear(4, 4).state_dict()
+    >>> experts = [{name: x + step for name, x in base.items()} for step in (1.0, 2.0)]
+    >>> merged = merge(experts, base=base, method="task_arithmetic", weight=[1.0, 0.5])
+    >>> torch.allclose(merged["weight"], base["weight"] + 2.0)
+    True
     """
     names = [m if isinstance(m, str) else f"model {i}" for i, m in enumerate(models, 1)]
     sources = {n: open_source(m, label=n) for n, m in zip(names, models, strict=True)}
@@ -311,11 +347,12 @@ def merge_checkpoints(
     Parameters
     ----------
     config : MergeConfig, mapping, or path of a YAML file
+        What to merge and how.
     out : path
         Must not exist, be empty, or be an earlier merge's (then it is replaced; files that were put there since are
         not, and have to be moved first).
     shard_size : int
-        The most bytes a file.
+        Bytes that a file of weights has at most.
     workers : int, optional
         Tensors merged at once; ``torch.get_num_threads()`` by default, at most 8.
     progress : callable
@@ -327,6 +364,21 @@ def merge_checkpoints(
         As `prepare`; also a folder that is something else, or that another merge is writing.
     OSError
         The disk is full (found when the files are laid out, before anything is computed).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import AutoModel, BertConfig, BertModel
+    >>> from rankwise.merging import merge_checkpoints
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("one", "two"):
+    ...         BertModel(config).save_pretrained(f"{folder}/{name}")
+    ...     models = [{"model": f"{folder}/one"}, {"model": f"{folder}/two"}]
+    ...     done = merge_checkpoints({"merge_method": "linear", "models": models}, f"{folder}/merged")
+    ...     model = AutoModel.from_pretrained(f"{folder}/merged")
+    >>> len(done.tensors) == len(model.state_dict())
+    True
     """
     given = [Path(config)] if isinstance(config, Path | str) else []
     if not isinstance(config, MergeConfig):

@@ -19,7 +19,21 @@ from rankwise.merging.registry import find
 
 
 class Place(NamedTuple):
-    """A tensor of the result: its name, t, its name in the base, and in each expert."""
+    """A tensor of the result: its name, t, its name in the base, and in each expert.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging.engine.config import parse
+    >>> from rankwise.merging.engine.slices import Stacked
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> layers = {f"model.layers.{i}.w": torch.zeros(2) for i in range(2)}
+    >>> twice = [{"sources": [{"model": "one", "layer_range": [1, 2]}]}] * 2
+    >>> config = parse({"merge_method": "passthrough", "slices": twice})
+    >>> places = Stacked(config, {"one": open_source(layers, label="one")}).places()
+    >>> [(place.name, place.experts) for place, group in places]
+    [('model.layers.0.w', ['model.layers.1.w']), ('model.layers.1.w', ['model.layers.1.w'])]
+    """
 
     name: str
     t: float
@@ -33,13 +47,28 @@ class Stacked:
     Parameters
     ----------
     config : MergeConfig
+        A configuration with ``slices``.
     sources : mapping of Source
+        Its models, by what it calls them.
 
     Raises
     ------
     ValueError
         No layers, or two stacks of them; layers that a model does not have; layers of different kinds that meet, or
         that the result's configuration could not tell apart.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging.engine.config import parse
+    >>> from rankwise.merging.engine.slices import Stacked
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> layers = {f"model.layers.{i}.w": torch.zeros(2) for i in range(2)}
+    >>> twice = [{"sources": [{"model": "one", "layer_range": [0, 2]}]}] * 2
+    >>> config = parse({"merge_method": "passthrough", "slices": twice})
+    >>> stacked = Stacked(config, {"one": open_source(layers, label="one")})
+    >>> [layer for source, layer in stacked.layers]
+    [0, 1, 0, 1]
     """
 
     def __init__(self, config: MergeConfig, sources: Mapping[str, Source]) -> None:

@@ -30,7 +30,7 @@ class Source:
     Attributes
     ----------
     label : str
-        As the configuration names it.
+        What the configuration calls it.
     tensors : dict
         By name; an `Entry` of a file, or a tensor in memory.
     adapters : dict of Adapter
@@ -39,6 +39,14 @@ class Source:
         Where its configuration and tokenizer are; of an adapter, those of the model it changes.
     untied : bool
         An adapter changed the output layer, which the model's configuration ties to the embedding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> source = open_source({"model.layers.0.w": torch.zeros(2, 3)}, label="mine")  # or a folder, or a hub id
+    >>> source.stacks, source.shape("model.layers.0.w")
+    ({'model.layers.': 1}, (2, 3))
     """
 
     label: str
@@ -158,6 +166,18 @@ def open_source(reference: str | Mapping[str, Tensor], *, label: str | None = No
     ------
     ValueError
         Nothing that can be read, a quantised or compressed model, or an adapter other than plain LoRA.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.merging.engine.sources import open_source
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     BertModel(config).save_pretrained(folder)
+    ...     source = open_source(folder)  # headers alone are read
+    ...     source.config["model_type"], source.shape("encoder.layer.0.intermediate.dense.weight")
+    ('bert', (32, 16))
     """
     if not isinstance(reference, str):
         return Source(label=label or "state dict", tensors=dict(reference))

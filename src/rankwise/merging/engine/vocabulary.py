@@ -36,9 +36,15 @@ class Given:
     model : int or None
         Which source has the row; None: zeros.
     row : int
-        Of that source.
+        The number of the row in that source's embedding.
     force : bool
         In all models, not only in those that lack the token.
+
+    Examples
+    --------
+    >>> from rankwise.merging.engine.vocabulary import Given
+    >>> Given(model=None, force=True).model is None  # zeros, in all models: `tokens: {"<x>": {source: {kind: zero}}}`
+    True
     """
 
     model: int | None
@@ -53,14 +59,24 @@ class Vocabulary:
     Attributes
     ----------
     tokenizer : PreTrainedTokenizerBase
+        The tokenizer that is written beside the result.
     rows : list of Tensor
         A model: for each token its row there, or -1; ``(tokens,)``, int64.
     given : dict of Given
-        By the token's number in the result.
+        Tokens whose rows are given, by their numbers in the result.
     size : int
         Rows of the result's embedding; those behind the last token get the mean of all others.
     moved : dict
         A token's number in the lead's tokenizer to its number in the result.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging.engine.vocabulary import Vocabulary
+    >>> rows = [torch.tensor([0, 1, -1]), torch.tensor([0, -1, 1])]  # two models of two tokens, one in common
+    >>> tokens = Vocabulary(None, rows, size=3, moved={0: 0, 1: 2})
+    >>> tokens.renumbered({"eos_token_id": 1, "vocab_size": 1})
+    {'eos_token_id': 2, 'vocab_size': 1}
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -95,6 +111,7 @@ def joined_vocabulary(sources: Sequence[Source], asked: TokenizerConfig, base: S
     Parameters
     ----------
     sources : sequence of Source
+        The models, each with a tokenizer.
     asked : TokenizerConfig
         Its source is ``base``, ``union`` (the base's tokens first, then what others add, in their order), or a model's
         label.
@@ -167,16 +184,25 @@ def aligned(
     Parameters
     ----------
     tensors : sequence of Tensor
-        ``(rows, …)`` each.
+        The models' embeddings, ``(rows, …)`` each.
     rows : sequence of Tensor
-        From `Vocabulary`.
+        For each model the rows of the result's tokens there, as `Vocabulary` has them.
     base : int, optional
-        Which of them is the base.
+        Which of the tensors is the base's.
     given : mapping, optional
         For single tokens a row (None: zeros) instead of the base's or the mean, and whether those that have the token
         get it too.
     size : int
         Rows of the result; those behind the last token are the mean of the others.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging.engine.vocabulary import aligned
+    >>> rows = [torch.tensor([0, 1, -1]), torch.tensor([0, -1, 1])]  # two models of two tokens, one in common
+    >>> one, other = aligned([torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]])], rows, base=None)
+    >>> one.flatten().tolist(), other.flatten().tolist()  # a row that is lacking is that of who has it
+    ([1.0, 2.0, 4.0], [3.0, 2.0, 4.0])
     """
     out, have = [], []
     for x, at in zip(tensors, rows, strict=True):

@@ -39,7 +39,15 @@ def linear(
     weight: Sequence[float],
     normalize: bool = True,
 ) -> Tensor:
-    """``Σ w_t θ_t``, divided by ``Σ w_t`` if ``normalize``."""
+    """``Σ w_t θ_t``, divided by ``Σ w_t`` if ``normalize``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import linear
+    >>> linear(None, [torch.zeros(2), torch.ones(2)], dtype=torch.float32, weight=[1.0, 3.0]).tolist()
+    [0.75, 0.75]
+    """
     total = sum(weight) if normalize else 1.0
     return weighted_sum(experts, [w / total for w in weight], dtype=dtype)
 
@@ -57,7 +65,16 @@ def task_arithmetic(
     scale: float = 1.0,
     normalize: bool = False,
 ) -> Tensor:
-    """``θ₀ + λ Σ w_t τ_t``."""
+    """``θ₀ + λ Σ w_t τ_t``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import task_arithmetic
+    >>> experts = [torch.tensor([2.0, 1.0]), torch.tensor([1.0, 3.0])]
+    >>> task_arithmetic(torch.ones(2), experts, dtype=torch.float32, weight=[1.0, 1.0], scale=0.5).tolist()
+    [1.5, 2.0]
+    """
     total = sum(weight) if normalize and abs(sum(weight)) > 1e-8 else 1.0
     factors = [scale * w / total for w in weight]
     if not any(isinstance(e, LowRank) for e in experts):
@@ -75,7 +92,16 @@ def task_arithmetic(
     "model_stock", title="Model Stock", paper="arXiv 2403.19522", least=2, parameters=switch("filter_wise", False)
 )
 def model_stock(base: Tensor, experts: Sequence[Tensor], *, dtype: torch.dtype, filter_wise: bool = False) -> Tensor:
-    """The point nearest to the base in the plane of the experts; ``filter_wise`` takes the cosine row by row."""
+    """The point nearest to the base in the plane of the experts; ``filter_wise`` takes the cosine row by row.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import model_stock
+    >>> experts = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])]  # at a right angle
+    >>> model_stock(torch.zeros(1, 2), experts, dtype=torch.float32).tolist()  # the base stays
+    [[0.0, 0.0]]
+    """
     T, rows = len(experts), as_rows(base).shape[0]
     norms, dots = _products(base, experts)
     if not filter_wise:
@@ -131,6 +157,7 @@ def rewarded_soup(
     score : callable
         Weights to a number, higher is better: usually a merge with ``linear`` and an evaluation.
     models : int
+        How many models there are to weigh.
     parts : int
         The grid's step is ``1 / parts``; it has ``C(parts + models - 1, models - 1)`` points.
 
@@ -138,6 +165,13 @@ def rewarded_soup(
     -------
     (tuple of float, float)
         The weights and their score; the first of equals.
+
+    Examples
+    --------
+    >>> from rankwise.merging import rewarded_soup
+    >>> weights, score = rewarded_soup(lambda w: -abs(w[0] - 0.7), models=2, parts=10)  # a merge and its evaluation
+    >>> weights
+    (0.7, 0.3)
     """
     found = [(w, score(w)) for w in simplex(models, parts)]
     return max(found, key=lambda pair: pair[1])

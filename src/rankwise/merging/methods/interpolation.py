@@ -27,7 +27,16 @@ _ZERO = 1e-8  # a norm below it is that of no direction
 
 @register("slerp", title="SLERP", paper="Shoemake 1985", parameters={"t": Parameter(default=None)}, most=1)
 def slerp(base: Tensor, experts: Sequence[Tensor], *, dtype: torch.dtype, t: float) -> Tensor:
-    """From the base (``t = 0``) to the expert (``t = 1``) at constant angular speed."""
+    """From the base (``t = 0``) to the expert (``t = 1``) at constant angular speed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import slerp
+    >>> middle = slerp(torch.tensor([1.0, 0.0]), [torch.tensor([0.0, 1.0])], dtype=torch.float32, t=0.5)
+    >>> torch.allclose(middle, torch.full((2,), 0.5**0.5))  # on the circle
+    True
+    """
     (expert,) = experts
     cosine = _cosine(base, expert)
     if abs(cosine) > _STRAIGHT:
@@ -43,7 +52,15 @@ def slerp(base: Tensor, experts: Sequence[Tensor], *, dtype: torch.dtype, t: flo
 def passthrough(
     base: Tensor | None, experts: Sequence[Tensor], *, dtype: torch.dtype, scale: Sequence[float]
 ) -> Tensor:
-    """The only model's tensor, times ``scale``."""
+    """The only model's tensor, times ``scale``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import passthrough
+    >>> passthrough(None, [torch.tensor([1.0, 2.0])], dtype=torch.float32, scale=[0.5]).tolist()
+    [0.5, 1.0]
+    """
     (expert,) = experts
     if scale[0] != 1 or expert.dtype != dtype:
         return weighted_sum([expert], scale, dtype=dtype)

@@ -36,7 +36,16 @@ def consensus(
     kappa: Sequence[float],
     scale: float = 1.0,
 ) -> Tensor:
-    """Keep of the summed task vectors what at least two experts claim."""
+    """Keep of the summed task vectors what at least two experts claim.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import consensus
+    >>> experts = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])]  # the second entry is one expert's alone
+    >>> consensus(torch.zeros(2), experts, dtype=torch.float32, weight=[1.0, 1.0], kappa=[0.4, 0.4]).tolist()
+    [2.0, 0.0]
+    """
     out = torch.empty(base.shape, dtype=dtype, device=base.device)
     b, flat, into = as_rows(base), [as_rows(e) for e in experts], as_rows(out)
     for part in blocks(*into.shape):
@@ -59,7 +68,16 @@ def pcb(
     density: Sequence[float],
     scale: float = 1.0,
 ) -> Tensor:
-    """Weigh every entry by how it does within its task and across tasks; drop the losers, average the rest."""
+    """Weigh every entry by how it does within its task and across tasks; drop the losers, average the rest.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import pcb
+    >>> experts = [torch.tensor([3.0, 0.1]), torch.tensor([3.0, -0.1])]
+    >>> pcb(torch.zeros(2), experts, dtype=torch.float32, weight=[1.0, 1.0], density=[0.5, 0.5]).tolist()
+    [3.0, 0.0]
+    """
     taus = [w * delta(as_rows(base), as_rows(e), slice(None)) for e, w in zip(experts, weight, strict=True)]
     merged, total = torch.zeros_like(taus[0]), torch.zeros_like(taus[0])
     for tau, share in zip(taus, density, strict=True):

@@ -60,7 +60,18 @@ def tsvm(
     share: float = 1.0,
     matrix: bool = True,
 ) -> Tensor:
-    """Merge the leading singular directions of each task vector, orthogonalised; ``share`` of ``n / T`` each."""
+    """Merge the leading singular directions of each task vector, orthogonalised; ``share`` of ``n / T`` each.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import tsvm
+    >>> one, other = torch.zeros(4, 4), torch.zeros(4, 4)
+    >>> one[0, 0], other[1, 1] = 3.0, 2.0  # directions that do not meet are added up
+    >>> merged = tsvm(torch.zeros(4, 4), [one, other], dtype=torch.float32, weight=[1.0, 1.0])
+    >>> torch.allclose(merged, one + other, atol=1e-5)
+    True
+    """
     if not matrix:
         return _mean(base, experts, weight, scale, dtype)
     rank = max(1, int(share * min(as_rows(base).shape) / len(experts)))
@@ -109,7 +120,17 @@ def rtsvm(
     matrix: bool = True,
     layer_rank: int | None = None,
 ) -> Tensor:
-    """TSVM with experts weighted by their outliers and ranks by how dense each task vector is."""
+    """TSVM with experts weighted by their outliers and ranks by how dense each task vector is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import rtsvm
+    >>> base, experts = torch.zeros(8, 8), [torch.randn(8, 8), torch.randn(8, 8)]
+    >>> merged = rtsvm(base, experts, dtype=torch.float32, weight=[1.0, 1.0], rank="uniform")
+    >>> int(torch.linalg.matrix_rank(merged, rtol=1e-4))  # half of the directions of each
+    8
+    """
     if not matrix:
         return _mean(base, experts, weight, scale, dtype)
     taus = _task_vectors(base, experts)

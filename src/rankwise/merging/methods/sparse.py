@@ -55,7 +55,17 @@ def ties(
     rescale: str = "none",
     election: str = "sum",
 ) -> Tensor:
-    """Keep the largest entries, elect a sign, average what agrees."""
+    """Keep the largest entries, elect a sign, average what agrees.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.merging import ties
+    >>> experts = [torch.tensor([4.0, 0.1, 2.0]), torch.tensor([2.0, 0.2, -1.0])]
+    >>> merged = ties(torch.zeros(3), experts, dtype=torch.float32, weight=[1.0, 1.0], density=[0.67, 0.67])
+    >>> merged.tolist()  # the small ones go, and the sign of the larger sum wins
+    [3.0, 0.0, 2.0]
+    """
     return _thinned(
         [largest(base, e, d) for e, d in zip(experts, density, strict=True)], base, experts,
         dtype=dtype, weight=weight, scale=scale, normalize=normalize, rescale=rescale, election=election,
