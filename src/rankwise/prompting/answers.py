@@ -37,8 +37,15 @@ class Choices:
     Attributes
     ----------
     question : str
+        What is asked.
     candidates : tuple of str
-        At least one; equal ones count once.
+        The answers to choose among: at least one; equal ones count once.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Choices
+    >>> Choices(question="What is the capital of Norway?", candidates=["Oslo", "Bergen", "Oslo "]).candidates
+    ('Oslo', 'Bergen')
     """
 
     question: str
@@ -55,7 +62,19 @@ class Choices:
 
 
 class Unanswerable(ValueError):
-    """A question among many to which there is no answer, whatever the others are."""
+    """A question among many to which there is no answer, whatever the others are.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting.answers import Unanswerable, propose_answers
+    >>> small = SimpleNamespace(name="small", context=16, count_tokens=lambda prompt: 10)
+    >>> try:
+    ...     propose_answers(small, "Why?")
+    ... except Unanswerable as error:
+    ...     print(error)
+    'Why?' leaves no room for an answer in 16 tokens
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +87,20 @@ class Scores:
         ``(B, 2, K)``, ``(B, K, 2)``, ``(B, K)``.
     mask : Tensor
         ``(B, K)``, true where there is a candidate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.prompting.answers import Scores
+    >>> logp = torch.tensor([[0.7, 0.3]], dtype=torch.float64).log()  # one question with two candidates
+    >>> scores = Scores(
+    ...     generator=torch.stack([logp, logp.flip(1)], 1),
+    ...     discriminator=torch.stack([logp, logp.flip(1)], 2),
+    ...     plain=logp,
+    ...     mask=torch.ones(1, 2, dtype=torch.bool),
+    ... )
+    >>> {method: int(row.argmax()) for method, row in scores.table().items()}
+    {'equilibrium': 0, 'er-g': 0, 'g': 0, 'd': 0, 'mi': 0, 'sc': 0}
     """
 
     generator: Tensor
@@ -88,7 +121,20 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class RankedAnswers:
-    """Candidates from best to worst, and their scores under the method and under all others."""
+    """Candidates from best to worst, and their scores under the method and under all others.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Choices, Score, rank_answers
+    >>> def score(prompts, given):  # of a model that likes short texts; TransformersModel and ServerModel are real ones
+    ...     return [[Score(logprobs=(-float(len(text)),)) for text in texts] for texts in given]
+    >>> model = SimpleNamespace(name="toy", context=None, score=score)
+    >>> question = Choices(question="Capital of Norway?", candidates=("Trondheim", "Oslo"))
+    >>> (ranked,) = rank_answers(model, [question], method="g")
+    >>> ranked.best, ranked.order
+    ('Oslo', ['Oslo', 'Trondheim'])
+    """
 
     question: str
     order: list[str]
@@ -114,14 +160,28 @@ def rank_answers(
     Parameters
     ----------
     model : LanguageModel
+        The model that scores, e.g. `TransformersModel` or `ServerModel`.
     questions : sequence of Choices
+        The questions, each with its candidates.
     method : {"equilibrium", "er-g", "g", "d", "mi", "sc"}
         ER-D and ER-G of the consensus game; the generator, the discriminator, their product, correct against incorrect.
     ranker : EquilibriumRanker, optional
+        The solver of ``equilibrium`` and ``er-g``; one with the default options where none is given.
     length : {"sum", "mean"}
         A candidate's log-probability: of all its tokens, or per token.
     style : {"chat", "text"}
         Turns of a chat, or plain text for models without a chat template.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Choices, Score, rank_answers
+    >>> def score(prompts, given):  # of a model that likes short texts; TransformersModel and ServerModel are real ones
+    ...     return [[Score(logprobs=(-float(len(text)),)) for text in texts] for texts in given]
+    >>> model = SimpleNamespace(name="toy", context=None, score=score)
+    >>> questions = [Choices(question="Capital of Norway?", candidates=("Trondheim", "Oslo"))]
+    >>> rank_answers(model, questions, method="mi", style="text")[0].best
+    'Oslo'
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -144,6 +204,17 @@ def score_answers(
     ------
     ValueError
         No questions, an unknown ``length`` or ``style``, or a score that is not a number.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Choices, Score, score_answers
+    >>> def score(prompts, given):  # of a model that likes short texts; TransformersModel and ServerModel are real ones
+    ...     return [[Score(logprobs=(-float(len(text)),)) for text in texts] for texts in given]
+    >>> model = SimpleNamespace(name="toy", context=None, score=score)
+    >>> scores = score_answers(model, [Choices(question="Capital of Norway?", candidates=("Trondheim", "Oslo"))])
+    >>> scores.generator.shape, scores.discriminator.shape, scores.plain.tolist()
+    (torch.Size([1, 2, 2]), torch.Size([1, 2, 2]), [[-9.0, -4.0]])
     """
     if not questions:
         raise ValueError("there are no questions")

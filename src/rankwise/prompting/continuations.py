@@ -37,9 +37,11 @@ def continuations(
     Parameters
     ----------
     model, tokenizer
+        A generating model of `transformers`, and the tokenizer that made the inputs.
     inputs : dict of Tensor
         ``input_ids`` and ``attention_mask`` ``(batch, length)``, and whatever else the model reads (pixels).
     sampling : Sampling
+        How many tokens are written, and how they are drawn.
     """
     drawn = LogitsProcessorList([Drawn(inputs, sampling)] if sampling.temperature > 0 else [])
     stopping = {"stop_strings": list(sampling.stop), "tokenizer": tokenizer} if sampling.stop else {}
@@ -74,7 +76,19 @@ def continuations(
 
 
 class Drawn(LogitsProcessor):
-    """Temperature, nucleus and Gumbel noise: the largest is then a draw, decided by the row and the seed alone."""
+    """Temperature, nucleus and Gumbel noise: the largest is then a draw, decided by the row and the seed alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.prompting import Sampling
+    >>> from rankwise.prompting.continuations import Drawn
+    >>> inputs = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    >>> sampling, logits = Sampling(temperature=0.7, seed=3), torch.zeros(1, 100)
+    >>> one, again = (Drawn(inputs, sampling)(inputs["input_ids"], logits).argmax() for _ in range(2))
+    >>> bool(one == again)  # the row and the seed decide
+    True
+    """
 
     def __init__(self, inputs: dict[str, Tensor], sampling: Sampling) -> None:
         self.temperature, self.nucleus = sampling.temperature, TopPLogitsWarper(sampling.top_p)

@@ -58,6 +58,7 @@ class TextDepth(BaseEstimator):
     Parameters
     ----------
     distance : {"cosine", "chord"}
+        The distance δ of two embeddings, see the module.
     encoder : callable, optional
         Texts to ``(n, d)``; the bundled MiniLM by default. Not used for arrays.
 
@@ -68,6 +69,15 @@ class TextDepth(BaseEstimator):
     units_ : ndarray
         ``(n, d)``, the corpus's embeddings at length 1, in the dtype given (float32 or float64).
     n_features_in_ : int
+        The number d of an embedding's dimensions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.prompting import TextDepth
+    >>> X = np.array([[1.0, 0.1], [1.0, 0.0], [1.0, -0.1], [-1.0, 0.2]])  # embeddings; lists of texts are embedded
+    >>> int(TextDepth().fit(X).rank()[-1])  # the position of the one that lies furthest out
+    3
     """
 
     def __init__(self, distance: str = "cosine", encoder: Encoder | None = None) -> None:
@@ -132,7 +142,7 @@ class DepthTest:
     q : float
         ``P[D(X, F) ≤ D(Y, F)]``, ties ½; ½ where nothing differs.
     q_low, q_high : float
-        95% bootstrap interval of q.
+        The 95% bootstrap interval of q; NaN without resamples.
     q_pooled : float
         The released code's version: ranks among F and G together, strictly below.
     statistic : float
@@ -142,6 +152,17 @@ class DepthTest:
     shared : int
         Texts of G that are in F as well: they are compared with themselves, which no p-value allows for.
     depths_f, depths_g : ndarray
+        Depths in F of its own texts, ``(n,)``, and of G's, ``(m,)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.prompting import depth_rank_test
+    >>> rng = np.random.default_rng(0)
+    >>> F, G = rng.normal(size=(20, 8)) + 3, rng.normal(size=(20, 8))
+    >>> found = depth_rank_test(F, G, permutations=99, bootstrap=50)
+    >>> found.q < 0.1, found.pvalue, found.shared  # the texts of G lie further out
+    (True, 0.01, 0)
     """
 
     q: float
@@ -172,19 +193,21 @@ def depth_rank_test(
     Parameters
     ----------
     F, G : sequence of str, or array ``(n, d)`` and ``(m, d)``
+        The corpus that depths are relative to, and the one that is compared with it.
     distance : {"cosine", "chord"}
+        The distance of two embeddings, see `TextDepth`.
     method : {"permutation", "ranksum"}
         The rank sum under random relabelling of the pooled embeddings (of all relabellings, where there are no more
         than ``permutations``); or by the normal distribution with the most that F's shared pairs can add to its
         variance, and no less than one over the number of relabellings: quick for corpora of any size, and cautious.
     alternative : {"greater", "less", "two-sided"}
-        Of F's depths.
+        How F's depths differ from G's where the corpora do.
     permutations, bootstrap : int
         Relabellings, and resamples for the interval of q (0: none).
     encoder : callable, optional
-        See `TextDepth`.
+        What embeds texts, see `TextDepth`.
     seed : int
-        Of both.
+        Decides the relabellings and the resamples.
 
     Raises
     ------
@@ -195,6 +218,15 @@ def depth_rank_test(
     -----
     UserWarning
         Texts of G are in F as well.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.prompting import depth_rank_test
+    >>> rng = np.random.default_rng(1)
+    >>> one, other = rng.normal(size=(20, 8)) + 3, rng.normal(size=(20, 8)) + 3  # one distribution
+    >>> depth_rank_test(one, other, permutations=99, bootstrap=0).pvalue > 0.05
+    True
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -234,13 +266,27 @@ def depth_rank_test(
 
 
 def quality(f: ArrayLike, g: ArrayLike) -> float:
-    """Q: the share of pairs with ``f ≤ g``, ties counting half."""
+    """Q: the share of pairs with ``f ≤ g``, ties counting half.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import quality
+    >>> quality([1.0, 2.0], [2.0, 3.0])  # 3 of 4 pairs, and a tie
+    0.875
+    """
     f, g = np.sort(np.asarray(f)), np.asarray(g)
     return float((np.searchsorted(f, g, "left") + np.searchsorted(f, g, "right")).mean() / (2 * len(f)))
 
 
 def pooled_quality(f: ArrayLike, g: ArrayLike) -> float:
-    """The released code's Q: over g, the share of all depths whose mid-rank lies strictly below g's."""
+    """The released code's Q: over g, the share of all depths whose mid-rank lies strictly below g's.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import pooled_quality
+    >>> pooled_quality([1.0, 2.0], [3.0, 4.0])
+    0.625
+    """
     f, g = np.asarray(f), np.asarray(g)
     everything = np.sort(np.concatenate([f, g]))
     return float(np.searchsorted(everything, g, "left").mean() / len(everything))

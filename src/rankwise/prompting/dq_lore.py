@@ -62,6 +62,7 @@ class DQLoReSelector(Selector):
     encoder : callable, optional
         Texts to ``(n, d)``, e.g. what `train_retriever` returns; the bundled MiniLM by default.
     k_examples : int
+        How many examples are selected.
     candidates : int
         M, nearest examples that are re-ranked.
     rank : int, optional
@@ -70,13 +71,13 @@ class DQLoReSelector(Selector):
         LoRe's kernel: linear, or Gaussian with the candidates' median distance as its width; ``none`` keeps the
         second query's order.
     similarity : {"inner", "cosine"}
-        Of the projections.
+        How the projections are compared: by inner product or by angle.
     initial : int
-        Examples of the first query.
+        How many examples the first query shows.
     order : {"ascending", "descending"}
         Most similar last, next to the question; or first.
     max_new_tokens, style
-        Of the first query, see `few_shot`.
+        Length and form of what the model writes in the first query, see `few_shot`.
 
     Attributes
     ----------
@@ -87,6 +88,18 @@ class DQLoReSelector(Selector):
     fallbacks_ : int
         Questions so far for which the model wrote nothing, or could not be asked since they are too long, so that they
         were looked up alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.prompting import DQLoReSelector
+    >>> def encoder(texts):  # letters; by default MiniLM, or what train_retriever returns
+    ...     return np.array([[1.0 + text.count(letter) for letter in "abcdeghr"] for text in texts])
+    >>> questions = ("a cab", "a bad cab", "her edge", "he heard", "a grab", "a hedge")
+    >>> pool = [{"question": question, "answer": "…"} for question in questions]
+    >>> selector = DQLoReSelector(None, encoder, k_examples=2, candidates=4, rank=2).fit(pool)
+    >>> len(selector.select("a red cab")), selector.rank_
+    (2, 2)
     """
 
     _known: NDArray | None = None  # embeddings of a saved pool
@@ -220,14 +233,17 @@ def lore(
     Parameters
     ----------
     query : Tensor
-        ``(…, d)``.
+        The embedding of the query, ``(…, d)``.
     candidates : Tensor
-        ``(…, M, d)``; any floating dtype, any device.
+        The embeddings of its candidates, ``(…, M, d)``; any floating dtype, any device.
     rank : int
-        k, directions kept, 1 to M + 1.
+        How many directions k are kept, 1 to M + 1.
     method : {"pca", "kernel-pca"}
+        The kernel: linear, or Gaussian with the median distance as its width.
     similarity : {"inner", "cosine"}
+        How the projections are compared: by inner product or by angle.
     centre : bool
+        Whether what all rows share is taken out first. Default True.
 
     Returns
     -------
@@ -238,6 +254,14 @@ def lore(
     ------
     ValueError
         Rank out of range, NaN, an unknown name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.prompting import lore
+    >>> candidates = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.5, 0.5, 1.0]])
+    >>> lore(torch.tensor([0.9, 0.1, 1.0]), candidates, rank=1).argsort(descending=True).tolist()
+    [0, 2, 1]
     """
     if query.ndim == 2 and len(query) > _TOGETHER:
 
@@ -273,7 +297,19 @@ def lore(
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """For each example that has them: its positives and hard negatives, ``(n, top)`` positions in the pool."""
+    """For each example that has them: its positives and hard negatives, ``(n, top)`` positions in the pool.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Score, scored_pairs
+    >>> def score(prompts, given):  # of a model that likes short texts; TransformersModel and ServerModel are real ones
+    ...     return [[Score(logprobs=(-float(len(prompt)),))] for prompt in prompts]
+    >>> pool = [{"question": "q" * i, "answer": "a thing"} for i in (1, 2, 3, 4)]
+    >>> pairs = scored_pairs(pool, SimpleNamespace(name="toy", context=None, score=score), candidates=3, top=1)
+    >>> pairs.positives.flatten().tolist(), pairs.negatives.flatten().tolist()
+    ([1, 0, 0, 0], [3, 3, 3, 2])
+    """
 
     queries: NDArray[np.intp]
     positives: NDArray[np.intp]
@@ -293,12 +329,13 @@ def scored_pairs(
     Parameters
     ----------
     pool : sequence of Example
+        The examples, all with a solution.
     scorer : LanguageModel
         Scores ``c_i`` after example j and question i; wrapped in `Recorded` this resumes.
     candidates : int
-        A query, by its solution; never itself.
+        How many candidates are scored for a query: those that BM25 finds by its solution, never itself.
     top : int
-        Positives, and as many negatives.
+        How many positives are kept, and as many negatives.
     queries : sequence of int, optional
         Positions for which to look; all by default.
 
@@ -306,6 +343,18 @@ def scored_pairs(
     ------
     ValueError
         Fewer than ``2 top`` candidates, or a score that is not a number.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Score, scored_pairs
+    >>> def score(prompts, given):  # of a model that likes short texts; TransformersModel and ServerModel are real ones
+    ...     return [[Score(logprobs=(-float(len(prompt)),))] for prompt in prompts]
+    >>> pool = [{"question": "q" * i, "answer": "a thing"} for i in (1, 2, 3, 4)]
+    >>> model = SimpleNamespace(name="toy", context=None, score=score)
+    >>> pairs = scored_pairs(pool, model, candidates=3, top=1, queries=[2])
+    >>> pairs.queries.tolist(), pairs.positives.tolist()
+    ([2], [[0]])
     """
     pool = [as_example(e) for e in pool]
     candidates = min(candidates, len(pool) - 1)
@@ -354,12 +403,14 @@ def train_retriever(
     Parameters
     ----------
     pool : sequence of Example
+        The examples that the pairs are of.
     pairs : Pairs
-        See `scored_pairs`.
+        Positives and negatives of each, see `scored_pairs`.
     encoder : str
         What training starts from, see `TextEncoder`.
     epochs, patience : int
-        At most; stops when the validation loss has not fallen for ``patience`` epochs, and keeps the best.
+        How many epochs are trained at most; training stops when the validation loss has not fallen for ``patience`` of
+        them, and the best weights are kept.
     batch_size : int
         Queries a step, each with one positive and one hard negative, all of which all are compared with.
     learning_rate, warmup : float
@@ -367,11 +418,11 @@ def train_retriever(
     scale : float
         Of the inner products of unit vectors; the released code has 1.
     validation : float
-        Share of the queries held out.
+        The share of the queries that is held out.
     max_length : int
-        Tokens of a text.
+        Tokens of a text that are read at most.
     on_step : callable, optional
-        ``(step, steps, loss)``.
+        Called with ``(step, steps, loss)`` after each step.
 
     Raises
     ------
@@ -429,7 +480,15 @@ def train_retriever(
 
 
 def contrastive_loss(query: Tensor, positive: Tensor, negative: Tensor, *, scale: float = 1.0) -> Tensor:
-    """``-mean_i log exp(s q_i·p_i) / Σ_j [exp(s q_i·p_j) + exp(s q_i·n_j)]`` of ``(batch, d)`` each."""
+    """``-mean_i log exp(s q_i·p_i) / Σ_j [exp(s q_i·p_j) + exp(s q_i·n_j)]`` of ``(batch, d)`` each.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.prompting.dq_lore import contrastive_loss
+    >>> round(float(contrastive_loss(torch.eye(2), torch.eye(2), -torch.eye(2), scale=100.0)), 3)
+    0.0
+    """
     logits = scale * query @ torch.cat([positive, negative]).mT
     return torch.nn.functional.cross_entropy(logits, torch.arange(len(query), device=query.device))
 

@@ -53,8 +53,18 @@ class Ranking:
     order_d, order_g : Tensor
         ``(B, K)`` candidates from best to worst by ER-D and ER-G; masked ones last.
     iterations : int
+        How many iterations the dynamics took.
     gap : Tensor
         ``(B,)``, exploitability: what both sides together would gain by best responses in the regularised game.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.prompting import EquilibriumRanker
+    >>> logp = torch.tensor([[0.7, 0.3]]).log()  # one question with two candidates
+    >>> ranking = EquilibriumRanker().rank(torch.stack([logp, logp.flip(1)], 1), torch.stack([logp, logp.flip(1)], 2))
+    >>> ranking.order_d.tolist(), ranking.policy_g.shape, ranking.policy_d.shape
+    ([[0, 1]], torch.Size([1, 2, 2]), torch.Size([1, 2, 2]))
     """
 
     policy_g: Tensor
@@ -74,9 +84,9 @@ class EquilibriumRanker:
     lambda_g, lambda_d : float
         λ: how much each side keeps to what the model said; 0 forgets it, infinity keeps it.
     eta_g, eta_d : float
-        η, above 0.
+        η, the learning rate of each side; above 0.
     iterations : int
-        The most.
+        Iterations that are made at most.
     tol : float
         Stop when every question's gap lies below; 0 never stops early.
     normalise : {"both", "raw", "own"}
@@ -86,6 +96,16 @@ class EquilibriumRanker:
         Rounds of damped best responses after the dynamics; 0 is the paper's. The dynamics forget their start only as
         1 / t: at 5,000 iterations a gap of 1e-3 to 1e-2 is left, which 200 rounds bring below 1e-6, at times with
         another winner.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.prompting import EquilibriumRanker
+    >>> correct, incorrect = torch.tensor([0.6, 0.4]).log(), torch.tensor([0.3, 0.7]).log()  # P(answer | asked for …)
+    >>> judged = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log()  # P(it is correct, it is not | answer)
+    >>> ranking = EquilibriumRanker(refine=200).rank(torch.stack([correct, incorrect])[None], judged[None])
+    >>> ranking.order_d.tolist(), bool(ranking.gap[0] < 1e-6)
+    ([[0, 1]], True)
     """
 
     lambda_g: float = 0.1

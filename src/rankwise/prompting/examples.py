@@ -18,7 +18,14 @@ STYLES = ("chat", "text")
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A question with its answer and, for reasoning tasks, how one gets there; whatever else is known of it is kept."""
+    """A question with its answer and, for reasoning tasks, how one gets there; whatever else is known of it is kept.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Example
+    >>> Example(question="How many legs have two cats?", answer="8", rationale="A cat has four legs.").solution
+    'A cat has four legs. The answer is 8.'
+    """
 
     question: str
     answer: str
@@ -33,7 +40,21 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot:
-    """A prompt, the examples in it in their order, and those dropped because they did not fit."""
+    """A prompt, the examples in it in their order, and those dropped because they did not fit.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Example, few_shot
+    >>> built = few_shot("Capital of Peru?", [Example(question="Capital of Norway?", answer="Oslo")], style="text")
+    >>> print(built.prompt)
+    Question: Capital of Norway?
+    Answer: Oslo
+    <BLANKLINE>
+    Question: Capital of Peru?
+    Answer:
+    >>> len(built.examples), len(built.dropped)
+    (1, 0)
+    """
 
     prompt: Prompt
     examples: list[Example]
@@ -41,12 +62,37 @@ class FewShot:
 
 
 class TooLong(ValueError):
-    """A question that does not fit into the model's context."""
+    """A question that does not fit into the model's context.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import few_shot
+    >>> from rankwise.prompting.examples import TooLong
+    >>> small = SimpleNamespace(context=64, count_tokens=lambda prompt: 50)
+    >>> try:
+    ...     few_shot("Why?", [], model=small, max_new_tokens=20)
+    ... except TooLong as error:
+    ...     print(error)
+    the question 'Why?' does not fit into 64 tokens with 20 left for its answer
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What the columns, or keys, of examples are called."""
+    """What the columns, or keys, of examples are called.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from rankwise.prompting import Columns, read_examples
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "pool.csv")
+    ...     _ = path.write_text("prompt,gold\\nCapital of Norway?,Oslo\\n")
+    ...     read_examples(path, columns=Columns(question="prompt", answer="gold"))[0].answer
+    'Oslo'
+    """
 
     question: str = "question"
     answer: str = "answer"
@@ -69,6 +115,18 @@ def read_examples(path: Path, *, answers: bool = True, columns: Columns | None =
     ------
     ValueError
         No such file, no lines, or a line without what is needed (its number).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from rankwise.prompting import read_examples
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "pool.jsonl")
+    ...     _ = path.write_text('{"question": "Capital of Norway?", "answer": "Oslo", "source": "atlas"}\\n')
+    ...     (example,) = read_examples(path)
+    >>> example.answer, example.more
+    ('Oslo', {'source': 'atlas'})
     """
     found = []
     table = table_of(path)
@@ -129,14 +187,15 @@ def few_shot(
     Parameters
     ----------
     question : str
+        The question that the model is to answer.
     examples : sequence of Example
         In the order in which they go into the prompt.
     model : TextGenerator, optional
         Whose context limits the prompt; without one, or where it knows none, nothing is dropped.
     max_new_tokens : int
-        Room to leave for the answer.
+        Tokens to leave room for, for the answer.
     instruction : str
-        Before everything: the system turn of a chat.
+        What comes before everything: the system turn of a chat. Empty for none.
     style : {"chat", "text"}
         Turns of user and assistant, or ``Question: … Answer: …`` as plain text.
     least_similar_first : bool
@@ -148,6 +207,13 @@ def few_shot(
         A question that does not fit even without examples.
     ValueError
         An unknown style, no text, or something else than examples.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Example, few_shot
+    >>> examples = [Example(question="Capital of Norway?", answer="Oslo")]
+    >>> [turn["role"] for turn in few_shot("Capital of Peru?", examples, instruction="Be brief.").prompt]
+    ['system', 'user', 'assistant', 'user']
     """
     if style not in STYLES:
         raise unknown("style", style, STYLES)
@@ -173,9 +239,18 @@ def extract_answer(text: str, answers: Iterable[str] = ()) -> str:
     Parameters
     ----------
     text : str
+        What the model wrote.
     answers : iterable of str
         Those that may come, e.g. a pool's, of any number of lines: the longest that stands there is returned, in its
         own spelling, whatever follows it and however it is written in capitals.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import extract_answer
+    >>> extract_answer("A cat has four legs. The answer is 8.\\nQuestion: …")
+    '8'
+    >>> extract_answer("The answer is OSLO!", ["Oslo"])
+    'Oslo'
     """
     parts = re.split(rf"(?i){ANSWER}:?", text)
     said = parts[-1].strip()

@@ -44,10 +44,18 @@ class Item:
     Attributes
     ----------
     question : str
+        What is asked about the media.
     answer : str
-        Empty for a query.
+        Its answer; empty for a query.
     media : object
         What a chat message's content holds beside the text, e.g. ``{"type": "video", "path": …}``; None for text alone.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Item
+    >>> query = Item(question="What happens?", media={"type": "video", "path": "clip.mp4"})
+    >>> query.media["path"], query.answer
+    ('clip.mp4', '')
     """
 
     question: str
@@ -57,7 +65,23 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One try: which items were shown, what was asked and what came back; tokens read and written."""
+    """One try: which items were shown, what was asked and what came back; tokens read and written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Generation, Item, IterativeICL, SimilarityIndex
+    >>> sure = Generation(text="Lima", tokens=("Lima",), logprobs=(-0.1,), top_logprobs=(-0.1,), special=(False,),
+    ...                   prompt_tokens=9)
+    >>> model = SimpleNamespace(name="toy", context=None, generate=lambda prompts, sampling: [sure] * len(prompts))
+    >>> capitals = {"Capital of Norway?": "Oslo", "Capital of Chile?": "Santiago"}
+    >>> pool = [Item(question=question, answer=capital) for question, capital in capitals.items()]
+    >>> index = SimilarityIndex(text=lambda texts: np.array([[len(text), 1.0] for text in texts])).fit(pool)
+    >>> (only,) = IterativeICL(model, index, shots=1, rounds=2).answer(Item(question="Capital of Peru?")).trace
+    >>> only.shown, only.text, round(only.confidence, 2), only.tokens
+    ((1,), 'Lima', 0.9, 10)
+    """
 
     shown: tuple[int, ...]
     prompt: list[Message]
@@ -73,15 +97,32 @@ class Answer:
     Attributes
     ----------
     text : str
+        The answer that was kept.
     confidence : float
         0 to 1 (``margin``: of probabilities).
     rounds : int
-        Calls made.
+        How often the model was asked.
     examples : tuple of int
-        Items shown with the answer that was kept.
+        Positions of the items that were shown with the answer that was kept.
     trace : tuple of Round
+        Every try, in order.
     tokens : int
-        Read and written, all rounds together.
+        Tokens read and written, in all rounds together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Generation, Item, IterativeICL, SimilarityIndex
+    >>> unsure = Generation(text="Lima", tokens=("Lima",), logprobs=(-2.0,), top_logprobs=(-1.5,), special=(False,),
+    ...                     prompt_tokens=9)
+    >>> model = SimpleNamespace(name="toy", context=None, generate=lambda prompts, sampling: [unsure] * len(prompts))
+    >>> capitals = {"Capital of Norway?": "Oslo", "Capital of Chile?": "Santiago"}
+    >>> pool = [Item(question=question, answer=capital) for question, capital in capitals.items()]
+    >>> index = SimilarityIndex(text=lambda texts: np.array([[len(text), 1.0] for text in texts])).fit(pool)
+    >>> answer = IterativeICL(model, index, shots=1, rounds=2).answer(Item(question="Capital of Peru?"))
+    >>> answer.text, answer.rounds, round(answer.confidence, 2)  # all examples were shown, one after the other
+    ('Lima', 2, 0.22)
     """
 
     text: str
@@ -102,7 +143,16 @@ class SimilarityIndex:
     media : callable, optional
         Media to ``(n, d)``; without it the questions alone decide.
     alpha : float
-        α, the media's share.
+        α, the share of the media in an item's likeness, in [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.prompting import Item, SimilarityIndex
+    >>> pool = [Item(question="Capital of Norway?", answer="Oslo"), Item(question="Why?", answer="Because.")]
+    >>> index = SimilarityIndex(text=lambda texts: np.array([[len(text), 9.0] for text in texts])).fit(pool)
+    >>> index.rank([Item(question="Who?"), Item(question="Capital of Peru?")]).tolist()
+    [[1, 0], [0, 1]]
     """
 
     def __init__(self, text: Features | None = None, media: Features | None = None, *, alpha: float = 0.5) -> None:
@@ -146,20 +196,22 @@ class IterativeICL:
     model : TextGenerator
         Of whatever modality the items have, e.g. `VideoModel`.
     index : SimilarityIndex
-        Fitted.
+        The pool, fitted.
     shots : int
-        Items a round.
+        How many items a round shows.
     rounds : int
+        How many rounds there are at most.
     threshold : float
         In [0, 1]: above it an answer stands. Tune it on validation data: models differ in how sure they are.
     confidence : {"min-max", "mean", "product", "margin"} or callable
         Least of the likeliest tokens' probabilities; geometric mean, or product, of the chosen ones; the first token's
         lead; or a function of a `Generation`.
     max_new_tokens : int
+        Tokens of an answer at most.
     instruction : str
-        System turn.
+        The system turn; empty for none.
     include_special : bool
-        Count the end of text among the answer's tokens, as the released code does.
+        Whether the end of text counts among the answer's tokens, as in the released code.
     order : {"ascending", "descending"}
         A round's most alike item last, next to the query; or first, as the released code has it.
 
@@ -172,6 +224,22 @@ class IterativeICL:
     -----
     UserWarning
         More rounds than the pool has items for; queries whose only like is themselves, which are asked without one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Generation, Item, IterativeICL, SimilarityIndex
+    >>> sure = Generation(text="Lima", tokens=("Lima",), logprobs=(-0.1,), top_logprobs=(-0.1,), special=(False,),
+    ...                   prompt_tokens=9)
+    >>> # a stand-in for TransformersModel, ServerModel or VideoModel
+    >>> model = SimpleNamespace(name="toy", context=None, generate=lambda prompts, sampling: [sure] * len(prompts))
+    >>> capitals = {"Capital of Norway?": "Oslo", "Capital of Chile?": "Santiago"}
+    >>> pool = [Item(question=question, answer=capital) for question, capital in capitals.items()]
+    >>> index = SimilarityIndex(text=lambda texts: np.array([[len(text), 1.0] for text in texts])).fit(pool)
+    >>> answer = IterativeICL(model, index, shots=1, rounds=2, threshold=0.8).answer(Item(question="Capital of Peru?"))
+    >>> answer.text, answer.rounds, answer.examples
+    ('Lima', 1, (1,))
     """
 
     def __init__(

@@ -37,15 +37,26 @@ class Generation:
     Attributes
     ----------
     text : str
-        Without special tokens, cut before a stop string.
+        What was written, without special tokens, cut before a stop string.
     tokens : tuple of str
+        Its tokens, special ones included.
     logprobs : tuple of float
-        Natural log-probability of each token, before temperature and truncation of the distribution.
+        The natural log-probability of each token, before temperature and truncation of the distribution.
     top_logprobs : tuple of float
-        That of the likeliest token in each place.
+        The log-probability of the likeliest token in each place.
     special : tuple of bool
         True for the end of text and other special tokens.
     prompt_tokens : int
+        How many tokens the prompt had.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Generation
+    >>> from rankwise.prompting.iterative import confidence
+    >>> found = Generation(text="Lima", tokens=("Lima", "</s>"), logprobs=(-0.5, 0.0), top_logprobs=(-0.5, 0.0),
+    ...                    special=(False, True), prompt_tokens=9)
+    >>> round(confidence(found), 3)  # of what the model wrote, without the end of text
+    0.607
     """
 
     text: str
@@ -58,7 +69,15 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Log-probability of a continuation: of each of its tokens, of which there is one at least."""
+    """Log-probability of a continuation: of each of its tokens, of which there is one at least.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Score
+    >>> score = Score(logprobs=(-0.5, -1.5))
+    >>> score.total, score.mean
+    (-2.0, -1.0)
+    """
 
     logprobs: tuple[float, ...]
 
@@ -84,14 +103,24 @@ class Sampling:
     Attributes
     ----------
     max_new_tokens : int
+        Tokens that are written at most.
     temperature : float
-        0 is greedy.
+        What log-probabilities are divided by before a token is drawn; 0 takes the likeliest token.
     top_p : float
-        Nucleus.
+        Tokens are drawn from the likeliest ones that together have this probability; in (0, 1], 1 leaves all in.
     stop : tuple of str
         Texts before which a continuation ends.
     seed : int
-        Of the draws; sampled generations of one prompt differ by it alone.
+        Decides the draws; sampled generations of one prompt differ by it alone.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Sampling
+    >>> Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, stop=("\\n",), seed=1).stop
+    ('\\n',)
+    >>> Sampling(temperature=-1)
+    Traceback (most recent call last):
+    ValueError: temperature=-1 and top_p=1.0; ≥ 0 and in (0, 1] are accepted
     """
 
     max_new_tokens: int = 64
@@ -115,6 +144,21 @@ class TextGenerator(Protocol):
 
     ``on_result(i, result)`` is called as soon as the result of prompt i is there, in any order, so that nothing is
     lost when a later one fails.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Generation, Sampling
+    >>> class Echo:
+    ...     name, context = "echo", None
+    ...     def generate(self, prompts, sampling=Sampling(), *, on_result=None):
+    ...         said = {"logprobs": (0.0,), "top_logprobs": (0.0,), "special": (False,), "prompt_tokens": 1}
+    ...         return [Generation(text=str(p), tokens=(str(p),), **said) for p in prompts]
+    ...     def count_tokens(self, prompt):
+    ...         return len(str(prompt))
+    ...     def identity(self):
+    ...         return "echo, first version"
+    >>> Echo().generate(["Hello"])[0].text
+    'Hello'
     """
 
     name: str
@@ -137,7 +181,19 @@ class TextGenerator(Protocol):
 
 
 class LanguageModel(TextGenerator, Protocol):
-    """What selectors and rankers ask of a model besides."""
+    """What selectors and rankers ask of a model besides.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Choices, Score, rank_answers
+    >>> def score(prompts, given):  # of a model that likes short texts; TransformersModel and ServerModel are real ones
+    ...     return [[Score(logprobs=(-float(len(text)),)) for text in texts] for texts in given]
+    >>> model = SimpleNamespace(name="toy", context=None, score=score)
+    >>> question = Choices(question="Capital of Norway?", candidates=("Trondheim", "Oslo"))
+    >>> rank_answers(model, [question], method="g")[0].best
+    'Oslo'
+    """
 
     def score(
         self,
@@ -203,18 +259,35 @@ class Recorded:
     Parameters
     ----------
     model : TextGenerator or LanguageModel
+        Who is asked what the file does not hold.
     path : Path
-        A ``.jsonl`` file; made where there is none.
+        The record, a ``.jsonl`` file; made where there is none.
 
     Attributes
     ----------
     asked, found : int
-        Results that came from the model, and from the file.
+        How many results came from the model, and how many from the file.
 
     Raises
     ------
     ValueError
         The file is no record, or another command holds it when something has to be asked.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from types import SimpleNamespace
+    >>> from rankwise.prompting import Recorded, Score
+    >>> def score(prompts, given, *, on_result):
+    ...     for i, texts in enumerate(given):
+    ...         on_result(i, [Score(logprobs=(-float(len(text)),)) for text in texts])
+    >>> model = SimpleNamespace(name="toy", context=None, identity=lambda: "toy", score=score)
+    >>> with tempfile.TemporaryDirectory() as folder, Recorded(model, Path(folder, "asked.jsonl")) as recorded:
+    ...     for _ in range(2):
+    ...         found = recorded.score(["Capital of Norway?"], [[" Oslo"]])
+    >>> found[0][0].total, recorded.asked, recorded.found
+    (-5.0, 1, 1)
     """
 
     def __init__(self, model: TextGenerator, path: Path) -> None:

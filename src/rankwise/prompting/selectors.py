@@ -43,6 +43,19 @@ class Selector(BaseEstimator, ABC):
     -----
     UserWarning
         Fewer than ``k_examples`` can be selected, from a pool or for a question.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import RandomSelector
+    >>> from rankwise.prompting.selectors import Selector
+    >>> class First(Selector):
+    ...     def __init__(self, k_examples=2, *, order="descending"):
+    ...         self.k_examples, self.order = k_examples, order
+    ...     def _rank(self, queries):
+    ...         return [self._distinct] * len(queries)
+    >>> pool = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(1, 5)]
+    >>> [example.answer for example in First().fit(pool).select("1 + 1?")]  # never the question itself
+    ['4', '6']
     """
 
     k_examples: int
@@ -141,9 +154,19 @@ class RandomSelector(Selector):
     Parameters
     ----------
     k_examples : int
+        How many examples are selected.
     order : {"ascending", "descending"}
         Most similar last (next to the question), or first.
     seed : int
+        Decides the draw, together with the question.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import RandomSelector
+    >>> pool = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(1, 9)]
+    >>> selector = RandomSelector(k_examples=3, seed=1).fit(pool)
+    >>> len(selector.select("9 + 9?")), selector.select("9 + 9?") == selector.select("9 + 9?")
+    (3, True)
     """
 
     def __init__(self, k_examples: int = 8, *, order: str = "ascending", seed: int = 0) -> None:
@@ -162,9 +185,22 @@ class BM25Selector(Selector):
     Parameters
     ----------
     k_examples : int
+        How many examples are selected.
     order : {"ascending", "descending"}
+        Most similar last (next to the question), or first.
     field : {"question", "solution"}
-        What is indexed.
+        Which part of an example is compared with the question.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import BM25Selector, few_shot
+    >>> known = {"Capital of Norway?": "Oslo", "Capital of Chile?": "Santiago", "Longest river of Chile?": "Loa"}
+    >>> pool = [{"question": question, "answer": answer} for question, answer in known.items()]
+    >>> examples = BM25Selector(k_examples=2).fit(pool).select("What is the longest river of Peru?")
+    >>> [example.answer for example in examples][-1]  # the nearest comes last, next to the question
+    'Loa'
+    >>> len(few_shot("What is the longest river of Peru?", examples).prompt)
+    5
     """
 
     def __init__(self, k_examples: int = 8, *, order: str = "ascending", field: str = "question") -> None:
@@ -192,9 +228,20 @@ class KNNSelector(Selector):
     Parameters
     ----------
     k_examples : int
+        How many examples are selected.
     order : {"ascending", "descending"}
+        Most similar last (next to the question), or first.
     encoder : callable, optional
         Texts to ``(n, d)``; the bundled MiniLM by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.prompting import KNNSelector
+    >>> pool = [{"question": q, "answer": a} for q, a in (("Capital of Norway?", "Oslo"), ("Why?", "Because."))]
+    >>> selector = KNNSelector(k_examples=1, encoder=lambda texts: np.array([[len(text), 9.0] for text in texts]))
+    >>> selector.fit(pool).select("Who?")[0].answer  # by length here; by MiniLM without an encoder
+    'Because.'
     """
 
     def __init__(self, k_examples: int = 8, *, order: str = "ascending", encoder: Encoder | None = None) -> None:
@@ -217,18 +264,29 @@ class DepthSelector(Selector):
     Parameters
     ----------
     k_examples : int
+        How many examples are selected.
     order : {"ascending", "descending"}
+        Deepest last (next to the question), or first.
     balanced : bool
-        Take turns between the answers, each with depths within its own examples.
+        Whether answers take turns, each with depths within its own examples.
     shallowest : bool
-        The other end: a control.
+        Whether the most outlying examples are taken instead, as a control.
     distance, encoder
-        See `TextDepth`.
+        How texts are compared and embedded, see `TextDepth`.
 
     Attributes
     ----------
     depths_ : ndarray
         ``(n,)`` of the pool; within each answer's examples where ``balanced``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.prompting import DepthSelector
+    >>> pool = [{"question": "q" * n, "answer": str(n)} for n in (1, 8, 9, 10)]
+    >>> selector = DepthSelector(k_examples=1, encoder=lambda texts: np.array([[len(text), 9.0] for text in texts]))
+    >>> selector.fit(pool).select("whatever is asked")[0].answer
+    '8'
     """
 
     def __init__(

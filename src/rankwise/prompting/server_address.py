@@ -27,14 +27,22 @@ class Address:
     Attributes
     ----------
     url : str
-        Without a password, ending in ``/``.
+        The address without a password, ending in ``/``.
     local : bool
         Whether it is this machine.
     headers : dict
+        What requests carry: the key or the password, if there is one.
     secrets : tuple of str
-        What is struck out of whatever the server says.
+        Texts that are struck out of whatever the server says.
     keyless : str
         Why a key that is there is not sent; empty where that is not so.
+
+    Examples
+    --------
+    >>> from rankwise.prompting.server_address import address
+    >>> server = address("https://user:secret@example.org/v1")
+    >>> server.url, server.clean("wrong password: secret")
+    ('https://example.org/v1/', 'wrong password: [key]')
     """
 
     url: str
@@ -58,7 +66,7 @@ def address(base_url: str, *, api_key: str | None = None, key_variable: str | No
     base_url : str
         ``http://`` or ``https://``, up to the version; a user's name and password may stand in it.
     api_key : str, optional
-        The key itself; empty: none is sent.
+        The key itself; an empty one: none is sent.
     key_variable : str, optional
         The environment's variable that holds it. By default ``RANKWISE_API_KEY``, and for OpenAI and this machine
         ``OPENAI_API_KEY``.
@@ -68,6 +76,13 @@ def address(base_url: str, *, api_key: str | None = None, key_variable: str | No
     ValueError
         No such address, a variable that is not set, several secrets at once, one that would go over plain http to
         another machine, or a key with characters that no key has.
+
+    Examples
+    --------
+    >>> from rankwise.prompting.server_address import address
+    >>> address("http://example.org/v1", api_key="secret")
+    Traceback (most recent call last):
+    ValueError: a key or password is not sent over plain http to example.org: use https
     """
     try:
         url = httpx.URL(base_url)

@@ -20,12 +20,32 @@ NO_LOGPROBS = (
 
 
 class NotSupported(ValueError):
-    """An answer that is whole but lacks what is needed: asking again will not help."""
+    """An answer that is whole but lacks what is needed: asking again will not help.
+
+    Examples
+    --------
+    >>> from rankwise.prompting.server_answers import NotSupported, chat
+    >>> try:
+    ...     chat({"choices": [{"message": {"content": "Oslo"}}]})
+    ... except NotSupported as error:
+    ...     print(str(error).partition(":")[0])
+    the server returned no log-probabilities
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Echo:
-    """A text read by the server, without what it generated after it."""
+    """A text read by the server, without what it generated after it.
+
+    Examples
+    --------
+    >>> from rankwise.prompting.server_answers import begins, echo
+    >>> found = {"tokens": ["The capital is", " Oslo", "."], "token_logprobs": [None, -0.3, -0.1]}
+    >>> answer = {"choices": [{"text": "The capital is Oslo.", "logprobs": found}]}
+    >>> whole = echo(answer, "The capital is Oslo")
+    >>> whole.tokens, begins(whole, "The capital is", "The capital is Oslo")
+    (('The capital is', ' Oslo'), 1)
+    """
 
     tokens: tuple[str, ...]
     logprobs: tuple[float | None, ...]

@@ -47,11 +47,11 @@ class ServerModel:
         The environment's variable with the key. By default ``RANKWISE_API_KEY``; for api.openai.com and this machine
         also ``OPENAI_API_KEY``, which is sent nowhere else.
     concurrency : int
-        Requests under way.
+        How many requests are under way at once.
     timeout : float
         Seconds from sending a request to the last byte of its answer.
     retries : int
-        Further tries where they can help, see `rankwise.prompting.server_requests`.
+        How often a request that failed is tried again where that can help, see `rankwise.prompting.server_requests`.
     max_completion_tokens : bool
         Send the limit of tokens to write under this name, as OpenAI's newer chat models want it, not as ``max_tokens``.
     extra_body : mapping, optional
@@ -72,6 +72,14 @@ class ServerModel:
     ValueError
         An address or key that is none (see `rankwise.prompting.server_address`), options out of range; a server that
         returns no log-probabilities, refuses a request, or answers something else.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import Recorded, ServerModel
+    >>> model = ServerModel("Qwen2.5-7B-Instruct", "http://localhost:8000/v1", concurrency=8, context=32_768)
+    >>> model.count_tokens("What is the capital of Norway?")  # an estimate, without count=
+    10
+    >>> # model.generate([...]), model.score([...], [[...]]); Recorded(model, path) never asks twice
     """
 
     def __init__(

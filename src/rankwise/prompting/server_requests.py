@@ -39,7 +39,15 @@ _SPENT = ("insufficient_quota", "credit_balance_exhausted", "spend_limit", "usag
 
 
 class Unanswered(ConnectionError):
-    """A request that may succeed when it is sent again, ``after`` so many seconds at the earliest."""
+    """A request that may succeed when it is sent again, ``after`` so many seconds at the earliest.
+
+    Examples
+    --------
+    >>> from rankwise.prompting.server_requests import Unanswered
+    >>> error = Unanswered("status 503", after=2.0)
+    >>> isinstance(error, ConnectionError), error.after
+    (True, 2.0)
+    """
 
     def __init__(self, message: str, after: float = 0.0) -> None:
         super().__init__(message)
@@ -53,12 +61,23 @@ class Requests:
     Attributes
     ----------
     address : Address
+        Where the server is, and what requests to it carry.
     concurrency : int
-        Requests under way.
+        How many requests are under way at once.
     timeout : float
         Seconds from a request's first byte to its answer's last one.
     retries : int
-        Further tries.
+        How often a request that failed is tried again.
+
+    Examples
+    --------
+    >>> from rankwise.prompting.server_address import address
+    >>> from rankwise.prompting.server_requests import Requests
+    >>> async def ask(post, number):  # await post("completions", body, parse) would ask the server
+    ...     return 2 * number
+    >>> requests = Requests(address=address("http://localhost:8000/v1"), concurrency=2, timeout=1.0, retries=0)
+    >>> requests.all(ask, [1, 2, 3], None)
+    [2, 4, 6]
     """
 
     address: Address

@@ -29,7 +29,15 @@ _WORTH = 4  # tokens that are not worth a pass of their own
 
 @dataclass(frozen=True)
 class Request:
-    """Tokens whose last ``scored`` are asked for; ``place`` is (prompt, continuation)."""
+    """Tokens whose last ``scored`` are asked for; ``place`` is (prompt, continuation).
+
+    Examples
+    --------
+    >>> from rankwise.prompting.shared_prefixes import Request
+    >>> request = Request(ids=(5, 6, 7, 8), scored=2, place=(0, 0))  # log P(7 | 5 6) and log P(8 | 5 6 7)
+    >>> request.ids[-request.scored :]
+    (7, 8)
+    """
 
     ids: tuple[int, ...]
     scored: int
@@ -38,7 +46,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Group:
-    """Requests that begin with the same ``shared`` tokens."""
+    """Requests that begin with the same ``shared`` tokens.
+
+    Examples
+    --------
+    >>> from rankwise.prompting.shared_prefixes import Request, grouped
+    >>> prompt = tuple(range(10, 20))
+    >>> (group,) = grouped([Request((*prompt, 1), 1, (0, 0)), Request((*prompt, 2), 1, (0, 1))], size=8)
+    >>> group.shared, len(group.requests)  # all but the token before the first scored one
+    (9, 2)
+    """
 
     shared: int
     requests: list[Request]
@@ -112,7 +129,21 @@ class Scorer:
     model : Module
         A causal language model of `transformers`.
     pad : int
-        Any token: what padding is made of.
+        The token that padding is made of; any one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.prompting.shared_prefixes import Request, Scorer, grouped
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> scorer, prompt = Scorer(LlamaForCausalLM(config).eval(), pad=0), tuple(range(10, 20))
+    >>> groups = grouped([Request((*prompt, token), 1, (0, token)) for token in range(64)], size=64)
+    >>> with torch.no_grad():
+    ...     found = torch.tensor([logp for _, logp in scorer.scored(groups)])
+    >>> round(float(found.exp().sum()), 3)  # over all tokens that may follow
+    1.0
     """
 
     def __init__(self, model: Any, pad: int) -> None:

@@ -36,9 +36,9 @@ class TransformersModel:
         ``smollm2``, a folder, a hub id, or a loaded causal model (any device, any floating dtype; PEFT's adapters too,
         but for those that put tokens of their own before the prompt).
     tokenizer : PreTrainedTokenizerBase, optional
-        Needed with a loaded model.
+        The model's tokenizer: needed with a loaded model.
     batch_size : int
-        Sequences at a time.
+        Sequences that go through the model together, at most.
     batch_tokens : int
         The most tokens of a batch, padding and cached prefix included: bounds the cache's memory.
     share_prefixes : bool
@@ -50,6 +50,21 @@ class TransformersModel:
     ValueError
         A loaded model without its tokenizer; one with virtual tokens; and from `score` one that reads ahead (an
         encoder), whose tokens have no probability given those before them.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    >>> from rankwise.prompting import Sampling, TransformersModel
+    >>> words = Tokenizer(models.WordLevel({"?": 0, "Where": 1, "Rome": 2, "Paris": 3}, unk_token="?"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> config = LlamaConfig(vocab_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    ...                      num_attention_heads=2, eos_token_id=None)
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    >>> model = TransformersModel(LlamaForCausalLM(config), tokenizer)  # or TransformersModel("smollm2")
+    >>> (scores,) = model.score(["Where?"], [[" Rome", " Paris"]])
+    >>> len(scores), len(model.generate(["Where?"], Sampling(max_new_tokens=3))[0].tokens)
+    (2, 3)
     """
 
     def __init__(

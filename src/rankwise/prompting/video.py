@@ -34,7 +34,20 @@ class Frames:
     seconds : ndarray
         ``(frames,)``, when each is shown, from the video's first frame on.
     duration : float
-        Seconds.
+        How long the video is, in seconds.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from rankwise.data.digits import write_moving
+    >>> from rankwise.prompting import read_frames
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     video = write_moving(Path(folder, "one.mp4"), np.full((28, 28), 255, np.uint8), seed=0)  # 3 seconds
+    ...     frames = read_frames(video)
+    >>> frames.images.shape, frames.seconds.tolist(), round(frames.duration, 2)
+    ((3, 64, 64, 3), [0.0, 1.0, 2.0], 3.0)
     """
 
     images: NDArray[np.uint8]
@@ -48,9 +61,9 @@ def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int
     Parameters
     ----------
     path : str or Path
-        Anything FFmpeg reads.
+        A video file of any kind that FFmpeg reads.
     fps : float
-        Frames a second; at least one frame.
+        Frames taken of a second; at least one frame is taken.
     most : int
         Where there would be more, as many, spread over the whole video.
     side : int
@@ -62,6 +75,18 @@ def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int
         No such file, no video stream in it, or no frame that can be decoded.
     ImportError
         PyAV is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from rankwise.data.digits import write_moving
+    >>> from rankwise.prompting import read_frames
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     video = write_moving(Path(folder, "one.mp4"), np.full((28, 28), 255, np.uint8), seed=0)  # 3 seconds
+    ...     read_frames(video, fps=2, most=4, side=32).images.shape
+    (4, 32, 32, 3)
     """
     if not fps > 0 or most < 1 or side < 1:
         raise ValueError(f"fps={fps}, most={most}, side={side}; all must be positive")
@@ -123,9 +148,9 @@ class VideoModel:
     model : str or PreTrainedModel
         A folder, a hub id, or a loaded image-text-to-text model.
     processor : ProcessorMixin, optional
-        Needed with a loaded model.
+        The model's processor: needed with a loaded model.
     fps : float
-        Frames a second.
+        Frames taken of a second.
     query, example : (int, int)
         Of the last turn's videos, and of those before it: frames at most, and the side of a square of as many pixels as
         a frame has at most.
@@ -138,6 +163,29 @@ class VideoModel:
     ------
     ValueError
         A loaded model without its processor; and from `generate` a prompt that leaves no room for its answer.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> from rankwise.prompting import Sampling, VideoModel
+    >>> words = Tokenizer(models.WordLevel({"?": 0, "<image>": 1, "What": 2, "happens": 3}, unk_token="?"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> class Processor:  # a model of the hub brings its own
+    ...     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    ...     def apply_chat_template(self, turns, **options):
+    ...         return " ".join(part["text"] for turn in turns for part in turn["content"])
+    ...     def __call__(self, text, return_tensors):
+    ...         return self.tokenizer(text, return_tensors=return_tensors)
+    >>> text = LlamaConfig(vocab_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    ...                    num_attention_heads=2, eos_token_id=None)
+    >>> eyes = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    >>> config = LlavaConfig(vision_config=eyes, text_config=text, image_token_id=1)
+    >>> model = VideoModel(LlavaForConditionalGeneration(config), Processor())
+    >>> chat = [{"role": "user", "content": "What happens?"}]  # beside it {"type": "video", "path": "clip.mp4"}
+    >>> len(model.generate([chat], Sampling(max_new_tokens=3))[0].tokens)
+    3
     """
 
     def __init__(
