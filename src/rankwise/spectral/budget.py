@@ -48,6 +48,13 @@ def allocate(
     ------
     ValueError
         Values not descending, sequences of different length, or a total below what ``min_rank`` costs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import allocate
+    >>> allocate([torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.9, 0.05, 0.05])], total=3)
+    [2, 1]
     """
     lists, costs, ranks, limits = _checked(values, total, cost, min_rank, max_rank)
     left = total - sum(r * c for r, c in zip(ranks, costs, strict=True))
@@ -80,6 +87,13 @@ def allocate_threshold(
     -------
     (list of int, float)
         The ranks, and the threshold (infinite when only ``min_rank`` fits).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import allocate_threshold
+    >>> allocate_threshold([torch.tensor([0.5, 0.25, 0.125]), torch.tensor([0.75, 0.125, 0.125])], total=3)
+    ([2, 1], 0.25)
     """
     lists, costs, floors, limits = _checked(values, total, cost, min_rank, max_rank)
 
@@ -135,8 +149,15 @@ def proportional(shares: Sequence[float], total: int, *, least: int = 0) -> list
     shares : sequence of float
         Not negative; all zero counts as all equal.
     total : int
+        What the numbers sum to.
     least : int
         The smallest each may get, before the rest is shared out. Where ``total`` does not suffice, all get ``least``.
+
+    Examples
+    --------
+    >>> from rankwise.spectral import proportional
+    >>> proportional([1, 1, 2], total=5)
+    [1, 1, 3]
     """
     if any(not 0 <= s < float("inf") for s in shares):
         raise ValueError(f"shares {list(shares)} must be finite and not negative")

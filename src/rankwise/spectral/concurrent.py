@@ -28,9 +28,16 @@ def each(f: Callable[[Item], Result], items: Iterable[Item], *, workers: int | N
     f : callable
         Releases the interpreter most of the time, as torch's operations do.
     items : iterable
-        Read from the calling thread, lazily.
+        What ``f`` is called with; read lazily, from the calling thread.
     workers : int, optional
         ``torch.get_num_threads()`` by default; 1 calls ``f`` directly.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import each
+    >>> [float(trace) for trace in each(torch.trace, [torch.eye(1), torch.eye(2), torch.eye(3)])]
+    [1.0, 2.0, 3.0]
     """
     threads = torch.get_num_threads()
     workers = workers or threads

@@ -35,7 +35,7 @@ class StreamingSVD:
     Parameters
     ----------
     n_components : int
-        Components ``k`` asked for; at least 1.
+        How many components ``k`` will be asked for; at least 1.
     center : bool
         Subtract the mean (principal components) or not (uncentred second moment, whose first direction is the mean).
     engine : {"auto", "exact", "incremental"}
@@ -46,9 +46,21 @@ class StreamingSVD:
     Attributes
     ----------
     n_samples : float
-        Rows seen (weighted by ``forget``).
+        How many rows were seen (weighted by ``forget``).
     mean : Tensor
-        ``(d,)`` float64.
+        The mean of the rows, ``(d,)`` float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import StreamingSVD
+    >>> X = torch.randn(1000, 8)
+    >>> stream = StreamingSVD(n_components=3)
+    >>> for batch in X.split(100):  # a DataLoader's batches, or a layer's inputs
+    ...     _ = stream.partial_fit(batch)
+    >>> S, V = stream.components()
+    >>> V.shape, torch.allclose(S, torch.linalg.svdvals((X - X.mean(0)).double())[:3], rtol=1e-4)
+    (torch.Size([3, 8]), True)
     """
 
     def __init__(

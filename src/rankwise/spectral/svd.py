@@ -41,11 +41,19 @@ class TruncatedSVD(NamedTuple):
     U : Tensor
         ``(..., m, k)``, orthonormal columns, dtype of the computation (float32, or float64 for float64 input).
     S : Tensor
-        ``(..., k)``, descending.
+        ``(..., k)``, the singular values, descending.
     Vh : Tensor
-        ``(..., k, n)``, orthonormal rows.
+        ``(..., k, n)``, orthonormal rows, dtype as U's.
     error : Tensor
         ``(...)``, float64: ``‖A - U diag(S) Vh‖_F / ‖A‖_F``, computed, not estimated.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import truncated_svd
+    >>> U, S, Vh, error = truncated_svd(torch.randn(5, 20, 8), rank=3)  # five matrices at once
+    >>> U.shape, S.shape, Vh.shape, error.shape
+    (torch.Size([5, 20, 3]), torch.Size([5, 3]), torch.Size([5, 3, 8]), torch.Size([5]))
     """
 
     U: Tensor
@@ -72,7 +80,7 @@ def truncated_svd(
     A : Tensor
         ``(..., m, n)``; float64, float32, bfloat16 or float16, any device.
     rank : int
-        Between 1 and ``min(m, n)``.
+        How many triplets are wanted, between 1 and ``min(m, n)``.
     method : {"auto", "gram", "randomized", "full"}
         ``auto`` takes ``randomized`` when ``8 · rank <= min(m, n)`` and the matrix is larger than 128, else ``gram``
         (``full`` for float64 input).
@@ -88,6 +96,17 @@ def truncated_svd(
     ValueError
         Rank out of range, unknown method, a start of another width, complex or integer entries, NaN or Inf (also where
         the largest singular value is beyond the precision's range).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import truncated_svd
+    >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    >>> svd = truncated_svd(A, rank=2)
+    >>> torch.allclose(svd.S, torch.tensor([3.0, 2.0])), round(float(svd.error), 3)  # 1 / √14 is left
+    (True, 0.267)
+    >>> torch.allclose((svd.U * svd.S) @ svd.Vh, torch.diag(torch.tensor([3.0, 2.0, 0.0])), atol=1e-5)
+    True
     """
     A, scale = scaled(A, "truncated_svd")
     _check_rank(rank, A)
@@ -136,6 +155,14 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
     cut are therefore told apart anew, in float64, within the space they span together (Rayleigh-Ritz): the subspace is
     then within about ``2e-8 / gap`` radians of that of a float64 SVD, ``gap`` being the relative distance between the
     two σ at the cut. For tall matrices, any real dtype and device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import leading_right_vectors
+    >>> V = leading_right_vectors(torch.diag(torch.tensor([3.0, 2.0, 1.0])), rank=2)
+    >>> torch.allclose(V @ V.mT, torch.diag(torch.tensor([1.0, 1.0, 0.0])), atol=1e-5)
+    True
     """
     A, _ = scaled(A, "leading_right_vectors", single=True)
     _check_rank(rank, A)
@@ -150,7 +177,16 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
 
 def symmetric_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.linalg.eigh`` in G's precision, ``(..., n, n)``; where LAPACK's float32 does not converge (it happens on
-    real Gram matrices with many zero rows), in float64, rounded back."""
+    real Gram matrices with many zero rows), in float64, rounded back.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import symmetric_eigh
+    >>> values, vectors = symmetric_eigh(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    >>> torch.allclose(values, torch.tensor([1.0, 3.0]))
+    True
+    """
     G = finite(G, "symmetric_eigh")
     try:
         values, vectors = torch.linalg.eigh(G)
@@ -175,6 +211,14 @@ def spectrum_and_directions(A: Tensor) -> tuple[Tensor, Tensor]:
     (Tensor, Tensor)
         ``(min(m, n),)`` descending, float64, and ``(min(m, n), min(m, n))`` a column a direction, float32 (float64 for
         float64 input).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import spectrum_and_directions
+    >>> S, V = spectrum_and_directions(torch.randn(10, 4))  # the smaller side is the right one
+    >>> S.shape, V.shape
+    (torch.Size([4]), torch.Size([4, 4]))
     """
     A, scale = scaled(A, "spectrum_and_directions", single=True)
     if A.dtype == torch.float64:
@@ -205,9 +249,18 @@ def balanced_factors(W: Tensor, rank: int, *, directions: Tensor | None = None) 
     W : Tensor
         ``(m, n)``, any real dtype and device.
     rank : int
-        Between 1 and ``min(m, n)``.
+        The rank k of the product, between 1 and ``min(m, n)``.
     directions : Tensor, optional
         Singular vectors of the smaller side, a column each, if they are known; at least ``rank`` of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import balanced_factors
+    >>> W = torch.randn(10, 2) @ torch.randn(2, 6)  # of rank 2
+    >>> B, A = balanced_factors(W, rank=2)
+    >>> B.shape, A.shape, torch.allclose(B @ A, W, atol=1e-4)
+    (torch.Size([10, 2]), torch.Size([2, 6]), True)
     """
     if W.dim() == 2 and W.shape[0] < W.shape[1]:
         B, A = balanced_factors(W.mT, rank, directions=directions)
@@ -224,6 +277,13 @@ def singular_values(A: Tensor) -> Tensor:
     """All singular values, descending: ``(..., min(m, n))`` in float64, by the Gram matrix of the smaller side.
 
     Values below about ``1e-8 · σ₁`` are noise for float32 input; float64 input goes through LAPACK's SVD.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import singular_values
+    >>> singular_values(torch.tensor([[0.0, 3.0], [4.0, 0.0]])).tolist()
+    [4.0, 3.0]
     """
     A = finite(A, "singular_values")
     if A.dtype == torch.float64:
@@ -243,7 +303,7 @@ def truncated_eigh(
     C : Tensor
         ``(d, d)``, symmetric, float64 where accuracy matters.
     rank : int
-        Between 1 and ``d``.
+        How many pairs are wanted, between 1 and ``d``.
     tol : float
         Residual ``‖C v - λ v‖ / λ₁`` that every wanted pair must reach. Where it does not within ``max_restarts``, and
         for small ``d`` or large ``rank``, the full ``torch.linalg.eigh`` is used.
@@ -254,6 +314,14 @@ def truncated_eigh(
     -------
     (Tensor, Tensor)
         Eigenvalues ``(rank,)``, descending and clamped at zero, and eigenvectors as rows ``(rank, d)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.spectral import truncated_eigh
+    >>> values, vectors = truncated_eigh(torch.diag(torch.tensor([1.0, 5.0, 3.0])), rank=2)
+    >>> torch.allclose(values, torch.tensor([5.0, 3.0])), vectors.shape
+    (True, torch.Size([2, 3]))
     """
     C = finite(C, "truncated_eigh")
     _check_rank(rank, C)
