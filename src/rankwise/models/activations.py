@@ -39,7 +39,17 @@ class ActivationSpectra:
     streams : dict of str to StreamingSVD
         One a leader, in the order of execution.
     batches : int
-        Batches seen.
+        How many batches were read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.models.activations import gather
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> batches = [{"input": torch.randn(32, 8)} for _ in range(4)]
+    >>> spectra = gather(model, batches, {"0": model[0], "2": model[2]}, n_components=3)
+    >>> spectra.batches, spectra.stream("2").n_features, spectra.stream("0").explained_variance_ratio().shape
+    (4, 4, torch.Size([3]))
     """
 
     def __init__(self, leader: dict[str, str], streams: dict[str, StreamingSVD]) -> None:
@@ -133,9 +143,9 @@ def gather(
     n_components : int
         Components each statistic will be asked for.
     center, engine
-        See `rankwise.spectral.StreamingSVD`.
+        Options of every statistic, see `rankwise.spectral.StreamingSVD`.
     max_batches : int
-        The most batches read (a process).
+        Batches that each process reads at most.
     settled : callable, optional
         Asked after 1, 2, 4, 8, … batches (all processes together) which of the leaders still read have enough; their
         statistics are read no further, and the forward pass ends at the last one left.
@@ -148,6 +158,19 @@ def gather(
         An empty loader, NaN activations or a layer that never ran (the layer is named), a model on the meta device.
     TypeError
         Batches that are no mappings.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.models import linear_layers
+    >>> from rankwise.models.activations import gather
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> model = BertModel(config)
+    >>> batches = [{"input_ids": torch.randint(1000, (8, 12))} for _ in range(2)]
+    >>> spectra = gather(model, batches, linear_layers(model), n_components=4)
+    >>> len(spectra.leader), len(spectra.streams)  # query, key and value read one input
+    (6, 4)
     """
     passes, batches = Passes(model, label_mask_value), iter(dataloader)
     spectra, calls = None, {}
@@ -197,12 +220,21 @@ def input_norms(
     Parameters
     ----------
     model, dataloader
-        As of `gather`.
+        A model and batches of its inputs, as `gather` takes them.
 
     Raises
     ------
     ValueError
         An empty loader, a layer that did not run, or activations with NaN (the layer is named).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.models.activations import input_norms
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 4))
+    >>> norms = input_norms(model, [{"input": torch.tensor([[3.0, 0.0], [4.0, 1.0]])}], {"0": model[0]})
+    >>> norms["0"].tolist()
+    [5.0, 1.0]
     """
     squares: dict[str, Tensor] = {}
 

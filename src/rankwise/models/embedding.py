@@ -29,20 +29,37 @@ class TextEncoder:
     model : str
         ``minilm``, a folder or a hub id.
     max_length : int
-        Tokens read of a text, where the encoder takes as many.
+        Tokens of a text that are read at most; the encoder's own limit also holds.
     batch_size : int
-        Texts at a time; those of similar length go together.
+        Texts that go through the encoder together; those of similar length do.
 
     Attributes
     ----------
     model : PreTrainedModel
     tokenizer : PreTrainedTokenizerBase
+        The tokenizer that belongs to the model.
     pooling : {"mean", "cls"}
+        Whether a text's vector is the mean of its tokens' states, or the first one's.
 
     Raises
     ------
     ValueError
         An encoder that is pooled otherwise; one text where a list of them is needed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertConfig, BertModel, BertTokenizer
+    >>> from rankwise.models.embedding import TextEncoder
+    >>> words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "fine"])}
+    >>> config = BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:  # "minilm" is the bundled one
+    ...     BertModel(config).save_pretrained(folder)
+    ...     _ = BertTokenizer(vocab=words).save_pretrained(folder)
+    ...     encoder = TextEncoder(folder)
+    >>> vectors = encoder(["a fine film", "a film"])
+    >>> vectors.shape, (vectors**2).sum(1).round(3).tolist()
+    ((2, 16), [1.0, 1.0])
     """
 
     def __init__(self, model: str = "minilm", *, max_length: int = 256, batch_size: int = 64) -> None:

@@ -41,6 +41,15 @@ def resolve(name_or_path: str) -> str:
     ------
     ValueError
         Neither a bundled name, nor a folder with a ``config.json``, nor of the form ``owner/model``.
+
+    Examples
+    --------
+    >>> from rankwise.models import resolve
+    >>> resolve("owner/model")  # a hub id stays as it is
+    'owner/model'
+    >>> resolve("smolm2")
+    Traceback (most recent call last):
+    ValueError: ...smollm2...
     """
     if name_or_path in BUNDLED:
         bundled = BUNDLED[name_or_path]
@@ -83,6 +92,18 @@ def load(
         cannot be read (the file is named).
     OSError
         A hub id that cannot be fetched.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.models import load
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:  # or load("minilm"), load("smollm2"), load("owner/model")
+    ...     BertModel(config).save_pretrained(folder)
+    ...     model = load(folder, task="classification", num_labels=3)
+    >>> type(model).__name__, model.classifier.out_features
+    ('BertForSequenceClassification', 3)
     """
     import transformers
 
@@ -210,7 +231,20 @@ def _one_line(folder: str | Path, what: str) -> Iterator[None]:
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, or an adapter folder's own, with a padding token (end of text where it has none)."""
+    """The model's tokenizer, or an adapter folder's own, with a padding token (end of text where it has none).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertTokenizer
+    >>> from rankwise.models import load_tokenizer
+    >>> words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "fine"])}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = BertTokenizer(vocab=words).save_pretrained(folder)
+    ...     tokenizer = load_tokenizer(folder)
+    >>> tokenizer("a fine film")["input_ids"]
+    [2, 5, 7, 6, 3]
+    """
     import transformers
 
     tokenizer = pretrained(transformers.AutoTokenizer, _tokenizer_folder(name_or_path))
@@ -275,7 +309,20 @@ def _dequantised(folder: Path, gguf: str) -> Path:
 
 
 class quiet_loading:
-    """Silence transformers' loading report (a fresh head is expected here) and its progress bar."""
+    """Silence transformers' loading report (a fresh head is expected here) and its progress bar.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+    >>> from rankwise.models.loading import quiet_loading
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder, quiet_loading():  # no report of the new head
+    ...     BertModel(config).save_pretrained(folder)
+    ...     model = AutoModelForSequenceClassification.from_pretrained(folder)
+    >>> model.num_labels
+    2
+    """
 
     def __enter__(self) -> None:
         from transformers.utils import logging

@@ -25,7 +25,20 @@ Dense = nn.Linear  # or GPT-2's Conv1D, whose weight is transposed
 
 
 class Record(TypedDict):
-    """What ``config.json`` says: the rank of every factorised layer, and which of them were ``Conv1D``."""
+    """What ``config.json`` says: the rank of every factorised layer, and which of them were ``Conv1D``.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.compression import compress
+    >>> from rankwise.models.low_rank import record_of
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    ...                      num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config)
+    >>> _ = compress(model, ratio=0.7, method="uniform")
+    >>> record_of(model.config)["ranks"]["model.layers.0.self_attn.q_proj"]
+    5
+    """
 
     ranks: dict[str, int]
     conv1d: list[str]
@@ -37,16 +50,28 @@ class LowRankLinear(nn.Module):
     Parameters
     ----------
     in_features, out_features : int
+        The width of an input, and of an output.
     rank : int
         At least 1. Below ``in · out / (in + out)`` it is smaller and faster than the dense layer.
     bias : bool
+        Whether the layer has a bias, which belongs to its second factor.
     conv1d : bool
-        It stands for a ``Conv1D``; ``to_dense`` gives one.
+        Whether it stands for GPT-2's ``Conv1D``: ``to_dense`` gives one then.
 
     Attributes
     ----------
     A, B : nn.Linear
         ``(rank, in)`` without bias, and ``(out, rank)``: PEFT adapts them like any other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.models.low_rank import LowRankLinear
+    >>> layer, x = LowRankLinear(16, 12, rank=3), torch.randn(2, 16)
+    >>> sum(p.numel() for p in layer.parameters()), layer(x).shape  # 3 · (16 + 12), and 12 of the bias
+    (96, torch.Size([2, 12]))
+    >>> torch.allclose(layer.to_dense()(x), layer(x), atol=1e-5)
+    True
     """
 
     def __init__(
@@ -114,7 +139,15 @@ class LowRankLinear(nn.Module):
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """The factorised layers of a model, by name."""
+    """The factorised layers of a model, by name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.models.low_rank import LowRankLinear, low_rank_layers
+    >>> list(low_rank_layers(torch.nn.Sequential(torch.nn.Linear(4, 4), LowRankLinear(4, 4, rank=1))))
+    ['1']
+    """
     return {n: m for n, m in model.named_modules() if isinstance(m, LowRankLinear)}
 
 

@@ -16,7 +16,14 @@ Task = Literal["classification", "causal-lm", "asr", "base"]
 
 @dataclass(frozen=True, kw_only=True)
 class Bundled:
-    """A real model inside a published package."""
+    """A real model inside a published package.
+
+    Examples
+    --------
+    >>> from rankwise.models import BUNDLED
+    >>> BUNDLED["smollm2"].title, BUNDLED["smollm2"].task
+    ('SmolLM2-135M-Instruct (decoder, 134.5M parameters)', 'causal-lm')
+    """
 
     title: str
     archive: Archive
@@ -106,6 +113,14 @@ def check_model(name_or_path: str, task: str) -> None:
     ------
     ValueError
         As `located` and `check_task`, or a ``config.json`` that names no ``model_type``.
+
+    Examples
+    --------
+    >>> from rankwise.models import check_model
+    >>> check_model("smollm2", "causal-lm")  # nothing is loaded, and nothing is wrong
+    >>> check_model("whisper-tiny.en", "causal-lm")
+    Traceback (most recent call last):
+    ValueError: whisper-tiny.en is a whisper model: its task is asr
     """
     place = located(name_or_path)
     if place in BUNDLED:
@@ -133,6 +148,19 @@ def model_fingerprint(name_or_path: str, *, weights_only: bool = False) -> str:
     ------
     ValueError
         As `located`; also a hub id that is not cached.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.models import model_fingerprint
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as copy:
+    ...     model = BertModel(config)
+    ...     model.save_pretrained(one)
+    ...     model.save_pretrained(copy)
+    ...     model_fingerprint(one) == model_fingerprint(copy)
+    True
     """
     if name_or_path in BUNDLED:
         return BUNDLED[name_or_path].archive.sha256

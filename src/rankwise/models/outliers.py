@@ -44,7 +44,7 @@ def outlier_scores(
     threshold : float
         M; the authors of OwLore use 13, OWL's 3 to 10 also occur.
     max_batches : int
-        The most batches read.
+        Batches that are read at most.
     layers_attribute : str, optional
         Dotted name of the list of blocks, where it cannot be found.
 
@@ -58,6 +58,19 @@ def outlier_scores(
     ValueError
         No list of blocks, a threshold that is not positive, an empty loader, weights with NaN, or a dataloader for a
         model whose experts share one parameter: what each of them reads is not known.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from rankwise.models.outliers import outlier_scores
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config)
+    >>> with torch.no_grad():
+    ...     model.model.layers[1].mlp.up_proj.weight[:2] = 5.0  # 32 of the block's 2560 weights stand out
+    >>> outlier_scores(model).tolist()
+    [0.0, 1.25]
     """
     if not threshold > 0:
         raise ValueError(f"threshold={threshold} must be positive")

@@ -47,6 +47,15 @@ class Passes:
         On any device but ``meta``; batches are moved to it.
     label_mask_value : int, optional
         Positions with this label are dropped; ``None`` keeps them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.models.passes import Passes
+    >>> model, seen = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)), []
+    >>> Passes(model).run({"input": torch.randn(5, 4)}, {model[1]: lambda rows: seen.append(tuple(rows.shape))})
+    >>> seen  # the rows of the second layer's input
+    [(5, 3)]
     """
 
     def __init__(self, model: nn.Module, label_mask_value: int | None = None) -> None:

@@ -43,6 +43,18 @@ def layer_spectra(
     ------
     ValueError
         Weights that are quantised, complex or not finite (the layer is named).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.models.spectra import layer_spectra
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     BertModel(config).save_pretrained(folder)
+    ...     records = layer_spectra(folder)
+    >>> len(records), records[0]["layer"], records[0]["shape"], records[0]["effective_rank"] <= 16
+    (6, 'encoder.layer.0.attention.self.query', [16, 16], True)
     """
     model = _loaded(name_or_path)
     matrices = _matrices(model, target)

@@ -38,6 +38,14 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Every linear layer inside the model's repeated blocks, by name, in order; heads and poolers are left out.
 
     A linear layer is ``nn.Linear`` or GPT-2's ``Conv1D``; of an adapted model it is the layer under the adapter.
+
+    Examples
+    --------
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.models import linear_layers
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> [name.removeprefix("encoder.layer.0.") for name in linear_layers(BertModel(config))][:3]
+    ['attention.self.query', 'attention.self.key', 'attention.self.value']
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -106,6 +114,15 @@ def blocks(model: nn.Module, *, layers_attribute: str | None = None) -> tuple[st
     ------
     ValueError
         No list of modules that hold linear layers, or ``layers_attribute`` names none; the lists there are are offered.
+
+    Examples
+    --------
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.models import blocks
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> name, layers = blocks(BertModel(config))
+    >>> name, len(layers)
+    ('encoder.layer', 2)
     """
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     if layers_attribute is not None:
@@ -141,6 +158,14 @@ def target_modules(model: PreTrainedModel | nn.Module, target: str = "auto", *, 
     ValueError
         Nothing matches (the nearest layer names are offered), or feed-forward layers are asked for and the model's
         experts are fused into parameters that no linear layer holds.
+
+    Examples
+    --------
+    >>> from transformers import BertConfig, BertModel
+    >>> from rankwise.models import target_modules
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> target_modules(BertModel(config), "query,value")
+    ['encoder.layer.0.attention.self.query', 'encoder.layer.0.attention.self.value']
     """
     layers = linear_layers(model)
     if target in ("auto", "all-linear", "mlp") and not fused:

@@ -47,6 +47,18 @@ def shorten(model: PreTrainedModel, *, stride: int = 2) -> PreTrainedModel:
     ------
     ValueError
         A stride below 1, or a model without a Whisper encoder.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import WhisperConfig, WhisperModel
+    >>> from rankwise.models.whisper import shorten
+    >>> config = WhisperConfig(num_mel_bins=8, d_model=32, encoder_layers=1, decoder_layers=1,
+    ...                        encoder_attention_heads=2, decoder_attention_heads=2, max_source_positions=200)
+    >>> model, features = WhisperModel(config).eval(), torch.randn(1, 8, 400)  # no silence to skip
+    >>> before = model.encoder(features).last_hidden_state
+    >>> torch.allclose(shorten(model).encoder(features).last_hidden_state, before, atol=1e-5)
+    True
     """
     if stride < 1:
         raise ValueError(f"stride={stride}; 1 (compute everything) or more is needed")
@@ -73,6 +85,13 @@ def computed_positions(spoken: int, positions: int, stride: int) -> tuple[Tensor
     """Which positions are computed, and how many each stands for (they sum to ``positions``).
 
     A skipped position counts for the computed ones beside it, by its distance from them.
+
+    Examples
+    --------
+    >>> from rankwise.models.whisper import computed_positions
+    >>> at, weight = computed_positions(spoken=100, positions=1500, stride=2)
+    >>> len(at), round(float(weight.sum()))
+    (825, 1500)
     """
     exact = min(spoken + MARGIN, positions)
     end = max(exact, positions - TAIL)
@@ -91,7 +110,20 @@ def neighbours(at: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class ShortAudioEncoder(WhisperEncoder):
-    """`WhisperEncoder` that computes a share of the silence; made by `shorten`."""
+    """`WhisperEncoder` that computes a share of the silence; made by `shorten`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import WhisperConfig, WhisperModel
+    >>> from rankwise.models.whisper import encoder_of, shorten
+    >>> config = WhisperConfig(num_mel_bins=8, d_model=32, encoder_layers=1, decoder_layers=1,
+    ...                        encoder_attention_heads=2, decoder_attention_heads=2, max_source_positions=200)
+    >>> model = shorten(WhisperModel(config), stride=4)
+    >>> encoder = encoder_of(model)
+    >>> encoder(torch.zeros(1, 8, 400)).last_hidden_state.shape  # every position, most of them interpolated
+    torch.Size([1, 200, 32])
+    """
 
     stride: int
     kept: dict[bytes, Tensor] | None  # states below the first trained layer, by recording; None: not kept
