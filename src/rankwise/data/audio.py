@@ -31,6 +31,19 @@ def read_audio(path: Path) -> NDArray[np.float32]:
     ------
     ValueError
         Missing, unreadable, empty, silent, not finite, or longer than 30 s.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import soundfile
+    >>> from pathlib import Path
+    >>> from rankwise.data import read_audio
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)  # a second at 8 kHz, in stereo
+    ...     soundfile.write(f"{folder}/tone.wav", np.stack([tone, tone], 1), 8000)
+    ...     read_audio(Path(folder, "tone.wav")).shape  # mono, 16 kHz
+    (16000,)
     """
     try:
         import soundfile
@@ -98,6 +111,20 @@ def read_manifest(
     ------
     ValueError
         Bad rows, the first of them named by row and file; no good row; a missing column.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import soundfile
+    >>> from pathlib import Path
+    >>> from rankwise.data import read_manifest
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     soundfile.write(f"{folder}/one.wav", np.sin(np.arange(16000)), 16000)
+    ...     _ = Path(folder, "manifest.csv").write_text("path,text\\none.wav,Hello there.\\n")
+    ...     corpus = read_manifest(Path(folder))
+    >>> corpus.texts, corpus.audio[0].name
+    (['Hello there.'], 'one.wav')
     """
     path = _manifest_of(path)
     kept: list[tuple[str, str, Path]] = []

@@ -24,17 +24,29 @@ class Corpus:
     name : str
         Where it comes from, as the user wrote it.
     texts : list of str
+        The rows.
     labels : list of int or float
         Class indices, or numbers when ``label_names`` is empty (regression); empty for unlabelled text.
     groups : list of str
         Source document of each text: texts of one group never straddle a split.
     label_names : list of str
+        Names of the classes, by index; empty for numbers and for unlabelled text.
     audio : list of Path
         Recording of each text, for speech; empty otherwise.
     chat : bool
         Whether the texts are chats, written in a model's template.
     notes : list of str
         What the user should know of how it was read.
+
+    Examples
+    --------
+    >>> from rankwise.data import Corpus
+    >>> texts = [f"sentence {i}" for i in range(100)]
+    >>> corpus = Corpus(name="mine", texts=texts, labels=[i % 2 for i in range(100)],
+    ...                 groups=[f"document {i // 5}" for i in range(100)], label_names=["even", "odd"])
+    >>> train, validation, test = corpus.split()
+    >>> len(train) + len(validation) + len(test), set(train.groups) & set(test.groups)
+    (100, set())
     """
 
     name: str
@@ -88,7 +100,16 @@ class Corpus:
 
 
 class Splits(NamedTuple):
-    """The three parts of a corpus."""
+    """The three parts of a corpus.
+
+    Examples
+    --------
+    >>> from rankwise.data import Corpus
+    >>> rows = [f"row {i}" for i in range(100)]
+    >>> splits = Corpus(name="mine", texts=rows, labels=[], groups=rows).split()
+    >>> sum(map(len, splits)), splits.test.texts == splits[2].texts  # the same rows on every machine
+    (100, True)
+    """
 
     train: Corpus
     validation: Corpus
@@ -120,11 +141,23 @@ def load(
         ``rating`` and ``regression`` give numbers, ``classification`` and ``text-to-label`` classes; ``causal-lm`` and
         ``asr`` ignore labels.
     text_column, label_column, audio_column : str
-        Columns of a user file.
+        What the columns of a user's file are called.
     classes, chat
         Of a user file, see `rankwise.data.files.read_file`.
     normalize, check, skip_bad
         For speech, see `rankwise.data.audio.read_manifest`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from rankwise.data import load
+    >>> with tempfile.TemporaryDirectory() as folder:  # or load("sentiment:movies")
+    ...     path = Path(folder, "reviews.csv")
+    ...     _ = path.write_text("text,label\\na fine film,good\\ndull,bad\\n")
+    ...     corpus = load(str(path), task="classification")
+    >>> corpus.texts, corpus.labels, corpus.label_names
+    (['a fine film', 'dull'], [1, 0], ['bad', 'good'])
     """
     if task == "asr":
         options = {"normalize": normalize, "check": check, "skip_bad": skip_bad}

@@ -20,7 +20,14 @@ CONTINENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Country:
-    """A country with a capital."""
+    """A country with a capital.
+
+    Examples
+    --------
+    >>> from rankwise.data.countries import Country
+    >>> Country(name="France", capital="Paris", continent="Europe", population=66_987_244).capital
+    'Paris'
+    """
 
     name: str
     capital: str

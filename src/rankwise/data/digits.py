@@ -29,11 +29,25 @@ def write_moving(path: Path, image: NDArray[np.uint8], *, seed: int, frames: int
     Parameters
     ----------
     path : Path
+        The file to write.
     image : ndarray
-        ``(28, 28)``, uint8.
+        A still digit, ``(28, 28)``, uint8.
     seed : int
-        Of the start, the direction and the noise.
+        Decides the start, the direction and the noise.
     frames, fps : int
+        How many frames there are in all, and in a second.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from rankwise.data.digits import write_moving
+    >>> from rankwise.prompting import read_frames
+    >>> with tempfile.TemporaryDirectory() as folder:  # digits() has real ones
+    ...     video = write_moving(Path(folder, "one.mp4"), np.full((28, 28), 255, np.uint8), seed=0)
+    ...     read_frames(video).images.shape  # a frame a second
+    (3, 64, 64, 3)
     """
     import av
 

@@ -47,6 +47,17 @@ def read_file(
     ValueError
         Not UTF-8, no such column, an empty text or label, a label that is no number or stands for a missing one, one
         class only, more classes than the rows can teach, or no row.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from rankwise.data import read_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "ratings.tsv")
+    ...     _ = path.write_text("text\\tstars\\na fine film\\t4.5\\ndull\\t1\\n")
+    ...     read_file(path, label_column="stars", regression=True).labels
+    [4.5, 1.0]
     """
     table = read_table(path)
     texts: list[str] = []

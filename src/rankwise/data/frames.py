@@ -51,6 +51,7 @@ def survival(name: str) -> pd.DataFrame:
     Parameters
     ----------
     name : {"lung", "veteran", "melanoma", "gbsg"}
+        Which table; the names are those of R's packages.
 
     Raises
     ------

@@ -45,6 +45,13 @@ def documents(domain: str) -> Corpus:
     ------
     ValueError
         A domain whose texts are single sentences.
+
+    Examples
+    --------
+    >>> from rankwise.data import documents
+    >>> documents("tweets")
+    Traceback (most recent call last):
+    ValueError: ...amazon, nyt...
     """
     if domain not in DOCUMENTS:
         raise unknown("text", domain, DOCUMENTS)
@@ -63,6 +70,13 @@ def sentiment(domain: str, *, task: str = "polarity") -> Corpus:
     ------
     ValueError
         Unknown domain or task (the nearest is offered), or a row of the file that is not id, number, text.
+
+    Examples
+    --------
+    >>> from rankwise.data import sentiment
+    >>> sentiment("movie")
+    Traceback (most recent call last):
+    ValueError: ...movies...
     """
     if domain not in DOMAINS:
         raise unknown("sentiment domain", domain, DOMAINS)

@@ -38,12 +38,25 @@ class Table:
     Attributes
     ----------
     path : Path
+        The file, for messages.
     unit : {"line", "row"}
-        What a row's number counts.
+        What the number of a row counts: lines of the file, or rows.
     rows : iterator of (int, dict)
         Number and cells, by column; an absent cell is ``None``.
     separator : str
-        Of the cells, where the file has one.
+        What separates the cells, where the file has such a thing; else empty.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from rankwise.data.tables import read_table
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "prices.csv")
+    ...     _ = path.write_text("item;price\\ntea;1,50\\n")
+    ...     table = read_table(path)
+    ...     table.separator, table.decimal_comma, list(table.rows)
+    (';', True, [(2, {'item': 'tea', 'price': '1,50'})])
     """
 
     path: Path
@@ -137,7 +150,18 @@ def rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]
 
 
 def write_rows(path: Path, written: Iterable[dict[str, Any]]) -> None:
-    """Rows as a csv, tsv, jsonl, json or parquet file, by its name, in one step; the first row names the columns."""
+    """Rows as a csv, tsv, jsonl, json or parquet file, by its name, in one step; the first row names the columns.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from rankwise.data.tables import rows, write_rows
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_rows(Path(folder, "out.jsonl"), [{"text": "a fine film", "score": 0.5}])
+    ...     list(rows(Path(folder, "out.jsonl"), ["text"]))
+    [(1, {'text': 'a fine film', 'score': '0.5'})]
+    """
     kind, rows = kind_of(path), list(written)
     with whole_file(path) as draft:
         if kind == ".parquet":
@@ -161,6 +185,12 @@ def number(text: str, *, decimal_comma: bool = False) -> float:
     ------
     ValueError
         Anything else: ``nan``, ``inf``, one beyond float32, digits grouped by ``_`` or by thousands.
+
+    Examples
+    --------
+    >>> from rankwise.data.tables import number
+    >>> number("1.5e3"), number("1,5", decimal_comma=True)
+    (1500.0, 1.5)
     """
     pattern = COMMA_NUMBER if decimal_comma and "," in text else _NUMBER
     value = float(text.replace(",", ".")) if pattern.fullmatch(text) else math.nan
