@@ -53,7 +53,7 @@ class LowRankAttentionPooling(nn.Module):
     nonlinear : bool
         ``tanh`` on both factors (an option of low-rank bilinear pooling).
     normalize : bool
-        Scale both factors to unit length over a head's k entries (all entries, at rank 1), with a learned temperature.
+        Scale both factors to length √m over the entries of all heads, and the scores by a learned temperature.
 
     Raises
     ------
@@ -377,7 +377,7 @@ class LamaClassifier(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.1)
-        elif hasattr(module, "reset_parameters") and not isinstance(module, nn.MultiheadAttention):
+        elif hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
