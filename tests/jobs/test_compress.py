@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -11,6 +12,7 @@ import rankwise.jobs.compress as job
 from rankwise.cli.main import app
 from rankwise.compression import load
 from rankwise.data import Corpus
+from rankwise.data.corpus import side
 from rankwise.files import check_output
 from rankwise.jobs.compress import compress_model, sample
 from rankwise.models import load_tokenizer
@@ -123,6 +125,56 @@ def test_more_calibration_texts_than_the_librarys_default_of_batches_are_all_rea
     assert seen == [(40, 40)]
 
 
+def written(folder, name, texts):
+    (folder / name).write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    return str(folder / name)
+
+
+MINE = [f"note number {i} of mine" for i in range(30)]
+OTHERS = [f"word {i} of another" for i in range(20)]
+
+
+@pytest.mark.parametrize("measured", [MINE, MINE[:3]])
+def test_all_rows_of_files_of_ones_own_measure_and_calibrate(model, measured, tmp_path):
+    data, calibrate = written(tmp_path, "a.jsonl", measured), written(tmp_path, "b.jsonl", OTHERS)
+    done = compress_model(model, tmp_path / "out", data=data, calibrate=calibrate, ratio=0.6)
+    told = json.loads((tmp_path / "out" / "compression.json").read_text())["texts"]
+    rows = len(measured)
+    assert (
+        told
+        == done.texts
+        == {
+            "measured": {"from": data, "rows": rows, "used": rows, "how": "all rows"},
+            "calibrated": {"from": calibrate, "rows": 20, "used": 20, "how": "all rows"},
+        }
+    )
+    assert sum(len(b["input_ids"]) for b in done.plan.calibration) == 20
+    network = LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    nats, tokens = 0.0, 0
+    for text in measured:  # as the task does: the tokenizer's own marks, one text at a time
+        ids = TOKENIZER(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = network(ids).logits.float()[0, :-1]
+        nats += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        tokens += ids.shape[1] - 1
+    assert done.before["perplexity"] == pytest.approx(float(np.exp(nats / tokens)), rel=1e-2)
+
+
+def test_the_same_texts_are_split_and_shared_ones_counted(model, tmp_path):
+    data, copy = written(tmp_path, "a.jsonl", MINE), written(tmp_path, "copy.jsonl", MINE)
+    sides = [side(t) for t in MINE]
+    for calibrate in (data, copy):
+        texts = compress_model(model, tmp_path / "out", data=data, calibrate=calibrate, ratio=0.6).texts
+        assert [texts[use]["used"] for use in texts] == [sides.count("test"), sides.count("train")]
+        assert texts["measured"]["how"] == "the test part, by a hash of each row's group"
+    more = written(tmp_path, "more.jsonl", [*OTHERS, *MINE[:4]])
+    done = compress_model(model, tmp_path / "out", data=data, calibrate=more, ratio=0.6)
+    assert done.told()[0].endswith("(all rows; 4 of them also stand among the texts to calibrate on)")
+    few = written(tmp_path, "few.jsonl", [t for t, s in zip(MINE, sides, strict=True) if s == "train"])
+    with pytest.raises(ValueError, match=r"no rows are left for its test part: .* too few to split; give two files"):
+        compress_model(model, tmp_path / "out", data=few, calibrate=few, ratio=0.6)
+
+
 def test_the_seed_decides_which_texts_calibrate():
     corpus = Corpus(name="c", texts=list("abcdefghij"), labels=[], groups=list("abcdefghij"))
     drawn = ["".join(sample(corpus, 4, seed).texts) for seed in range(20)]
@@ -181,6 +233,8 @@ def test_compress_prints_what_it_did_and_reports_it(model, texts, tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "bytes (bfloat16)" in shown.output
     assert "perplexity" in shown.output
+    for use, rows in json.loads((out / "compression.json").read_text())["texts"].items():
+        assert f"{use} on {rows['used']} of {rows['rows']} texts in" in shown.output
     page = (out / "report.html").read_text()
     assert page.count("data:image/png") == 2
     again = run("compress", "--model", model, "--ratio", 0.6, "--no-measure", "--out", out, "--json")

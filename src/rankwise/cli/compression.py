@@ -77,14 +77,13 @@ def _inspect_outliers(model: str, data: str | None, threshold: float, out: Path 
 
     batches = None
     if data is not None:
-        from rankwise import data as corpora
-        from rankwise.jobs.compress import inputs
+        from rankwise.jobs.compress import encoded, inputs, texts_of
         from rankwise.jobs.tasks import TextTask
         from rankwise.models import load_tokenizer
 
-        texts = corpora.load(data, task="causal-lm").split().train.head(32)
+        texts, _ = texts_of(data)
         task = TextTask(kind="causal-lm", tokenizer=load_tokenizer(model), max_length=128)
-        batches = inputs(task, task.encode(texts))
+        batches = inputs(task, encoded(task, texts.head(32), "to weigh outliers by"))
     with console.status("outliers and spectra") if console.is_terminal and not json_ else nullcontext():
         records = block_outliers(model, batches, threshold=threshold)
     header = ["block", "outliers", "draw", "tail"]
@@ -190,6 +189,8 @@ def compress(
         return
     console.print(terminal(*compressed(done.plan)))
     console.print(terminal(*compression_summary(done)))
+    for line in done.told():
+        console.print(line, style="dim")
     if not any(c.low_rank for c in done.plan.components):
         console.print("* no matrix loses enough to be factorised: raise --ratio, or lower --min-ratio", style="yellow")
     console.print(f"\nmodel     {out}\nreport    {out}/report.html", highlight=False)

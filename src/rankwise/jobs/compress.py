@@ -17,6 +17,7 @@ from rankwise.compression.accepted import check_options
 from rankwise.compression.directions import Progress
 from rankwise.compression.plans import Plan
 from rankwise.data import Corpus
+from rankwise.data.corpus import BUILT_IN
 from rankwise.files import check_output, whole_folder, write_json, write_text
 from rankwise.jobs.tasks import Example, TextTask, batches
 from rankwise.models import load, load_tokenizer
@@ -50,6 +51,8 @@ class Compression:
         Of choosing ranks and factorising.
     dtype : str
         Of the written weights.
+    texts : dict of str to dict
+        What was ``measured`` and ``calibrated`` on: ``from``, ``rows``, ``used`` and ``how`` the rows were chosen.
     """
 
     plan: Plan
@@ -58,11 +61,18 @@ class Compression:
     bytes_on_disk: int
     seconds: float
     dtype: str
+    texts: dict[str, dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the spectra, for JSON."""
         measured = {"before": self.before, "after": self.after, "bytes_on_disk": self.bytes_on_disk}
-        return {**self.plan.as_dict(), **measured, "dtype": self.dtype, "seconds": self.seconds}
+        return {**self.plan.as_dict(), **measured, "dtype": self.dtype, "seconds": self.seconds, "texts": self.texts}
+
+    def told(self) -> list[str]:
+        """What was measured and calibrated on, a line each."""
+        return [
+            f"{use} on {t['used']} of {t['rows']} texts in {t['from']} ({t['how']})" for use, t in self.texts.items()
+        ]
 
 
 def compress_model(
@@ -91,9 +101,10 @@ def compress_model(
     out : Path
         Folder, replaced as a whole when everything is done.
     data : str, optional
-        Texts whose test split measures perplexity; ``None`` measures nothing.
+        Texts that measure perplexity: all rows of a file, the test part of a bundled corpus, or of what calibrates too;
+        ``None`` measures nothing.
     calibrate : str, optional
-        Texts whose train split calibrates.
+        Texts that calibrate: all rows of a file, the training part of a bundled corpus, or of what is measured too.
     calibrate_limit, test_limit, max_length : int
         The most calibration texts (drawn by ``seed``), test texts, and tokens of each.
     seed : int
@@ -124,14 +135,20 @@ def compress_model(
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     check_output(out, made_by="compress", inputs=[model])
-    tested = None if data is None else corpora.load(data, task="causal-lm").split().test.head(test_limit)
-    drawn = None
-    if calibrate is not None:
-        drawn = sample(corpora.load(calibrate, task="causal-lm").split().train, calibrate_limit, seed)
+    chosen = _chosen(data, calibrate)
     tokenizer = load_tokenizer(model)
     task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=max_length)
-    test = [] if tested is None else _encoded(task, tested, "to measure perplexity on")
-    loader = None if drawn is None else inputs(task, _encoded(task, drawn, "to calibrate on"))
+    test: list[Example] = []
+    loader, texts = None, {}
+    if "measured" in chosen:
+        corpus, how = chosen["measured"]
+        test = encoded(task, corpus.head(test_limit), "to measure perplexity on")
+        texts["measured"] = {"from": corpus.name, "rows": len(corpus), "used": len(test), "how": how}
+    if "calibrated" in chosen:
+        corpus, how = chosen["calibrated"]
+        drawn = encoded(task, sample(corpus, calibrate_limit, seed), "to calibrate on")
+        texts["calibrated"] = {"from": corpus.name, "rows": len(corpus), "used": len(drawn), "how": how}
+        loader = inputs(task, drawn)
     network = load(model, task="causal-lm", dtype=None if dtype is None else DTYPES[dtype]).eval()
     start = time.perf_counter()
     plan = compression.plan(
@@ -154,10 +171,56 @@ def compress_model(
             bytes_on_disk=sum(f.stat().st_size for f in draft.glob("*.safetensors")),
             seconds=seconds,
             dtype=str(network.dtype).removeprefix("torch."),
+            texts=texts,
         )
         write_json(draft / "compression.json", result.as_dict())
         report(draft, result)
     return result
+
+
+def texts_of(spec: str, part: str = "train", *, split: bool = False) -> tuple[Corpus, str]:
+    """A language model's texts, and how they were chosen: all rows of a file, else the ``part`` of a fixed split.
+
+    Parameters
+    ----------
+    spec : str
+        A bundled corpus or a file.
+    part : {"train", "test"}
+    split : bool
+        The part of a file too.
+
+    Raises
+    ------
+    ValueError
+        No such texts, or none in that part.
+    """
+    corpus = corpora.load(spec, task="causal-lm")
+    if not split and not spec.startswith(BUILT_IN):
+        return corpus, "all rows"
+    rows: Corpus = getattr(corpus.split(), part)
+    if not len(rows):
+        raise ValueError(
+            f"{spec}: no rows are left for its {part} part: {len(corpus)} are too few to split; give two files"
+        )
+    return rows, f"the {part} part, by a hash of each row's group"
+
+
+def _chosen(data: str | None, calibrate: str | None) -> dict[str, tuple[Corpus, str]]:
+    """The rows to measure and to calibrate on, apart from each other where both are of the same texts."""
+    found = {}
+    if data is not None:
+        found["measured"] = texts_of(data, "test")
+    if calibrate is not None:
+        found["calibrated"] = texts_of(calibrate)
+    if data is None or calibrate is None:
+        return found
+    (tested, how), (drawn, _) = found["measured"], found["calibrated"]
+    if how == "all rows" and tested.fingerprint() == drawn.fingerprint():
+        return {"measured": texts_of(data, "test", split=True), "calibrated": texts_of(calibrate, split=True)}
+    seen = {t.casefold() for t in drawn.texts}
+    if shared := sum(t.casefold() in seen for t in tested.texts):
+        found["measured"] = (tested, f"{how}; {shared} of them also stand among the texts to calibrate on")
+    return found
 
 
 def sample(corpus: Corpus, limit: int, seed: int) -> Corpus:
@@ -172,7 +235,8 @@ def inputs(task: TextTask, examples: list[Example]) -> list[Batch]:
     return [{k: v for k, v in b.items() if k != "labels"} for b in batches(task, examples, _BATCH)]
 
 
-def _encoded(task: TextTask, corpus: Corpus, use: str) -> list[Example]:
+def encoded(task: TextTask, corpus: Corpus, use: str) -> list[Example]:
+    """The texts as tokens; an error where none is left."""
     rows = task.encode(corpus)
     if not rows:
         raise ValueError(f"{corpus.name} has no texts of two tokens or more {use}")
