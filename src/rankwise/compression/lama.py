@@ -417,9 +417,9 @@ class LamaClassifier(PreTrainedModel):
         input_ids, attention_mask : Tensor
             ``(batch, seq)``, padded on the right.
         labels : Tensor, optional
-            As `classification_loss` takes them.
+            Labels of any kind that `classification_loss` takes.
         token_type_ids : Tensor, optional
-            As tokenizers give it; all zero, since one text is read.
+            What tokenizers give beside the ids; all zero, since one text is read.
 
         Raises
         ------

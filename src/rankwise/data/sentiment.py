@@ -49,7 +49,7 @@ def documents(domain: str) -> Corpus:
     Examples
     --------
     >>> from rankwise.data import documents
-    >>> documents("tweets")
+    >>> documents("tweets")  # documents("nyt") gives whole editorials
     Traceback (most recent call last):
     ValueError: ...amazon, nyt...
     """
@@ -74,7 +74,7 @@ def sentiment(domain: str, *, task: str = "polarity") -> Corpus:
     Examples
     --------
     >>> from rankwise.data import sentiment
-    >>> sentiment("movie")
+    >>> sentiment("movie")  # sentiment("movies").split() gives train, validation and test
     Traceback (most recent call last):
     ValueError: ...movies...
     """

@@ -141,6 +141,13 @@ def speech(domain: str) -> Corpus:
         Unknown domain (the nearest is offered).
     ImportError
         The extra ``speech`` is not installed.
+
+    Examples
+    --------
+    >>> from rankwise.data import speech
+    >>> speech("chidl")  # speech("child") gives recordings, whose files are in its `audio`
+    Traceback (most recent call last):
+    ValueError: ...child...
     """
     if domain not in DOMAINS:
         raise unknown("speech domain", domain, DOMAINS)

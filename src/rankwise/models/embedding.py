@@ -36,6 +36,7 @@ class TextEncoder:
     Attributes
     ----------
     model : PreTrainedModel
+        The encoder, in evaluation mode.
     tokenizer : PreTrainedTokenizerBase
         The tokenizer that belongs to the model.
     pooling : {"mean", "cls"}

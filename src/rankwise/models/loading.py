@@ -83,7 +83,7 @@ def load(
     dropout : float, optional
         Replaces every dropout probability of the model's configuration; its own by default.
     dtype : torch.dtype, optional
-        Of the weights; ``None`` keeps that of the checkpoint.
+        The dtype of the weights; ``None`` keeps that of the checkpoint.
 
     Raises
     ------
@@ -254,7 +254,15 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def load_processor(name_or_path: str) -> WhisperProcessor:
-    """A Whisper's feature extractor and tokenizer, with a padding token and the normaliser's spellings."""
+    """A Whisper's feature extractor and tokenizer, with a padding token and the normaliser's spellings.
+
+    Examples
+    --------
+    >>> from rankwise.models import load_processor
+    >>> load_processor("whisper-tiny")  # load_processor("whisper-tiny.en") is that of the bundled Whisper
+    Traceback (most recent call last):
+    ValueError: ...whisper-tiny.en...
+    """
     from transformers import WhisperProcessor
 
     processor = pretrained(WhisperProcessor, _tokenizer_folder(name_or_path))

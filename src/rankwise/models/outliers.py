@@ -38,7 +38,7 @@ def outlier_scores(
     Parameters
     ----------
     model : nn.Module
-        Of any dtype and device; left as it was.
+        A model of any dtype, on any device; it is left as it was.
     dataloader : iterable of dict of Tensor, optional
         Keyword arguments of the model; a few batches suffice. Without it the weights alone decide.
     threshold : float

@@ -73,20 +73,17 @@ class LayerSampler:
     Examples
     --------
     >>> import torch
-    >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from rankwise.optim import LayerSampler
-    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=4,
-    ...                      num_attention_heads=2)
-    >>> model, ids = LlamaForCausalLM(config), torch.randint(64, (2, 8))
+    >>> model = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(8, 2, batch_first=True), num_layers=4)
     >>> optimizer = torch.optim.AdamW(model.parameters())
     >>> sampler = LayerSampler(model, mode="uniform", active=1, interval=2)
     >>> for _ in range(4):
-    ...     model(input_ids=ids, labels=ids).loss.backward()
-    ...     optimizer.step()
     ...     optimizer.zero_grad()
+    ...     model(torch.randn(2, 5, 8)).square().mean().backward()
+    ...     optimizer.step()
     ...     _ = sampler.step()  # true where it drew another block
-    >>> sum(p.requires_grad for p in model.model.layers.parameters()), sampler.draws  # 9 parameters a block
-    (9, 3)
+    >>> sum(p.requires_grad for p in model.parameters()), sampler.draws  # 12 parameters a block
+    (12, 3)
     >>> sampler.release()
     """
 

@@ -148,7 +148,7 @@ class DepthTest:
     statistic : float
         The rank sum of F's depths, standardised as for independent numbers.
     pvalue : float
-        Of the alternative, by the method asked for.
+        The p-value of the alternative, by the method asked for.
     shared : int
         Texts of G that are in F as well: they are compared with themselves, which no p-value allows for.
     depths_f, depths_g : ndarray

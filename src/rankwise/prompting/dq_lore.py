@@ -416,7 +416,7 @@ def train_retriever(
     learning_rate, warmup : float
         AdamW's, linear from 0 over the ``warmup`` share of steps, then down to 0.
     scale : float
-        Of the inner products of unit vectors; the released code has 1.
+        What inner products of unit vectors are multiplied with in the loss; the released code has 1.
     validation : float
         The share of the queries that is held out.
     max_length : int
@@ -428,6 +428,25 @@ def train_retriever(
     ------
     ValueError
         Fewer queries than one batch.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from transformers import BertConfig, BertModel, BertTokenizer
+    >>> from rankwise.prompting import Example, train_retriever
+    >>> from rankwise.prompting.dq_lore import Pairs
+    >>> words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "fine"])}
+    >>> config = BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    >>> pool = [Example(question=text, answer="good") for text in ("a film", "fine film", "a fine film", "film")]
+    >>> positives, negatives = np.array([[3], [2], [1], [0]]), np.array([[1], [3], [0], [2]])
+    >>> pairs = Pairs(queries=np.arange(4), positives=positives, negatives=negatives)
+    >>> with tempfile.TemporaryDirectory() as folder:  # scored_pairs finds pairs, and "minilm" is a real encoder
+    ...     BertModel(config).save_pretrained(folder)
+    ...     _ = BertTokenizer(vocab=words).save_pretrained(folder)
+    ...     encoder = train_retriever(pool, pairs, encoder=folder, epochs=1, batch_size=2, validation=0.0)
+    >>> encoder(["a fine film"]).shape  # for KNNSelector, DQLoReSelector and TextDepth
+    (1, 16)
     """
     from transformers import get_linear_schedule_with_warmup
 

@@ -238,7 +238,7 @@ def baselines(generator_logp: Tensor, discriminator_logp: Tensor, plain_logp: Te
     Parameters
     ----------
     generator_logp, discriminator_logp : Tensor
-        As for `EquilibriumRanker.rank`.
+        Log-probabilities as `EquilibriumRanker.rank` takes them.
     plain_logp : Tensor
         ``(B, K)``: log-probability of each answer when nothing is said of correctness.
 

@@ -37,7 +37,7 @@ class Selector(BaseEstimator, ABC):
     Attributes
     ----------
     pool_ : list of Example
-        As fitted; of examples with the same question only the first can be selected.
+        The pool as fitted; of examples with the same question only the first can be selected.
 
     Warns
     -----

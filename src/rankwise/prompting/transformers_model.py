@@ -40,7 +40,7 @@ class TransformersModel:
     batch_size : int
         Sequences that go through the model together, at most.
     batch_tokens : int
-        The most tokens of a batch, padding and cached prefix included: bounds the cache's memory.
+        Tokens that a batch has at most, padding and cached prefix included: bounds the cache's memory.
     share_prefixes : bool
         Compute what prompts have in common once, where the model's layers allow it (`can_share`); every sequence is
         computed from its first token where they do not, or where this is False.

@@ -87,6 +87,7 @@ def restacked(lead: Source, layers: Sequence[tuple[Source, int]], stack: str) ->
     Parameters
     ----------
     lead : Source
+        The model whose configuration is the result's.
     layers : sequence of (Source, int)
         For each layer of the result, the layer whose place it takes.
     stack : str

@@ -42,6 +42,7 @@ def to_copy(lead: Source, others: Sequence[Source], *, tokenizer: bool, template
     Parameters
     ----------
     lead : Source
+        The model whose files are the result's.
     others : sequence of Source
         Modules with weights of their own (a dense layer behind the pooling) have to be the same in all.
     tokenizer, template : bool
@@ -119,11 +120,13 @@ def configuration(
     Parameters
     ----------
     lead : Source
+        The model whose configuration is the result's.
     dtype : str, optional
-        Of the weights that are written, if not the lead's.
+        The dtype of the weights that are written, if not the lead's.
     stacked : Stacked, optional
-        Of ``slices``.
+        The layers, where the merge has ``slices``.
     vocabulary : Vocabulary, optional
+        The tokens of the result, where they are joined.
     untied : bool
         The result has an output layer of its own.
     """

@@ -250,7 +250,7 @@ class MergeConfig(_Strict):
     models, slices : list
         Exactly one: whole models, or stacked layers.
     parameters : dict
-        For all models; a model's own come first.
+        Parameters for all models; a model's own come first.
     dtype, out_dtype : str, optional
         Of what is written (``out_dtype`` wins): float32, bfloat16, float16; by default the base's, tensor by tensor.
     tokenizer_source : str, optional

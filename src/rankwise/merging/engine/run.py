@@ -275,7 +275,7 @@ def merge(
     method : str
         A name of `METHODS`.
     dtype : torch.dtype, optional
-        Of the result; by default the base's, tensor by tensor. Arithmetic is in float32.
+        The dtype of the result; by default the base's, tensor by tensor. Arithmetic is in float32.
     seed : int
         Decides the draws of methods that draw at random.
     **options

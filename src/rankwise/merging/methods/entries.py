@@ -83,8 +83,9 @@ def fuse(
     base, experts : Tensor
         The same shape; any float dtype.
     weights : sequence of float
+        What each expert's task vector is multiplied with.
     sparsify : sequence of callable or None
-        One an expert.
+        What thins each expert's task vector out; None leaves it whole.
     dtype : torch.dtype
         Of the result; arithmetic is in float32.
     elect : {None, "sum", "count"}
@@ -92,7 +93,7 @@ def fuse(
     normalize : bool
         Divide by the sum of the weights that took part, entry by entry with an election.
     scale : float
-        λ.
+        λ, which the sum is multiplied with.
     """
     out = torch.empty(base.shape, dtype=dtype, device=base.device)
     b, flat, into = as_rows(base), [as_rows(e) for e in experts], as_rows(out)
