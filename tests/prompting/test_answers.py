@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rankwise.prompting import EquilibriumRanker
-from rankwise.prompting.answers import Choices, Scores, propose_answers, rank_answers, score_answers
-from rankwise.prompting.language_model import Score
+from rankwise.prompting.answers import Choices, Scores, Unanswerable, fits, propose_answers, rank_answers, score_answers
+from rankwise.prompting.language_model import Generation, Sampling, Score
 from rankwise.prompting.transformers_model import TransformersModel
 
 
@@ -124,3 +124,133 @@ def test_candidates_are_proposed_for_an_open_question(smollm2):
     assert "Paris" in answers[0]
     assert len(answers) == len(set(answers))
     assert all("\n" not in a for a in answers)
+
+
+def test_prompts_are_these_texts():
+    question = Choices(question="Capital?", candidates=("Paris", "Rome"))
+    asked = {"chat": Scorer(), "text": Scorer()}
+    for style, model in asked.items():
+        score_answers(model, [question], style=style)
+    judge = "Is this answer correct? Reply with Yes or No."
+    texts = [
+        "Capital?\nGive a correct answer.",
+        "Capital?\nGive an incorrect answer.",
+        "Capital?",
+        f"Capital?\nProposed answer: Paris\n{judge}",
+        f"Capital?\nProposed answer: Rome\n{judge}",
+    ]
+    given = [("Paris", "Rome")] * 3 + [("Yes", "No")] * 2
+    assert asked["chat"].seen == [([{"role": "user", "content": t}], g) for t, g in zip(texts, given, strict=True)]
+    assert asked["text"].seen == [
+        (f"Question: {t}\nAnswer:", tuple(f" {x}" for x in g)) for t, g in zip(texts, given, strict=True)
+    ]
+    default = Scorer()
+    rank_answers(default, [question])
+    assert default.seen == asked["chat"].seen
+
+
+class Written:
+    """Writes texts one after the other, and counts a token a character."""
+
+    name = "written"
+
+    def __init__(self, *texts, context=None):
+        self.texts, self.context, self.asked = list(texts), context, []
+
+    def generate(self, prompts, sampling=None, *, on_result=None):
+        self.asked += [(prompt, sampling) for prompt in prompts]
+        return [
+            Generation(text=self.texts.pop(0), tokens=(), logprobs=(), top_logprobs=(), special=(), prompt_tokens=1)
+            for _ in prompts
+        ]
+
+    def count_tokens(self, prompt):
+        return len(prompt if isinstance(prompt, str) else prompt[-1]["content"])
+
+
+def test_an_open_questions_candidates_are_the_greedy_answer_and_draws_each_once():
+    model = Written("b ", "a", " ", " b", "c", "a", "", "d", "d")
+    assert propose_answers(model, "Why?") == ("b", "a", "c", "d")
+    chat = [{"role": "user", "content": "Why?"}]
+    drawn = [Sampling(max_new_tokens=32, temperature=1.0, top_p=0.9, stop=("\n",), seed=s) for s in range(8)]
+    assert model.asked == [(chat, s) for s in (Sampling(max_new_tokens=32, stop=("\n",)), *drawn)]
+    model = Written("b", "b", "a")
+    options = {"samples": 2, "max_new_tokens": 5, "temperature": 0.5, "top_p": 0.25, "style": "text"}
+    assert propose_answers(model, "Why?", **options) == ("b", "a")
+    other = [Sampling(max_new_tokens=5, temperature=0.5, top_p=0.25, stop=("\n",), seed=s) for s in range(2)]
+    text = "Question: Why?\nAnswer:"
+    assert model.asked == [(text, s) for s in (Sampling(max_new_tokens=5, stop=("\n",)), *other)]
+    assert propose_answers(Written("b"), "Why?", samples=0) == ("b",)
+    with pytest.raises(Unanswerable, match=r"written wrote no answer to 'Why\?'"):
+        propose_answers(Written(" ", "\n"), "Why?", samples=1)
+
+
+def test_a_question_is_asked_where_it_leaves_room_for_an_answer():
+    assert propose_answers(Written("b", context=4 + 5), "Why?", samples=0, max_new_tokens=5) == ("b",)
+    with pytest.raises(Unanswerable, match="no room for an answer in 8 tokens"):
+        propose_answers(Written("b", context=8), "Why?", samples=0, max_new_tokens=5)
+
+
+def test_a_question_fits_where_its_longest_prompt_and_continuation_do():
+    question = Choices(question="q", candidates=("a", "long answer"))
+    judged = len("q\nProposed answer: long answer\nIs this answer correct? Reply with Yes or No.") + len("Yes")
+    assert fits(Written(context=None), question)
+    assert fits(Written(context=judged), question)
+    assert not fits(Written(context=judged - 1), question)
+    assert not fits(Written(context=judged), question, style="text")  # "Question: … Answer:" is longer
+    longer = Choices(question="q", candidates=("a" * 90, "b"))
+    generator = len("q\nProposed answer: \nIs this answer correct? Reply with Yes or No.") + 90 + len("Yes")
+    incorrect = len("q\nGive an incorrect answer.") + 90
+    assert fits(Written(context=max(generator, incorrect)), longer)
+    assert not fits(Written(context=max(generator, incorrect) - 1), longer)
+
+
+def test_ranked_answers_hold_every_methods_scores_of_the_questions_own_candidates():
+    model = Scorer({"Paris": 0.7, "four": 0.8})
+    ranked = rank_answers(model, QUESTIONS, method="g", length="mean")
+    table = score_answers(model, QUESTIONS, length="mean").table()
+    for b, (found, question) in enumerate(zip(ranked, QUESTIONS, strict=True)):
+        assert found.question == question.question
+        assert sorted(found.order) == sorted(question.candidates)
+        for method, scores in table.items():
+            assert list(found.scores[method]) == list(question.candidates)
+            assert list(found.scores[method].values()) == scores[b, : len(question.candidates)].tolist()
+    assert ranked[1].order == ["three", "four", "five"]  # equals in the order given
+    assert rank_answers(model, QUESTIONS, method="g")[0].order == ["Paris", "a city in the north"]
+
+
+def test_the_table_is_the_rankers_policies_and_the_baselines():
+    scores = score_answers(Scorer({"Paris": 0.7, "four": 0.8, "five": 0.4}), QUESTIONS)
+    ranker = EquilibriumRanker(iterations=50, tol=0)
+    table, played = scores.table(ranker), ranker.rank(scores.generator, scores.discriminator, scores.mask)
+    for method, expected in (("equilibrium", played.policy_d[:, :, 0]), ("er-g", played.policy_g[:, 0])):
+        assert torch.equal(table[method][scores.mask], expected[scores.mask])
+    torch.testing.assert_close(table["d"][scores.mask].exp(), scores.discriminator[..., 0][scores.mask].exp())
+    torch.testing.assert_close(table["g"].exp().sum(1), torch.ones(2, dtype=torch.float64))  # padding has no share
+    torch.testing.assert_close(table["g"][0, 0] - table["g"][0, 1], scores.plain[0, 0] - scores.plain[0, 1])
+    torch.testing.assert_close(table["mi"], table["g"] + table["d"])
+    assert (table["sc"][scores.mask] == 0).all()  # the scorer does not tell correct from incorrect
+    assert set(scores.table()) == set(table)
+    default = EquilibriumRanker().rank(scores.generator, scores.discriminator, scores.mask)
+    assert torch.equal(scores.table()["er-g"][scores.mask], default.policy_g[:, 0][scores.mask])
+
+
+@pytest.mark.parametrize("candidates", ["Paris", ("Paris", 3), ("a", "")])
+def test_candidates_are_a_list_of_texts(candidates):
+    with pytest.raises(ValueError, match="candidates"):
+        Choices(question="q", candidates=candidates)
+    with pytest.raises(ValueError, match="question is empty"):
+        Choices(question=" ", candidates=("a",))
+
+
+def test_one_number_that_is_none_is_enough_and_an_unknown_style_is_refused():
+    class Broken(Scorer):
+        def score(self, prompts, continuations, *, on_result=None):
+            out = super().score(prompts, continuations)
+            out[-1][-1] = Score(logprobs=(math.nan,))
+            return out
+
+    with pytest.raises(ValueError, match="scorer gave a log-probability that is not a number"):
+        score_answers(Broken(), QUESTIONS)
+    with pytest.raises(ValueError, match="did you mean text"):
+        score_answers(Scorer(), QUESTIONS, style="txt")

@@ -12,10 +12,12 @@ from sklearn.base import clone
 
 from prompting.test_selectors import letters
 from rankwise.models.embedding import TextEncoder
-from rankwise.prompting.dq_lore import DQLoReSelector, contrastive_loss, lore, scored_pairs, train_retriever
-from rankwise.prompting.examples import Example
-from rankwise.prompting.language_model import Generation, Score
+from rankwise.prompting.dq_lore import DQLoReSelector, Pairs, contrastive_loss, lore, scored_pairs, train_retriever
+from rankwise.prompting.examples import Example, few_shot
+from rankwise.prompting.language_model import Generation, Sampling, Score
+from rankwise.prompting.selectors import KNNSelector
 from rankwise.spectral import truncated_svd
+from small_models import bert, saved
 
 
 def projected(query, candidates, rank, centre=True):
@@ -296,3 +298,305 @@ def test_a_folder_that_is_no_saved_selector_is_named(tmp_path):
     (tmp_path / "s" / "settings.json").write_text('{"k_examples": 3, "__class__": "os"}')
     with pytest.raises(ValueError, match=r"settings\.json holds k_examples, __class__"):
         DQLoReSelector.load(tmp_path / "s", encoder=letters)
+
+
+def test_settings_are_these_where_none_are_given():
+    assert DQLoReSelector().get_params() == {
+        "language_model": None, "encoder": None, "k_examples": 8, "candidates": 64, "rank": None, "method": "pca",
+        "similarity": "inner", "initial": 8, "order": "ascending", "max_new_tokens": 64, "style": "text",
+    }  # fmt: skip
+    many = [Example(question=f"{'abcdefghij'[i // 8] * (i % 8 + 1)}?", answer="x") for i in range(80)]
+    assert DQLoReSelector(None, letters).fit(many).rank_ == 16  # the paper's 16 of 64
+    query, candidates = torch.randn(8), torch.randn(6, 8)
+    torch.testing.assert_close(
+        lore(query, candidates, 3), lore(query, candidates, 3, method="pca", similarity="inner", centre=True)
+    )
+    pairs = scored_pairs([Example(question=f"q{i}", answer=f"a{i % 7}") for i in range(60)], Writer(), queries=[0])
+    assert pairs.positives.shape == pairs.negatives.shape == (1, 5)
+
+
+def test_lore_takes_as_many_directions_as_there_are_points_and_gives_float64():
+    query, candidates = torch.randn(8), torch.randn(3, 8)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert lore(query.to(dtype), candidates.to(dtype), 1).dtype == torch.float64
+    torch.testing.assert_close(
+        lore(query, candidates, 4, centre=False), (candidates @ query).double(), atol=1e-5, rtol=0
+    )
+    for rank in (0, -1, 5):
+        with pytest.raises(ValueError, match=rf"rank={rank} is outside 1\.\.4 for 3 candidates and the query"):
+            lore(query, candidates, rank)
+    with pytest.raises(ValueError, match="did you mean cosine"):
+        lore(query, candidates, 2, similarity="cosin")
+    for bad in (math.inf, math.nan):
+        with pytest.raises(ValueError, match="NaN or Inf"):
+            lore(query, candidates.index_fill(1, torch.tensor([2]), bad), 2)
+
+
+def test_candidates_that_are_all_alike_get_equal_scores():
+    query, candidates = torch.ones(6), torch.ones(4, 6)
+    for method in ("pca", "kernel-pca"):
+        for similarity in ("inner", "cosine"):
+            found = lore(query, candidates, 2, method=method, similarity=similarity)
+            assert found.isfinite().all()
+            assert (found == found[0]).all()
+
+
+@pytest.mark.parametrize("method", ["pca", "kernel-pca"])
+@pytest.mark.parametrize("similarity", ["inner", "cosine"])
+def test_many_queries_are_scored_as_one_by_one_whatever_the_options(method, similarity):
+    options = {"method": method, "similarity": similarity, "centre": method == "pca"}
+    query, candidates = torch.randn(130, 6), torch.randn(130, 5, 6)
+    alone = torch.stack([lore(q, c, 2, **options) for q, c in zip(query, candidates, strict=True)])
+    torch.testing.assert_close(lore(query, candidates, 2, **options), alone)
+    if similarity == "cosine":
+        assert alone.abs().max() <= 1 + 1e-12
+
+
+class Asked(Writer):
+    """Remembers how it was asked."""
+
+    def generate(self, prompts, sampling=None, *, on_result=None):
+        self.sampling = sampling
+        return super().generate(prompts, sampling)
+
+
+@pytest.mark.parametrize("style", ["text", "chat"])
+def test_the_first_query_is_a_prompt_of_the_nearest_examples(style):
+    writer = Asked("zz")
+    selector = DQLoReSelector(writer, letters, 4, candidates=12, initial=2, max_new_tokens=9, style=style).fit(POOL)
+    nearest = KNNSelector(2, encoder=letters).fit(POOL).select("price of x?")
+    assert selector.chains_of_thought(["price of x?"]) == ["zz"]
+    assert writer.prompts == [few_shot("price of x?", nearest, style=style).prompt]
+    assert writer.sampling == Sampling(max_new_tokens=9, stop=("\nQuestion:",))
+    assert DQLoReSelector(None, letters, 4, candidates=12).fit(POOL).chains_of_thought(["a", "b"]) == ["", ""]
+    assert selector.select_batch([]) == []
+
+
+@pytest.mark.parametrize("method", ["pca", "kernel-pca"])
+@pytest.mark.parametrize("similarity", ["inner", "cosine"])
+def test_selection_is_lore_over_the_nearest_whatever_the_options(method, similarity):
+    options = {"method": method, "similarity": similarity}
+    selector = DQLoReSelector(None, letters, 5, candidates=7, rank=3, order="descending", **options).fit(POOL)
+    X = letters([f"{e.question} {e.solution}" for e in POOL])
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    np.testing.assert_allclose(selector.embeddings_, X)
+    for query in ("a new sum?", POOL[4].question):
+        q = letters([query])[0]
+        q /= np.linalg.norm(q)
+        near = [i for i in np.argsort(-(X @ q), kind="stable") if POOL[i].question != query]
+        near = np.sort(near[:7])
+        scores = lore(torch.from_numpy(q), torch.from_numpy(X[near]), 3, **options).numpy()
+        assert selector.select(query) == [POOL[i] for i in near[np.argsort(-scores, kind="stable")][:5]]
+
+
+def test_the_rank_lies_between_one_and_below_the_candidates():
+    for rank in (1, 11):
+        assert DQLoReSelector(None, letters, candidates=12, rank=rank).fit(POOL).rank_ == rank
+    for rank in (0, 12):
+        with pytest.raises(ValueError, match=f"rank={rank} with 12 candidates: 1 to 11"):
+            DQLoReSelector(None, letters, candidates=12, rank=rank).fit(POOL)
+        assert DQLoReSelector(None, letters, candidates=12, rank=rank, method="none").fit(POOL)  # needs none
+    for options, message in (
+        ({"similarity": "cosin"}, "did you mean cosine"),
+        ({"initial": 0}, "initial=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DQLoReSelector(None, letters, candidates=12, **options).fit(POOL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DQLoReSelector(None, letters, candidates=18).fit(POOL)
+    with pytest.warns(UserWarning, match="candidates=19 of a pool of 18 questions") as record:
+        DQLoReSelector(None, letters, candidates=19).fit(POOL)
+    assert record[0].filename == __file__
+
+
+def test_a_saved_selector_holds_its_settings_its_pool_and_its_embeddings(tmp_path):
+    options = {
+        "candidates": 12, "rank": 4, "method": "kernel-pca", "similarity": "cosine", "initial": 2,
+        "order": "descending", "max_new_tokens": 5, "style": "chat",
+    }  # fmt: skip
+    selector = DQLoReSelector(None, letters, 3, **options).fit(POOL)
+    selector.save(tmp_path / "s")
+    kept = np.load(tmp_path / "s" / "embeddings.npy")
+    assert kept.dtype == np.float16
+    np.testing.assert_allclose(kept, selector.embeddings_, atol=1e-3)
+    rows = [json.loads(line) for line in (tmp_path / "s" / "pool.jsonl").read_text().splitlines()]
+    assert rows == [{"question": e.question, "answer": e.answer, "rationale": e.rationale} for e in POOL]
+    assert not (tmp_path / "s" / "encoder").exists()
+    writer = Asked("zz")
+    again = DQLoReSelector.load(tmp_path / "s", writer, letters)
+    assert again.get_params() == {**selector.get_params(), "language_model": writer}
+    assert again.pool_ == POOL
+    assert again.embeddings_.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(again.embeddings_, axis=1), 1, rtol=1e-6)
+    calls = []
+    again = DQLoReSelector.load(tmp_path / "s", encoder=lambda t: calls.append(t) or letters(t))
+    assert not calls  # nothing is embedded again
+    assert again.select("a new sum?") == selector.select("a new sum?")
+    again.fit(POOL[:14])  # but for another pool
+    assert len(again.embeddings_) == 14
+    (tmp_path / "s" / "pool.jsonl").write_text("\n".join(json.dumps(r) for r in rows[:-1]))
+    with pytest.raises(ValueError, match="18 embeddings for a pool of 17"):
+        DQLoReSelector.load(tmp_path / "s", encoder=letters)
+
+
+def test_candidates_of_a_pair_share_the_most_words_and_the_models_scores_order_them():
+    solutions = ["aa bb cc dd", "zz", "aa bb cc x1", "aa x2 x3 x4", "bb aa x5 x6", "aa bb cc dd", "yy"]
+    pool = [Example(question=f"q{i}?", answer=a) for i, a in enumerate(solutions)]
+    helpful = {5: -3.0, 2: -1.0, 4: -4.0, 3: -2.0}
+    seen = []
+
+    class Told(Writer):
+        def score(self, prompts, continuations, *, on_result=None):
+            seen.extend(zip(prompts, continuations, strict=True))
+            shown = [next(i for i in range(7) if p.startswith(f"Question: q{i}?")) for p in prompts]
+            return [[Score(logprobs=(2 * helpful[j], 0.0))] for j in shown]
+
+    pairs = scored_pairs([e.__dict__ for e in pool], Told(), candidates=4, top=2, queries=[0])
+    expected = [few_shot("q0?", [pool[j]], style="text").prompt for j in (5, 2, 4, 3)]
+    assert [p for p, _ in seen] == expected  # by the words they share
+    assert [c for _, c in seen] == [[" aa bb cc dd"]] * 4
+    assert pairs.positives.tolist() == [[2, 3]]
+    assert pairs.negatives.tolist() == [[5, 4]]  # the worst last
+    every = scored_pairs(POOL, Writer(), candidates=12, top=2)
+    assert every.queries.tolist() == list(range(18))
+    assert scored_pairs(pool, Writer(), candidates=99, top=3, queries=[2]).positives.shape == (1, 3)  # 6 there are
+    with pytest.raises(ValueError, match="6 candidates of a pool of 7 for 4 positives"):
+        scored_pairs(pool, Writer(), candidates=99, top=4)
+    with pytest.warns(UserWarning, match="1 of 2 solutions share no word") as record:
+        scored_pairs(pool, Writer(), candidates=6, top=1, queries=[0, 1])
+    assert record[0].filename == __file__
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return str(saved(bert(), tmp_path_factory.mktemp("bert")))
+
+
+class Watched(torch.optim.AdamW):
+    """Remembers learning rates and the size of gradients."""
+
+    seen: list
+
+    def step(self, closure=None):
+        parts = [p.grad.norm() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        Watched.seen.append((self.param_groups[0]["lr"], float(torch.stack(parts).norm())))
+        return super().step(closure)
+
+
+WORDS = ["great", "awful", "film", "number", "fine", "poor", "good", "bad", "quiet", "triumph", "warmth", "dull",
+         "hello", "there", "positive", "negative"]  # fmt: skip
+TRAINED = [Example(question=f"{WORDS[i % 16]} {i % 10} {WORDS[i % 7]}", answer=str(i // 16)) for i in range(24)]
+HARD = Pairs(
+    queries=np.arange(24),
+    positives=np.stack([(np.arange(24) + 1) % 24, (np.arange(24) + 2) % 24], 1),
+    negatives=np.stack([(np.arange(24) + 9) % 24, (np.arange(24) + 11) % 24], 1),
+)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What the encoder reads, in which mode, and every loss."""
+    Watched.seen, read, losses, vectors = [], [], [], TextEncoder.vectors
+
+    def reading(self, texts):
+        read.append((self.model.training, texts))
+        return vectors(self, texts)
+
+    def losing(*parts, scale=1.0):
+        found = contrastive_loss(*parts, scale=scale)
+        losses.append((scale, float(found.detach())))
+        return found
+
+    monkeypatch.setattr(TextEncoder, "vectors", reading)
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    monkeypatch.setattr("rankwise.prompting.dq_lore.contrastive_loss", losing)
+    return read, losses
+
+
+def trained(encoder, **options):
+    options = {"epochs": 3, "batch_size": 4, "validation": 1 / 3, "learning_rate": 1e-3, "max_length": 12} | options
+    return train_retriever(TRAINED, HARD, encoder=encoder, **options)
+
+
+def test_training_shows_every_query_once_an_epoch_with_one_of_its_own_positives_and_negatives(tiny, watched):
+    read, losses = watched
+    steps = []
+    encoder = trained(tiny, warmup=0.25, scale=7.0, patience=9, on_step=lambda *told: steps.append(told))
+    assert not encoder.model.training
+    assert encoder.max_length == 12
+    modes = [training for training, _ in read]
+    assert modes == [False] * 2 + ([True] * 4 + [False] * 2) * 3  # eight queries are held out, two batches of them
+    texts = [f"{e.question} {e.solution}" for e in TRAINED]
+    seen = {True: [], False: []}
+    for training, shown in read:
+        queries, positives, negatives = ([texts.index(t) for t in shown[k : k + 4]] for k in (0, 4, 8))
+        assert len(shown) == 12
+        for q, p, n in zip(queries, positives, negatives, strict=True):
+            assert p in HARD.positives[q]
+            assert n in HARD.negatives[q]
+            seen[training].append((q, p, n))
+    held = {q for q, _, _ in seen[False]}
+    assert len(held) == 8
+    epochs = [seen[True][k : k + 16] for k in range(0, 48, 16)]
+    assert all({q for q, _, _ in epoch} == set(range(24)) - held for epoch in epochs)
+    assert [q for q, _, _ in epochs[0]] != [q for q, _, _ in epochs[1]]  # in another order
+    assert len({p - q for q, p, _ in seen[True]} & {1, 2}) == 2  # now one positive, now the other
+    assert len({n - q for q, _, n in seen[True]} & {9, 11}) == 2
+    assert seen[False][:8] == seen[False][8:16] == seen[False][16:24]  # always judged by the same
+    assert [(step, of) for step, of, _ in steps] == [(k, 12) for k in range(1, 13)]
+    during = [loss for (scale, loss), training in zip(losses, modes, strict=True) if training]
+    assert [loss for _, _, loss in steps] == during
+    assert {scale for scale, _ in losses} == {7.0}
+    rates = [rate for rate, _ in Watched.seen]
+    assert rates == pytest.approx([1e-3 * (t / 3 if t < 3 else (12 - t) / 9) for t in range(12)])
+    assert max(norm for _, norm in Watched.seen) <= 1 + 1e-5
+    trained(tiny, scale=200.0)
+    assert max(norm for _, norm in Watched.seen) == pytest.approx(1, abs=1e-5)  # clipped
+
+
+def test_training_ends_when_nothing_held_out_gets_better_and_keeps_the_best(tiny, watched):
+    read, losses = watched
+    start = TextEncoder(tiny)(["great film"])
+    for patience in (1, 2, 3):
+        read.clear()
+        same = trained(tiny, epochs=6, learning_rate=0.0, patience=patience)
+        assert sum(training for training, _ in read) == 4 * patience
+        assert np.array_equal(same(["great film"]), start)
+    read.clear()
+    losses.clear()
+    best = trained(tiny, epochs=8, learning_rate=0.03, patience=9)
+    judged = [loss for (_, loss), (training, _) in zip(losses, read, strict=True) if not training]
+    judged = np.array(judged).reshape(-1, 2).mean(1)
+    assert len(judged) == 9
+    assert judged.min() < judged[-1]  # it got worse in the end
+    held = [texts for training, texts in read if not training][:2]
+    with torch.no_grad():
+        again = [float(contrastive_loss(*best.vectors(t).split(4), scale=20.0)) for t in held]
+    assert np.mean(again) == pytest.approx(judged.min(), rel=1e-5)
+
+
+def test_training_without_anything_held_out_goes_on_to_the_end_and_a_seed_decides_it(tiny, watched):
+    read, _ = watched
+    first, again, other = (trained(tiny, validation=0.0, seed=seed)(["great film"]) for seed in (0, 0, 1))
+    assert [training for training, _ in read] == [True] * 3 * 18
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, TextEncoder(tiny)(["great film"]))
+    assert trained(tiny, validation=0.0, batch_size=24, epochs=1)
+    with pytest.raises(ValueError, match="16 queries to train on are fewer than batch_size=17"):
+        trained(tiny, batch_size=17)
+
+
+def test_training_has_these_settings_where_none_are_given(tiny, watched):
+    read, losses = watched
+    encoder = train_retriever(TRAINED, HARD, encoder=tiny)
+    assert [training for training, _ in read] == [False] + [True, False] * 5  # 22 queries, a batch of 16
+    assert len(read[1][1]) == 3 * 16
+    assert {scale for scale, _ in losses} == {20.0}
+    assert encoder.max_length == 128
+    rates = [rate for rate, _ in Watched.seen]  # of 5 steps none warms up: a tenth is half a step
+    assert rates == pytest.approx([2e-5 * (5 - t) / 5 for t in range(5)])
+    read.clear()
+    train_retriever(TRAINED, HARD, encoder=tiny, learning_rate=0.0)
+    assert sum(training for training, _ in read) == 2  # epochs without anything better

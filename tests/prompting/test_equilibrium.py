@@ -219,8 +219,122 @@ def test_bad_settings_are_named():
         ({"lambda_g": -1}, "lambda_g=-1 must not be negative"),
         ({"eta_d": 0}, "eta_d=0 must be positive"),
         ({"normalise": "bth"}, "did you mean both"),
+        ({"lambda_g": 0, "refine": 5}, "refine=5 needs lambda_g and lambda_d above 0"),
+        ({"lambda_d": 0, "refine": 1}, "refine=1 needs lambda_g and lambda_d above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             EquilibriumRanker(**settings)
     with pytest.raises(ValueError, match="no candidate"):
         merged([], torch.zeros(0))
+
+
+def test_each_side_has_its_own_lambda_and_eta():
+    (G, D), settings = game(1), {"lambda_g": 0.3, "lambda_d": 0.05, "eta_g": 0.7, "eta_d": 0.2}
+    found = EquilibriumRanker(iterations=30, tol=0, **settings).rank(G, D)
+    g, d = (side[0] for side in initial(G, D))
+    log_g, log_d, sum_g, sum_d = g.log(), d.log(), 0, 0
+    for t in range(1, 31):
+        sum_g, sum_d = sum_g + g, sum_d + d
+        g = torch.softmax((sum_d.T / (2 * t) + 0.3 * log_g) / (1 / (0.7 * t) + 0.3), 1)
+        d = torch.softmax((sum_g.T / (2 * t) + 0.05 * log_d) / (1 / (0.2 * t) + 0.05), 1)
+    torch.testing.assert_close(found.policy_g[0], g, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.policy_d[0], d, atol=1e-12, rtol=0)
+    assert found.iterations == 30
+
+
+def worth(policy, Q, log0, lam):
+    """``π·Q - λ KL(π ‖ π⁰)`` of one row, in plain numbers."""
+    kl = sum(p * (math.log(p) - q) for p, q in zip(policy.tolist(), log0.tolist(), strict=True) if p > 0)
+    return float(policy @ Q) - (lam * kl if lam else 0.0)
+
+
+def answered(Q, log0, lam):
+    """The best response to Q: softmax, or the best of what is possible where nothing is paid for keeping to π⁰."""
+    if lam:
+        return torch.softmax(Q / lam + log0, 0)
+    return torch.nn.functional.one_hot(Q.masked_fill(log0 == -math.inf, -math.inf).argmax(), len(Q)).double()
+
+
+@pytest.mark.parametrize(
+    ("lambda_g", "lambda_d"), [(0.1, 0.4), (0.0, 0.2), (0.3, 0.0), (math.inf, 0.2), (0.2, math.inf)]
+)
+def test_the_gap_is_what_best_responses_gain(lambda_g, lambda_d):
+    G, D = game(3, 4)
+    G[1, :, 2] = -math.inf  # an answer that the model rules out
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[2, 3] = False
+    found = EquilibriumRanker(lambda_g=lambda_g, lambda_d=lambda_d, iterations=7, tol=0).rank(G, D, mask)
+    for b, k in enumerate((4, 4, 3)):
+        g0, d0 = (side[0] for side in initial(G[b : b + 1, :, :k].clone(), D[b : b + 1, :k]))
+        if b == 1:  # 0 / 0 across the conditions: still ruled out
+            share_g = share(G[b : b + 1].exp(), 2)[0]
+            share_g[:, [0, 1, 3]] /= share_g[:, [0, 1, 3]].sum(0, keepdim=True)
+            g0 = share(share_g, 1)
+        g, d = found.policy_g[b, :, :k], found.policy_d[b, :k]
+        gain = 0.0
+        for policy, Q, log0, lam in (
+            *((g[v], d[:, v] / 2, g0[v].log(), lambda_g) for v in range(2)),
+            *((d[y], g[:, y] / 2, d0[y].log(), lambda_d) for y in range(k)),
+        ):
+            if lam < math.inf:
+                gain += worth(answered(Q, log0, lam), Q, log0, lam) - worth(policy, Q, log0, lam)
+        assert float(found.gap[b]) == pytest.approx(gain, abs=1e-10)
+
+
+def test_it_is_looked_every_hundred_iterations_whether_all_gaps_are_small():
+    G, D = game(20, 4, seed=1)
+    early = EquilibriumRanker(tol=5e-2).rank(G, D)
+    assert early.iterations % 100 == 0
+    assert early.iterations > 100
+    before = EquilibriumRanker(tol=0, iterations=early.iterations - 100).rank(G, D)
+    assert before.gap.max() >= 5e-2 > before.gap.min()  # one that is small does not stop the others
+    assert EquilibriumRanker(tol=0, iterations=150).rank(G, D).iterations == 150
+
+
+def test_masked_candidates_come_last_on_both_sides_and_equals_in_their_order():
+    G, D = torch.zeros(1, 2, 5), torch.zeros(1, 5, 2)
+    mask = torch.tensor([[True, False, True, False, True]])
+    found = EquilibriumRanker(iterations=10).rank(G, D, mask)
+    assert found.order_g.tolist() == found.order_d.tolist() == [[0, 2, 4, 1, 3]]
+    assert found.policy_g[0, :, [1, 3]].abs().max() == 0
+
+
+def test_settings_are_those_of_the_paper_but_for_the_normalisation():
+    assert EquilibriumRanker() == EquilibriumRanker(
+        lambda_g=0.1, lambda_d=0.1, eta_g=0.1, eta_d=0.1, iterations=5000, tol=1e-6, normalise="both", refine=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda G, D: (G[0], D, None), "do not fit"),
+        (lambda G, D: (G, D[:, :, :1], None), "do not fit"),
+        (lambda G, D: (G, D[:2], None), "do not fit"),
+        (lambda G, D: (G, D[:, :4], None), "do not fit"),
+        (lambda G, D: (G, D, torch.ones(3, 4)), r"mask \(3, 4\) does not fit 3 questions of 5"),
+        (lambda G, D: (G, D, torch.tensor([[1] * 5, [0] * 5, [0] * 5])), r"without a candidate: \[1, 2\]"),
+        (lambda G, D: (G, D.index_fill(1, torch.tensor([2]), math.nan), None), "NaN"),
+        (lambda G, D: (G.index_fill(2, torch.tensor([2]), math.nan), D, None), "NaN"),
+        (lambda G, D: (G, D.index_fill(1, torch.tensor([2]), -math.inf), None), "either correct or incorrect"),
+        (lambda G, D: (torch.cat([G[:2], G[2:] - math.inf]), D, None), "all have probability 0"),
+    ],
+)
+def test_every_score_that_does_not_fit_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        EquilibriumRanker().rank(*change(*game()))
+
+
+@pytest.mark.parametrize("name", ["lambda_g", "lambda_d", "tol", "refine", "eta_g", "eta_d", "iterations"])
+def test_every_setting_has_its_least_value(name):
+    positive = name in ("eta_g", "eta_d", "iterations")
+    with pytest.raises(ValueError, match=f"{name}=-1 must"):
+        EquilibriumRanker(**{name: -1})
+    with pytest.raises(ValueError, match=f"{name}=nan must"):
+        EquilibriumRanker(**{name: math.nan})
+    if positive:
+        with pytest.raises(ValueError, match=f"{name}=0 must be positive"):
+            EquilibriumRanker(**{name: 0})
+    else:
+        assert getattr(EquilibriumRanker(**{name: 0}), name) == 0
+    assert getattr(EquilibriumRanker(**{name: 1}), name) == 1

@@ -1,4 +1,6 @@
+import dataclasses
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -161,3 +163,143 @@ def test_bad_input():
     assert [len(r.shown) for r in icl.answer(Item(question="query 0")).trace] == [4, 4, 2]
     nan = loop(lambda q, s: 0.5, confidence=lambda g: math.nan)
     assert nan.answer(Item(question="query 0")).confidence == 0
+
+
+def test_settings_are_these_where_none_are_given():
+    icl = loop(lambda q, shown: 0.3)
+    assert (icl.shots, icl.rounds, icl.threshold, icl.confidence) == (2, 4, 0.5, "min-max")
+    assert icl.sampling == Sampling(max_new_tokens=20)
+    assert (icl.instruction, icl.include_special, icl.order) == ("", False, "ascending")
+    assert SimilarityIndex(media=number).alpha == 0.5
+    assert SimilarityIndex(number).alpha == 0.0  # without media the questions alone decide
+
+
+def test_prompts_show_items_with_their_media_before_the_query():
+    pool = [Item(question=f"item {i}", answer=f"a{i}", media={"type": "video", "path": f"{i}.mp4"}) for i in range(2)]
+    pool.append(Item(question="item 5", answer="a5"))
+    index = SimilarityIndex(number).fit(pool)
+    icl = IterativeICL(Planted(None), index, shots=1, rounds=1, instruction="Look.", max_new_tokens=3)
+    query = Item(question="item 7", media={"type": "image"})
+
+    def content(media, text):
+        return [media, {"type": "text", "text": text}]
+
+    first = [
+        {"role": "user", "content": content({"type": "video", "path": "1.mp4"}, "item 1")},
+        {"role": "assistant", "content": "a1"},
+    ]
+    second = [{"role": "user", "content": "item 5"}, {"role": "assistant", "content": "a5"}]
+    asked = {"role": "user", "content": content({"type": "image"}, "item 7")}
+    assert icl.prompt(query, (2, 1)) == [{"role": "system", "content": "Look."}, *first, *second, asked]
+    icl.order, icl.instruction = "descending", ""
+    assert icl.prompt(query, (2, 1)) == [*second, *first, asked]
+    assert icl.sampling == Sampling(max_new_tokens=3)
+
+
+def test_a_round_says_what_was_written_and_how_many_tokens_that_took():
+    icl = loop(lambda q, shown: 0.3, shots=1, rounds=2)
+    said = icl.model.generate
+    icl.model.generate = lambda *a: [dataclasses.replace(g, text=f" {g.text}\n") for g in said(*a)]
+    found = icl.answer(Item(question="query 0"))
+    assert [r.text for r in found.trace] == ["('a0',)", "('a1',)"]
+    assert [r.tokens for r in found.trace] == [7, 7]  # five of the prompt, two written
+    assert (found.text, found.tokens, found.rounds, found.examples) == ("('a0',)", 14, 2, (0,))
+    assert found.confidence == pytest.approx(0.3)
+
+
+def test_the_end_of_text_counts_where_it_is_to_count_and_a_function_may_judge():
+    found = Planted(lambda q, shown: 0.3).generate([[{"role": "user", "content": "query 0"}]])[0]
+    assert loop(None).sureness(found) == pytest.approx(0.3)
+    assert loop(None, include_special=True).sureness(found) == pytest.approx(math.exp(-9))
+    assert loop(None, confidence=lambda g: g.prompt_tokens).sureness(found) == 5.0
+    for odd in (math.inf, -math.inf, math.nan):
+        assert loop(None, confidence=lambda g, odd=odd: odd).sureness(found) == 0.0
+
+
+def test_the_margin_is_never_negative_and_that_of_the_first_token():
+    def said(*p):
+        logs = tuple(map(math.log, p))
+        return Generation(text="", tokens=("a",) * len(p), logprobs=logs, top_logprobs=logs,
+                          special=(False,) * len(p), prompt_tokens=1)  # fmt: skip
+
+    assert confidence(said(0.8, 0.1), "margin") == pytest.approx(0.6)
+    assert confidence(said(0.3, 0.9), "margin") == 0.0
+    assert confidence(said(0.5, 0.4, 0.3), "mean") == pytest.approx(0.06 ** (1 / 3))
+    assert confidence(said(0.5, 0.4, 0.3), "min-max") == pytest.approx(0.3)
+
+
+def test_an_answer_stands_only_above_the_threshold():
+    for threshold, rounds in ((0.29, 1), (0.31, 3)):
+        assert loop(lambda q, s: 0.3, rounds=3, threshold=threshold).answer(Item(question="query 0")).rounds == rounds
+    icl = loop(None, rounds=3, threshold=0.25, confidence=lambda g: 0.25)
+    icl.model.sure = lambda q, s: 0.5
+    assert icl.answer(Item(question="query 0")).rounds == 3  # as sure as the threshold is not above it
+
+
+def test_likeness_is_the_weighted_sum_of_cosines():
+    rng = np.random.default_rng(0)
+    text, media = rng.normal(size=(6, 3)), 50 * rng.normal(size=(6, 4))
+    items = [Item(question=str(i), media=i) for i in range(6)]
+
+    def cosines(X):
+        X = X / np.linalg.norm(X, axis=1, keepdims=True)
+        return X @ X.T
+
+    for alpha in (0.0, 0.2, 0.8, 1.0):
+        index = SimilarityIndex(lambda t: text[[int(x) for x in t]], lambda m: media[m], alpha=alpha).fit(items)
+        likeness = alpha * cosines(media) + (1 - alpha) * cosines(text)
+        assert index.rank(items).tolist() == np.argsort(-likeness, axis=1, kind="stable").tolist()
+        assert index.rank(items[:2], 3).shape == (2, 3)
+    calls = []
+    SimilarityIndex(lambda t: calls.append(t) or text, lambda m: media, alpha=1.0).fit(items)
+    assert not calls  # nothing is asked of questions that have no share
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
+def test_shares_lie_between_zero_and_one(alpha):
+    with pytest.raises(ValueError, match="outside"):
+        SimilarityIndex(number, alpha=alpha)
+    for options in ({"threshold": alpha}, {"rounds": 0}):
+        with pytest.raises(ValueError, match=r"threshold=.* is outside|rounds=0"):
+            loop(None, **options)
+
+
+def test_features_of_media_are_finite_rows():
+    items = [Item(question="item 1", media=1), Item(question="item 2", media=2)]
+    for made, message in (
+        (np.ones((3, 2)), r"features of 2 media are \(3, 2\)"),
+        (np.ones(2), r"features of 2 media are \(2,\)"),
+        (np.array([[1, np.inf], [1, 1]]), "media have NaN or Inf"),
+        (np.array([[1, 1], [0, 0]]), "media's features has zero vectors|media's features .*zero vectors.* rows 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SimilarityIndex(number, lambda m, made=made: made).fit(items)
+    index = SimilarityIndex(number, lambda m: [[i, 1] for i in m]).fit(items)  # lists of whole numbers
+    assert index.rank(items[1:], 1).tolist() == [[1]]
+
+
+def test_rounds_are_those_that_the_pool_has_items_for_and_warnings_point_to_who_asked():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loop(None, shots=5, rounds=2).rounds == 2
+        assert loop(None, shots=4, rounds=3).rounds == 3  # the last one with what is left
+    index = SimilarityIndex(number).fit(POOL)
+    with pytest.warns(UserWarning, match="rounds=3 of 5 shots need more than 10 items") as record:
+        icl = IterativeICL(Planted(lambda q, s: 0.3), index, shots=5, rounds=3)
+    assert icl.rounds == 2
+    assert record[0].filename == __file__
+    only = IterativeICL(Planted(lambda q, s: 0.3), SimilarityIndex(number).fit(POOL[:1]), shots=1, rounds=1)
+    with pytest.warns(UserWarning, match="1 queries are asked without an item") as record:
+        found = only.answer_batch([Item(question="item 0"), Item(question="query 3")])
+    assert record[0].filename == __file__
+    assert [a.examples for a in found] == [(), (0,)]
+    assert only.answer_batch([]) == []
+    with pytest.raises(ValueError, match="no items yet"):
+        IterativeICL(Planted(None), SimilarityIndex(number))
+
+
+def test_an_item_with_the_querys_question_about_something_else_is_shown():
+    items = [Item(question="item 1", answer="a", media=1), Item(question="item 1", answer="b", media=2)]
+    icl = IterativeICL(Planted(lambda q, s: 0.3), SimilarityIndex(number).fit(items), shots=2, rounds=1)
+    assert icl.answer(Item(question="item 1", media=1)).examples == (1,)
+    assert icl.answer(Item(question="item 2", media=1)).examples == (0, 1)

@@ -174,3 +174,123 @@ def test_a_score_without_a_token_is_none():
         Score(logprobs=())
     check_prompts(["a", CHAT])
     check_requests([CHAT], [["b"]])
+
+
+def test_sampling_is_greedy_where_nothing_is_said_and_has_its_limits():
+    assert Sampling() == Sampling(max_new_tokens=64, temperature=0.0, top_p=1.0, stop=(), seed=0)
+    assert Sampling(max_new_tokens=1, temperature=3.0, top_p=0.01).max_new_tokens == 1
+    for options in (
+        {"max_new_tokens": 0}, {"temperature": -0.1}, {"temperature": float("nan")},
+        {"top_p": 0.0}, {"top_p": 1.01}, {"top_p": float("nan")},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{next(iter(options))}=.*"):
+            Sampling(**options)
+
+
+def test_a_score_is_the_sum_of_its_tokens_or_their_mean():
+    score = Score(logprobs=(-1.0, -0.5, -0.25))
+    assert (score.total, score.mean) == (-1.75, -1.75 / 3)
+    assert Score(logprobs=(1e16, 1.0, -1e16)).total == 1.0  # nothing is lost
+
+
+def test_a_record_is_the_model_that_it_records(tmp_path):
+    class Counted(Counting):
+        context = 77
+
+        def count_tokens(self, prompt):
+            return len(prompt)
+
+    with Recorded(Counted(3), tmp_path / "r.jsonl") as model:
+        assert (model.name, model.context, model.identity(), model.count_tokens("abc")) == (
+            "counting", 77, {"weights": 3}, 3,
+        )  # fmt: skip
+        assert (model.asked, model.found) == (0, 0)
+        assert not (tmp_path / "r.jsonl").exists()  # nothing was asked yet
+        model.generate(["a", "a", "b"])
+        assert (model.asked, model.found) == (2, 1)
+        model.generate(["a"])
+        assert (model.asked, model.found) == (2, 2)
+
+
+def test_what_is_recorded_comes_back_as_it_was_and_each_is_told_as_it_comes(tmp_path):
+    class Model(Counting):
+        def generate(self, prompts, sampling, *, on_result=None):
+            self.sampling = sampling
+            out = [
+                Generation(text=f"{p}\u2028é", tokens=("a", "b"), logprobs=(-0.5, -1.0), top_logprobs=(-0.25, -1.0),
+                           special=(False, True), prompt_tokens=3)
+                for p in prompts
+            ]  # fmt: skip
+            for i in reversed(range(len(prompts))):
+                on_result(i, out[i])
+            return out
+
+    inner, seen = Model(), []
+    with Recorded(inner, tmp_path / "r.jsonl") as model:
+        first = model.generate(["x", "y", "x"], on_result=lambda i, g: seen.append((i, g)))
+        assert inner.sampling == Sampling()
+        scored = model.score(["x", "y"], [["ab"], ["c", "d"]], on_result=lambda i, s: seen.append((i, s)))
+    assert [i for i, _ in seen] == [1, 0, 2, 0, 1]
+    assert [g for _, g in seen[:3]] == [first[1], first[0], first[2]]
+    assert [s for _, s in seen[3:]] == scored
+    again, seen = Recorded(Counting(), tmp_path / "r.jsonl"), []
+    assert again.generate(["x", "y", "x"], on_result=lambda i, g: seen.append((i, g))) == first
+    assert again.score(["y", "x"], [("c", "d"), ("ab",)], on_result=lambda i, s: seen.append((i, s))) == scored[::-1]
+    assert seen == [*enumerate(first), *enumerate(scored[::-1])]
+    assert (again.asked, again.found) == (0, 5)
+    assert all(isinstance(s, Score) and isinstance(s.logprobs, tuple) for row in scored for s in row)
+    lines = (tmp_path / "r.jsonl").read_bytes().decode().split("\n")
+    assert len(lines) == 5
+    assert "\u2028é" in lines[0]  # as it was written, not escaped
+
+
+def test_prompts_are_the_same_by_content_whatever_their_form(tmp_path):
+    path = tmp_path / "clip"
+    path.write_bytes(b"one")
+    (tmp_path / "copy").write_bytes(b"one")
+    same = [
+        [{"role": "user", "content": ["a", {"type": "video", "path": str(path)}]}],
+        ({"role": "user", "content": ("a", {"type": "video", "path": tmp_path / "copy"})},),
+    ]
+    others = [
+        [{"role": "user", "content": ["a", {"type": "image", "path": str(path)}]}],
+        [{"role": "user", "content": ["b", {"type": "video", "path": str(path)}]}],
+        [{"role": "user", "content": ["a", {"type": "video", "path": "not there"}]}],
+        [{"role": "user", "content": ["a", {"type": "video", "path": "nor there"}]}],
+        [{"role": "user", "content": ["a", {"type": "video", "path": 3}]}],
+        [{"role": "user", "content": ["a", {"type": "video"}]}],
+        [{"role": "user", "content": "a"}],
+        [{"role": "system", "content": "a"}],
+        "a",
+    ]
+    inner = Counting()
+    with Recorded(inner, tmp_path / "r.jsonl") as model:
+        model.generate([*same, *others])
+        assert len(inner.asked) == 1 + len(others)
+        model.generate(same[1:] + others[::-1])
+        assert len(inner.asked) == 1 + len(others)
+        model.score(["a", "a", "a"], [["b"], ["c"], ["b", "c"]])
+        assert len(inner.asked) == 4 + len(others)
+
+
+def test_a_record_of_an_earlier_version_is_found_again(tmp_path):
+    """Results may have cost money: what they are filed under stays."""
+    key = "8ba16a71556e63161f7366f31d5f16b75553293d34a5fc748f4d18160b22d07b"
+    line = {"key": key, "result": {"text": "b", "tokens": ["b"], "logprobs": [-0.5], "top_logprobs": [-0.5],
+                                   "special": [False], "prompt_tokens": 1}}  # fmt: skip
+    (tmp_path / "r.jsonl").write_text(json.dumps(line) + "\n")
+    assert Recorded(Counting(), tmp_path / "r.jsonl").generate(["a"])[0].text == "b"
+
+
+@pytest.mark.parametrize(
+    "prompts", [[[]], [["text"]], [[{"role": "user"}, {"role": "a", "content": "b"}]], [3], [None]]
+)
+def test_what_is_no_prompt_is_named_by_its_place(prompts):
+    with pytest.raises(ValueError, match="prompt 1 is neither a text nor a list of messages with role and content"):
+        check_prompts(["a", *prompts])
+    check_prompts([])
+    check_prompts(["", ({"role": "user", "content": "a", "name": "b"},)])
+    with pytest.raises(ValueError, match="continuation 0 of prompt 1 is empty"):
+        check_requests(["a", "b"], [[], [""]])
+    with pytest.raises(ValueError, match="1 prompts need as many lists of continuations"):
+        check_requests(["a"], [["b"], ["c"]])

@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 import json
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 from rankwise.models.embedding import embed
-from rankwise.prompting import DQLoReSelector, TextDepth
+from rankwise.prompting import DQLoReSelector, TextDepth, selectors
 from rankwise.prompting.examples import (
     Columns,
     Example,
@@ -352,3 +353,193 @@ def test_a_question_that_does_not_fit_is_named():
         few_shot("w " * 30, [], model=Words(), max_new_tokens=4)
     with pytest.raises(ValueError, match="a list of Example"):
         few_shot("a", "b")
+
+
+def test_settings_are_these_where_none_are_given():
+    shared = {"k_examples": 8, "order": "ascending"}
+    assert RandomSelector().get_params() == {**shared, "seed": 0}
+    assert BM25Selector().get_params() == {**shared, "field": "question"}
+    assert KNNSelector().get_params() == {**shared, "encoder": None}
+    depth = {"balanced": False, "shallowest": False, "distance": "cosine", "encoder": None}
+    assert DepthSelector().get_params() == {**shared, **depth}
+    assert Columns() == Columns(question="question", answer="answer", rationale="rationale")
+    with pytest.raises(ValueError, match="k_examples=0; at least 1"):
+        RandomSelector(0).fit(POOL)
+    assert len(RandomSelector(1).fit(POOL).select("a")) == 1
+
+
+def test_random_examples_are_all_as_likely_and_another_seed_draws_others():
+    pool = [Example(question=f"q{i}", answer="x") for i in range(6)]
+    chosen = [c for i in range(600) for c in RandomSelector(2, seed=3).fit(pool).select_indices([f"é{i}"])[0]]
+    counts = np.bincount(chosen, minlength=6)
+    assert abs(counts - 200).max() < 5 * np.sqrt(200)
+    seeds = {tuple(RandomSelector(6, seed=s).fit(pool).select_indices(["a"])[0]) for s in range(10)}
+    assert len(seeds) == 10
+
+
+def test_bm25_looks_into_what_it_is_told_to():
+    pool = [Example(question=q, answer=a) for q, a in (("sea", "fog"), ("fog", "sea"), ("sun", "day"))]
+    assert BM25Selector(1).fit(pool).select("the fog") == [pool[1]]
+    assert BM25Selector(1, field="solution").fit(pool).select("the fog") == [pool[0]]
+    with pytest.raises(ValueError, match="did you mean question"):
+        BM25Selector(1, field="questions").fit(pool)
+    with pytest.warns(UserWarning, match="1 of 1 questions share no word") as record:
+        found = BM25Selector(2, order="descending").fit(pool).select_indices(["zzz"])
+    assert record[0].filename == __file__
+    assert found[0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("abc日本語def", ["abc", "日本", "本語", "def"]),
+        ("猫", ["猫"]),
+        ("日本 語", ["日本", "語"]),
+        ("Straße, ＦＵＬＬ!", ["strasse", "full"]),
+        ("don't 3.5", ["don", "t", "3", "5"]),
+        ("हिन्दी", ["हिन्दी"]),
+        ("ラーメン", ["ラー", "ーメ", "メン"]),
+        ("", []),
+        ("?!", []),
+    ],
+)
+def test_words_are_runs_of_letters_and_pairs_where_nothing_stands_between_them(text, words):
+    assert list(selectors._words_of(text)) == words
+
+
+def test_texts_without_a_word_are_indexed_and_score_nothing():
+    index = bm25_index(["a b", "?!", "b"])
+    assert bm25_scores(index, "a").tolist()[1:] == [0, 0]
+    for query in ("zzz", "", "?!"):
+        assert bm25_scores(index, query).tolist() == [0, 0, 0]
+
+
+def test_nearest_questions_are_the_most_alike_by_cosine():
+    pool = [Example(question=f"{'abc'[i % 3] * (i + 1)} {'de'[i % 2] * 3}", answer="x") for i in range(12)]
+    X = letters([e.question for e in pool])
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    for query in ("aab dd", pool[5].question):
+        q = letters([query])[0]
+        likeness = X @ q
+        expected = [pool[i] for i in np.argsort(-likeness, kind="stable") if pool[i].question != query][:3]
+        assert KNNSelector(3, order="descending", encoder=letters).fit(pool).select(query) == expected
+    assert KNNSelector(3, encoder=letters).fit(pool).select_batch([]) == []
+
+
+@pytest.mark.parametrize("distance", ["cosine", "chord"])
+@pytest.mark.parametrize("shallowest", [False, True])
+def test_depths_are_taken_within_an_answer_where_turns_are_taken(distance, shallowest):
+    questions = ["aab", "abb", "bbc", "ccd", "dde", "eef", "ffg", "ggh", "hha"]
+    pool = [Example(question=q, answer=a) for q, a in zip(questions, "xxxxyyyyz", strict=True)]
+    fitted = DepthSelector(
+        9, encoder=letters, order="descending", balanced=True, shallowest=shallowest, distance=distance
+    ).fit(pool)
+    X = letters(questions)
+    own = {a: TextDepth(distance).fit(X[r]).depths_ for a, r in (("x", slice(0, 4)), ("y", slice(4, 8)))}
+    np.testing.assert_allclose(fitted.depths_, [*own["x"], *own["y"], 2.0])  # nothing lies further in than one alone
+    sign = 1 if shallowest else -1
+    best = {a: np.argsort(sign * d, kind="stable") + 4 * (a == "y") for a, d in own.items()}
+    chosen = fitted.select_indices(["?"])[0].tolist()
+    for turn in range(4):
+        now = [best["x"][turn], best["y"][turn]] + ([8] if turn == 0 else [])
+        now.sort(key=lambda i: (sign * fitted.depths_[i], i))
+        assert [chosen.pop(0) for _ in now] == now
+    assert not chosen
+    whole = DepthSelector(9, encoder=letters, distance=distance).fit(pool)
+    np.testing.assert_allclose(whole.depths_, TextDepth(distance).fit(X).depths_)
+
+
+def test_of_a_question_that_occurs_twice_the_first_example_is_selected():
+    pool = [Example(question=q, answer=str(i)) for i, q in enumerate(["a b", "A  b", "c", "a b ", "d"])]
+    for selector in (RandomSelector(5), BM25Selector(5), KNNSelector(5, encoder=letters),
+                     DepthSelector(5, encoder=letters), DepthSelector(5, encoder=letters, balanced=True)):  # fmt: skip
+        with pytest.warns(UserWarning, match="k_examples=5 of a pool of 3 questions") as record:
+            selector.fit(pool)
+        assert record[0].filename == __file__
+        assert sorted(e.answer for e in selector.select("e")) == ["0", "2", "4"]
+        with pytest.warns(UserWarning, match="1 of 1 questions have fewer than 5 examples, 0 none") as record:
+            chosen = selector.select_indices([" a B"])[0]
+        assert record[-1].filename == __file__
+        assert sorted(chosen) == [2, 4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RandomSelector(3).fit(pool).select("e")
+
+
+def test_an_encoders_numbers_are_kept_in_their_precision():
+    for given_dtype, kept in ((np.float16, np.float64), (np.int64, np.float64), (np.float32, np.float32)):
+        made = selectors.embedded(["a", "b"], lambda t, d=given_dtype: np.array([[1, 2], [3, 4]], d))
+        assert made.dtype == kept
+        assert made.tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(ValueError, match=r"gave \(2,\) for 2 texts"):
+        selectors.embedded(["a", "b"], lambda t: np.ones(2))
+    with pytest.raises(ValueError, match="NaN or Inf for text 1: 'b'"):
+        selectors.embedded(["a", "b"], lambda t: np.array([[1, 2], [np.inf, 0]]))
+
+
+def test_a_pool_grows_example_by_example():
+    selector = RandomSelector(1)
+    selector.add_example({"question": "a?", "answer": "b"})
+    selector.add_example({"question": "c?", "answer": "d", "rationale": "e"})
+    assert selector.pool_ == [Example(question="a?", answer="b"), Example(question="c?", answer="d", rationale="e")]
+    assert selector.select_examples({"question": "a?"}) == [{"question": "c?", "answer": "d", "rationale": "e"}]
+    with pytest.raises(ValueError, match="no question among b, c"):
+        selector.select_examples({"b": 1, "c": 2})
+    with pytest.raises(ValueError, match="no question among no variables"):
+        selector.select_examples({})
+
+
+def test_a_prompt_leaves_64_tokens_and_drops_the_first_example_where_nothing_else_is_said():
+    model = Words()
+    model.context = 64 + 5
+    examples = [Example(question="q", answer="a"), Example(question="r", answer="b")]
+    built = few_shot("one two", examples, model=model)
+    assert built == dataclasses.replace(
+        built, prompt=[{"role": "user", "content": "r"}, {"role": "assistant", "content": "b"},
+                       {"role": "user", "content": "one two"}],
+        examples=examples[1:], dropped=examples[:1],
+    )  # fmt: skip
+    model.context = 64 + 6
+    assert few_shot("one two", examples, model=model).dropped == []
+    assert few_shot("one two", examples, model=model, least_similar_first=False, max_new_tokens=66).dropped == [
+        examples[1]
+    ]
+    model.context = None
+    assert few_shot("w " * 999, examples, model=model).dropped == []
+    assert few_shot("Why?", [], instruction="Be brief.", style="text").prompt == "Be brief.\n\nQuestion: Why?\nAnswer:"
+    assert few_shot("Why?", []).prompt == [{"role": "user", "content": "Why?"}]
+    with_instruction = few_shot("Why?", [], instruction="Be brief.").prompt
+    assert with_instruction == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    for bad in ((3, []), ("a", [{"question": "b", "answer": "c"}])):
+        with pytest.raises(ValueError, match="a list of Example"):
+            few_shot(*bad)
+
+
+@pytest.mark.parametrize("rationale", ["", "  ", " why \n"])
+def test_a_solution_is_the_answer_alone_or_ends_with_it(rationale):
+    example = Example(question="q", answer="4", rationale=rationale)
+    assert example.solution == ("why The answer is 4." if rationale.strip() else "4")
+
+
+def test_cells_that_hold_nothing_are_empty_texts_and_lists_are_refused():
+    given = {"question": 3.5, "answer": True, "rationale": None, 7: "seven"}
+    assert as_example(given) == Example(question="3.5", answer="True", rationale="", more={"7": "seven"})
+    assert as_example({"question": "a", "rationale": float("nan")}, answers=False) == Example(question="a", answer="")
+    made = Example(question="a", answer="b")
+    assert as_example(made) is made
+    for value in (b"a", ("a",), ["a"], {"a": 1}):
+        with pytest.raises(ValueError, match=f"rationale is a {type(value).__name__}"):
+            as_example({"question": "a", "answer": "b", "rationale": value})
+    with pytest.raises(ValueError, match="no question and no answer among no keys"):
+        as_example({})
+    with pytest.raises(ValueError, match="question and answer is empty"):
+        as_example({"question": "", "answer": ""})
+
+
+def test_files_without_a_kind_are_json_lines_and_lines_are_named(tmp_path):
+    rows = [{"question": "a", "answer": "b"}, {"question": "c"}]
+    for name in ("pool", "pool.txt", "pool.TXT", "pool.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+        with pytest.raises(ValueError, match=f"{name}.*line 2: no answer among question"):
+            read_examples(tmp_path / name)
+        assert [e.question for e in read_examples(tmp_path / name, answers=False)] == ["a", "c"]

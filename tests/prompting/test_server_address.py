@@ -127,3 +127,71 @@ def test_addresses_that_are_none_are_named(url):
     with pytest.raises(ValueError, match=r"address|leave it out") as caught:
         ServerModel("m", url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "local", "kept"),
+    [
+        ("http://127.0.0.1:8000/v1", True, "http://127.0.0.1:8000/v1/"),
+        ("http://127.9.9.9/v1/", True, "http://127.9.9.9/v1/"),
+        ("http://[::1]/v1", True, "http://[::1]/v1/"),
+        ("http://localhost/v1//", True, "http://localhost/v1/"),
+        ("http://a.localhost/v1", True, "http://a.localhost/v1/"),
+        ("http://alocalhost/v1", False, "http://alocalhost/v1/"),
+        ("http://10.0.0.1", False, "http://10.0.0.1/"),
+        ("https://me:pass@gpu.example:1/v1", False, "https://gpu.example:1/v1/"),
+        ("http://h:65535/v1", False, "http://h:65535/v1/"),
+    ],
+)
+def test_an_address_ends_in_a_slash_without_a_password(url, local, kept):
+    found = address(url)
+    assert (found.url, found.local) == (kept, local)
+    assert "pass" not in repr(found)
+
+
+@pytest.mark.parametrize("url", ["http://h:65536/v1", "http://h:0/v1", "https:///v1", "", "h", 3])
+def test_ports_and_hosts_are_what_there_is(url):
+    with pytest.raises(ValueError, match="address"):
+        address(url)
+
+
+def test_all_that_is_secret_is_struck_out_and_what_is_said_is_cut():
+    found = address("https://me:hidden@gpu.example/v1")
+    encoded = found.headers["Authorization"].removeprefix("Basic ")
+    assert found.secrets == ("hidden", encoded)
+    assert found.clean(f"hidden {encoded} hidden \x1b") == "[key] [key] [key] ".rstrip() + found.clean(" \x1b")
+    assert found.clean("x" * 600) == "x" * 500
+    assert found.clean("x" * 9 + "hidden", 12) == "x" * 9 + "[ke"  # struck out before it is cut
+    assert address("https://me@gpu.example/v1").secrets != ("",)
+    assert address("https://gpu.example/v1").secrets == ()
+    assert address("https://gpu.example/v1", api_key=" sk-a\n").secrets == ("sk-a",)
+
+
+def test_the_own_variable_comes_before_openais(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-theirs")
+    monkeypatch.setenv("RANKWISE_API_KEY", "sk-ours")
+    for url in (OPENAI, NEAR, "https://gpu.example/v1"):
+        assert address(url).headers == {"Authorization": "Bearer sk-ours"}
+        assert address(url).keyless == ""
+    assert address(FAR).keyless == "RANKWISE_API_KEY is not sent over plain http to another machine"
+    assert address(FAR).headers == {}
+    monkeypatch.delenv("RANKWISE_API_KEY")
+    assert address(OPENAI).headers == {"Authorization": "Bearer sk-theirs"}
+    told = "OPENAI_API_KEY goes to api.openai.com alone: set RANKWISE_API_KEY, or name the variable"
+    assert address(FAR).keyless == address("https://gpu.example/v1").keyless == told
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert (address(FAR).keyless, address(FAR).headers) == ("", {})
+    assert address(FAR, api_key="").headers == {}
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ValueError, match="no EMPTY"):
+        address(NEAR, key_variable="EMPTY")
+    with pytest.raises(ValueError, match="both api_key and key_variable"):
+        address(NEAR, key_variable="EMPTY", api_key="")
+
+
+def test_a_password_alone_keeps_the_environments_key_at_home(monkeypatch):
+    monkeypatch.setenv("RANKWISE_API_KEY", "sk-other")
+    found = address("https://me:hidden@gpu.example/v1")
+    assert found.headers["Authorization"].startswith("Basic ")
+    assert found.keyless == ""
+    assert address("https://me:hidden@gpu.example/v1", api_key="").headers == found.headers

@@ -1,12 +1,26 @@
 """Scores with what prompts share computed once are those of a plain loop, for every family of causal models."""
 
+from types import SimpleNamespace
+
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prompting.families import family, looped, numbers
 from rankwise.prompting.language_model import Sampling
-from rankwise.prompting.shared_prefixes import Group, Request, Scorer, batches, can_share, grouped
+from rankwise.prompting.shared_prefixes import (
+    Group,
+    Request,
+    Scorer,
+    _Seen,
+    _to_the_right,
+    batches,
+    by_length,
+    can_share,
+    grouped,
+)
 from rankwise.prompting.transformers_model import TransformersModel
 
 SHARE = ["llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe",
@@ -121,3 +135,104 @@ def test_batches_hold_no_more_than_they_may():
     assert sizes == [[3, 4], [5, 6], [7]]
     sizes = [[len(g.requests[0].ids) for g in b] for b in batches(groups, rows=9, tokens=16, extra=1)]
     assert sizes == [[3, 4], [5, 6], [7]]
+
+
+def asked(*ids, scored=1, place=(0, 0)):
+    return Request(tuple(ids), scored, place)
+
+
+@hypothesis.given(
+    st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=16), min_size=1, max_size=12), st.integers(1, 5)
+)
+def test_groups_hold_every_request_once_and_share_what_comes_before_all_that_is_scored(lists, size):
+    requests = [asked(*ids, scored=1 + i % (len(ids) - 1), place=(i, 0)) for i, ids in enumerate(lists)]
+    groups = grouped(requests, size)
+    assert sorted(r.place for g in groups for r in g.requests) == sorted(r.place for r in requests)
+    for group in groups:
+        assert len(group.requests) <= size
+        begins = {r.ids[: group.shared] for r in group.requests}
+        assert len(begins) == 1
+        assert all(group.shared < len(r.ids) - r.scored for r in group.requests)  # what predicts them is computed
+        assert group.shared == 0 or (group.shared > 4 and len(group.requests) > 1)
+    keys = [(g.shared > 0, len(g.requests[0].ids)) for g in groups]
+    assert keys == sorted(keys)
+
+
+def test_what_is_not_worth_a_pass_of_its_own_is_not_shared():
+    for n, shared in ((4, [0, 0]), (5, [5])):
+        pair = [asked(*range(n), 50, 60), asked(*range(n), 51, 61)]
+        assert [g.shared for g in grouped(pair, 9)] == shared
+    # what a group shares is shortened by as much as that, and no more
+    for n, sizes in ((9, [1, 2]), (11, [3]), (10, [3])):
+        first = [asked(*range(14), 50, 60), asked(*range(14), 51, 61)]
+        third = asked(*range(n), 70, 71, 72, 73, 74, 75)
+        assert sorted(len(g.requests) for g in grouped([*first, third], 9)) == sizes
+    # a request that has more in common with the one behind it waits for that one
+    four = [asked(*range(6), 20, 21), asked(*range(6), 30, *range(40, 50), 20, 21),
+            asked(*range(6), 30, *range(40, 50), 22, 23)]  # fmt: skip
+    assert sorted((g.shared, len(g.requests)) for g in grouped(four, 9)) == [(0, 1), (17, 2)]
+
+
+def test_the_shortest_come_first_and_those_that_share_nothing_before():
+    groups = [Group(3, [asked(*range(5))]), Group(0, [asked(*range(9))]), Group(0, [asked(*range(2))]),
+              Group(7, [asked(*range(8))])]  # fmt: skip
+    assert [(g.shared, len(g.requests[0].ids)) for g in by_length(groups)] == [(0, 2), (0, 9), (3, 5), (7, 8)]
+
+
+def test_batches_are_full_to_the_last_token_and_do_not_mix_kinds():
+    def sizes(lengths, **limits):
+        groups = [Group(s, [asked(*range(n)) for _ in range(k)]) for n, k, s in lengths]
+        return [[len(g.requests) for g in b] for b in batches(groups, **limits)]
+
+    assert sizes([(5, 2, 0), (5, 1, 0), (5, 1, 0)], rows=3, tokens=99) == [[2, 1], [1]]
+    assert sizes([(5, 2, 0), (5, 2, 0)], rows=3, tokens=99) == [[2], [2]]
+    assert sizes([(5, 1, 0), (4, 1, 0), (5, 1, 0)], rows=9, tokens=10) == [[1, 1], [1]]  # padded to the longest
+    assert sizes([(5, 1, 0), (4, 1, 0)], rows=9, tokens=9) == [[1], [1]]
+    assert sizes([(3, 1, 0), (3, 1, 0)], rows=9, tokens=10, extra=2) == [[1, 1]]
+    assert sizes([(3, 1, 0), (3, 1, 0)], rows=9, tokens=10, extra=3) == [[1], [1]]
+    assert sizes([(50, 4, 0), (1, 1, 0)], rows=2, tokens=9) == [[4], [1]]  # one that is too large goes alone
+    assert sizes([(3, 1, 0), (3, 2, 2), (3, 2, 1), (3, 1, 0)], rows=9, tokens=99) == [[1], [2, 2], [1]]
+    assert sizes([], rows=1, tokens=1) == []
+    longest = [Group(0, [asked(1), asked(*range(6))]), Group(0, [asked(1)])]
+    assert len(list(batches(longest, rows=9, tokens=17))) == 2  # by the longest of a group
+    assert len(list(batches(longest, rows=9, tokens=18))) == 1
+
+
+def test_padding_moves_to_the_left_with_what_the_cache_holds_of_it():
+    keys = torch.arange(2 * 1 * 5 * 1).reshape(2, 1, 5, 1).float()
+    cache = SimpleNamespace(layers=[SimpleNamespace(keys=keys, values=-keys)])
+    seen = _Seen(cache, torch.tensor([[0, 1], [1, 1]]))  # the first row has one token, the second two
+    moved = _to_the_right(seen, torch.tensor([3, 1]))  # three and one more, padded on their right
+    assert moved.mask.tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
+    found = moved.cache.layers[0]
+    assert found.keys[0, 0, :, 0].tolist() == [1, 2, 3, 4]
+    assert found.keys[1, 0, 1:, 0].tolist() == [5, 6, 7]
+    assert torch.equal(found.values, -found.keys)
+
+
+def test_probabilities_are_those_of_the_tokens_asked_for_and_what_is_shared_may_be_chosen():
+    model = family("llama")
+    requests = [asked(*ROOT, 5, 6, 7, scored=3, place=(0, 0)), asked(*ROOT, 8, scored=1, place=(0, 1))]
+    scorer = Scorer(model, 3)
+    assert not scorer.reads_ahead()
+    for groups in (grouped(requests, 4), [Group(0, requests)], [Group(3, requests)]):
+        found = dict(scorer.scored(groups))
+        for request in requests:
+            assert found[request] == pytest.approx(looped(model, list(request.ids), request.scored), abs=1e-4)
+
+
+def test_models_share_where_they_keep_keys_and_values_alone():
+    model = family("llama")
+    assert can_share(model)
+    model._is_stateful = True
+    assert not can_share(model)
+    for forward in (lambda input_ids, cache=None: None, lambda input_ids, position_ids=None: None):
+        assert not can_share(SimpleNamespace(forward=forward))
+
+
+def test_what_is_asked_of_a_model_without_positions_is_continued_by_length(monkeypatch):
+    model, seen = served(family("bloom")), []
+    continued = model._continued
+    monkeypatch.setattr(model, "_continued", lambda b, s: seen.append([len(ids) for ids in b]) or continued(b, s))
+    model.generate([text(*drawn(n, n)) for n in (3, 5, 3)], Sampling(max_new_tokens=2))
+    assert seen == [[3, 3], [5]]

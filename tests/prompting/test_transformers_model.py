@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -6,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prompting.families import family, looped, numbers
 from rankwise.models import load_tokenizer
-from rankwise.prompting.continuations import Drawn
+from rankwise.prompting import transformers_model
+from rankwise.prompting.continuations import Drawn, padding
 from rankwise.prompting.language_model import Sampling
 from rankwise.prompting.transformers_model import TransformersModel
 from small_models import randomise
@@ -245,3 +248,177 @@ def test_adapters_are_scored_as_they_are_and_virtual_tokens_refused():
     virtual = get_peft_model(small_llama(99), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(ValueError, match="tokens of its own"):
         TransformersModel(virtual, numbers())
+
+
+def test_settings_are_these_where_none_are_given():
+    model = TransformersModel(small_llama(99), numbers())
+    assert (model.batch_size, model.batch_tokens, model.share_prefixes) == (32, 16_384, True)
+    assert (model.name, model.context) == ("model", 128)
+    model.model.config.name_or_path = "mine"
+    assert TransformersModel(model.model, numbers()).name == "mine"
+    told = TransformersModel(model.model, numbers(), batch_size=3, batch_tokens=50, share_prefixes=False)
+    assert (told.batch_size, told.batch_tokens, told.share_prefixes) == (3, 50, False)
+    loaded = small_llama(99).train()
+    assert not TransformersModel(loaded, numbers()).model.training
+
+
+def test_a_name_is_read_when_it_is_needed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(transformers_model, "load", lambda *given, **how: seen.append((given, how)) or small_llama(9))
+    model = TransformersModel()
+    assert model.name == "smollm2"
+    assert model.count_tokens("The capital of France") == 4
+    assert model.identity()["tokenizer"] is None
+    assert not seen
+    assert model.model is model.model
+    assert seen == [(("smollm2",), {"task": "causal-lm"})]
+    own = TransformersModel("smollm2", numbers())
+    assert own.count_tokens("5 6 7") == 3
+    assert own.identity()["tokenizer"] is not None
+    assert own.identity()["model"] == model.identity()["model"]
+
+
+def test_results_are_told_as_they_come_and_batches_hold_what_they_may(monkeypatch):
+    model, seen, rows = TransformersModel(small_llama(99), numbers(), batch_size=2), [], []
+    continued = model._continued
+    monkeypatch.setattr(model, "_continued", lambda b, s: rows.append(list(map(len, b))) or continued(b, s))
+    prompts = ["5 6 7 8", "9", "10 11", "12 13 14"]
+    found = model.generate(prompts, Sampling(max_new_tokens=2), on_result=lambda i, g: seen.append((i, g)))
+    assert [i for i, _ in seen] == [1, 2, 3, 0]  # the shortest first
+    assert [g for _, g in sorted(seen, key=lambda p: p[0])] == found
+    assert rows == [[1, 2], [3, 4]]
+    rows.clear()
+    model.batch_tokens = 10  # (3 + 2) twice, (4 + 2) once
+    model.generate(prompts[:1] + prompts[3:] + ["1 2 3"], Sampling(max_new_tokens=2))
+    assert rows == [[3, 3], [4]]
+    seen.clear()
+    scored = model.score(prompts, [[" 5", " 6 7"], [" 8"], [], [" 9"]], on_result=lambda i, s: seen.append((i, s)))
+    assert sorted(i for i, _ in seen) == [0, 1, 3]
+    assert all(s == scored[i] for i, s in seen)
+    assert [len(row) for row in scored] == [2, 1, 0, 1]
+    assert model.score([], []) == model.generate([]) == []
+    assert len(model.generate(["5"])[0].tokens) == 64
+
+
+def test_a_prompt_and_what_follows_may_fill_the_context_to_its_last_token():
+    model = TransformersModel(small_llama(99), numbers())
+    full = " ".join(["5"] * 120)
+    assert len(model.generate([full], Sampling(max_new_tokens=8))[0].tokens) == 8
+    with pytest.raises(ValueError, match="prompt 0 and 9 new tokens have 129 tokens; model takes 128"):
+        model.generate([full], Sampling(max_new_tokens=9))
+    assert len(model.score([full], [[" 6" * 8]])[0][0].logprobs) == 8
+    with pytest.raises(ValueError, match="prompt 0 and its continuation 1 have 129 tokens; model takes 128"):
+        model.score([full], [[" 7", " 6" * 9]])
+    with pytest.raises(ValueError, match="one chat"):
+        model.count_tokens({"role": "user", "content": "5"})
+
+
+def ending(**ends):
+    """A model that says 4, 2 and whatever comes, and a tokenizer: 2 ends a text."""
+    model = small_llama(99)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        for n, p in model.named_parameters():
+            if "norm" in n:
+                p.fill_(1)
+        model.model.embed_tokens.weight[:, 0] = 1e-3  # none is zero
+        for said, following in {3: 4, 4: 2, 2: 7, 7: 7, 5: 6, 6: 8, 8: 9, 9: 9}.items():
+            model.model.embed_tokens.weight[said, said % 32] = 1
+            model.lm_head.weight[following, said % 32] = 1
+    for name, value in ends.items():
+        setattr(model.generation_config, name, value)
+    return TransformersModel(model, numbers())
+
+
+@pytest.mark.parametrize(("ends", "length"), [(2, 2), ([2, 50], 2), ([50, 2], 2), (None, 5), ([], 5), (4, 1)])
+def test_a_text_ends_with_the_token_that_ends_it_however_long_the_others_go_on(ends, length):
+    model = ending(eos_token_id=ends)
+    short, long = model.generate(["3", "5"], Sampling(max_new_tokens=5))
+    assert model.tokenizer.convert_tokens_to_ids(list(short.tokens)) == [4, 2, 7, 7, 7][:length]
+    assert len(short.logprobs) == len(short.top_logprobs) == len(short.special) == length
+    assert short.special == tuple(t == "</s>" for t in short.tokens)
+    assert "</s>" not in short.text
+    assert long.text == "6 8 9 9 9"
+    assert (short.prompt_tokens, long.prompt_tokens) == (1, 1)
+    assert model.model.generation_config.eos_token_id == ends
+    assert model.generate(["3"], Sampling(max_new_tokens=5)) == [short]
+
+
+def test_a_text_is_cut_before_the_first_of_several_stop_strings_and_its_tokens_after_it():
+    model = ending(eos_token_id=None)
+    free = model.generate(["5"], Sampling(max_new_tokens=5))[0]
+    assert free.text == "6 8 9 9 9"
+    for stop, text, n in ((("8",), "6 ", 2), (("9", "8"), "6 ", 2), (("9",), "6 8 ", 3), (("8 9",), "6 ", 3),
+                          (("x",), "6 8 9 9 9", 5)):  # fmt: skip
+        found, other = model.generate(["5", "3"], Sampling(max_new_tokens=5, stop=stop))
+        assert found.text == text
+        assert found.tokens == free.tokens[:n]
+        assert found.logprobs == pytest.approx(free.logprobs[:n])
+        assert other.tokens[0] == "4"
+
+
+def test_draws_are_of_the_row_and_the_seed_alone_and_as_warm_as_is_said():
+    logits = torch.tensor([[3.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 3.0]])
+    inputs = {"input_ids": torch.tensor([[0, 7], [5, 7]]), "attention_mask": torch.tensor([[0, 1], [1, 1]])}
+    alone = {"input_ids": torch.tensor([[7]]), "attention_mask": torch.tensor([[1]])}
+    for temperature in (0.25, 1.0):
+        warm = Sampling(temperature=temperature, seed=4)
+        both, one = Drawn(inputs, warm), Drawn(alone, warm)
+        for _ in range(3):  # what is hidden does not count; every step draws anew
+            first = both(inputs["input_ids"], logits)
+            assert torch.equal(first[:1], one(alone["input_ids"], logits[:1]))
+            assert not torch.equal(first, both(inputs["input_ids"], logits))
+            one(alone["input_ids"], logits[:1])
+    cold = [Drawn(alone, Sampling(temperature=0.05, seed=s))(alone["input_ids"], logits[:1]) for s in range(50)]
+    assert {int(found.argmax()) for found in cold} == {0}
+    other = [Drawn(alone, Sampling(temperature=1.0, seed=s))(alone["input_ids"], logits[:1]) for s in (1, 2)]
+    assert not torch.equal(*other)
+
+
+def test_what_is_padded_with_is_the_tokenizers_own_or_what_ends_a_text():
+    def has(pad, end):
+        return padding(SimpleNamespace(pad_token_id=pad, eos_token_id=end))
+
+    assert (has(5, 7), has(None, 7), has(0, 7), has(None, None), has(None, [3, 4])) == (5, 7, 0, 0, 0)
+
+
+def test_adapters_and_virtual_tokens_are_told_apart_and_named():
+    llama = small_llama(99)
+    first = TransformersModel(llama, numbers()).identity()
+    twice = get_peft_model(small_llama(99), LoraConfig(target_modules=["q_proj"]))
+    twice.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
+    model = TransformersModel(twice, numbers())
+    one = model.identity()
+    twice.set_adapter("other")
+    assert TransformersModel(twice, numbers()).identity() != one != first
+    llama.config._name_or_path = "elsewhere"
+    assert TransformersModel(llama, numbers()).identity() == first  # a name is not what a model is
+
+
+def test_a_model_is_looked_at_again_only_after_it_changed(monkeypatch):
+    llama, seen = small_llama(99), []
+    look = transformers_model.weights_identity
+    monkeypatch.setattr(transformers_model, "weights_identity", lambda m: seen.append(1) or look(m))
+    model = TransformersModel(llama, numbers())
+    assert model.identity() == model.identity()
+    assert len(seen) == 1
+    llama.model.embed_tokens.weight.data = llama.model.embed_tokens.weight.data.clone()
+    model.identity()
+    assert len(seen) == 2
+    with torch.no_grad():
+        llama.model.norm.weight.add_(1)
+    model.identity()
+    assert len(seen) == 3
+
+
+def test_a_slow_tokenizer_is_known_by_its_vocabulary():
+    def slow(**more):
+        return SimpleNamespace(is_fast=False, get_vocab=lambda: {"a": 0, **more.get("vocabulary", {})},
+                               init_kwargs=more.get("settings", {}), special_tokens_map=more.get("special", {}),
+                               chat_template=more.get("template"))  # fmt: skip
+
+    first = transformers_model.tokenizer_identity(slow())
+    assert transformers_model.tokenizer_identity(slow()) == first
+    others = [slow(vocabulary={"b": 1}), slow(settings={"b": 1}), slow(special={"b": 1}), slow(template="b")]
+    assert len({transformers_model.tokenizer_identity(o) for o in others} | {first}) == 5

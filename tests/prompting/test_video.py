@@ -125,7 +125,9 @@ class FramesProcessor:
     def apply_chat_template(self, turns, **options):
         return self.tokenizer.apply_chat_template(turns, chat_template=TEMPLATE, **options)
 
-    def __call__(self, text, images, return_tensors):
+    def __call__(self, text, return_tensors, images=None):
+        if images is None:
+            return dict(self.tokenizer(text, return_tensors=return_tensors))
         found = self.pixels(images=images, return_tensors=return_tensors)
         parts = text[0].split("<image>")
         counts = (found["image_grid_thw"].prod(1) // self.pixels.merge_size**2).tolist()
@@ -256,3 +258,136 @@ def test_a_file_written_anew_is_read_anew_and_prompts_that_do_not_fit_are_named(
         model.generate([chat(path)], Sampling(max_new_tokens=3000))
     with pytest.raises(ValueError, match="one chat was given"):
         model.generate(chat(path))
+
+
+@pytest.mark.parametrize(
+    ("fps", "most", "expected"),
+    [
+        (1.0, 16, [0, 2, 3]),
+        (2.0, 16, [0, 1, 2, 3]),
+        (2.0, 5, [0, 1, 2, 3]),  # at 0, ½, 1, 1½ and 2 seconds: none is too much
+        (2.0, 4, [0, 1, 2, 4]),  # else 4 of the whole, at 0, .73, 1.47 and 2.2
+        (1.0, 1, [0]),
+        (0.4, 16, [0]),
+        (100.0, 16, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_frames_are_those_on_screen_and_spread_where_there_are_more(fps, most, expected):
+    times = np.array([0.0, 0.4, 1.0, 1.5, 2.2])
+    assert sampled(times, fps, most).tolist() == expected
+
+
+def test_a_moment_that_is_a_frames_own_shows_that_frame_and_a_video_that_ends_there_counts_it():
+    times = np.arange(4) / 3 * 3  # 0, 1, 2, 3 but for rounding
+    assert sampled(times, 1.0, 16).tolist() == [0, 1, 2, 3]
+    assert sampled(np.array([0.0, 0.1, 0.2, 0.30000000000000004]), 10.0, 16).tolist() == [0, 1, 2, 3]
+    assert sampled(np.array([0.0, -0.0]), 1.0, 16).tolist() == [1]
+
+
+def test_settings_are_these_where_none_are_given(model, tmp_path):
+    found = VideoModel(model.model, model.processor)
+    assert (found.fps, found.query, found.example) == (1.0, (32, 384), (16, 224))
+    assert found._frames.cache_info().maxsize == 256
+    assert found.as_images == (getattr(model.processor, "video_processor", None) is None)
+    assert VideoModel(model.model, model.processor, as_images=False).as_images is False
+    assert found.context == 2048
+    assert found.name == "model"
+    video = write(tmp_path / "v.mp4", range(0, 240, 6), fps=1)  # 40 seconds
+    one = read_frames(video)
+    assert one.images.shape == (16, 64, 128, 3)
+    assert found.inputs([{"role": "user", "content": shown(video)}])["attention_mask"].shape[0] == 1
+    seen = []
+    found._part({"type": "video", "path": str(video)}, found.query, seen)
+    found._part({"type": "video", "path": str(video)}, found.example, seen)
+    assert [len(f.images) for f in seen] == [32, 16]
+    assert not found.model.training
+
+
+@pytest.mark.parametrize(("side", "size"), [(224, (64, 128)), (90, (63, 127)), (45, (31, 63)), (1, (1, 1))])
+def test_a_frame_has_at_most_side_squared_pixels_and_is_never_made_larger(tmp_path, side, size):
+    found = read_frames(write(tmp_path / "v.mp4", [10, 20]), side=side)
+    assert found.images.shape == (1, *size, 3)
+    assert size[0] * size[1] <= max(side**2, 1)
+
+
+def test_times_begin_with_the_first_frame_and_a_video_lasts_till_its_last_one_is_gone(tmp_path):
+    found = read_frames(write(tmp_path / "v.mp4", [10, 60, 110], times=[30, 32, 45]), fps=10)
+    np.testing.assert_allclose(found.seconds, [0, 0.2, 1.5], atol=1e-6)
+    np.testing.assert_allclose(levels(found), [10, 60, 110], atol=3)
+    assert found.duration == pytest.approx(1.5 + 0.75)
+    assert read_frames(write(tmp_path / "one.mp4", [50])).duration == 0
+    for options in ({"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"most": 0}, {"side": 0}):
+        with pytest.raises(ValueError, match="all must be positive"):
+            read_frames(tmp_path / "v.mp4", **options)
+    assert len(read_frames(tmp_path / "v.mp4", fps=10, most=1, side=1).images) == 1
+
+
+def test_what_is_no_video_in_a_message_is_left_as_it_is(model, tmp_path):
+    seen = []
+    part = {"type": "text", "text": "What?"}
+    assert model._part(part, (1, 28), seen) == [part]
+    assert seen == []
+    with pytest.raises(ValueError, match="no such video"):
+        model._part({"type": "video", "path": str(tmp_path / "none.mp4")}, (1, 28), seen)
+    plain = model.inputs("What?")
+    assert set(plain) <= {"input_ids", "attention_mask", "mm_token_type_ids"}
+    assert torch.equal(plain["input_ids"], model.inputs([{"role": "user", "content": "What?"}])["input_ids"])
+
+
+def test_an_answer_may_fill_the_context_to_its_last_token_and_is_told_as_it_comes(model, tmp_path):
+    path, told = write(tmp_path / "v.mp4", [10] * 10), []
+    n = model.count_tokens(chat(path))
+    context, model.context = model.context, n + 2
+    try:
+        found = model.generate([chat(path)] * 2, Sampling(max_new_tokens=2), on_result=lambda i, g: told.append((i, g)))
+        assert told == list(enumerate(found))
+        with pytest.raises(ValueError, match=f"prompt 0 and 3 new tokens have {n + 3} tokens; model takes {n + 2}"):
+            model.generate([chat(path)], Sampling(max_new_tokens=3))
+        model.context = None
+        assert len(model.generate([chat(path)])[0].tokens) <= 64
+    finally:
+        model.context = context
+
+
+def test_every_setting_of_frames_makes_another_model(model, monkeypatch):
+    for name in ("weights_identity", "tokenizer_identity"):
+        monkeypatch.setattr(f"rankwise.prompting.video.{name}", lambda given: "the same")
+    options = {"fps": 1.0, "query": (3, 112), "example": (2, 28), "as_images": True}
+    made = [options, *({**options, **o} for o in ({"fps": 2.0}, {"query": (3, 113)}, {"example": (3, 28)},
+                                                  {"example": (2, 29)}, {"as_images": False}))]  # fmt: skip
+    identities = [str(VideoModel(model.model, model.processor, **o).identity()) for o in made]
+    assert len(set(identities)) == 6
+    assert model.identity()["frames"] == [1.0, 3, 112, 2, 28, True]
+
+
+def test_a_video_with_sound_shows_its_frames(tmp_path):
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        sound, stream = container.add_stream("aac", rate=16000), container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
+        for i in range(40):
+            noise = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.float32), format="fltp", layout="mono")
+            noise.sample_rate = 16000
+            frame = av.VideoFrame.from_ndarray(np.full((64, 128, 3), 6 * i, np.uint8), format="rgb24")
+            container.mux([*sound.encode(noise), *stream.encode(frame)])
+        container.mux([*sound.encode(None), *stream.encode(None)])
+    found = read_frames(tmp_path / "v.mp4")
+    np.testing.assert_allclose(found.seconds, [0, 1, 2, 3], atol=1e-6)
+    np.testing.assert_allclose(levels(found), [0, 60, 120, 180], atol=4)
+
+
+def test_a_model_and_its_processor_are_read_by_name(monkeypatch):
+    llava, processor = small_llava()
+    seen = []
+
+    def pretrained(kind, name):
+        seen.append((kind.__name__, name))
+        return processor if "Processor" in kind.__name__ else llava
+
+    monkeypatch.setattr("rankwise.prompting.video.pretrained", pretrained)
+    monkeypatch.setattr("rankwise.prompting.video.model_fingerprint", lambda name: f"content of {name}")
+    model = VideoModel("a/name", fps=2.0)
+    assert seen == [("AutoModelForImageTextToText", "a/name"), ("AutoProcessor", "a/name")]
+    assert (model.model, model.processor, model.name) == (llava, processor, "a/name")
+    assert model.identity() == {
+        "model": "content of a/name", "processor": None, "frames": [2.0, 32, 384, 16, 224, True],
+    }  # fmt: skip

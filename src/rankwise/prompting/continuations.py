@@ -19,6 +19,8 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TopPLogitsWarper,
 )
 
@@ -44,7 +46,8 @@ def continuations(
         How many tokens are written, and how they are drawn.
     """
     drawn = LogitsProcessorList([Drawn(inputs, sampling)] if sampling.temperature > 0 else [])
-    stopping = {"stop_strings": list(sampling.stop), "tokenizer": tokenizer} if sampling.stop else {}
+    start = inputs["input_ids"].shape[1]
+    stopping = StoppingCriteriaList([Stopping(start, sampling.stop, tokenizer)] if sampling.stop else [])
     with _plain_settings(model, padding(tokenizer)) as ends:
         generate: Any = model.generate
         found = generate(
@@ -54,9 +57,9 @@ def continuations(
             logits_processor=drawn,
             return_dict_in_generate=True,
             output_logits=True,
-            **stopping,
+            stopping_criteria=stopping,
         )
-    new = found.sequences[:, inputs["input_ids"].shape[1] :]
+    new = found.sequences[:, start:]
     logp = [step.float().log_softmax(-1) for step in found.logits]
     top = torch.stack([step.amax(-1) for step in logp], 1)
     chosen = torch.stack([step.gather(1, new[:, t, None])[:, 0] for t, step in enumerate(logp)], 1)
@@ -99,6 +102,17 @@ class Drawn(LogitsProcessor):
         kept = self.nucleus(input_ids, scores.float() / self.temperature)  # type: ignore[arg-type]
         waits = [torch.empty(kept.shape[1]).exponential_(generator=g) for g in self.generators]
         return kept - torch.stack(waits).log().to(kept.device)
+
+
+class Stopping(StoppingCriteria):
+    """A row has ended when a stop string stands in what was written, whatever the tokenizer is like."""
+
+    def __init__(self, start: int, stop: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.start, self.stop, self.tokenizer = start, stop, tokenizer
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
+        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
+        return torch.tensor([any(s in text for s in self.stop) for text in texts], device=input_ids.device)
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -282,7 +282,7 @@ def lore(
         distance = torch.cdist(X, X)
         rows, columns = torch.triu_indices(X.shape[-2], X.shape[-2], 1)
         upper = distance[..., rows, columns]
-        width = upper.median(-1).values.clamp(min=torch.finfo(X.dtype).tiny)[..., None, None]
+        width = upper.median(-1).values.clamp(min=1e-150)[..., None, None]  # its square is no zero
         G = torch.exp(-(distance**2) / (2 * width**2))
     else:
         raise unknown("method", method, METHODS[:2])

@@ -95,7 +95,7 @@ class EquilibriumRanker:
     refine : int
         Rounds of damped best responses after the dynamics; 0 is the paper's. The dynamics forget their start only as
         1 / t: at 5,000 iterations a gap of 1e-3 to 1e-2 is left, which 200 rounds bring below 1e-6, at times with
-        another winner.
+        another winner. Both λ have to be above 0.
 
     Examples
     --------
@@ -126,6 +126,8 @@ class EquilibriumRanker:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
         if self.normalise not in NORMALISATIONS:
             raise unknown("normalise", self.normalise, NORMALISATIONS)
+        if self.refine and not min(self.lambda_g, self.lambda_d) > 0:
+            raise ValueError(f"refine={self.refine} needs lambda_g and lambda_d above 0: best responses jump at 0")
 
     @torch.no_grad()
     def rank(self, generator_logp: Tensor, discriminator_logp: Tensor, mask: Tensor | None = None) -> Ranking:
@@ -160,7 +162,7 @@ class EquilibriumRanker:
                 gap = self.gap(G, D, log_g, log_d, mask)
                 if self.tol > 0 and bool((gap < self.tol).all()):
                     break
-        if self.refine and min(self.lambda_g, self.lambda_d) > 0:
+        if self.refine:
             for _ in range(self.refine):
                 answer_g = _step(D.mT / 2, anchor_g, self.lambda_g, float("inf"), 1, log_g, dim=2)
                 answer_d = _step(G.mT / 2, anchor_d, self.lambda_d, float("inf"), 1, log_d, dim=2)

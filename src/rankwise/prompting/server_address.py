@@ -89,7 +89,7 @@ def address(base_url: str, *, api_key: str | None = None, key_variable: str | No
     except (httpx.InvalidURL, TypeError) as error:
         raise ValueError(f"base_url is no address: {error}") from error
     bare = url.copy_with(userinfo=None)
-    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (80 if url.port is None else url.port) < 65536:
         raise ValueError(f"base_url={str(bare)!r} is no http:// or https:// address")
     if url.query or url.fragment:
         raise ValueError(
