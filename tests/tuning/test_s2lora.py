@@ -357,6 +357,32 @@ def test_a_shared_product_is_never_older_than_the_factors():
             assert torch.equal(one, other)
 
 
+def test_products_stay_within_a_checkpoint_and_its_repetition():
+    """All layers read an encoder's states, and so does the next step; a checkpoint is repeated without the others."""
+
+    def trained(**options):
+        readers = config(task_type="SEQ_2_SEQ_LM", target_modules=r".*EncDecAttention\.[kv]")
+        adapted = randomise(get_peft_model(t5(), readers)).train()
+        if options:
+            adapted.base_model.model.gradient_checkpointing_enable(**options)
+        ids = torch.ones(2, 5, dtype=torch.long)
+        states = adapted.get_encoder().eval()(input_ids=ids).last_hidden_state.detach().requires_grad_()
+        optimizer, losses = torch.optim.SGD(adapted.parameters(), lr=1.0), []
+        for _ in range(3):
+            loss = adapted(encoder_outputs=(states,), labels=ids).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    expected = trained()
+    assert len(set(expected)) == 3
+    for reentrant in (False, True):
+        kwargs = {"use_reentrant": reentrant}
+        assert trained(gradient_checkpointing_kwargs=kwargs) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_layer_called_by_itself_sees_the_factors_as_they_are(model):
     adapted = randomise(get_peft_model(model, config(target_modules=["query", "key"])))
     attention, x = adapted.base_model.model.bert.encoder.layer[0].attention.self, torch.randn(2, 3, 16)

@@ -2,7 +2,7 @@
 
 The query, key and value of a block read the same input with the same Q: their three products become one. A product is
 kept only while a forward pass of the model runs (or a backward pass that repeats one), so that it is never older than
-the factors.
+the factors, and only for the region of a checkpoint that computed it, which is repeated without the others.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class SharedProduct:
         if not fixed or torch.compiler.is_compiling() or not (self.running or repeating):
             return F.linear(layer._cast_input_dtype(dropout(x), Q.dtype), Q)
         key, grad = (adapter, layer.pair[adapter]), torch.is_grad_enabled()
-        version = 0 if x.is_inference() else x._version
+        version, region = 0 if x.is_inference() else x._version, _region()
         known = self.last.get(key)
-        if known is not None and known[0] is x and known[1:3] == (version, grad):
-            return known[3]
+        if known is not None and known[0] is x and known[1:4] == (version, grad, region):
+            return known[4]
         h = F.linear(layer._cast_input_dtype(x, Q.dtype), Q)
-        self.last[key] = (x, version, grad, h)
+        self.last[key] = (x, version, grad, region, h)
         return h
 
     def release(self) -> None:
@@ -81,3 +81,9 @@ class SharedProduct:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"last": {}, "running": False}  # products hold graphs, which are not copied
+
+
+def _region() -> object:
+    """What packs the tensors that are saved here: another one in every checkpoint and in every repetition of it."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
+    return None if hooks is None else hooks[0]
