@@ -27,7 +27,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -111,16 +111,16 @@ class EvaConfig(LoraConfig):
     24
     """
 
-    r: int = field(default=16, metadata={"help": "average rank"})
-    rho: float = field(default=2.0, metadata={"help": "most a layer may take, in shares"})
-    tau: float = field(default=0.99, metadata={"help": "captured energy at which reading stops"})
-    max_batches: int = field(default=32, metadata={"help": "most batches read"})
-    center: bool = field(default=True, metadata={"help": "subtract the mean"})
-    whiten: bool = field(default=False, metadata={"help": "divide by the root of the singular value"})
-    adjust_scaling_factors: bool = field(default=True, metadata={"help": "keep alpha / r the same"})
-    use_label_mask: bool = field(default=True, metadata={"help": "drop masked labels"})
-    label_mask_value: int = field(default=-100, metadata={"help": "the masked label"})
-    directions: str = field(default="top", metadata={"help": "top, bottom or random"})
+    r: int = 16
+    rho: float = 2.0
+    tau: float = 0.99
+    max_batches: int = 32
+    center: bool = True
+    whiten: bool = False
+    adjust_scaling_factors: bool = True
+    use_label_mask: bool = True
+    label_mask_value: int = -100
+    directions: str = "top"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +132,7 @@ class EvaConfig(LoraConfig):
             raise ValueError(f"max_batches={self.max_batches}; at least 1 is needed")
         if self.directions not in ("top", "bottom", "random"):
             raise unknown("directions", self.directions, ("top", "bottom", "random"))
-        if self.init_lora_weights not in (True, "eva"):
+        if self.init_lora_weights is not True:
             raise ValueError(f"init_lora_weights={self.init_lora_weights!r}: EVA is a start of its own; leave it out")
         for name, reason in CONTRADICTED.items():
             if getattr(self, name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -42,12 +42,12 @@ class TargetedConfig(PeftConfig):
     ValueError: layers_pattern='layer' has no effect on target_modules='all-linear'; name the layers in a list
     """
 
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "layers to adapt"})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "layers to leave"})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules to train and save"})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indices"})
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the layer list"})
-    init_weights: bool = field(default=True, metadata={"help": "start at the base model"})
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    init_weights: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

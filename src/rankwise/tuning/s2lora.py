@@ -97,20 +97,19 @@ class S2LoraConfig(TargetedConfig):
     560
     """
 
-    r: int = field(default=32, metadata={"help": "rank of the shared factors"})
-    lora_alpha: float | None = field(default=None, metadata={"help": "scale numerator; r by default"})
-    sparsity: float = field(default=0.2, metadata={"help": "strength of the L1 term"})
-    l1: str = field(default="proximal", metadata={"help": "proximal or penalty"})
-    orthogonality: float = field(default=0.1, metadata={"help": "strength of the orthogonality term"})
-    lambda_lr_scale: float = field(default=10.0, metadata={"help": "learning rate of the coefficients"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the factors' input"})
-    share: str = field(default="shape", metadata={"help": "shape, max, role or none"})
-    train_shared: bool = field(default=True, metadata={"help": "train P and Q, or leave them random"})
-    bias: str = field(default="none", metadata={"help": "none, all or s2lora_only"})
-    pair_ranks: dict[str, int] = field(default_factory=dict, metadata={"help": "rank of single pairs by key"})
-    lambda_modules: dict[str, list[str]] | None = field(
-        default=None, metadata={"help": "matrices of each pair, the order of the saved coefficients; set when injected"}
-    )
+    r: int = 32
+    lora_alpha: float | None = None
+    sparsity: float = 0.2
+    l1: str = "proximal"
+    orthogonality: float = 0.1
+    lambda_lr_scale: float = 10.0
+    dropout: float = 0.0
+    share: str = "shape"
+    train_shared: bool = True
+    bias: str = "none"
+    pair_ranks: dict[str, int] = field(default_factory=dict)
+    # the matrices of each pair, in the order of the saved coefficients: written when the layers are put in
+    lambda_modules: dict[str, list[str]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
