@@ -21,8 +21,9 @@ from torch import Tensor, nn
 def gather_in_place(model: nn.Module) -> Callable[[], None]:
     """Do so from now on, if the model ties ``nn.Embedding`` and a bias-free ``nn.Linear``; returns what undoes it."""
     linears = [m for m in model.modules() if type(m) is nn.Linear and m.bias is None]
-    # exactly these types: a subclass may do more in its forward
-    pairs = [(e, h) for e in model.modules() if type(e) is nn.Embedding for h in linears if h.weight is e.weight]
+    # exactly these types: a subclass may do more in its forward; torch has no sparse gradient divided by frequency
+    tables = [m for m in model.modules() if type(m) is nn.Embedding and not m.scale_grad_by_freq]
+    pairs = [(e, h) for e in tables for h in linears if h.weight is e.weight]
     if len(pairs) != 1:
         return lambda: None
     embedding, head = pairs[0]
@@ -43,7 +44,7 @@ class _SparseEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         if not _gathers(self.weight):
             return super().forward(input)
-        options = self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq
+        options = self.padding_idx, self.max_norm, self.norm_type
         return F.embedding(input, self.weight, *options, sparse=True)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
