@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 import threading
 import time
@@ -217,6 +218,17 @@ def test_settings_are_those_of_pip_and_a_variable_wins(monkeypatch, tmp_path):
     assert found["timeout"] == "4"
     monkeypatch.setattr("sys.executable", "/bin/false")  # no pip here
     assert pip_settings()["index-url"] == "https://d/simple"
+
+
+def test_a_pip_that_does_not_answer_is_one_error_and_holds_nobody_up(monkeypatch):
+    def asleep(command, *, timeout, **options):
+        assert timeout <= 60
+        assert options["stdin"] == subprocess.DEVNULL  # so that it cannot ask either
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr("rankwise.package_index.subprocess.run", asleep)
+    with pytest.raises(OSError, match="gives no answer within 60 seconds"):
+        pip_settings()
 
 
 def test_a_shown_address_has_no_password():

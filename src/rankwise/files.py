@@ -13,11 +13,13 @@ locked while it is being written, by a lock of the system that ends with the pro
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,7 +74,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     handle = _lock(draft, wait=True)
     try:
         os.ftruncate(handle, 0)  # what a killed command left
-        yield draft
+        with _disk_errors():
+            yield draft
         os.fsync(handle)
         os.replace(draft, target)
     except BaseException:
@@ -154,7 +157,8 @@ def whole_folder(path: Path, *, made_by: str, inputs: Iterable[Path | str] = (),
     with _held_draft(target, path) as draft:
         _empty(draft)
         try:
-            yield draft
+            with _disk_errors():
+                yield draft
             _publish(draft, target, made_by, told)
         except BaseException:
             _remove(draft, last=DRAFT)
@@ -183,7 +187,8 @@ def drafted(path: Path, *, made_by: str, told: object, inputs: Iterable[Path | s
             _empty(draft)
             mark.write_text(key, encoding="utf-8")
         try:
-            yield draft
+            with _disk_errors():
+                yield draft
             _publish(draft, target, made_by, told)
         except (OSError, MemoryError):
             raise
@@ -229,7 +234,8 @@ def claimed(path: Path, *, made_by: str, told: dict[str, Any]) -> Iterator[Path]
         else:
             text = json.dumps({"made_by": made_by, "told": told}, indent=1)
             os.pwrite(handle, text.encode(), 0)  # in place: the lock is on this file
-        yield target
+        with _disk_errors():
+            yield target
     finally:
         os.close(handle)
 
@@ -263,7 +269,8 @@ def amended(folder: Path) -> Iterator[Path]:
         _empty(draft)
         try:
             _link_all(target, draft)
-            yield draft
+            with _disk_errors():
+                yield draft
             _publish(draft, target, marker["made_by"], marker.get("told"))
         except BaseException:
             _remove(draft, last=DRAFT)
@@ -507,6 +514,22 @@ def _remove(folder: Path, *, last: str) -> None:
         _empty(folder, but=last)
         (folder / last).unlink(missing_ok=True)
         folder.rmdir()
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """What the system refused is an `OSError`, also where a library underneath writes in Rust or C++."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if found := re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error)):
+            number = int(found[1] or found[2])
+            raise OSError(number, os.strerror(number)) from error
+        if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch keeps no number
+            raise OSError(errno.EIO, "a checkpoint cannot be written; is the disk full?") from error
+        raise
 
 
 def _finite(value: object) -> object:

@@ -38,6 +38,12 @@ UNFOLDS_TO = 64_000_000, 100  # a compressed file: so many bytes, or so many tim
 _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
 
 
+def check_regular(path: Path) -> None:
+    """``ValueError`` where there is no file, or a folder, a device or a pipe, which would be read for ever."""
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}" if not path.exists() else f"{path} is no regular file")
+
+
 def opened(path: Path) -> io.BufferedReader:
     """A file's bytes to read; one named .gz, .bz2, .xz or .zst is decompressed, up to the bound in `UNFOLDS_TO`.
 
@@ -46,7 +52,7 @@ def opened(path: Path) -> io.BufferedReader:
     ValueError
         No such file, no regular file; while reading: broken, or unfolding beyond the bound.
     """
-    _check_file(path)
+    check_regular(path)
     return io.BufferedReader(_Unfolded(path)) if path.suffix.lower() in COMPRESSED else path.open("rb")
 
 
@@ -158,7 +164,7 @@ def read_tensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
     ValueError
         No such file, or one that is cut short or of another kind.
     """
-    with _safetensors(path, device) as opened:
+    with tensor_file(path, device) as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
@@ -170,15 +176,22 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     ValueError
         As `read_tensors`.
     """
-    with _safetensors(path, "cpu") as opened:
+    with tensor_file(path) as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
 
 @contextmanager
-def _safetensors(path: Path, device: str) -> Iterator[Any]:
+def tensor_file(path: Path, device: str = "cpu") -> Iterator[Any]:
+    """A safetensors file opened by `safetensors.safe_open`.
+
+    Raises
+    ------
+    ValueError
+        As `read_tensors`.
+    """
     from safetensors import SafetensorError, safe_open
 
-    _check_file(path)
+    check_regular(path)
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
     if length > MOST_HEADER:
@@ -270,11 +283,6 @@ def _decompressing(path: Path) -> Any:
     except ImportError as error:
         raise ImportError("reading .zst needs: pip install 'rankwise[data]'") from error
     return CompressedInputStream(str(path), "zstd")
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}" if not path.exists() else f"{path} is no regular file")
 
 
 def _bytes(path: Path, most: int) -> bytes:

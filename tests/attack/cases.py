@@ -96,8 +96,8 @@ def _server() -> object:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     asked = ["answer", "--model", "m", "--server", url, "--question", "a good film ?"]
-    style = ["--style", "text", "--choices", "yes", "--choices", "no"] if Path("choices").exists() else []
-    return children.rankwise(*asked, *style)()
+    choices = ["--choices", "yes", "--choices", "no"] if Path("choices").exists() else []
+    return children.rankwise(*asked, "--style", "text", *choices)()
 
 
 def _reply(asked: dict) -> dict:

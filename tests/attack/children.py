@@ -85,9 +85,11 @@ def in_child(
 ):
     """Fork; the child calls ``work(tell)``; each told message is yielded as it comes.
 
-    A child that says nothing for ``seconds`` is killed (last message: hang), one that dies says so (crash). With
+    A child that says nothing for ``seconds`` (more, the busier the machine is) is killed (last message: hang), one that
+    dies says so (crash). With
     ``kill_after`` it is killed after so many seconds, without a word.
     """
+    seconds *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1) - 1)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -212,7 +212,8 @@ def gguf(folder: Path) -> Path:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    words = [w for w, _ in sorted(tokenizer().get_vocab().items(), key=lambda item: item[1])][:50]
+    words = [w for w, _ in sorted(tokenizer().get_vocab().items(), key=lambda item: item[1])][:47]
+    words += ["a", "b", "ab"]
     writer.add_token_list(words)
     writer.add_token_scores([0.0] * len(words))
     writer.add_token_types([1] * len(words))

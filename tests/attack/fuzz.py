@@ -100,7 +100,7 @@ def fuzz(
     imports()
     with tempfile.TemporaryDirectory(prefix="rankwise-fuzz-") as made:
         root = Path(made)
-        failed = build(root)
+        failed = build(root, only={CASES[k].folder for k in names})
         for name, why in failed.items():
             print(f"no folder '{name}': {why}", flush=True)
         names = [k for k in names if CASES[k].folder not in failed]

@@ -131,11 +131,11 @@ def content(path: Path) -> object:
 
 
 def _lasting(value: object) -> object:
-    """A tree without what passes; of a list of files the names stay."""
+    """A tree without what passes; of a marker the command and the names of files, since inputs have other inodes."""
     if isinstance(value, dict):
         kept = {k: _lasting(v) for k, v in value.items() if not PASSING.search(k)}
         if isinstance(value.get("files"), dict) and "made_by" in value:
-            kept["files"] = sorted(value["files"])
+            kept = {"made_by": value["made_by"], "files": sorted(value["files"])}
         return kept
     return [_lasting(v) for v in value] if isinstance(value, list) else value
 

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,22 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_unbroken_one(name, stop_at, 
     assert result.validation_curve == expected.validation_curve
     for (n, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(a, b), n
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_that_was_put_into_a_checkpoint_never_runs(name, tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(CONFIGS["lora"](), tmp_path / "broken", stop_at=3)
+    checkpoint = Path(str(last_checkpoint(tmp_path / "broken/checkpoints")))
+    assert (checkpoint / name).is_file()
+    torch.save(Planted(), checkpoint / name)
+    with pytest.raises(ValueError, match=rf"{checkpoint.name}.* cannot be read"):
+        run(CONFIGS["lora"](), tmp_path / "broken")
+    assert not (tmp_path / "ran").exists()
 
 
 def whole_model(name, folder, *, stop_at=None):

@@ -1,7 +1,9 @@
 """What a model folder may claim: compared with its weights before anything is built; never any code of its own."""
 
 import json
+import shutil
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from typer.testing import CliRunner
 
 from attack import folders
 from rankwise.cli.main import app
-from rankwise.models import load, load_tokenizer
-from rankwise.models.loading import pretrained
+from rankwise.models import load, load_tokenizer, model_fingerprint
+from rankwise.models.embedding import TextEncoder
+from rankwise.models.loading import _dequantised, pretrained
+from rankwise.models.names import check_own_files
 from small_models import bert, gpt2, llama, whisper
 
 
@@ -170,6 +174,10 @@ def commands(folder):
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder), "target_modules": ["q_proj"], "r": 2})
     )
     save_file({"x": torch.ones(1)}, adapter / "adapter_model.safetensors")
+    trained = shutil.copytree(adapter, folder.parent / f"{folder.name}-trained", dirs_exist_ok=True)
+    about = {"task": "classification", "method": "lora", "base": str(folder), "labels": ["a", "b"]}
+    about["base_content"] = model_fingerprint(str(folder), weights_only=True)
+    (trained / "rankwise.json").write_text(json.dumps(about))
     out = folder.parent / f"{folder.name}-out"
     recipe = folder.parent / f"{folder.name}.yaml"
     recipe.write_text(
@@ -183,12 +191,15 @@ def commands(folder):
         "compress": ["compress", "--model", folder, "--data", texts, "--ratio", "0.5", "--out", out],
         "compare": ["compare", texts, texts, "--model", folder],
         "export": ["export", adapter, "--out", out],
+        "predict": ["predict", trained, "--model", folder, "--text", "a"],
         "adapt": ["adapt", "--model", folder, "--data", texts, "--steps", "1", "--out", out],
         "merge": ["merge", recipe, "--out", out],
     }
 
 
-@pytest.mark.parametrize("command", ["inspect", "answer", "select", "compress", "compare", "export", "adapt", "merge"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "answer", "select", "compress", "compare", "export", "predict", "adapt", "merge"]
+)
 def test_code_beside_a_model_never_runs_whatever_is_piped_in(planted, command):
     folder = planted()
     done = CliRunner().invoke(app, [str(a) for a in commands(folder)[command]], input="y\n" * 20)
@@ -218,3 +229,59 @@ def test_whatever_a_library_says_is_one_error_that_names_the_folder(changed):
         folder = changed({"hidden_size": value, "num_attention_heads": "many"})
         with pytest.raises(ValueError, match=str(folder)):
             pretrained(AutoConfig, folder)
+
+
+# what would be written anew
+
+
+COPYING = ["compress", "export lora", "export merged", "export dense", "adapt", "encoder"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_secret.json", "chat_template.jinja", "config.json", "vocab.txt"])
+@pytest.mark.parametrize("command", COPYING)
+def test_a_link_to_outside_of_a_model_is_not_followed_into_what_is_written(changed, tmp_path_factory, command, name):
+    folder, secret = changed({}, "bert"), tmp_path_factory.mktemp("elsewhere") / "secret"
+    secret.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    out = folder.parent / f"{folder.name}-out"
+    if command == "encoder":
+        encoder = TextEncoder(str(folder))
+        with pytest.raises(ValueError, match=rf"{name} is a link to outside of its folder"):
+            encoder.save(out)
+    else:
+        asked = commands(folder)[command.split()[0]]
+        if command == "export dense":
+            asked = ["export", folder, "--to", "dense", "--out", out]
+        elif command.startswith("export"):
+            asked = [*asked, "--to", command.split()[1]]
+        done = CliRunner().invoke(app, [str(a) for a in asked])
+        assert isinstance(done.exception, ValueError)
+        assert f"{name} is a link to outside of its folder" in str(done.exception)
+    assert not out.exists()
+
+
+def test_links_of_weights_and_of_a_hubs_cache_are_followed(whole, tmp_path):
+    snapshot = tmp_path / "models--owner--a" / "snapshots" / "abc"
+    (tmp_path / "models--owner--a" / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for i, path in enumerate(sorted(whole["bert"].iterdir())):
+        (tmp_path / "models--owner--a" / "blobs" / str(i)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{i}")
+    check_own_files(str(snapshot))
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(whole["bert"] / "model.safetensors")
+    check_own_files(str(snapshot))
+
+
+def test_code_beside_a_gguf_file_never_runs_whatever_is_piped_in(tmp_path, monkeypatch):
+    folder = folders.gguf(tmp_path / "smollm2-1")
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    maps = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": [None, "code.Tok"]}
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_text(json.dumps({"model_type": "x", "tokenizer_class": "Tok", "auto_map": maps}))
+    (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    with suppress(ValueError, OSError):
+        _dequantised(folder, "model.gguf")
+    assert not (folder / "ran").exists()

@@ -85,7 +85,7 @@ def test_files_that_are_no_videos_are_named(tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"not a video at all" * 20)
     with pytest.raises(ValueError, match=r"bad\.mp4 cannot be read"):
         read_frames(tmp_path / "bad.mp4")
-    with pytest.raises(ValueError, match="no such video"):
+    with pytest.raises(ValueError, match="no such file"):
         read_frames(tmp_path / "none.mp4")
     with pytest.raises(ValueError, match="no video stream"):
         read_frames(write(tmp_path / "a.mp4", [], audio=True))

@@ -159,7 +159,7 @@ def answer(
     if out is not None:
         write_text(out, _lines_of(found.rows))
     if json_:
-        print(_lines_of(found.rows), end="")
+        print("".join(json.dumps(row, default=str) + "\n" for row in found.rows), end="")
     else:
         for r in found.ranked[:20]:
             console.print(terminal(*answers(r)))

@@ -223,12 +223,15 @@ def predict(
     if not texts and not given:
         raise ValueError("nothing to predict: give --text, --audio or --data, or lines of text on standard input")
     from rankwise.data.tables import write_rows
+    from rankwise.files import check_output
     from rankwise.jobs import predictions
     from rankwise.jobs.adapt.adapters import adapter_folder, check_base
 
     folder = adapter_folder(run, method)
     if out is not None:
         predictions.check_out(out, data=data)
+    if attention is not None:
+        check_output(attention, made_by="predict", inputs=[run])
     rows, asked = predictions.read(folder, data, column=column) if data else ([], texts or audio or [])
     check_base(folder, model)
     from rankwise.jobs import serving
@@ -237,10 +240,12 @@ def predict(
     track = _tracked("recordings" if audio else "texts", quiet=json_)
     found = serving.answers(trained, [str(a) for a in asked], recordings=bool(audio), progress=track)
     if attention is not None:
+        from rankwise.files import whole_folder
         from rankwise.report import plots
 
-        for i, (tokens, weights, title) in enumerate(serving.attention_maps(trained, texts), 1):
-            plots.save(plots.attention(tokens, weights, title=title), attention / f"attention-{i}.png")
+        with whole_folder(attention, made_by="predict", inputs=[run]) as draft:
+            for i, (tokens, weights, title) in enumerate(serving.attention_maps(trained, texts), 1):
+                plots.save(plots.attention(tokens, weights, title=title), draft / f"attention-{i}.png")
     if data is not None:
         found = predictions.joined(rows, found)
     else:
@@ -248,7 +253,7 @@ def predict(
     if out is not None:
         write_rows(out, found)
     if json_:
-        print(json.dumps({"out": str(out), "rows": len(found)} if out else found, ensure_ascii=False))
+        print(json.dumps({"out": str(out), "rows": len(found)} if out else found))
     elif out is not None:
         console.print(f"{out}: {len(found)} rows, {', '.join(list(found[0])[len(rows[0]) :])} added", soft_wrap=True)
     else:

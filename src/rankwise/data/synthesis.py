@@ -35,6 +35,7 @@ from rankwise.nearest import unknown
 from rankwise.reading import read_json
 
 VERSION = 1  # of the recipe below; part of the cache folder's name
+SECONDS = 3600  # for all of a domain; it takes a minute or two
 SHORTEST, LONGEST = 4, 9  # words
 
 
@@ -166,7 +167,10 @@ def _spoken(domain: str, folder: Path) -> None:
     """Fill ``folder``; the synthesiser keeps state between sentences: a fresh process says them in a fixed order."""
     _speaker_available()
     call = f"from rankwise.data.synthesis import synthesise; synthesise({domain!r}, {str(folder)!r})"
-    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
+    try:
+        done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"speech:{domain} is not synthesised within {SECONDS:,} seconds") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise OSError(f"speech could not be synthesised: {reason}")

@@ -21,7 +21,7 @@ from typing import Any
 
 from rankwise.files import whole_file
 from rankwise.nearest import unknown
-from rankwise.reading import COMPRESSED, MOST_LINE, UNFOLDS_TO, decoded, json_lines, opened, read_json
+from rankwise.reading import COMPRESSED, MOST_LINE, UNFOLDS_TO, check_regular, decoded, json_lines, opened, read_json
 
 Row = tuple[int, dict[str, Any]]
 READERS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -208,6 +208,7 @@ def _json_list(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
+    check_regular(path)
     try:
         opened = _pyarrow().parquet.ParquetFile(path)
         _check_header(path, opened.schema_arrow.names)
@@ -219,8 +220,6 @@ def _parquet(path: Path) -> Iterator[Row]:
             for row in batch.to_pylist():
                 index += 1
                 yield index, row
-    except FileNotFoundError as error:
-        raise ValueError(f"no such file: {path}") from error
     except (OSError, _pyarrow().ArrowException) as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from error
 

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rankwise.distributions.quantile_bases import fit_base, predict_base
 from rankwise.distributions.quantile_plain import kept_kind
 from rankwise.files import fingerprint, whole_file
-from rankwise.reading import parse_json
+from rankwise.reading import parse_json, tensor_file
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -102,10 +101,10 @@ def _read(path: Path | None) -> tuple[dict[str, Tensor], list]:
     if path is None or not path.is_file():
         return {}, []
     try:
-        with safe_open(path, framework="pt") as opened:
+        with tensor_file(path) as opened:
             about = parse_json((opened.metadata() or {}).get("about", "[]"), str(path), list)
             return {k: opened.get_tensor(k) for k in opened.keys()}, about  # noqa: SIM118
-    except (SafetensorError, ValueError):
+    except ValueError:
         return {}, []
 
 

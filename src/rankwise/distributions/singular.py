@@ -37,7 +37,7 @@ from rankwise.distributions.seeds import seed_of
 from rankwise.distributions.singular_networks import Ensemble, directions, sliced_wasserstein
 from rankwise.files import whole_file
 from rankwise.nearest import unknown
-from rankwise.reading import parse_json
+from rankwise.reading import parse_json, tensor_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -310,10 +310,8 @@ class SingularGenerativeEstimator(BaseEstimator):
         ValueError
             Not such a file.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="pt") as opened:
+            with tensor_file(Path(path)) as opened:
                 kept = parse_json((opened.metadata() or {})["rankwise"], str(path))
                 tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
             model = cls(**kept["parameters"])
@@ -327,9 +325,7 @@ class SingularGenerativeEstimator(BaseEstimator):
             if len(model.columns_) != len(model.mean_) or len(tensors) != 4 * (len(model.hidden) + 1) + 1:
                 raise ValueError("its tensors are not those of its parameters")
             model.net_ = model._network(tensors)
-        except FileNotFoundError as error:
-            raise ValueError(f"no such file: {path}") from error
-        except (SafetensorError, KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} holds no SingularGenerativeEstimator: {error}") from error
         return model
 

@@ -22,6 +22,7 @@ from rankwise.files import check_output, whole_folder, write_json, write_text
 from rankwise.jobs.tasks import Example, TextTask, batches
 from rankwise.models import load, load_tokenizer
 from rankwise.models.activations import Batch
+from rankwise.models.names import check_own_files
 from rankwise.nearest import unknown
 
 OnPhase = Callable[[str], None]
@@ -135,6 +136,7 @@ def compress_model(
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     check_output(out, made_by="compress", inputs=[model])
+    check_own_files(model)
     chosen = _chosen(data, calibrate)
     tokenizer = load_tokenizer(model)
     task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=max_length)

@@ -24,7 +24,7 @@ from rankwise.distributions.table_cells import READINGS, read_cells, target_of
 from rankwise.distributions.table_columns import Columns
 from rankwise.files import check_output, content_of, drafted, write_json
 from rankwise.nearest import unknown
-from rankwise.reading import read_json
+from rankwise.reading import check_regular, read_json
 
 Array = NDArray[np.float64]
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
@@ -185,6 +185,7 @@ def load_fit(folder: Path) -> Fitted:
         raise ValueError(f"{folder} is broken: its columns are not those of its model")
     try:
         _check_about(about)
+        check_regular(folder / "test.csv")
         test = pd.read_csv(folder / "test.csv", dtype=float)
         observed, q = test[about["target"]].to_numpy(), test[levels].to_numpy()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

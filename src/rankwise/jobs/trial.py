@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
 from rankwise.optim import GaLoreAdamW
+from rankwise.reading import check_regular
 from rankwise.tuning.eva import EvaConfig, initialize
 from rankwise.tuning.s2lora import S2LoraModel
 
@@ -230,10 +231,13 @@ def last_checkpoint(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    whole = [p for p in found if (p / "complete").exists()]
+    whole = [p for p in found if (p / "complete").is_file()]
     for path in found:
         if path not in whole:
             shutil.rmtree(path)
+    for path in whole[-1].rglob("*") if whole else ():
+        if not path.is_dir():
+            check_regular(path)
     return str(whole[-1]) if whole else None
 
 
@@ -271,10 +275,31 @@ class AdapterTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         path = Path(resume_from_checkpoint) / "trainable.safetensors"
-        if not path.exists():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        _restore(self.model, load_file(path))
+        with _named(resume_from_checkpoint):
+            if not path.exists():
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            _restore(self.model, load_file(path))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with _named(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with _named(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+@contextmanager
+def _named(checkpoint: str | None) -> Iterator[None]:
+    """Whatever reading a broken checkpoint ends in is one `ValueError` that names it."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{checkpoint} cannot be read: {said}; delete it, and the run goes on from before") from error
 
 
 def _is_adalora(model: nn.Module) -> bool:

@@ -235,7 +235,7 @@ class ShardWriter:
         free = shutil.disk_usage(folder).free + sum(p.stat().st_blocks * 512 for p in folder.glob("*.safetensors"))
         if self.total > free:  # said now rather than after hours
             raise OSError(errno.ENOSPC, f"{self.total:,} bytes are to be written and {free:,} are free", str(folder))
-        noted = self._journal.read_text(encoding="utf-8").split("\n") if self._journal.exists() else [boot(), ""]
+        noted = self._journal.read_text(encoding="utf-8").split("\n") if self._journal.is_file() else [boot(), ""]
         # what the page cache held is lost with the machine, though not with the process: then all is written anew.
         # A line that a kill cut short has no end.
         self.done = set(noted[1:-1]) if noted[0] == boot() else set()

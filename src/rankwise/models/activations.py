@@ -15,13 +15,12 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.files import whole_folder
 from rankwise.models.passes import Batch, Passes, evaluating
-from rankwise.reading import read_tensors
+from rankwise.reading import read_tensors, tensor_file
 from rankwise.spectral import StreamingSVD
 
 __all__ = ["ActivationSpectra", "Batch", "gather", "input_norms"]
@@ -101,7 +100,7 @@ class ActivationSpectra:
         path = Path(folder) / _STATE
         tensors = read_tensors(path)
         try:
-            with safe_open(path, framework="pt") as opened:
+            with tensor_file(path) as opened:
                 told = json.loads((opened.metadata() or {})["spectra"])
             spectra = cls(told["leader"], {})
             for name in dict.fromkeys(spectra.leader.values()):
@@ -110,7 +109,7 @@ class ActivationSpectra:
                 stream.__dict__.update({k: v for k, v in (told["streams"][name] | own).items() if k in empty})
                 spectra.streams[name] = stream
             spectra.batches = int(told["batches"])
-        except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} does not hold activation spectra ({error}); gather them again") from error
         return spectra
 

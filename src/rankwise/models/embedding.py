@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rankwise.files import content_of, write_json
 from rankwise.models.loading import load, load_tokenizer, resolve
+from rankwise.models.names import check_own_files
 from rankwise.reading import read_json
 
 POOLING = "1_Pooling/config.json"
@@ -64,7 +65,7 @@ class TextEncoder:
     """
 
     def __init__(self, model: str = "minilm", *, max_length: int = 256, batch_size: int = 64) -> None:
-        self.pooling = _pooling(model)
+        self.pooling, self._folder = _pooling(model), model
         self.model, self.tokenizer = load(model, task="base").eval(), load_tokenizer(model)
         self.max_length = min(max_length, self.tokenizer.model_max_length)
         self.batch_size = batch_size
@@ -89,6 +90,7 @@ class TextEncoder:
 
     def save(self, folder: Path) -> None:
         """As a folder that ``TextEncoder(str(folder))`` reads."""
+        check_own_files(self._folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         modes = {"pooling_mode_mean_tokens": self.pooling == "mean", "pooling_mode_cls_token": self.pooling == "cls"}

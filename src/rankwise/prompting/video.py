@@ -21,6 +21,7 @@ from rankwise.models.loading import model_fingerprint, pretrained
 from rankwise.prompting.continuations import continuations
 from rankwise.prompting.language_model import Generation, Message, OnResult, Prompt, Sampling, check_prompts
 from rankwise.prompting.transformers_model import rendered, tokenizer_identity, weights_identity
+from rankwise.reading import check_regular
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int
         from av.error import FFmpegError
     except ImportError as error:
         raise ImportError("videos are read by PyAV: pip install 'rankwise[video]'") from error
+    check_regular(Path(path))
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -115,8 +117,6 @@ def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int
                     kept[frame.pts] = frame.reformat(**size, format="rgb24").to_ndarray()
                 if len(kept) == len(wanted):
                     break
-    except FileNotFoundError as error:
-        raise ValueError(f"no such video: {path}") from error
     except (FFmpegError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
     if not kept:

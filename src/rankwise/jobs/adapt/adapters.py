@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rankwise.files import check_output, write_json
 from rankwise.jobs.adapt.config import WITH_CLASSES
 from rankwise.jobs.adapt.inputs import base_of
-from rankwise.models.names import located, model_fingerprint
+from rankwise.models.names import check_own_files, located, model_fingerprint
 from rankwise.nearest import unknown
-from rankwise.reading import matching, read_json, read_tensors
+from rankwise.reading import matching, read_json, read_tensors, tensor_shapes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,16 +135,14 @@ def check_export(folder: Path, out: Path, *, to: str, model: str | None = None) 
         Nothing in it to export ``to`` that, an output that is not replaced, or another base model.
     """
     check_output(out, made_by=MADE_BY, inputs=[folder, *([model] if model else [])])
+    check_own_files(str(folder))
     if to == "dense":
         located(str(folder))
         return None
     about, has_adapter = read_about(folder), (folder / CONFIG).is_file()
     if not has_adapter and not (to == "merged" and about is not None and (folder / TRAINED).is_file()):
         raise ValueError(_no_adapter(folder))
-    if about is not None:
-        checked_base(folder, about, model)
-    elif model is None:
-        named_base(folder)
+    check_own_files(checked_base(folder, about, model) if about is not None else model or named_base(folder))
     return about
 
 
@@ -275,13 +273,7 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
     ValueError
         A file that is cut short or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as safetensors: {error}. Is the file whole?") from error
+    return tensor_shapes(file)
 
 
 def check_patterns(file: Path, config: dict[str, Any], names: list[str]) -> None:

@@ -15,7 +15,7 @@ from rankwise.data.corpus import BUILT_IN, TEST, VALIDATION
 from rankwise.files import check_claim
 from rankwise.jobs.adapt.config import WITH_CLASSES, AdaptConfig
 from rankwise.jobs.lama import lama_variants
-from rankwise.models.names import BUNDLED, check_model, located, model_fingerprint
+from rankwise.models.names import BUNDLED, check_model, check_own_files, located, model_fingerprint
 
 VERSION = 2  # of what decides a result besides configuration and data: the order of examples, samples, scores
 
@@ -132,6 +132,7 @@ def check_early(config: AdaptConfig, out: Path) -> Inputs | None:
     """
     kinds = {"asr": "asr", "causal-lm": "causal-lm", "text-to-label": "causal-lm"}
     check_model(base_of(config.model), kinds.get(config.task, "classification"))
+    check_own_files(base_of(config.model))
     check_claim(out, made_by="adapt", told=config.model_dump())
     inputs = None if config.task == "asr" else read_inputs(config, chat=partial(chat_of, config.model))
     check_claim(out, made_by="adapt", told=told(config, inputs))

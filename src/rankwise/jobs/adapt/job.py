@@ -45,6 +45,7 @@ from rankwise.jobs.trial import Training, TrialResult, build, describe, set_seed
 from rankwise.ledger import count_parameters
 from rankwise.models import load, load_tokenizer, model_fingerprint, target_modules
 from rankwise.models.loading import quiet_loading
+from rankwise.models.names import check_own_files
 from rankwise.models.whisper import shorten
 from rankwise.reading import read_json
 
@@ -195,6 +196,7 @@ class Job:
     def run(self) -> dict:
         """All trials, then ``results.json``; returns its content."""
         check_claim(self.out, made_by="adapt", told=told(self.config, None))
+        check_own_files(base_of(self.config.model))
         plan, examples = self.plan, self.examples  # everything that can be wrong with the input is said here
         with self._claimed():
             if self.process.is_main_process:

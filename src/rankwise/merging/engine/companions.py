@@ -17,9 +17,10 @@ import yaml
 from rankwise.files import content_of, write_json, write_text
 from rankwise.merging.engine.agreement import restacked
 from rankwise.merging.engine.slices import Stacked
-from rankwise.merging.engine.sources import Source, check_inside, language
+from rankwise.merging.engine.sources import Source, language
 from rankwise.merging.engine.templates import TEMPLATES, most_common
 from rankwise.merging.engine.vocabulary import Vocabulary, tokenizer_of
+from rankwise.models.names import check_inside
 from rankwise.reading import read_json
 
 if TYPE_CHECKING:

@@ -137,20 +137,6 @@ def language(config: dict[str, Any]) -> dict[str, Any]:
     return next((config[k] for k in _LANGUAGE if isinstance(config.get(k), dict)), config)
 
 
-def check_inside(path: Path, folder: Path) -> None:
-    """A file whose content is written lies where it seems to: in the model's folder, or among the hub cache's blobs.
-
-    Raises
-    ------
-    ValueError
-        It is a link to somewhere else.
-    """
-    folder = folder.resolve()
-    allowed = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
-    if not any(path.resolve().is_relative_to(a) for a in allowed):
-        raise ValueError(f"{path} is a link to outside of its folder, and would be copied: put the file itself there")
-
-
 def open_source(reference: str | Mapping[str, Tensor], *, label: str | None = None) -> Source:
     """A model by what names it.
 

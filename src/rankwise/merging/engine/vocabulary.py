@@ -19,7 +19,8 @@ from torch import Tensor
 
 from rankwise.files import content_of, fingerprint
 from rankwise.merging.engine.config import TokenConfig, TokenizerConfig
-from rankwise.merging.engine.sources import Source, check_inside
+from rankwise.merging.engine.sources import Source
+from rankwise.models.names import check_inside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
