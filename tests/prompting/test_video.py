@@ -327,7 +327,7 @@ def test_what_is_no_video_in_a_message_is_left_as_it_is(model, tmp_path):
     part = {"type": "text", "text": "What?"}
     assert model._part(part, (1, 28), seen) == [part]
     assert seen == []
-    with pytest.raises(ValueError, match="no such video"):
+    with pytest.raises(ValueError, match="no such file"):
         model._part({"type": "video", "path": str(tmp_path / "none.mp4")}, (1, 28), seen)
     plain = model.inputs("What?")
     assert set(plain) <= {"input_ids", "attention_mask", "mm_token_type_ids"}
