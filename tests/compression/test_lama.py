@@ -302,13 +302,14 @@ def test_a_transformer_of_any_width_has_a_number_of_heads_that_divides_it(width)
     assert torch.isfinite(model.eval()(torch.randint(1, 50, (2, 5))).logits).all()
 
 
-def test_trainer_divides_the_loss_when_gradients_accumulate(tmp_path):
-    """Two batches of one text accumulate to the gradient of one batch of two."""
+@pytest.mark.parametrize("penalty", [0.0, 5.0])
+def test_trainer_divides_the_loss_when_gradients_accumulate(tmp_path, penalty):
+    """Two batches of one text accumulate to the gradient of one batch of two, the penalty's too."""
     rows = [{"input_ids": torch.tensor([3, 4, 5 + i]), "labels": i % 2} for i in range(2)]
     moved = []
     for size, steps in ((2, 1), (1, 2)):
-        model = classifier(dropout=0.0)
-        before = model.classifier.weight.detach().clone()
+        model = classifier(dropout=0.0, redundancy_penalty=penalty)
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
         arguments = TrainingArguments(
             output_dir=str(tmp_path),
             per_device_train_batch_size=size,
@@ -324,9 +325,10 @@ def test_trainer_divides_the_loss_when_gradients_accumulate(tmp_path):
         )
         sgd = torch.optim.SGD(model.parameters(), 1.0)
         Trainer(model=model, args=arguments, train_dataset=rows, optimizers=(sgd, None)).train()
-        moved.append(model.classifier.weight.detach() - before)
+        moved.append({n: p.detach() - before[n] for n, p in model.named_parameters()})
     torch.testing.assert_close(*moved, rtol=1e-4, atol=1e-6)
-    assert moved[0].abs().sum() > 0
+    for part in ("classifier", "pool") if penalty else ("classifier",):
+        assert max(float(m.abs().max()) for n, m in moved[0].items() if n.startswith(part)) > 1e-3
 
 
 def test_a_frozen_structured_attention_stays_at_its_start_too():

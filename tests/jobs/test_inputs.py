@@ -209,6 +209,10 @@ EARLY_USE = {
     "export: no adapter": (["export", "{tmp}/mine", "--out", "{tmp}/out"], r"holds no adapter_config\.json"),
     "export: a stranger's folder": (["export", "{tmp}/merged", "--out", "{tmp}/mine"], "rankwise did not write"),
     "export: of what": (["export", "{tmp}/merged", "--to", "lor", "--out", "{tmp}/out"], "did you mean lora"),
+    "export: dtype of a LoRA": (
+        ["export", "{tmp}/merged", "--dtype", "bfloat16", "--out", "{tmp}/out"],
+        "--dtype is for --to merged, not lora",
+    ),
     "predict: no run": (["predict", "{tmp}/mine", "--text", "x"], "is not a run"),
     "predict: another base": (["predict", "{tmp}/adapter", "--text", "x"], "made for another model than this"),
     "predict: no such column": (["predict", "{tmp}/adapter", "--data", "{tmp}/b.csv"], "unknown column 'text'"),

@@ -356,6 +356,38 @@ def test_a_foreign_lora_is_merged_and_rewritten(foreign, place, tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_merged_model_is_rounded_once_to_the_asked_type(foreign, place, dtype, tmp_path):
+    half = shutil.copytree(place / "llama", tmp_path / "half")
+    load(str(half), task="causal-lm", dtype=torch.bfloat16).save_pretrained(half)
+    base, lora = load_file(half / "model.safetensors"), load_file(foreign / "adapter_model.safetensors")
+    export_merged(foreign, tmp_path / "out", model=str(half), dtype=dtype)
+    found, wanted = load_file(tmp_path / "out/model.safetensors"), getattr(torch, dtype)
+    scale = json.loads((foreign / "adapter_config.json").read_text())["lora_alpha"] / 2
+    for name, tensor in found.items():
+        exact, key = base[name].float(), f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        if f"{key}A.weight" in lora:
+            exact = exact + scale * lora[f"{key}B.weight"] @ lora[f"{key}A.weight"]
+        assert tensor.dtype == wanted, name
+        torch.testing.assert_close(
+            tensor.float(), exact.to(wanted).float(), rtol=1e-6 if dtype == "float32" else 8e-3, atol=1e-6
+        )
+        assert (tensor.float() != exact.to(wanted).float()).float().mean() < (1.0 if dtype == "float32" else 0.01), name
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == dtype
+
+
+def test_a_merged_model_beyond_its_type_is_not_written(foreign, place, tmp_path):
+    large = shutil.copytree(place / "llama", tmp_path / "large")
+    model = load(str(large), task="causal-lm")
+    model.model.norm.weight.data[0] = 1e5
+    model.save_pretrained(large)
+    with pytest.raises(ValueError, match=r"norm\.weight is not finite in float16: nothing is written"):
+        export_merged(foreign, tmp_path / "out", model=str(large), dtype="float16")
+    with pytest.raises(ValueError, match="unknown dtype 'half'"):
+        export_merged(foreign, tmp_path / "out", model=str(large), dtype="half")
+    assert not (tmp_path / "out").exists()
+
+
 FOREIGN = [
     ({"base_model_name_or_path": None}, "names no base model .*: give --model"),
     ({"base_model_name_or_path": 5}, "names no base model"),

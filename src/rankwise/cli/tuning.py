@@ -142,6 +142,9 @@ def export(
         typer.Option(help="One rank for all layers (8, 16, …), which every reader scales alike; the default."),
     ] = None,
     max_rank: Annotated[int | None, typer.Option(help="Truncate by SVD; the error is printed.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of a merged model: float32 (as it was scored) if unset, bfloat16, float16.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Base model, where the adapter's own is not here.")] = None,
     json_: Json = False,
 ) -> None:
@@ -157,6 +160,8 @@ def export(
         raise unknown("export format", to, ("lora", "merged", "dense"))
     if to != "lora" and (pad is not None or max_rank is not None):
         raise ValueError(f"--pad and --max-rank are for --to lora, not {to}")
+    if to != "merged" and dtype is not None:
+        raise ValueError(f"--dtype is for --to merged, not {to}")
     if to == "dense" and model is not None:
         raise ValueError("--model is the base model of an adapter; a compressed model has none")
     if not adapter.is_dir():
@@ -172,7 +177,7 @@ def export(
     else:
         done = {}
         if to == "merged":
-            serving.export_merged(adapter, out, model=model)
+            serving.export_merged(adapter, out, model=model, dtype=dtype or "float32")
         else:
             serving.export_dense(adapter, out)
     if json_:

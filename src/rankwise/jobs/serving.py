@@ -32,12 +32,14 @@ from rankwise.jobs.adapt.adapters import (
     write_about,
 )
 from rankwise.jobs.adapt.inputs import base_of
+from rankwise.jobs.compress import DTYPES
 from rankwise.jobs.lama import build_lama, lama_variants
 from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import Task, TextTask
 from rankwise.models import load, load_processor, load_tokenizer
 from rankwise.models.loading import quiet_loading
 from rankwise.models.whisper import shorten
+from rankwise.nearest import unknown
 
 AT_ONCE = 64  # texts or recordings between two reports of progress
 OnParts = Callable[[list[list[str]], int], Iterable[list[str]]]
@@ -173,8 +175,21 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
     return adapted.eval()
 
 
-def export_merged(adapter: Path, out: Path, *, model: str | None = None) -> None:
-    """Write the whole model, adapter merged, with its classes, tokenizer or processor: `from_pretrained` reads it."""
+def export_merged(adapter: Path, out: Path, *, model: str | None = None, dtype: str = "float32") -> None:
+    """Write the whole model, adapter merged, with its classes, tokenizer or processor: `from_pretrained` reads it.
+
+    Parameters
+    ----------
+    dtype : {"float32", "bfloat16", "float16"}
+        Of the weights, which are merged in float32 and rounded once; float32 is what was scored.
+
+    Raises
+    ------
+    ValueError
+        As `load_adapter`; weights beyond what ``dtype`` can say, or not finite.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
     about = check_export(adapter, out, to="merged", model=model)
     if about is not None and (adapter / TRAINED).is_file():
         merged: Any = load_trained(adapter, model=model).model
@@ -182,6 +197,10 @@ def export_merged(adapter: Path, out: Path, *, model: str | None = None) -> None
             merged = load_adapted(load(checked_base(adapter, about, model), task="asr"), adapter)
     else:
         merged = load_adapter(adapter, model=model).merge_and_unload(safe_merge=True)
+    merged.to(DTYPES[dtype])
+    for name, p in merged.named_parameters():
+        if not torch.isfinite(p).all():
+            raise ValueError(f"{name} is not finite in {dtype}: nothing is written")
     with quiet_loading(), whole_folder(out, made_by=MADE_BY, inputs=[adapter]) as draft:
         merged.save_pretrained(draft)
         _write_tokens(draft, adapter, about, model)
