@@ -1,6 +1,7 @@
 import warnings
 
 import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
@@ -216,3 +217,164 @@ def test_weights_that_count_as_one_row_need_a_bandwidth():
     with pytest.raises(ValueError, match="100 samples whose weights count as 1; give a number"):
         HighDimKDE("scott").fit(Y[:100], sample_weight=w)
     assert np.isfinite(HighDimKDE(1.0).fit(Y[:100], sample_weight=w).score_samples(X)).all()
+
+
+def test_settings_are_these_where_none_are_given():
+    assert HighDimKDE().get_params() == {"bandwidth": "theory", "kernel": "gaussian"}
+    assert HighDimKDE(1.0).fit(Y).sample().shape == (1, 12)
+    table = HighDimKDE().fit(Y).regime_map()
+    c = HighDimKDE().fit(Y).critical_
+    np.testing.assert_allclose(table["bandwidth"], np.geomspace(c.h_opt / 4, 4 * c.h_clt, 33))
+    np.testing.assert_array_equal(table, HighDimKDE().fit(Y).regime_map(rows=500, seed=0))
+    assert not table["log_density"].equals(HighDimKDE().fit(Y).regime_map(rows=499)["log_density"])
+    assert not table["log_density"].equals(HighDimKDE().fit(Y).regime_map(seed=1)["log_density"])
+
+
+def entropy(D, w, h):
+    logs = np.log(w) - D / (2 * h * h)
+    p = np.exp(logs - logsumexp(logs))
+    return float(-(p * np.log(np.maximum(p, 1e-300))).sum())
+
+
+@pytest.mark.parametrize("tail", [None, 1, 9, 500])
+def test_on_how_much_an_estimate_rests_by_its_definitions(tail):
+    data, at, w, h = Y[:80, :3], X[:6, :3], RNG.uniform(0.3, 2, 80), 0.6
+    kde = HighDimKDE(h).fit(data, sample_weight=w)
+    found = kde.diagnose(at, tail=tail)
+    k = min(tail or 8, 79)
+    for row, x in zip(found.itertuples(), at, strict=True):
+        D = ((x - data) ** 2).sum(1)
+        logs = np.sort(np.log(w) - D / (2 * h * h))[::-1]
+        p = np.exp(logs - logsumexp(logs))
+        assert row.effective_number == pytest.approx(1 / (p**2).sum())
+        assert row.top_share == pytest.approx(p.max())
+        assert row.hill_index == pytest.approx(1 / (logs[:k] - logs[k]).mean())
+        assert entropy(D, w, row.h_condensed) == pytest.approx(1, abs=1e-6)
+        local = (h / row.h_condensed) ** 2
+        assert row.local_regime == ("extreme-value" if local < 1 else "stable" if local < 2 else "CLT")
+    np.testing.assert_allclose(found["log_density"], brute(at, data, h, w))
+    np.testing.assert_allclose(found["index"], (h / kde.critical_.h_g) ** 2)
+    assert set(found["regime"]) == {kde.critical_.regime(h)}
+    single = HighDimKDE(1.0).fit(Y[:1]).diagnose(X[:2])
+    assert single["hill_index"].isna().all()
+    assert single["index"].isna().all()
+    assert set(single["regime"]) == {"unknown"}
+    assert len(HighDimKDE(1.0).fit(Y[:2]).diagnose(X[:2])) == 2
+
+
+def test_the_regime_map_is_theory_beside_what_is_left_out():
+    data, w, h = Y[:70, :3], RNG.uniform(0.3, 2, 70), np.array([0.3, 0.7, 1.5])
+    kde = HighDimKDE(1.0).fit(data, sample_weight=w)
+    table, c = kde.regime_map(h), kde.critical_
+    np.testing.assert_array_equal(table["bandwidth"], h)
+    np.testing.assert_allclose(table["index"], (h / c.h_g) ** 2)
+    np.testing.assert_allclose(table["theory"], 3 * c.log_density(h))
+    for row, b in zip(table.itertuples(), h, strict=True):
+        left = [brute(data[i : i + 1], np.delete(data, i, 0), b, np.delete(w, i))[0] for i in range(70)]
+        assert row.log_density == pytest.approx(np.average(left, weights=w))
+        D = ((data[:, None] - data[None]) ** 2).sum(-1) + np.diag(np.full(70, np.inf))
+        logs = np.log(w) - D / (2 * b * b)
+        p = np.exp(logs - logsumexp(logs, 1, keepdims=True))
+        effective = np.sort(1 / (p**2).sum(1))
+        assert row.effective_number == pytest.approx(effective[34])  # torch's median is the lower one
+        assert row.regime == c.regime(b)
+    flat = HighDimKDE(1.0).fit(np.c_[data, np.ones(70)]).regime_map(h)
+    assert flat["theory"].isna().all()  # of fewer directions than the data have
+    with pytest.raises(ValueError, match="at least two points and some variance"):
+        HighDimKDE(1.0).fit(Y[:1]).regime_map()
+
+
+def test_the_plot_shows_the_map_and_the_critical_bandwidths():
+    kde = HighDimKDE().fit(Y[:200])
+    ax, table = kde.plot_regimes(), kde.regime_map()
+    left, right = ax, next(a for a in ax.figure.axes if a is not ax)
+    lines = {line.get_label(): line for line in left.lines}
+    np.testing.assert_allclose(lines["leave-one-out log-density"].get_xydata(), table[["bandwidth", "log_density"]])
+    np.testing.assert_allclose(lines["theory"].get_xydata(), table[["bandwidth", "theory"]])
+    assert lines["chosen"].get_xdata()[0] == kde.bandwidth_
+    c = kde.critical_
+    named = {t.get_text(): t.xy[0] for t in left.texts}
+    assert named == {"h_opt": c.h_opt, "h_G": c.h_g, "h_CLT": c.h_clt}
+    at = sorted(line.get_xdata()[0] for line in left.lines if len(set(line.get_xdata())) == 1)
+    np.testing.assert_allclose(at, sorted([c.h_opt, c.h_g, c.h_clt, kde.bandwidth_]))
+    np.testing.assert_allclose(right.lines[0].get_xydata(), table[["bandwidth", "effective_number"]])
+    assert (left.get_xscale(), right.get_yscale()) == ("log", "log")
+    assert (left.get_xlabel(), left.get_ylabel()) == ("bandwidth", "mean log-density")
+    assert right.get_ylabel() == "effective number of points"
+    assert left.get_legend() is not None
+    other = matplotlib.pyplot.subplots()[1]
+    flat = HighDimKDE(1.0).fit(np.c_[Y[:50, :2], np.ones(50)])
+    assert flat.plot_regimes(other) is other
+    assert "theory" not in {line.get_label() for line in other.lines}
+    matplotlib.pyplot.close("all")
+
+
+def test_cross_validation_finds_the_top_to_a_sixty_fourth_of_an_octave():
+    data = np.r_[Y[:60, :2], 3 + 0.2 * Y[60:100, :2]]
+    fine = np.geomspace(0.05, 1.5, 4000)
+    D = ((data[:, None] - data[None]) ** 2).sum(-1) + np.diag(np.full(100, np.inf))
+    left = [(logsumexp(-D / (2 * h * h), 1) - 2 * np.log(h)).mean() for h in fine]
+    found = HighDimKDE("cv").fit(data).bandwidth_
+    assert abs(np.log2(found / fine[int(np.argmax(left))])) <= 1 / 64 + 2e-3
+
+
+def test_samples_are_of_rows_by_their_weight_and_a_seed_decides_them():
+    data, w = np.array([[0.0, 10], [5, 10], [9, 30]]), np.array([1.0, 3, 0])
+    kde = HighDimKDE(0.01).fit(data, sample_weight=w)
+    drawn = kde.sample(4000, random_state=3)
+    assert (drawn[:, 0] > 2.5).mean() == pytest.approx(0.75, abs=0.03)
+    assert drawn[:, 0].max() < 6
+    assert drawn[:, 1].mean() == pytest.approx(10, abs=0.01)
+    np.testing.assert_array_equal(kde.sample(5, random_state=3), kde.sample(5, random_state=3))
+    assert not np.array_equal(kde.sample(5, random_state=4), kde.sample(5, random_state=3))
+
+
+@pytest.mark.parametrize("w", [[-1.0, 1, 1], [0.0, 0, 0]])
+def test_weights_are_not_negative_and_not_all_zero(w):
+    with pytest.raises(ValueError, match=r"non-negative with a positive sum|at least one non-zero"):
+        HighDimKDE(1.0).fit(Y[:3], sample_weight=w)
+    with pytest.raises(ValueError, match="did you mean gaussian"):
+        HighDimKDE(1.0, kernel="gaussia").fit(Y)
+    for bad in (np.inf, np.nan):
+        with pytest.raises(ValueError, match="bandwidth is"):
+            HighDimKDE(bad).fit(Y)
+    with pytest.raises(ValueError, match="at least two points"):
+        HighDimKDE(1.0).fit(Y[:1]).leave_one_out([1.0])
+    with pytest.raises(ValueError, match="found 5 samples without any variance"):
+        HighDimKDE("scott").fit(np.ones((5, 2)))
+    with pytest.raises(ValueError, match="every row has an exact duplicate"):
+        HighDimKDE("nn").fit(np.repeat(Y[:9], 2, axis=0))
+
+
+def test_half_the_points_decide_whether_estimates_are_concentrated():
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(400, 2))
+    D = ((data[:, None] - data[None]) ** 2).sum(-1) + np.diag(np.full(400, np.inf))
+
+    def median(h, rows):
+        p = np.exp(-D[rows] / (2 * h * h))
+        p /= p.sum(1, keepdims=True)
+        return np.sort(1 / (p**2).sum(1))[(len(rows) - 1) // 2]
+
+    rows = np.random.default_rng(0).permutation(400)[:200]
+    low, high = 0.01, 2.0  # the bandwidth at which half rest on ten
+    for _ in range(60):
+        middle = np.sqrt(low * high)
+        low, high = (middle, high) if median(middle, rows) < 10 else (low, middle)
+    with pytest.warns(ConcentrationWarning, match=r"rest on fewer than 10\.0 others") as record:
+        kde = HighDimKDE(low * 0.9999).fit(data)
+    assert record[0].filename == __file__
+    assert f"h above {kde.critical_.h_clt:.3g}" in str(record[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HighDimKDE(high * 1.0001).fit(data)
+        HighDimKDE(0.01).fit(data[:39])  # too few to say
+    with pytest.warns(ConcentrationWarning):
+        HighDimKDE(0.01).fit(data[:40])
+
+
+def test_rows_left_out_are_those_asked_for():
+    kde = HighDimKDE(0.9).fit(Y[:60], sample_weight=np.linspace(1, 2, 60))
+    whole = kde.leave_one_out([0.5, 0.9])
+    rows = np.array([7, 3, 59])
+    np.testing.assert_allclose(kde.leave_one_out([0.5, 0.9], rows), whole[:, rows], rtol=1e-12)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rankwise.distributions.kde_regimes import critical_bandwidths, log_mean_term
+from rankwise.distributions.kde_regimes import CriticalBandwidths, critical_bandwidths, log_mean_term
 
 
 def test_log_mean_term_equals_monte_carlo():
@@ -62,3 +62,50 @@ def test_h_opt_maximises_the_theory():
 def test_bad_spectra_are_refused(spectrum, n, message):
     with pytest.raises(ValueError, match=message):
         critical_bandwidths(spectrum, n)
+
+
+def test_directions_without_variance_are_those_below_rounding():
+    assert critical_bandwidths([1.0, 1e-9], 9).d == 2
+    assert critical_bandwidths([1.0, 1e-11, 0.0, -1e-12], 9).d == 1
+    assert critical_bandwidths([2.0, 5.0, 3.0], 9).spectrum.tolist() == [5, 3, 2]
+    assert critical_bandwidths([1.0, -1e-9], 9).d == 1
+    assert critical_bandwidths(np.ones(3), 2).n == 2
+    for spectrum, n, message in (
+        ([1.0, -1e-7], 9, "non-negative"),
+        ([], 9, "non-negative"),
+        ([1.0, np.nan], 9, "finite"),
+        ([1.0, np.inf], 9, "finite"),
+        (np.array([[1.0, 0.2], [0.1, 1.0]]), 9, r"symmetric covariance is needed, found shape \(2, 2\)"),
+        (np.ones(3), 1.99, "n is 1.99"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            critical_bandwidths(spectrum, n)
+
+
+def test_a_covariance_is_its_eigenvalues():
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    given, rotated = critical_bandwidths([3.0, 2.0, 0.5], 50), critical_bandwidths(Q * [3.0, 2.0, 0.5] @ Q.T, 50)
+    np.testing.assert_allclose(rotated.spectrum, given.spectrum)
+    assert (rotated.h_g, rotated.h_opt) == pytest.approx((given.h_g, given.h_opt))
+    assert given.alpha == pytest.approx(np.log(50) / 3)
+    assert given.beta_g == pytest.approx(given.h_g**-2)
+    assert given.h_opt == pytest.approx(np.sqrt(2 * given.e_min))
+
+
+def test_regimes_change_at_one_and_two():
+    c = CriticalBandwidths(
+        n=9, d=1, alpha=2.0, beta_g=1.0, h_g=1.0, h_clt=2**0.5, h_opt=0.5, e_min=0.125, spectrum=np.ones(1)
+    )
+    assert [c.regime(h) for h in (0.999, 1.0, 1.414, 1.415)] == ["extreme-value", "stable", "stable", "CLT"]
+    np.testing.assert_allclose(c.index([0.5, 1.0, 2.0]), [0.25, 1.0, 4.0])
+    below, above = c.log_density([0.5, 2.0])
+    assert below == pytest.approx(-2 - 4 * 0.125 + np.log(4 / (2 * np.pi)) / 2)
+    assert above == pytest.approx(-np.log1p(0.25) / 2 - 0.25 / (2 * 1.25) + np.log(0.25 / (2 * np.pi)) / 2)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("n", [2, 10, 1e12])
+def test_the_equation_is_solved_at_any_scale_and_number(scale, n):
+    c = critical_bandwidths(scale * np.array([1.0, 0.3]), n)
+    bs = c.beta_g * c.spectrum
+    assert (np.log1p(bs) / 2 - bs / (2 * (1 + bs) ** 2)).sum() == pytest.approx(np.log(n), rel=1e-9)

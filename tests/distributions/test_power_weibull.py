@@ -170,3 +170,49 @@ def test_quantiles_far_out_keep_their_digits_for_small_kappa():
         k, y = mpmath.mpf(1e-10), mpmath.mpf(3000)
         expected = float(mpmath.log((k + 1) * (mpmath.power(1 + k * y / (k + 1), 1 / k) - 1)))
     assert pgw.log_quantile(3000.0, kappa=1e-10) == pytest.approx(expected, rel=1e-12)
+
+
+def test_nothing_given_is_the_unit_exponential():
+    np.testing.assert_allclose(pgw.cumulative_hazard(T), T, rtol=1e-14)
+    np.testing.assert_allclose(pgw.log_hazard(T), 0, atol=1e-14)
+    np.testing.assert_allclose(pgw.log_cumulative_hazard(T), np.log(T), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(pgw.quantile(T), T, rtol=1e-13)
+    np.testing.assert_allclose(pgw.log_quantile(T), np.log(T), rtol=1e-12, atol=1e-14)
+    assert pgw.cure_fraction() == 0
+    assert pgw.cure_fraction(kappa=-0.5) == pytest.approx(np.exp(-1))
+    assert pgw.cure_fraction(kappa=0.0) == 0
+
+
+@pytest.mark.parametrize("name", ["phi", "lambda_", "gamma", "kappa"])
+def test_what_is_not_given_is_one(name):
+    others = {"phi": 0.7, "lambda_": 1.4, "gamma": 1.3, "kappa": 0.4}
+    del others[name]
+    for f in (pgw.cumulative_hazard, pgw.log_hazard, pgw.log_cumulative_hazard, pgw.quantile, pgw.log_quantile):
+        np.testing.assert_allclose(f(T, **others), f(T, **others, **{name: 1.0}), rtol=1e-14)
+
+
+def test_parameters_broadcast():
+    kappa, gamma = np.array([[-0.3], [0.0], [2.0]]), np.array([0.5, 1.0, 2.0, 3.0])
+    for f in (pgw.cumulative_hazard, pgw.log_hazard, pgw.log_cumulative_hazard, pgw.quantile):
+        whole = f(0.7, kappa=kappa, gamma=gamma)
+        assert whole.shape == (3, 4)
+        each = [[float(f(0.7, kappa=k, gamma=g)) for g in gamma] for k in kappa[:, 0]]
+        np.testing.assert_allclose(whole, each, rtol=1e-13)
+
+
+def test_quantiles_beyond_the_end_of_a_defective_hazard_are_infinite():
+    end = 0.8 * 0.6 / 0.4
+    assert np.isinf(pgw.quantile([end * (1 + 1e-12), end + 1], lambda_=0.8, kappa=-0.4)).all()
+    assert np.isfinite(pgw.quantile(end * (1 - 1e-9), lambda_=0.8, kappa=-0.4))
+    assert pgw.quantile(0.0, kappa=-0.4) == 0
+    assert np.isinf(pgw.quantile(1e6, kappa=0.0))  # overflows
+    assert pgw.log_quantile(1e6, kappa=0.0) == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "kappa", "shape"),
+    [(1, 0.5, "decreasing"), (2, 0.5, "increasing"), (0.5, 2.0, "decreasing"), (1, 2, "increasing"),
+     (0.5, np.inf, "down then up"), (2, np.inf, "increasing"), (2, -0.5, "up then down")],
+)  # fmt: skip
+def test_a_hazard_that_is_level_at_one_end_runs_one_way(gamma, kappa, shape):
+    assert pgw.hazard_shape(gamma, kappa) == shape

@@ -1,14 +1,16 @@
 import warnings
 
 import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
 from lightgbm import LGBMRegressor
 from quantile_forest import RandomForestQuantileRegressor
 from scipy.optimize import linprog
+from scipy.stats import norm
 from sklearn.base import BaseEstimator, clone
-from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingRegressor
 from sklearn.linear_model import LinearRegression, QuantileRegressor
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
@@ -16,10 +18,25 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rankwise.distributions import quantile_kept
-from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator, crossing_penalty, pinball_loss
-from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, fit_base, predict_base
+from rankwise.distributions.quantile_aggregation import (
+    LEVELS,
+    WEIGHTS,
+    QuantileAggregator,
+    crossing_penalty,
+    pinball_loss,
+)
+from rankwise.distributions.quantile_bases import (
+    GaussianNetwork,
+    QuantileNetwork,
+    fit_base,
+    fitted_levels,
+    interpolate,
+    level_parameter,
+    predict_base,
+)
 from rankwise.distributions.quantile_linear import LinearQuantile
 from rankwise.distributions.quantile_metrics import pinball, weighted_interval_score
+from rankwise.distributions.seeds import seed_of
 
 matplotlib.use("Agg")
 TAU = np.array([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95])
@@ -383,3 +400,297 @@ def test_other_bad_input_is_named():
         aggregator([Fixed()]).fit(X, Y).predict_interval(X, 0.3)
     with pytest.warns(UserWarning, match=r"60 rows of calibration guarantee intervals down to alpha = 0.0164"):
         aggregator([Fixed()], conformal="cqr", quantiles=[0.001, 0.5, 0.999]).fit(X, Y)
+
+
+def test_settings_are_these_where_none_are_given():
+    assert QuantileAggregator().get_params() == {
+        "estimators": None, "quantiles": LEVELS, "weights": "local-medium", "normalize": True, "monotone": "sort",
+        "in_training": False, "conformal": "cqr", "crossing": 1.0, "margin": 0.01, "huber": 0.0, "hidden": (64, 64),
+        "dropout": 0.0, "cv": 5, "calibration": 0.2, "batch_size": 256, "lr": 3e-3, "weight_decay": 1e-7,
+        "max_steps": 4000, "patience": 300, "on_error": "raise", "memory": None, "n_jobs": None, "random_state": 0,
+        "verbose": False,
+    }  # fmt: skip
+    assert list(LEVELS) == [round(k / 100, 2) for k in range(1, 100)]
+    assert WEIGHTS == (
+        "global-coarse", "global-medium", "global-fine", "local-coarse", "local-medium", "local-fine"
+    )  # fmt: skip
+    for network in (GaussianNetwork(), QuantileNetwork()):
+        assert network.get_params() == {"hidden": (64, 64), "epochs": 200, "random_state": 0}
+    model = QuantileAggregator(quantiles=[0.5], cv=2, max_steps=0).fit(X[:60], Y[:60])
+    assert model.names_ == ["linear", "boosting", "gaussian"]
+    (linear,), (boosting,), gaussian = model.bases_
+    assert linear.get_params() == LinearQuantile().get_params()
+    assert (boosting.loss, boosting.quantile, boosting.max_iter) == ("quantile", 0.5, 60)
+    assert gaussian.get_params() == GaussianNetwork().get_params()
+
+
+def test_names_are_those_given_or_the_kinds_and_none_occurs_twice():
+    bases = [Fixed(), ("mine", Fixed(1.0)), Fixed(2.0), ("mine", Fixed(3.0)), Fixed(4.0)]
+    model = aggregator(bases, max_steps=0).fit(X, Y)
+    assert model.names_ == ["fixed", "mine", "fixed-2", "mine-2", "fixed-3"]
+    assert [b.shift for b in model.bases_] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    with pytest.raises(ValueError, match="at least one base model"):
+        aggregator([]).fit(X, Y)
+
+
+@pytest.mark.parametrize("name", ["crossing", "margin", "huber", "dropout", "calibration", "lr", "weight_decay"])
+def test_every_number_has_its_range(name):
+    low, high = {
+        "crossing": (0.0, np.inf), "margin": (0.0, np.inf), "huber": (0.0, np.inf), "dropout": (0.0, 0.99),
+        "calibration": (0.01, 0.99), "lr": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
+    }[name]  # fmt: skip
+    for value in (low, min(high, 7.0)):
+        aggregator([Fixed()], **{name: value})._levels()
+    aggregator([Fixed()], **{name: high})._levels()
+    for value in (np.nextafter(low, -np.inf), np.nextafter(high, np.inf) if high < np.inf else -0.1, True, "1", None):
+        with pytest.raises(ValueError, match=f"{name} is .*; a number from"):
+            aggregator([Fixed()], **{name: value})._levels()
+
+
+def test_every_count_has_its_least_value():
+    for name, low in (("cv", 2), ("max_steps", 0), ("patience", 1), ("batch_size", 1)):
+        aggregator([Fixed()], **{name: low})._levels()
+        for value in (low - 1, True, 2.5, "paper" if name != "batch_size" else "Paper"):
+            with pytest.raises(ValueError, match=f"{name} is {value}; a whole number from {low} on"):
+                aggregator([Fixed()], **{name: value})._levels()
+    aggregator([Fixed()], batch_size="paper", hidden=(1,))._levels()
+    for levels in ([], [[0.1, 0.5]], [0.1, 0.1], [0.5, 1.0], [-0.1, 0.5], [0.1, np.nan]):
+        with pytest.raises(ValueError, match="must ascend within"):
+            aggregator([Fixed()], quantiles=levels)._levels()
+
+
+def test_the_least_rows_are_two_a_fold():
+    assert aggregator([Fixed()], cv=5, max_steps=0).fit(X[:10], Y[:10])
+    with pytest.raises(ValueError, match="n_samples=9 is too few for cv=5 folds and 0 rows of calibration"):
+        aggregator([Fixed()], cv=5, max_steps=0).fit(X[:9], Y[:9])
+    with pytest.raises(ValueError, match="n_samples=12 is too few for cv=5 folds and 3 rows of calibration"):
+        aggregator([Fixed()], cv=5, conformal="cqr", calibration=0.25, max_steps=0).fit(X[:12], Y[:12])
+
+
+def test_an_alpha_that_no_row_guarantees_is_told_to_who_asked():
+    options = {"conformal": "cqr", "quantiles": [0.05, 0.95], "max_steps": 0, "cv": 2, "calibration": 0.5}
+    with pytest.warns(UserWarning, match="8 rows of calibration guarantee intervals down to alpha = 0.111") as record:
+        aggregator([Fixed()], **options).fit(X[:16], Y[:16])
+    assert record[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aggregator([Fixed()], **options).fit(X[:18], Y[:18])  # 9 rows: α = 0.1
+        aggregator([Fixed()], **{**options, "conformal": None}).fit(X[:16], Y[:16])
+    with pytest.warns(UserWarning, match="8 rows of calibration"):
+        aggregator([Fixed()], **{**options, "conformal": "cv+"}).fit(X[:8], Y[:8])
+
+
+def test_weights_are_the_softmax_of_what_was_learned_and_start_equal():
+    bases, tau = [Fixed(0.0), Fixed(2.0)], np.array([0.1, 0.5, 0.9])
+    for weights, normalize, shape in (
+        ("global-coarse", True, (2,)), ("global-medium", True, (3, 2)), ("global-fine", True, (3, 2, 3)),
+        ("global-coarse", False, (2,)), ("global-medium", False, (3, 2)), ("global-fine", False, (3, 2, 3)),
+    ):  # fmt: skip
+        model = aggregator(bases, quantiles=tau, weights=weights, normalize=normalize, max_steps=0).fit(X, Y)
+        assert model.weights_.shape == shape
+        if weights.endswith("fine"):  # at its own level each model has a half, the rest close to nothing
+            own = np.exp(8) / (2 * np.exp(8) + 4) if normalize else 0.5
+            other = 1 / (2 * np.exp(8) + 4) if normalize else 0.0
+            expected = np.where(np.eye(3)[:, None, :] == 1, own, other) + np.zeros((3, 2, 3))
+        else:
+            expected = np.full(shape, 0.5)
+        np.testing.assert_allclose(model.weights_, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_local_weights_are_the_mean_over_the_rows_that_were_fitted():
+    bases = [Fixed(0.0), Fixed(2.0)]
+    model = aggregator(bases, weights="local-medium", hidden=(4,), max_steps=100).fit(X, Y)
+    x = torch.as_tensor((X - X.mean(0)) / X.std(0), dtype=torch.float32)
+    with torch.no_grad():
+        raw = model.net_(x).reshape(len(X), 2, len(TAU)).softmax(1)
+    np.testing.assert_allclose(model.weights_, raw.mean(0).T, rtol=1e-4)
+    B = np.stack([b.predict(X, TAU) for b in bases], 1)
+    expected = np.sort((raw.numpy() * B).sum(1), 1)
+    np.testing.assert_allclose(model.predict(X), expected, atol=1e-4)
+    widths = [layer.out_features for layer in model.net_ if isinstance(layer, torch.nn.Linear)]
+    assert widths == [4, 2 * len(TAU)]
+    dropped = aggregator(bases, hidden=(4, 3), dropout=0.3, max_steps=1).fit(X, Y)
+    assert [layer.p for layer in dropped.net_ if isinstance(layer, torch.nn.Dropout)] == [0.3, 0.3]
+
+
+def test_training_looks_every_ten_steps_at_a_tenth_of_the_rows_and_stops_by_its_patience(monkeypatch):
+    batches, adam = [], torch.optim.Adam
+    combined = QuantileAggregator._combined
+    monkeypatch.setattr(
+        QuantileAggregator, "_combined", lambda self, net, x, B: (batches.append(len(B)), combined(self, net, x, B))[1]
+    )
+    seen = {}
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, **how: seen.update(how) or adam(p, **how))
+    model = aggregator([Fixed(0.0), Fixed(2.0)], batch_size=100, lr=0.02, weight_decay=0.5, max_steps=25).fit(X, Y)
+    assert (seen["lr"], seen["weight_decay"]) == (0.02, 0.5)
+    assert batches == [30, *[100, 100, 70] * 3, 100, 30, 100, 70, *[100, 100, 70] * 2, 100, 100, 30, 70, *[100] * 2, 70,
+                       100][: len(batches)]  # fmt: skip
+    assert len(model.losses_) == 3
+    assert sum(b != 30 for b in batches) == 25
+    batches.clear()
+    aggregator([Fixed(0.0), Fixed(2.0)], batch_size="paper", max_steps=3).fit(X, Y)
+    assert batches == [30, 32, 32, 32]  # 2^(3 + 2) of 300 rows
+    for patience, looks in ((1, 2), (10, 2), (11, 3), (20, 3)):
+        model = aggregator([Fixed()], patience=patience, max_steps=1000).fit(X, Y)  # one base: nothing gets better
+        assert len(model.losses_) == looks
+
+
+def test_the_best_weights_on_the_rows_held_out_are_kept():
+    model = aggregator([Fixed(0.0), Fixed(2.0)], weights="global-coarse", lr=1.0, max_steps=60, patience=1000)
+    model.fit(X, Y)
+    rows = torch.randperm(len(Y), generator=torch.Generator().manual_seed(0))[:30].numpy()
+    q = np.einsum("p,npm->nm", model.weights_, np.stack([b.predict(X[rows], TAU) for b in model.bases_], 1))
+    held = pinball(Y[rows], np.sort(q, 1), TAU).mean() / Y.std()
+    assert held == pytest.approx(min(model.losses_), rel=1e-4)
+    assert min(model.losses_) < model.losses_[0]
+
+
+def test_predictions_in_many_blocks_are_those_of_single_rows():
+    many = RNG.normal(size=(5000, 3))
+    for weights in ("local-medium", "global-fine", "local-fine"):
+        model = aggregator([Fixed(0.0), Fixed(1.0)], weights=weights, max_steps=20).fit(X, Y)
+        whole = model.predict(many)
+        np.testing.assert_allclose(model.predict(many[[0, 2047, 2048, 4999]]), whole[[0, 2047, 2048, 4999]], atol=1e-5)
+
+
+def test_a_penalty_on_crossing_and_order_in_training_change_the_weights():
+    options = {"weights": "global-coarse", "lr": 0.05, "monotone": "none"}
+    spread = [Fixed(scale=0.1), Fixed(scale=4.0)]
+    free, strict = (aggregator(spread, crossing=c, margin=2.0, **options).fit(X, Y).weights_ for c in (0.0, 50.0))
+    assert strict[1] > free[1] + 0.1  # gaps twice as wide as the response's are asked for
+    bases = [Fixed(scale=-2.0), Fixed(scale=1.0)]  # the first one's quantiles cross, and put in order they are wide
+    inside = aggregator(bases, in_training=True, crossing=0.0, **{**options, "monotone": "sort"}).fit(X, Y).weights_
+    outside = aggregator(bases, crossing=0.0, **{**options, "monotone": "sort"}).fit(X, Y).weights_
+    assert inside[0] > outside[0] + 0.2
+
+
+def test_the_plot_shows_a_models_weight_by_level():
+    for weights in ("global-coarse", "global-medium", "global-fine"):
+        model = aggregator([Fixed(0.0), Fixed(2.0)], weights=weights, max_steps=20).fit(X, Y)
+        ax = matplotlib.pyplot.subplots()[1]
+        assert model.plot_weights(ax) is ax
+        assert ax.get_ylabel() == "weight"
+        if weights == "global-coarse":
+            np.testing.assert_allclose([bar.get_height() for bar in ax.patches], model.weights_)
+            assert [t.get_text() for t in ax.get_xticklabels()] == model.names_
+        else:
+            assert ax.get_xlabel() == "level"
+            assert [t.get_text() for t in ax.get_legend().get_texts()] == model.names_
+            w = model.weights_ if model.weights_.ndim == 2 else model.weights_.sum(2)
+            top = ax.collections[0].get_paths()[0].vertices
+            for level, height in zip(TAU, w[:, 0], strict=True):
+                assert np.isclose(top[np.isclose(top[:, 0], level), 1], height, atol=1e-6).any()
+    model.plot_weights()
+    matplotlib.pyplot.close("all")
+
+
+def test_a_failure_is_told_to_who_asked_and_all_failures_together():
+    class Odd(Fixed):
+        def predict(self, X, quantiles=(0.5,)):
+            return np.full((len(X), len(quantiles)), np.inf)
+
+    with pytest.warns(UserWarning, match="base model odd is left out: predicts NaN or Inf"):
+        model = aggregator([Fixed(), Odd()], on_error="drop", max_steps=0).fit(X, Y)
+    assert model.names_ == ["fixed"]
+    with pytest.raises(ValueError, match="base models failed: odd: predicts NaN or Inf; failing: RuntimeError"):
+        aggregator([Odd(), Failing()], on_error="drop").fit(X, Y)
+
+
+@pytest.mark.parametrize("kind", [GaussianNetwork, QuantileNetwork])
+def test_a_network_keeps_its_best_epoch_and_stops_after_twenty_without_a_better(kind):
+    epochs = []
+
+    class Planted(kind):
+        def _loss(self, out, y):
+            if torch.is_grad_enabled():
+                return super()._loss(out, y)
+            epochs.append(len(y))
+            return torch.tensor({1: 3.0, 2: 4.0, 3: 2.0}.get(len(epochs), 2.0))
+
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(80, 2)), rng.normal(size=80)
+    found = Planted((8,), epochs=99).fit(x, noise)
+    assert epochs == [8] * 23  # a tenth of the rows judges, and the third epoch was the best
+    epochs.clear()
+    np.testing.assert_array_equal(found.predict(x), Planted((8,), epochs=3).fit(x, noise).predict(x))
+    short = kind((8,), epochs=30).fit(x, noise)
+    assert not np.allclose(kind((8,), epochs=30, random_state=1).fit(x, noise).predict(x), short.predict(x))
+    assert short.predict(x).shape == (80,)
+    assert short.predict(x, [0.1, 0.5]).shape == (80, 2)
+    np.testing.assert_allclose(short.predict(x, [0.1, 0.5])[:, 1], short.predict(x))
+    moved = kind((8,), epochs=30).fit(3 * x + 1, 10 * noise - 4)
+    np.testing.assert_allclose(moved.predict(3 * x + 1, [0.2]), 10 * short.predict(x, [0.2]) - 4, atol=1e-2)
+
+
+def test_a_gaussian_networks_quantiles_are_those_of_a_normal_and_fit_one():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, size=(3000, 1))
+    y = 2 * x[:, 0] + np.exp(x[:, 0]) * rng.normal(size=3000)
+    model = GaussianNetwork((16,), epochs=60).fit(x, y)
+    at = np.array([[-0.5], [0.0], [0.5]])
+    q = model.predict(at, norm.cdf([-1, 0, 1, 2]))
+    np.testing.assert_allclose(np.diff(q, axis=1), np.diff(q, axis=1)[:, :1] * np.ones(3), rtol=1e-6)
+    np.testing.assert_allclose(q[:, 1], 2 * at[:, 0], atol=0.2)
+    np.testing.assert_allclose(np.log(q[:, 2] - q[:, 1]), at[:, 0], atol=0.2)
+    out, t = torch.tensor([[0.5, 0.2], [-1.0, 9.0]]), torch.tensor([1.0, 2.0])
+    log_s = np.array([0.2, 6.0])  # at most
+    expected = np.mean(log_s + (np.array([0.5, 3.0]) / np.exp(log_s)) ** 2 / 2)
+    assert float(model._loss(out, t)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_quantile_networks_loss_is_the_pinball_loss_of_25_levels():
+    model, levels = QuantileNetwork(), np.linspace(0.01, 0.99, 25)
+    out, y = torch.randn(7, 25), torch.randn(7)
+    assert float(model._loss(out, y)) == pytest.approx(pinball(y.numpy(), out.numpy(), levels).mean(), rel=1e-5)
+    assert (GaussianNetwork()._outputs(), model._outputs()) == (2, 25)
+    rng = np.random.default_rng(0)
+    fitted = QuantileNetwork((8,), epochs=3).fit(rng.normal(size=(200, 1)), rng.normal(size=200))
+    rows = rng.normal(size=(5, 1))
+    np.testing.assert_allclose(
+        fitted.predict(rows, levels), np.sort(fitted._forward(rows), 1) * fitted.y_scale_ + fitted.y_mean_, rtol=1e-5
+    )
+
+
+def test_levels_in_between_are_linear_in_normal_quantiles():
+    tau = np.array([0.05, 0.2, 0.5, 0.9])
+    values = np.array([[1.0, 2.0, 4.0], [0.0, -1.0, 3.0]])
+    knots = norm.ppf([0.1, 0.5, 0.9])
+    for row, found in zip(values, interpolate(values, knots, norm.ppf(tau)), strict=True):
+        slopes = np.diff(row) / np.diff(knots)
+        expected = [row[0] + slopes[0] * (norm.ppf(0.05) - knots[0]), row[0] + slopes[0] * (norm.ppf(0.2) - knots[0]),
+                    row[1], row[2]]  # fmt: skip
+        np.testing.assert_allclose(found, expected)
+    np.testing.assert_array_equal(interpolate(np.array([[3.0], [4.0]]), knots[:1], knots), [[3.0] * 3, [4.0] * 3])
+    nine = fitted_levels(np.arange(1, 100) / 100)
+    np.testing.assert_allclose(nine, [0.01, 0.13, 0.25, 0.38, 0.5, 0.62, 0.75, 0.87, 0.99], atol=0.011)
+    assert (nine[0], nine[-1], len(nine)) == (0.01, 0.99, 9)
+    assert len(fitted_levels(np.linspace(0.1, 0.9, 9))) == 9
+    assert fitted_levels(np.linspace(0.1, 0.9, 9)).tolist() == np.linspace(0.1, 0.9, 9).tolist()
+
+
+def test_a_models_level_is_found_by_its_parameters():
+    assert level_parameter(QuantileRegressor()) == "quantile"
+    assert level_parameter(GradientBoostingRegressor(loss="quantile")) == "alpha"
+    assert level_parameter(LGBMRegressor(objective="quantile")) == "alpha"
+    assert level_parameter(HistGradientBoostingRegressor(loss="quantile")) == "quantile"
+    for model in (HistGradientBoostingRegressor(), GradientBoostingRegressor(), LGBMRegressor(), LinearRegression()):
+        with pytest.raises(ValueError, match=f"{type(model).__name__} predicts no quantiles"):
+            level_parameter(model)
+    fits = fit_base(QuantileRegressor(alpha=0.0), X, Y, TAU)
+    assert [f.quantile for f in fits] == TAU.tolist()
+    assert [f.alpha for f in fit_base(GradientBoostingRegressor(loss="quantile", n_estimators=2), X, Y, TAU)] == list(
+        TAU
+    )
+
+
+@pytest.mark.parametrize(("given", "seed"), [(0, 0), (7, 7), (np.int64(9), 9), (2**32 - 1, 2**32 - 1)])
+def test_a_seed_is_the_integer_itself(given, seed):
+    assert seed_of(given) == seed
+    first, second = seed_of(np.random.RandomState(3)), seed_of(np.random.RandomState(3))
+    assert first == second == np.random.RandomState(3).randint(2**31 - 1)
+    assert len({seed_of(None) for _ in range(5)}) > 1
+    for bad in (-1, 2**32):
+        with pytest.raises(ValueError, match=f"random_state is {bad}; a seed from 0 to 2"):
+            seed_of(bad)
+    with pytest.raises(ValueError, match="cannot be used to seed"):
+        seed_of("seed")

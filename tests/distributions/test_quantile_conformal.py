@@ -118,3 +118,34 @@ def test_single_ends_cover_at_least_their_level(tau):
     for shares in inside.values():
         error = np.std(shares) / np.sqrt(500)
         assert wanted - 3 * error <= np.mean(shares) <= wanted + 1 / 51 + 3 * error
+
+
+def test_the_rank_is_that_of_the_level_and_at_most_the_last():
+    for n, alpha, rank in (
+        (9, 0.1, 9),
+        (10, 0.1, 10),
+        (19, 0.1, 18),
+        (99, 0.05, 95),
+        (4, 0.5, 3),
+        (1, 0.9, 1),
+        (3, 0.01, 3),
+    ):
+        E = np.arange(1.0, n + 1)[:, None]
+        tau = np.array([alpha / 2, 1 - alpha / 2])
+        np.testing.assert_allclose(widening(E, tau), [-rank, rank])
+
+
+def test_scores_are_how_far_a_row_lies_outside_its_interval():
+    tau = np.array([0.1, 0.3, 0.5, 0.9, 0.95])
+    q, y = np.array([[0.0, 1, 2, 3, 4], [0.0, 1, 2, 3, 4]]), np.array([-1.0, 6.0])
+    assert [tuple(i) for i in intervals(tau)] == [(0, 3, 0.2), (1, None, 0.3), (None, 4, pytest.approx(0.05))]
+    np.testing.assert_allclose(conformity_scores(y, q, tau), [[1, 2, -5], [3, -5, 2]])
+    assert conformity_scores(y, q[:, :1], np.array([0.5])).shape == (2, 0)
+    assert widening(np.empty((2, 0)), np.array([0.5])).tolist() == [0]
+    E = np.array([[1.0, 2, 3], [4.0, 5, 6], [7.0, 8, 9]])
+    np.testing.assert_allclose(widening(E, tau), [-7, -8, 0, 7, 9])
+    untouched = q.copy()
+    ends = cross_calibrated(q, [q + 1, q - 1], [E[:1], E[1:]], tau)
+    np.testing.assert_array_equal(q, untouched)
+    np.testing.assert_allclose(ends[:, 2], 2)
+    np.testing.assert_allclose(ends[0], [-8, -8, 2, 9, 12])

@@ -122,3 +122,53 @@ def test_a_broken_or_planted_file_is_fitted_over_and_never_run(tmp_path, fits, f
     np.testing.assert_array_equal(again.predicted(base, TRAIN, TEST), part)
     assert len(fits) == 4
     assert not ran.exists()
+
+
+def test_what_is_kept_is_named_by_all_that_decides_a_fit(tmp_path, fits):
+    base = LinearQuantile(alpha=0.01)
+    kept = Kept(tmp_path, X, Y, TAU)
+    kept.predicted(base, TRAIN, TEST)
+    kept.predicted(base, TRAIN, TEST[:-1])
+    kept.predicted(base, TRAIN[1:], TEST)
+    kept.fitted(base)
+    assert len(fits) == 4
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    again = Kept(tmp_path, X, Y, TAU)
+    assert again.predicted(base, TRAIN, TEST[:-1]).shape == (39, 3)
+    again.fitted(LinearQuantile(alpha=0.01))
+    assert len(fits) == 4
+    again.fitted(LinearQuantile(alpha=0.02))
+    Kept(tmp_path, X[:, :2], Y, TAU).fitted(base)
+    assert len(fits) == 6
+    Kept(tmp_path, X.reshape(60, 6)[:60], Y[:60], TAU).predicted(base, TRAIN[:40], TEST[:5] - 50)  # another shape
+    assert len(fits) == 7
+
+
+def test_a_parameter_that_is_no_plain_value_is_not_kept(tmp_path, fits):
+    base = RandomForestQuantileRegressor(2, random_state=np.random.RandomState(0))
+    for _ in range(2):
+        Kept(tmp_path, X, Y, TAU).predicted(base, TRAIN, TEST)
+    assert len(fits) == 2
+    assert not list(tmp_path.iterdir())
+    own = Own()
+    assert Kept(tmp_path, X, Y, TAU).fitted(own).predict(X, TAU).shape == (120, 3)  # a kind that is not kept
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_are_of_the_rows_asked_for_by_a_fit_to_the_others(tmp_path):
+    seen = {}
+
+    class Seeing(Own):
+        def fit(self, X, y):
+            seen.update(X=X, y=y)
+            return self
+
+        def predict(self, X, quantiles=(0.5,)):
+            return np.repeat(X[:, :1], len(quantiles), axis=1)
+
+    found = Kept(None, X, Y, TAU).predicted(Seeing(), TRAIN[::2], TEST[::-1])
+    np.testing.assert_array_equal(found, np.repeat(X[TEST[::-1], :1], 3, axis=1))
+    np.testing.assert_array_equal(seen["X"], X[TRAIN[::2]])
+    np.testing.assert_array_equal(seen["y"], Y[TRAIN[::2]])
+    Kept(None, X, Y, TAU).fitted(Seeing())
+    assert len(seen["X"]) == 120

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rankwise.data.frames import regression
-from rankwise.distributions.quantile_linear import LinearQuantile, _gap, interior_point
+from rankwise.distributions.quantile_linear import LinearQuantile, _direction, _gap, _reach, interior_point
 from rankwise.distributions.quantile_metrics import pinball
 
 TAU = (0.05, 0.25, 0.5, 0.9)
@@ -177,3 +179,62 @@ def test_the_gap_is_a_promise_for_any_multipliers(seed, tau):
     beta, a = best + rng.normal(size=3), rng.uniform(size=50)
     loss = [float(50 * pinball(y, (X @ b)[:, None], [tau]).mean()) for b in (best, beta)]
     assert _gap(X, np.linalg.qr(X)[0], y, tau, beta, a) >= loss[1] - loss[0] - 1e-7
+
+
+def test_settings_are_these_where_none_are_given():
+    assert LinearQuantile().get_params() == {"quantile": 0.5, "alpha": 1e-3, "tol": 1e-7}
+    X, y = made()
+    for options in ({"alpha": 0.0}, {"quantile": 1e-3}, {"quantile": 1 - 1e-3}, {"tol": 1e-12}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            assert np.isfinite(LinearQuantile(**options).fit(X, y).coef_).all()
+    for options in (
+        {"alpha": -1e-9},
+        {"alpha": np.nan},
+        {"quantile": 0.0},
+        {"quantile": 1.0},
+        {"tol": 0.0},
+        {"tol": -1},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is .* is accepted"):
+            LinearQuantile(**options).fit(X, y)
+
+
+def test_a_gap_is_told_to_who_asked(monkeypatch):
+    monkeypatch.setattr("rankwise.distributions.quantile_linear._STEPS", 2)
+    with pytest.warns(ConvergenceWarning, match=r"the gap of the 0\.25 quantile is .* a row after 2 steps") as record:
+        model = LinearQuantile(0.25).fit(*made())
+    assert record[0].filename == __file__
+    assert model.n_iter_ == 2
+
+
+def test_predictions_are_coefficients_and_intercept_in_the_datas_units():
+    X, y = made()
+    model = LinearQuantile(0.3, alpha=0.01).fit(X, y)
+    np.testing.assert_allclose(model.predict(X[:7]), X[:7] @ model.coef_ + model.intercept_, rtol=1e-12)
+    assert 0 < model.n_iter_ < 40
+    assert np.mean(y <= model.predict(X)) == pytest.approx(0.3, abs=0.05)
+    flat = LinearQuantile(0.3).fit(X, np.full(len(X), 7.0))
+    np.testing.assert_allclose(flat.predict(X), 7.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.5, 0.8])
+def test_the_step_solves_newtons_equations(tau):
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.normal(size=(30, 3)))[0]
+    a = rng.uniform(0.1, 0.9, 30)
+    s, z, w = 1 - a, rng.uniform(0.1, 2, 30), rng.uniform(0.1, 2, 30)
+    low, high = rng.uniform(0, 0.1, 30), rng.uniform(0, 0.1, 30)
+    q = 1 / (z / a + w / s)
+    db, da, dz, dw = _direction(Q, (Q * q[:, None]).T @ Q, q, (a, s, z, w), low, high)
+    np.testing.assert_allclose(Q.T @ da, 0, atol=1e-10)
+    np.testing.assert_allclose(dz - dw, Q @ db, atol=1e-9)
+    np.testing.assert_allclose(a * z + a * dz + z * da, low, atol=1e-9)
+    np.testing.assert_allclose(s * w + s * dw - w * da, high, atol=1e-9)
+
+
+def test_a_step_reaches_nearly_to_the_nearest_bound_and_never_beyond_one():
+    assert _reach(np.array([1.0, 2.0]), np.array([0.5, 3.0])) == 1.0  # nothing falls
+    assert _reach(np.array([1.0, 2.0]), np.array([-0.5, -0.1])) == 1.0  # not to zero
+    assert _reach(np.array([1.0, 2.0]), np.array([-4.0, -4.0])) == pytest.approx(0.9995 / 4)
+    assert _reach(np.array([1.0]), np.array([-0.9995])) == pytest.approx(1.0)

@@ -43,3 +43,34 @@ def test_crossing_rate_counts_rows():
 
 def test_symmetric_pairs_are_outermost_first():
     assert metrics.symmetric_pairs([0.1, 0.25, 0.5, 0.8, 0.9]) == [(0, 4)]
+
+
+def test_every_metric_by_hand():
+    y, q, tau = np.array([0.0, 3.0]), np.array([[-1.0, 1.0, 2.0], [1.0, 4.0, 3.5]]), np.array([0.1, 0.5, 0.9])
+    losses = [[0.1, 0.5, 0.2], [0.2, 0.5, 0.05]]
+    np.testing.assert_allclose(metrics.pinball(y, q, tau), losses)
+    assert metrics.weighted_interval_score(y, q, tau) == pytest.approx(2 * np.mean(losses))
+    cells = [0.3, 0.4, 0.3]
+    assert metrics.crps(y, q, tau) == pytest.approx(2 * np.mean(np.array(losses) @ cells))
+    assert metrics.interval_score(y, [1, 1], [2, 2], 0.5) == pytest.approx((1 + 1) / 2 + 4 * (1 + 1) / 2)
+    assert metrics.crossing_rate(q) == 0.5
+    assert metrics.crossing_rate([[1, 1, 1]]) == 0  # equal ones do not cross
+    assert metrics.calibration_error(y, q, tau) == pytest.approx((abs(0 - 0.1) + abs(1 - 0.5) + abs(1 - 0.9)) / 3)
+    assert metrics.calibration_error([1.0], [[1.0]], [1.0]) == 0  # at the quantile is below it
+
+
+def test_the_report_is_of_every_pair_widest_first():
+    tau = np.array([0.05, 0.1, 0.5, 0.9, 0.95])
+    y, q = np.array([0.0, 5.0]), np.array([[-2.0, 0, 1, 2, 3], [0.0, 1, 2, 4, 5]])
+    table = metrics.report(y, q, tau)
+    assert list(table.columns) == ["lower", "upper", "nominal", "coverage", "width", "interval_score"]
+    np.testing.assert_allclose(table["lower"], [0.05, 0.1])
+    np.testing.assert_allclose(table["upper"], [0.95, 0.9])
+    np.testing.assert_allclose(table["nominal"], [0.9, 0.8])
+    np.testing.assert_allclose(table["coverage"], [1.0, 0.5])  # an end counts as inside
+    np.testing.assert_allclose(table["width"], [5.0, 2.5])
+    np.testing.assert_allclose(table["interval_score"], [5.0, (2 + 3 + 2 / 0.2 * 1) / 2])
+    assert metrics.report(y, q[:, 2:3], [0.5]).empty
+    assert metrics.symmetric_pairs([0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9]) == [(0, 6), (1, 5), (2, 4)]
+    assert metrics.symmetric_pairs([0.5]) == []
+    assert metrics.symmetric_pairs([0.1, 0.1 + 0.8]) == [(0, 1)]  # but for rounding

@@ -49,3 +49,29 @@ def test_sweep_keeps_the_median_and_orders_the_rest():
 def test_an_unknown_way_is_named():
     with pytest.raises(ValueError, match="did you mean isotonic"):
         monotone(torch.zeros(1, 2), "isotonc")
+
+
+def test_projections_of_many_rows_keep_shapes_and_types():
+    Q = torch.randn(2, 3, 4, generator=G)
+    for way in ("sort", "isotonic", "sweep"):
+        found = monotone(Q, way)
+        assert found.shape == Q.shape
+        assert found.dtype == torch.float32
+        rows = torch.stack([monotone(row[None], way)[0] for row in Q.reshape(-1, 4)])
+        torch.testing.assert_close(found, rows.reshape(Q.shape))
+    assert monotone(Q, "none") is Q
+    assert isotonic(torch.zeros(0, 3))[0].shape == (0, 3)
+    Q = torch.tensor([[3.0, 1.0, 2.0, 5.0], [1.0, 2.0, 2.0, 0.0]])
+    projected, first = isotonic(Q)
+    torch.testing.assert_close(projected, torch.tensor([[2.0, 2.0, 2.0, 5.0], [1.0, 4 / 3, 4 / 3, 4 / 3]]))
+    assert first.tolist() == [[0, 0, 0, 3], [0, 1, 1, 1]]
+    even = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
+    torch.testing.assert_close(monotone(even, "sweep"), torch.tensor([[0.0, 2.0, 2.0, 2.0]]))
+
+
+def test_rows_in_blocks_are_projected_alike(monkeypatch):
+    Q = torch.randn(11, 5, generator=G, dtype=torch.float64)
+    whole = isotonic(Q)
+    monkeypatch.setattr("rankwise.distributions.quantile_monotone._ROWS", 4)
+    for a, b in zip(isotonic(Q), whole, strict=True):
+        torch.testing.assert_close(a, b)

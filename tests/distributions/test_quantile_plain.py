@@ -9,7 +9,18 @@ from sklearn.linear_model import QuantileRegressor
 
 from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, fit_base, predict_base
 from rankwise.distributions.quantile_linear import LinearQuantile
-from rankwise.distributions.quantile_plain import DEEPEST, NotPlainError, Trees, plain, rebuilt, tensors
+from rankwise.distributions.quantile_plain import (
+    DEEPEST,
+    Boosting,
+    Forest,
+    Linear,
+    NotPlainError,
+    Trees,
+    kept_kind,
+    plain,
+    rebuilt,
+    tensors,
+)
 
 TAU = np.array([0.1, 0.5, 0.9])
 RNG = np.random.default_rng(0)
@@ -165,3 +176,92 @@ def test_a_chain_of_nodes_that_takes_for_ever_is_refused():
     with pytest.raises(ValueError, match="deeper than 1000"):
         trees.leaves(np.ones((2, 4)))
     assert torch.is_tensor(tensors(plain(LinearQuantile().fit(X, Y)))[0]["coef"])
+
+
+def test_trees_are_walked_in_blocks_and_a_tree_may_be_a_leaf(monkeypatch):
+    rows = RNG.normal(size=(50, 4))
+    whole = two().leaves(rows)
+    assert whole.shape == (50, 2)
+    np.testing.assert_array_equal(whole[:, 0], np.where(rows[:, 0] <= 0.5, 1, 2))
+    np.testing.assert_array_equal(whole[:, 1], np.where(rows[:, 3] <= 1.5, 10, 20))
+    monkeypatch.setattr("rankwise.distributions.quantile_plain._BLOCK", 7)
+    np.testing.assert_array_equal(two().leaves(rows), whole)
+    assert two().leaves(rows[:0]).shape == (0, 2)
+    leaf = Trees(feature=np.array([-1]), threshold=np.zeros(1), left=np.array([0]), right=np.array([0]),
+                 value=np.array([3.5]), starts=np.array([0, 1]))  # fmt: skip
+    leaf.check(1)
+    assert leaf.leaves(rows[:2]).tolist() == [[3.5], [3.5]]
+
+
+def test_what_the_arrays_say_is_what_is_predicted():
+    linear = Linear(coef=np.array([1.0, -2.0]), intercept=0.5)
+    assert linear.predict([[3, 1], [0, 0]]).tolist() == [1.5, 0.5]
+    boosting = Boosting(trees=two(), baseline=100.0, single=False)
+    assert boosting.predict([[0.5, 0, 0, 1.6], [0.51, 0, 0, 1.5]]).tolist() == [121, 112]
+    edge = 0.5 + 1e-12  # more than float32 holds
+    assert boosting.predict([[edge, 0, 0, 0]]).tolist() == [112]
+    assert Boosting(trees=two(), baseline=100.0, single=True).predict([[edge, 0, 0, 0]]).tolist() == [111]
+    forest = Forest(trees=two())
+    np.testing.assert_allclose(forest.predict([[0.5, 0, 0, 1.6]], [0.0, 0.5, 1.0]), [[1, 10.5, 20]])
+    assert forest.predict([[0.5, 0, 0, 1.6]]).tolist() == [[10.5]]
+
+
+def test_every_array_has_the_length_of_the_nodes():
+    for name in ("threshold", "left", "right", "value"):
+        arrays = {n: getattr(two(), n) for n in Trees.__dataclass_fields__}
+        arrays[name] = np.append(arrays[name], arrays[name][-1])
+        with pytest.raises(ValueError, match="different lengths"):
+            Trees(**arrays).check(4)
+    two(threshold=[np.inf, np.nan, 0, -np.inf, 0, 0]).check(4)  # nothing is asked of a leaf's threshold
+    two(value=[np.nan, 1, 2, np.inf, 10, 20]).check(4)  # nor of a split's value
+    two(left=[1, 99, 0, 4, 0, 0]).check(4)  # nor of a leaf's children
+    for bad in (-2, 4):
+        with pytest.raises(ValueError, match="a tree"):
+            two(feature=[0, -1, bad, 3, -1, -1]).check(4)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        two(value=[0, 1, 2, 0, np.nan, 20]).check(4)
+
+
+def test_what_goes_with_the_arrays_is_plain():
+    linear = plain(LinearQuantile(0.3).fit(X, Y))
+    arrays, about = tensors(linear)
+    assert about == {"kind": "linear", "intercept": linear.intercept}
+    assert list(arrays) == ["coef"]
+    boosting = plain(GradientBoostingRegressor(loss="quantile", n_estimators=2).fit(X, Y))
+    arrays, about = tensors(boosting)
+    assert about == {"kind": "boosting", "baseline": boosting.baseline, "single": True}
+    assert set(arrays) == {"feature", "threshold", "left", "right", "value", "starts"}
+    light = plain(LGBMRegressor(**LIGHT).fit(X, Y))
+    assert tensors(light)[1] == {"kind": "boosting", "baseline": 0.0, "single": False}
+    network = GaussianNetwork((5,), epochs=1).fit(X, Y)
+    arrays, about = tensors(network)
+    assert about == {"kind": "gaussian", "hidden": [5], "y_mean": network.y_mean_, "y_scale": network.y_scale_}
+    assert set(arrays) == {"net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias", "mean", "scale"}
+    again = rebuilt(arrays, about, 4)
+    assert (again.hidden, again.n_features_in_, again.y_mean_) == ((5,), 4, network.y_mean_)
+    for name in ("mean", "scale"):
+        with pytest.raises(ValueError, match="columns, for 4 features"):
+            rebuilt(arrays | {name: arrays[name][:-1]}, about, 4)
+    with pytest.raises(ValueError, match=r"3 arrays for a network of 1 hidden layers"):
+        rebuilt({k: v for k, v in arrays.items() if k != "net.0.bias"}, about, 4)
+    assert tensors(QuantileNetwork((5,), epochs=1).fit(X, Y))[1]["kind"] == "network"
+
+
+@pytest.mark.parametrize("name", ["feature", "threshold", "left", "right", "value", "starts"])
+def test_every_array_of_trees_has_its_type(name):
+    arrays, about = tensors(Forest(trees=two()))
+    assert rebuilt(arrays, about, 4).trees.starts.tolist() == [0, 3, 6]
+    wrong = arrays[name].float() if name in ("threshold", "value") else arrays[name].int()
+    for given in (wrong, arrays[name][None]):
+        with pytest.raises(ValueError, match=f"'{name}' is .* one dimension of torch"):
+            rebuilt(arrays | {name: given}, about, 4)
+    with pytest.raises(KeyError):
+        rebuilt({k: v for k, v in arrays.items() if k != name}, about, 4)
+
+
+def test_kinds_are_known_by_their_library_and_name():
+    assert kept_kind(LinearQuantile()) == "rankwise.LinearQuantile"
+    assert kept_kind(GaussianNetwork()) == "rankwise.GaussianNetwork"
+    assert kept_kind(LGBMRegressor()) == "lightgbm.LGBMRegressor"
+    assert kept_kind(ExtraTreesQuantileRegressor()) == "quantile_forest.ExtraTreesQuantileRegressor"
+    assert kept_kind(GaussianOfMine()) is kept_kind(Own()) is None

@@ -198,3 +198,35 @@ def test_a_folder_that_holds_something_else_is_not_replaced(saved, tmp_path):
     with pytest.raises(ValueError, match=r"thesis\.txt"):
         quantile_saved.save(quantile_saved.load(saved), tmp_path / "m")
     assert (tmp_path / "m" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("conformal", ["cqr", "cv+", None])
+def test_all_that_predicts_is_kept(tmp_path, conformal):
+    model = fitted(conformal=conformal, cv=2, hidden=(4, 3), margin=0.02, random_state=7)
+    quantile_saved.save(model, tmp_path / "m")
+    again = quantile_saved.load(tmp_path / "m")
+    elsewhere = {"estimators": None, "memory": None, "n_jobs": None, "verbose": False, "random_state": 7}
+    assert again.get_params(deep=False) == {**model.get_params(deep=False), **elsewhere}
+    assert (again.seed_, again.names_, again.n_features_in_) == (7, ["gaussian"], 3)
+    assert (again.y_mean_, again.y_scale_) == (model.y_mean_, model.y_scale_)
+    for name in ("mean_", "scale_"):
+        np.testing.assert_array_equal(getattr(again.scaler_, name), getattr(model.scaler_, name))
+    np.testing.assert_array_equal(again.widening_, model.widening_)
+    assert len(again.folds_) == len(again.scores_) == (2 if conformal == "cv+" else 0)
+    for a, b in zip(again.scores_, model.scores_, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not again.net_.training
+    np.testing.assert_array_equal(again.predict_uncalibrated(data()[0]), model.predict_uncalibrated(data()[0]))
+    said = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert set(said) == {"format", "options", "names", "seed", "bases", "features", "folds", "y_mean", "y_scale"}
+    assert (said["format"], said["features"], said["folds"]) == (2, 3, len(model.folds_))
+
+
+def test_scores_of_no_rows_or_other_intervals_are_refused(tmp_path):
+    quantile_saved.save(fitted(conformal="cv+", cv=2), tmp_path / "m")
+    arrays = load_file(tmp_path / "m" / "model.safetensors")
+    assert arrays["score.0"].shape == (75, 2)
+    for wrong in (arrays["score.0"][:0], arrays["score.0"][:, :1], arrays["score.0"].ravel()):
+        save_file(arrays | {"score.0": wrong.contiguous()}, tmp_path / "m" / "model.safetensors")
+        with pytest.raises(ValueError, match=r"holds a broken quantile model: scores of"):
+            quantile_saved.load(tmp_path / "m")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import lifelines
 import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
@@ -352,3 +353,234 @@ def test_fit_options_are_known_or_refused_and_a_start_is_tried(capsys):
         PGWFitter().fit(d["t"], d["e"], fit_options={"maxiter": 3})
     with pytest.raises(ValueError, match=r"initial_point has shape \(2,\); 3 coefficients"):
         PGWFitter().fit(d["t"], d["e"], initial_point=[1.0, 1.0])
+
+
+def test_settings_are_these_where_none_are_given():
+    f = PGWFitter()
+    assert (f.baseline, f.family, f.fixed, f.alpha) == ("pgw", "aft", None, 0.05)
+    assert f.form_ == form("pgw", "aft", None)
+    f.fit(T, E)
+    assert f.interval("survival", 30.0).equals(f.interval("survival", 30.0, alpha=0.05))
+    assert select_baseline(T, E).equals(select_baseline(T, E, family="aft"))
+    assert set(select_baseline(T, E, candidates=["weibull", "burr"]).index) == {"weibull", "burr"}
+    assert f.profile_interval("gamma_") == f.profile_interval("gamma_", alpha=0.05)
+    assert PGWFitter("weibull").fit(T).log_likelihood_ == PGWFitter("weibull").fit(T, np.ones(len(T))).log_likelihood_
+
+
+@pytest.mark.parametrize(
+    ("baseline", "family", "free", "fixed"),
+    [
+        ("exponential", "aft", ("phi_",), {"lambda_": 1, "gamma_": 1, "kappa_": 1}),
+        ("exponential", "ph", ("lambda_",), {"phi_": 1, "gamma_": 1, "kappa_": 1}),
+        ("weibull", "aft", ("phi_", "gamma_"), {"lambda_": 1, "kappa_": 1}),
+        ("weibull", "both", ("phi_", "gamma_"), {"lambda_": 1, "kappa_": 1}),
+        ("log-logistic", "aft", ("phi_", "gamma_"), {"lambda_": 1, "kappa_": 0}),
+        ("burr", "ph", ("phi_", "lambda_", "gamma_"), {"kappa_": 0}),
+        ("linear-hazard", "aft", ("phi_", "lambda_"), {"gamma_": 1, "kappa_": 2}),
+        ("gompertz", "aft", ("phi_", "lambda_"), {"gamma_": 1, "kappa_": np.inf}),
+        ("pgw", "aft", ("phi_", "gamma_", "kappa_"), {"lambda_": 1}),
+        ("pgw", "ph", ("lambda_", "gamma_", "kappa_"), {"phi_": 1}),
+        ("pgw", "both", ("phi_", "lambda_", "gamma_", "kappa_"), {}),
+    ],
+)
+def test_a_baseline_is_what_it_holds_fixed(baseline, family, free, fixed):
+    shape = form(baseline, family)
+    assert (shape.free, shape.fixed, shape.family) == (free, fixed, family)
+    assert shape.scale == ("lambda_" if family == "ph" else "phi_")
+    linear = {n: np.log(min(v + 1, 2.0**53)) if n == "kappa_" else np.log(v) for n, v in fixed.items()}
+    assert shape.linear == pytest.approx(linear)
+    assert shape.linear.get("kappa_", 0) <= 53 * np.log(2)
+
+
+def test_what_is_fixed_lies_in_its_range():
+    assert form("pgw", "aft", {"kappa_": -0.99}).fixed["kappa_"] == -0.99
+    assert form("pgw", "aft", {"kappa_": np.inf}).fixed["kappa_"] == np.inf
+    assert form("pgw", "aft", {"gamma_": 1e-9}).fixed["gamma_"] == 1e-9
+    for name, value in (("kappa_", -1.0), ("gamma_", 0.0), ("gamma_", np.inf), ("phi_", -1.0), ("kappa_", np.nan)):
+        with pytest.raises(ValueError, match=f"{name} fixed at {value}"):
+            form("pgw", "aft", {name: value})
+    with pytest.raises(ValueError, match="nothing is left to estimate"):
+        form("exponential", "aft", {"phi_": 1.0})
+    with pytest.raises(ValueError, match="unknown parameter 'kapa_'"):
+        form("pgw", "aft", {"kapa_": 1.0})
+
+
+def test_curves_are_those_of_the_parameters():
+    f, t = PGWFitter("pgw").fit(drawn()["t"], drawn()["e"], timeline=[0.5, 1.0, 2.0]), np.array([0.5, 1.0, 2.0])
+    given = {"phi": f.phi_, "lambda_": 1.0, "gamma": f.gamma_, "kappa": f.kappa_}
+    H, h = pgw.cumulative_hazard(t, **given), np.exp(pgw.log_hazard(t, **given))
+    for table, expected in (
+        (f.cumulative_hazard_, H), (f.hazard_, h), (f.survival_function_, np.exp(-H)), (f.density_, h * np.exp(-H)),
+        (f.cumulative_density_, 1 - np.exp(-H)),
+    ):  # fmt: skip
+        np.testing.assert_allclose(table.iloc[:, 0], expected, rtol=1e-12)
+    assert f.median_survival_time_ == pytest.approx(float(pgw.quantile(np.log(2), **given)))
+    np.testing.assert_allclose(f.percentile(np.array([0.2, 0.9])), pgw.quantile(-np.log([0.2, 0.9]), **given))
+    assert isinstance(f.percentile(0.2), float)
+    assert f.hazard_shape_ == pgw.hazard_shape(f.gamma_, f.kappa_)
+    drawn_times = f.sample(20_000, seed=1)
+    assert np.mean(drawn_times > 1.0) == pytest.approx(float(np.exp(-H[1])), abs=0.015)
+    np.testing.assert_array_equal(f.sample(5, seed=1), f.sample(5, seed=1))
+    assert not np.array_equal(f.sample(5), f.sample(5))
+
+
+@pytest.mark.parametrize("what", ["survival", "hazard", "cumulative_hazard", "quantile", "rmst"])
+def test_intervals_are_the_delta_methods(what):
+    f, at = PGWFitter("burr").fit(drawn()["t"], drawn()["e"]), np.array([0.3, 0.7])
+
+    def value(c):
+        given = dict(zip(("phi", "lambda_", "gamma"), np.exp(c), strict=True)) | {"kappa": 0.0}
+        H = pgw.cumulative_hazard(at, **given)
+        grid = np.linspace(1e-9, 1, 20_001)[:, None] * at
+        return {
+            "survival": np.exp(-H), "cumulative_hazard": H, "hazard": np.exp(pgw.log_hazard(at, **given)),
+            "quantile": pgw.quantile(-np.log(at), **given),
+            "rmst": at * np.trapezoid(np.exp(-pgw.cumulative_hazard(grid, **given)), dx=1 / 20_000, axis=0),
+        }[what]  # fmt: skip
+
+    def link(v):
+        return np.log(-np.log(v)) if what == "survival" else np.log(v)
+
+    c, V = f.fit_.coefficients, f.fit_.covariance
+    slopes = np.array([(link(value(c + e)) - link(value(c - e))) / 2e-4 for e in 1e-4 * np.eye(3)])
+    sd = np.sqrt(np.einsum("ka,kl,la->a", slopes, V, slopes))
+    for alpha, z in ((None, 1.959964), (0.2, 1.281552)):
+        table = f.interval(what, at, alpha=alpha)
+        assert list(table.columns) == ["estimate", "lower", "upper"]
+        np.testing.assert_array_equal(table.index, at)
+        np.testing.assert_allclose(table["estimate"], value(c), rtol=1e-6)
+        ends = np.sort([link(value(c)) - z * sd, link(value(c)) + z * sd], axis=0)
+        found = np.sort([link(table["lower"]), link(table["upper"])], axis=0)
+        np.testing.assert_allclose(found, ends, rtol=1e-3, atol=1e-4)
+        assert (table["lower"] < table["upper"]).all()
+    with pytest.raises(ValueError, match="did you mean survival"):
+        f.interval("survial", at)
+
+
+def test_variances_are_those_of_the_natural_parameters():
+    f = PGWFitter("burr").fit(drawn()["t"], drawn()["e"])
+    slopes = np.array([f.phi_, f.lambda_, f.gamma_])
+    np.testing.assert_allclose(f.variance_matrix_, f.fit_.covariance * np.outer(slopes, slopes), rtol=1e-6)
+    assert list(f.variance_matrix_.columns) == list(f.variance_matrix_.index) == ["phi_", "lambda_", "gamma_"]
+    np.testing.assert_allclose(f.params_, slopes)
+    shifted = PGWFitter().fit(drawn()["t"], drawn()["e"])
+    np.testing.assert_allclose(np.exp(shifted.fit_.coefficients) - [0, 0, 1], shifted.params_)
+    assert shifted.summary.loc["kappa_", "se(coef)"] == pytest.approx(
+        np.sqrt(shifted.fit_.covariance[2, 2]) * (1 + shifted.kappa_)
+    )
+    assert f.converged_
+    assert f.gradient_norm_ < 1e-8
+    assert f.condition_number_ >= 1
+
+
+def test_ratio_tests_have_their_degrees_and_half_the_probability_on_a_boundary():
+    small, large = PGWFitter("weibull").fit(T, E), PGWFitter("pgw", family="both").fit(T, E)
+    test = small.likelihood_ratio_test(large)
+    assert test.degrees_freedom == 2
+    assert test.p_value == pytest.approx(stats.chi2.sf(test.test_statistic, 2))
+    assert small.likelihood_ratio_test(large, boundary=True).p_value == pytest.approx(test.p_value / 2)
+    assert test.test_name == "likelihood-ratio test"
+    with pytest.raises(ValueError, match="more parameters than these 2"):
+        small.likelihood_ratio_test(small)
+    worse = PGWFitter("burr", fixed={"gamma_": 20.0, "lambda_": 9.0}).fit(T, E)
+    assert worse.likelihood_ratio_test(small).degrees_freedom == 1
+    better = copy.copy(small)
+    better.log_likelihood_ = large.log_likelihood_ + 5
+    assert better.likelihood_ratio_test(large).test_statistic == 0
+
+
+def test_profiles_of_every_parameter_end_where_the_deviance_says_and_an_unknown_one_is_refused():
+    d = drawn(500)
+    f = PGWFitter("weibull").fit(d["t"], d["e"])
+    for name in ("phi_", "gamma_"):
+        for alpha, drop in ((0.05, 3.8415), (0.3, 1.0742)):
+            ends = f.profile_interval(name, alpha=alpha)
+            assert ends[0] < getattr(f, name) < ends[1]
+            for end in ends:
+                held = PGWFitter("weibull", fixed={name: end}).fit(d["t"], d["e"])
+                assert 2 * (f.log_likelihood_ - held.log_likelihood_) == pytest.approx(drop, abs=1e-3)
+    with pytest.raises(ValueError, match="unknown parameter with one coefficient 'kappa_'"):
+        f.profile_interval()
+
+
+def test_a_start_that_leads_nowhere_is_not_taken():
+    base = PGWFitter("weibull").fit(T, E)
+    far = PGWFitter("weibull").fit(T, E, initial_point=[1e300, 1e300])
+    assert far.log_likelihood_ == pytest.approx(base.log_likelihood_, abs=1e-8)
+    with pytest.raises(ValueError, match=r"initial_point has shape \(3,\); 2 coefficients"):
+        PGWFitter("weibull").fit(T, E, initial_point=[1.0, 1.0, 1.0])
+    for tol in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match=r"tol is .*; above 0"):
+            PGWFitter("weibull").fit(T, E, fit_options={"tol": tol})
+
+
+def test_residuals_are_the_cumulative_hazard_at_times_and_entries():
+    d = drawn(200)
+    f = PGWFitter("weibull").fit(d["t"], d["e"], entry=0.2 * d["t"])
+    r = f.cox_snell_residuals_
+    assert list(r.columns) == ["residual", "event", "entry"]
+    np.testing.assert_allclose(r["residual"], (f.phi_ * d["t"]) ** f.gamma_)
+    np.testing.assert_allclose(r["entry"], (f.phi_ * 0.2 * d["t"]) ** f.gamma_)
+    np.testing.assert_array_equal(r["event"], d["e"])
+    ax = matplotlib.pyplot.subplots()[1]
+    assert f.plot_qq(ax) is ax
+    curve, line = ax.lines
+    end = r["residual"].max()
+    assert line.get_xydata().tolist() == [[0, 0], [end, end]]
+    na = lifelines.NelsonAalenFitter(nelson_aalen_smoothing=False).fit(r["residual"], r["event"], entry=r["entry"])
+    np.testing.assert_allclose(curve.get_xydata(), na.cumulative_hazard_.reset_index().to_numpy())
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["Cox-Snell residuals", "a perfect fit"]
+    assert ax.get_xlabel() == "residual"
+    assert ax.get_ylabel() == "Nelson-Aalen cumulative hazard of the residuals"
+    matplotlib.pyplot.close("all")
+
+
+def test_the_table_of_baselines_says_what_was_fitted():
+    table = select_baseline(T, E)
+    assert list(table.columns) == ["log_likelihood", "parameters", "AIC", "BIC", "lr_p", "converged"]
+    assert table["parameters"].to_dict() == {
+        "exponential": 1, "weibull": 2, "log-logistic": 2, "burr": 3, "linear-hazard": 2, "gompertz": 2, "pgw": 3,
+    }  # fmt: skip
+    np.testing.assert_allclose(table["AIC"], 2 * table["parameters"] - 2 * table["log_likelihood"])
+    np.testing.assert_allclose(table["BIC"], np.log(len(T)) * table["parameters"] - 2 * table["log_likelihood"])
+    general = table.attrs["general"]
+    assert set(general) == {"log_likelihood", "parameters", "converged"}
+    assert general["parameters"] == 4
+    for name, row in table.iterrows():
+        statistic = max(2 * (general["log_likelihood"] - row["log_likelihood"]), 0)
+        p = stats.chi2.sf(statistic, 4 - row["parameters"]) * (0.5 if name == "gompertz" else 1)
+        assert row["lr_p"] == pytest.approx(p, rel=1e-9)
+    both = select_baseline(T, E, family="both")
+    assert "log-logistic" not in both.index
+    assert np.isnan(both.loc["pgw", "lr_p"])  # the general model itself
+    without = select_baseline(T, E, candidates=["weibull"])
+    assert "general" not in without.attrs
+    assert without["lr_p"].isna().all()
+    weighted = select_baseline(T, E, weights=np.full(len(T), 2.0), candidates=["weibull"])
+    assert weighted.loc["weibull", "BIC"] == pytest.approx(
+        2 * np.log(2 * len(T)) - 2 * weighted.loc["weibull", "log_likelihood"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lower": [1.0, np.inf], "upper": [1.0, np.inf]}, "an infinite duration in 1 row: 1"),
+        ({"upper": [1.0, 1.5]}, "an upper bound below the lower in 1 row: 1"),
+        ({"weight": [1.0, np.inf]}, "a weight that is not positive and finite in 1 row: 1"),
+        ({"weight": [1.0, -1.0]}, "a weight that is not positive and finite in 1 row: 1"),
+        ({"entry": [1.0, 2.0]}, "entry >= duration .* in 2 rows: 0, 1"),
+        ({"event": [1.0]}, "1 events for 2 durations"),
+        ({"weight": [1.0]}, "1 weights for 2 durations"),
+        ({"upper": [1.0, np.nan]}, "NaNs were detected in the dataset, upper bounds in 1 row: 1"),
+    ],
+)
+def test_observations_that_are_none_are_named_by_row(change, message):
+    good = {"lower": [1.0, 2.0], "upper": [1.0, np.inf], "event": [1.0, 0.0]}
+    assert observations(**good).entry.tolist() == [0, 0]
+    assert observations(**good).weight.tolist() == [1, 1]
+    assert observations(**good, entry=[-1.0, 1.5]).entry.tolist() == [0, 1.5]
+    with pytest.raises(ValueError, match=message):
+        observations(**(good | change))
+    with pytest.raises(ValueError, match="in 7 rows: a0, a1, a2, a3, a4, …"):
+        observations(lower=-np.ones(7), upper=np.ones(7), event=np.zeros(7), index=[f"a{i}" for i in range(7)])

@@ -4,6 +4,7 @@ import warnings
 
 import lifelines
 import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
@@ -451,3 +452,190 @@ def test_a_start_is_tried_and_a_wrong_one_refused():
         np.testing.assert_allclose(again.params_, base.params_, atol=1e-6)
     with pytest.raises(ValueError, match=r"initial_point has shape \(5,\); 4 coefficients"):
         base.fit(d, "t", "e", initial_point=np.zeros(5))
+
+
+def test_settings_are_these_where_none_are_given():
+    f = PGWRegressionFitter()
+    assert (f.baseline, f.family, f.fixed, f.shape_covariates) == ("pgw", "aft", None, True)
+    assert (f.alpha, f.penalizer, f.fit_intercept) == (0.05, 0.0, True)
+    d = drawn(200)
+    f.fit(d, "t", "e")
+    rows = d.head(2)
+    assert f.score(d) == f.score(d, "log_likelihood")
+    pd.testing.assert_frame_equal(f.compute_residuals(d), f.compute_residuals(d, "cox-snell"))
+    pd.testing.assert_series_equal(f.predict_percentile(rows), f.predict_percentile(rows, p=0.5))
+    pd.testing.assert_frame_equal(
+        f.predict_with_interval(rows, at=1.0), f.predict_with_interval(rows, "survival", [1.0], alpha=0.05)
+    )
+    for value in (-1e-9, np.nan):
+        with pytest.raises(ValueError, match="penalizer is"):
+            PGWRegressionFitter(penalizer=value)
+    np.testing.assert_array_equal(f.timeline, np.unique(d["t"]))
+    np.testing.assert_array_equal(f.predict_hazard(rows).index, f.timeline)
+
+
+def test_residuals_of_every_kind_by_their_definitions():
+    d = drawn(120).assign(late=lambda f: 0.3 * f["t"])
+    f = PGWRegressionFitter("weibull").fit(d, "t", "e", entry_col="late")
+    given = f.predict_parameters(d)
+    H, H0 = ((given["phi"] * t) ** given["gamma"] for t in (d["t"].to_numpy(), d["late"].to_numpy()))
+    event = d["e"].to_numpy()
+    plain = f.compute_residuals(d)
+    assert list(plain.columns) == ["residual", "event", "entry"]
+    np.testing.assert_allclose(plain, np.c_[H, event, H0])
+    martingale = f.compute_residuals(d, "martingale")
+    assert list(martingale.columns) == ["martingale"]
+    M = event - (H - H0)
+    np.testing.assert_allclose(martingale["martingale"], M)
+    deviance = f.compute_residuals(d, "deviance")
+    assert list(deviance.columns) == ["deviance"]
+    expected = np.sign(M) * np.sqrt(-2 * (M + np.where(event == 1, np.log(H - H0), 0)))
+    np.testing.assert_allclose(deviance["deviance"], expected, atol=1e-7)
+    for table in (plain, martingale, deviance):
+        assert table.index.equals(d.index)
+    with pytest.raises(ValueError, match="did you mean deviance"):
+        f.compute_residuals(d, "devianc")
+    all_events = PGWRegressionFitter("weibull").fit(d[["x", "t"]], "t")
+    assert (all_events.compute_residuals(d[["x", "t"]])[["event", "entry"]] == [1, 0]).all(axis=None)
+
+
+@pytest.mark.parametrize("what", ["survival", "hazard", "cumulative_hazard", "quantile", "rmst", "cure"])
+def test_predictions_with_intervals_are_the_curves_and_the_delta_methods(what):
+    d = drawn(400, kappa=-0.3, effect=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        f = PGWRegressionFitter(shape_covariates=False).fit(d, "t", "e")
+    rows, at = d.head(3), [0.4, 0.8]
+    table = f.predict_with_interval(rows, what, at)
+    assert list(table.columns) == ["estimate", "lower", "upper"]
+    assert table.index.names == ["subject", "at"]
+    assert table.index.tolist() == [(i, a) for i in range(3) for a in at]
+    curves = {
+        "survival": lambda a: f.predict_survival_function(rows, times=a),
+        "hazard": lambda a: f.predict_hazard(rows, times=a),
+        "cumulative_hazard": lambda a: f.predict_cumulative_hazard(rows, times=a),
+        "quantile": lambda a: pd.DataFrame([f.predict_percentile(rows, p=p) for p in a]),
+        "rmst": lambda a: pd.DataFrame([
+            np.trapezoid(f.predict_survival_function(rows, times=np.linspace(0, t, 4001)), dx=t / 4000, axis=0)
+            for t in a
+        ]),
+        "cure": lambda a: pd.DataFrame([f.predict_cure_fraction(rows)] * 2),
+    }  # fmt: skip
+    np.testing.assert_allclose(table["estimate"], np.asarray(curves[what](at)).T.ravel(), rtol=1e-5)
+    finite = np.isfinite(table["estimate"])
+    assert (table["lower"][finite] <= table["estimate"][finite]).all()
+    assert (table["estimate"][finite] <= table["upper"][finite]).all()
+    wide, narrow = (f.predict_with_interval(rows, what, at, alpha=a)[finite] for a in (0.05, 0.5))
+    assert ((wide["upper"] - wide["lower"]) >= (narrow["upper"] - narrow["lower"])).all()
+
+
+def test_curves_after_a_time_are_those_of_who_is_left():
+    d = drawn(200)
+    f = PGWRegressionFitter().fit(d, "t", "e")
+    rows, after, t = d.head(3), np.array([0.5, 1.0, 2.0]), np.array([0.3, 1.2])
+    given = f.predict_parameters(rows)
+    H = pgw.cumulative_hazard(t[:, None] + after, **given) - pgw.cumulative_hazard(after, **given)
+    np.testing.assert_allclose(f.predict_cumulative_hazard(rows, times=t, conditional_after=after), H, rtol=1e-12)
+    h = np.exp(pgw.log_hazard(t[:, None] + after, **given))
+    np.testing.assert_allclose(f.predict_hazard(rows, times=t, conditional_after=after), h, rtol=1e-12)
+    left = f.predict_percentile(rows, p=0.3, conditional_after=after).to_numpy()
+    reached = pgw.cumulative_hazard(left + after, **given) - pgw.cumulative_hazard(after, **given)
+    np.testing.assert_allclose(np.exp(-reached), 0.3, rtol=1e-9)
+    assert f.predict_percentile(rows, p=0.3).name == 0.3
+    mean = f.predict_expectation(rows, conditional_after=after)
+    u = np.linspace(-25, 12, 40_001)[:, None]
+    S = np.exp(pgw.cumulative_hazard(after, **given) - pgw.cumulative_hazard(after + np.exp(u), **given))
+    np.testing.assert_allclose(mean, np.trapezoid(S * np.exp(u), u[:, 0], axis=0), rtol=1e-4)
+    one = f.predict_percentile(rows.iloc[1], p=0.3)
+    assert one.iloc[0] == pytest.approx(f.predict_percentile(rows, p=0.3).iloc[1])
+
+
+def test_covariates_move_the_parameters_that_they_are_given_to():
+    d = drawn(300)
+
+    def roles(**options):
+        fit = {k: options.pop(k) for k in ("formula", "ancillary", "regressors") if k in options}
+        f = PGWRegressionFitter(**options).fit(d, "t", "e", **fit)
+        return {p: list(f.params_[p].index) for p in f.form_.free}
+
+    alone, both, z = ["Intercept"], ["x", "z", "Intercept"], ["Intercept", "z"]
+    assert roles() == {"phi_": both, "gamma_": both, "kappa_": alone}
+    assert roles(shape_covariates=False) == {"phi_": both, "gamma_": alone, "kappa_": alone}
+    assert roles(family="ph", baseline="weibull") == {"lambda_": both, "gamma_": both}
+    assert roles(family="both", baseline="burr", shape_covariates=False) == {
+        "phi_": both, "lambda_": both, "gamma_": alone,
+    }  # fmt: skip
+    assert roles(baseline="weibull", formula="z") == {"phi_": z, "gamma_": z}
+    assert roles(baseline="weibull", ancillary=False) == {"phi_": both, "gamma_": alone}
+    assert roles(baseline="weibull", shape_covariates=False, ancillary=True) == {"phi_": both, "gamma_": both}
+    assert roles(baseline="weibull", ancillary="z") == {"phi_": both, "gamma_": z}
+    assert roles(baseline="weibull", regressors={"gamma_": "1", "phi_": "z"}) == {"phi_": z, "gamma_": alone}
+    assert roles(baseline="weibull", regressors={"gamma_": None}, shape_covariates=False)["gamma_"] == both
+    assert roles(fixed={"phi_": 0.4}, shape_covariates=False)["gamma_"] == both  # the first that is free
+    with pytest.raises(ValueError, match=r"regressors for kappa_, which is fixed at 1\.0"):
+        roles(baseline="weibull", regressors={"kappa_": "z"})
+    with pytest.raises(ValueError, match=r"ancillary covariates are for gamma_, which is fixed at 1\.0"):
+        roles(baseline="exponential", ancillary=True)
+
+
+def test_ratios_of_one_row_to_another_are_those_of_their_curves():
+    d = drawn(300)
+    f = PGWRegressionFitter().fit(d, "t", "e")
+    one, other = d.iloc[[0]], d.iloc[[1]]
+    hazard = f.hazard_ratio(one, other, [0.5, 2.0])
+    assert list(hazard.columns) == ["ratio", "lower", "upper"]
+    assert hazard.index.tolist() == [0.5, 2.0]
+    expected = f.predict_hazard(one, times=[0.5, 2.0]).to_numpy() / f.predict_hazard(other, times=[0.5, 2.0]).to_numpy()
+    np.testing.assert_allclose(hazard["ratio"], expected[:, 0])
+    quantile = f.quantile_ratio(one, other, [0.2, 0.6])
+    for p, ratio in quantile["ratio"].items():
+        assert ratio == pytest.approx(f.predict_percentile(one, p=p).iloc[0] / f.predict_percentile(other, p=p).iloc[0])
+    swapped = f.hazard_ratio(other, one, [0.5, 2.0])
+    np.testing.assert_allclose(swapped[["lower", "upper"]], 1 / hazard[["upper", "lower"]], rtol=1e-6)
+    narrow = f.hazard_ratio(one, other, [0.5], alpha=0.5)
+    assert narrow["upper"].iloc[0] < hazard["upper"].iloc[0]
+    ax = matplotlib.pyplot.subplots()[1]
+    assert f.plot_hazard_ratio(one, other, [0.5, 2.0], ax) is ax
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), np.c_[[0.5, 2.0], hazard["ratio"]])
+    assert set(ax.lines[1].get_ydata()) == {1}
+    band = ax.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((hazard["lower"].min(), hazard["upper"].max()))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("time", "hazard ratio")
+    ax = f.plot_quantile_ratio(one, other, [0.2, 0.6], matplotlib.pyplot.subplots()[1])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("survival probability", "quantile ratio")
+    matplotlib.pyplot.close("all")
+
+
+def test_columns_are_taken_by_name_and_absent_ones_named():
+    d = drawn(100)
+    f = PGWRegressionFitter("weibull").fit(d, "t", "e")
+    turned = d[["z", "x"]].head(3)
+    np.testing.assert_allclose(f.predict_median(turned), f.predict_median(d.head(3)))
+    with pytest.raises(ValueError, match="unknown column 'z'"):
+        f.predict_median(d[["x"]].head(3))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"NaN or Inf among the covariates: x$"):
+            f.predict_median(d.head(3).assign(x=bad))
+        with pytest.raises(ValueError, match="NaN or Inf among the covariates"):
+            PGWRegressionFitter("weibull").fit(d, "t", "e", formula="x + z").predict_median(d.head(3).assign(x=bad))
+    with pytest.raises(ValueError, match="unknown column 'tt'"):
+        PGWRegressionFitter("weibull").fit(d, "tt", "e")
+
+
+def test_robust_errors_are_the_sandwich_of_the_rows_scores():
+    d = drawn(80)
+    f = PGWRegressionFitter("weibull", shape_covariates=False).fit(d, "t", "e", robust=True)
+    naive = PGWRegressionFitter("weibull", shape_covariates=False).fit(d, "t", "e")
+    c, X = naive.fit_.coefficients, np.c_[d["x"], d["z"], np.ones(80)]
+
+    def rows(c):
+        gamma, log_phi = np.exp(c[3]), X @ c[:3]
+        H = np.exp(gamma * (log_phi + np.log(d["t"].to_numpy())))
+        return d["e"].to_numpy() * (np.log(gamma) + np.log(H) - np.log(d["t"].to_numpy())) - H
+
+    S = np.stack([(rows(c + e) - rows(c - e)) / 2e-5 for e in 1e-5 * np.eye(4)], 1)
+    V = naive.fit_.covariance
+    np.testing.assert_allclose(f.variance_matrix_, V @ S.T @ S @ V, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(f.standard_errors_, np.sqrt(np.diag(f.variance_matrix_)))
+    low, high = f.confidence_intervals_.to_numpy().T
+    np.testing.assert_allclose(high - low, 2 * 1.959964 * f.standard_errors_, rtol=1e-5)

@@ -121,3 +121,50 @@ def test_curves_are_functions_exact_at_any_time_and_arrays_on_request():
     assert hazards[2](between) == pytest.approx(-np.log(curves[2](between)))
     with pytest.raises(ValueError, match="leave times out"):
         model.predict_survival_function(X, [1.0], return_array=False)
+
+
+def test_settings_are_these_where_none_are_given():
+    assert PGWSurvivalAnalysis().get_params() == {
+        "baseline": "pgw", "family": "aft", "shape_covariates": True, "fixed": None, "penalizer": 0.0,
+    }  # fmt: skip
+    model = PGWSurvivalAnalysis("weibull", family="ph", shape_covariates=False, fixed={"gamma_": 1.5}, penalizer=0.1)
+    f = model.fit(X, Y).fitter_
+    assert (f.baseline, f.family, f.shape_covariates, f.fixed, f.penalizer) == (
+        "weibull", "ph", False, {"gamma_": 1.5}, 0.1,
+    )  # fmt: skip
+
+
+def test_curves_have_their_times_values_and_domain():
+    model = PGWSurvivalAnalysis("weibull").fit(X.to_numpy(), Y)
+    assert list(model.fitter_.params_["phi_"].index) == ["x0", "x1", "x2", "Intercept"]
+    np.testing.assert_array_equal(model.unique_times_, np.unique(Y["Survival_in_days"]))
+    rows, given = X.to_numpy()[:3], model.fitter_.predict_parameters(pd.DataFrame(X.to_numpy()[:3]).add_prefix("x"))
+    for k, (S, H) in enumerate(
+        zip(model.predict_survival_function(rows), model.predict_cumulative_hazard_function(rows), strict=True)
+    ):
+        own = {n: float(v[k]) for n, v in given.items()}
+        assert S.parameters == pytest.approx(own)
+        assert (S.survival, H.survival) == (True, False)
+        assert S.domain == H.domain == (0.0, np.inf)
+        np.testing.assert_allclose(H.y, pgw.cumulative_hazard(S.x, **own), rtol=1e-12)
+        np.testing.assert_allclose(S.y, np.exp(-H.y), rtol=1e-12)
+    at = model.predict_cumulative_hazard_function(rows, 30.0)
+    assert at.shape == (3, 1)
+    np.testing.assert_allclose(model.predict_cumulative_hazard_function(rows, [30.0], return_array=True), at)
+    whole = model.predict_cumulative_hazard_function(rows, return_array=True)
+    assert whole.shape == (3, len(model.unique_times_))
+    np.testing.assert_allclose(model.predict_survival_function(rows, return_array=True), np.exp(-whole), rtol=1e-12)
+    assert model.predict_survival_function(rows, return_array=False).dtype == object
+    np.testing.assert_allclose(model.predict(rows), model.fitter_.predict_log_risk(pd.DataFrame(rows).add_prefix("x")))
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.zeros(3), np.zeros(3, dtype=[("e", bool)]), np.zeros(3, dtype=[("e", float), ("t", float)]),
+        np.zeros(3, dtype=[("e", bool), ("t", float), ("u", float)]),
+    ],
+)  # fmt: skip
+def test_a_target_has_an_event_and_a_time(y):
+    with pytest.raises(ValueError, match="a structured array of an event"):
+        PGWSurvivalAnalysis().fit(X.head(3), y)

@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rankwise.distributions.table_cells import Cells, days_of, evidence_of, kind_of, numbers_of, read_cells, target_of
+from rankwise.distributions.table_cells import (
+    Cells,
+    days_of,
+    evidence_of,
+    kind_of,
+    numbers_of,
+    read_cells,
+    target_of,
+    word_of,
+)
 
 
 def cells(semicolons: bool = False, **columns) -> Cells:
@@ -190,3 +199,81 @@ def test_gaps_and_late_keys_of_rows_are_absent_cells(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match="has no rows"):
         read_cells(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("cell", "word"), [(None, ""), (12.0, "12"), (12, "12"), ("12", "12"), (12.5, "12.5"), (True, "True"), (-0.0, "0")]
+)
+def test_a_cell_is_the_same_word_however_a_file_writes_it(cell, word):
+    assert word_of(cell) == word
+
+
+def test_places_are_those_of_the_file(tmp_path):
+    table = cells(x=["1", "2"])
+    assert len(table) == 2
+    assert table.at(1) == "t.csv, line 3"
+    (tmp_path / "t.csv").write_text("a,b\n1,x\n\n2,y\n")
+    found = read_cells(tmp_path / "t.csv")
+    assert (found.unit, found.numbers[0], found.semicolons) == ("line", 2, False)
+    assert found.path == tmp_path / "t.csv"
+    pd.DataFrame({"a": [1, 2]}).to_parquet(tmp_path / "t.parquet")
+    assert read_cells(tmp_path / "t.parquet").unit == "row"
+
+
+@pytest.mark.parametrize("bound", [3e38, -3e38])
+def test_numbers_are_those_that_float32_holds(bound):
+    near = 0.999 * bound
+    assert values([near, str(near)], "point") == [near, near]
+    for value in (bound, str(bound)):
+        with pytest.raises(ValueError, match="not a finite number"):
+            values([value], "point")
+    with pytest.raises(ValueError, match="'x' holds 'aaa"):
+        values(["a" * 200], "point")
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (["007", "012"], True), (["00", "10"], True), (["0", "1"], False), (["7", "8"], False), (["07", "123"], False),
+        (["0a", "12"], False), (["²0", "00"], False),
+    ],
+)  # fmt: skip
+def test_codes_are_digits_of_one_length_of_which_some_begin_with_zero(column, expected):
+    assert (kind(column) == ("words", "") and all(c.isdigit() for c in column) and column[0] != "²0") == expected
+
+
+@pytest.mark.parametrize("n", [20, 21, 22])
+def test_a_column_is_nearly_of_numbers_where_more_than_twenty_differ_and_half_are(n):
+    column = [str(i) for i in range(n)] + ["x"]
+    if n > 20:
+        with pytest.raises(ValueError, match=f"line {n + 2}: column 'x' holds 'x', and {n} of {n + 1} other cells"):
+            kind(column)
+        with pytest.raises(ValueError, match=f"{n} of {2 * n} other cells"):
+            kind([str(i) for i in range(n)] + ["x"] * n)
+        assert kind([str(i) for i in range(n)] + ["x"] * (n + 1)) == ("words", "")
+    else:
+        assert kind(column) == ("words", "")
+
+
+def test_how_a_file_writes_numbers_is_read_from_the_columns_that_tell():
+    table = cells(a=["1.5", "2"], b=["1,5", "2"], c=["1.234"], d=["x"], e=[1.5], f=["7"])
+    assert evidence_of(table, ["a"]) == {"point"}
+    assert evidence_of(table, ["b"]) == {"comma"}
+    assert evidence_of(table, ["a", "b"]) == {"point", "comma"}
+    assert evidence_of(table, ["c", "d", "e", "f", "absent"]) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("31.01.2020", "%d.%m.%Y"), ("31-01-2020", "%d-%m-%Y"), ("01-31-2020", "%m-%d-%Y"), ("31/01/20", "%d/%m/%y"),
+        ("01/31/20", "%m/%d/%y"), ("31 January 2020", "%d %B %Y"), ("Jan 31, 2020", "%b %d, %Y"),
+        ("31-Jan-2020", "%d-%b-%Y"), ("31-Jan-20", "%d-%b-%y"), ("Jan 2020", "%b %Y"), ("January 2020", "%B %Y"),
+        ("31.01.2020 18:00:30", "%d.%m.%Y %H:%M:%S"), ("31.01.2020 06:00:30 PM", "%d.%m.%Y %I:%M:%S %p"),
+    ],
+)  # fmt: skip
+def test_every_form_of_a_date_is_its_day(text, reading):
+    assert kind([text]) == ("date", reading)
+    day = 18262 + (30 if "31" in text else 0) + (0.75 + 30 / 86400 if ":30" in text else 0)
+    assert days_of(cells(x=[text, None]), "x", reading)[0] == pytest.approx(day, abs=1e-9)
+    assert np.isnan(days_of(cells(x=[text, None]), "x", reading)[1])

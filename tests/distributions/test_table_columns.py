@@ -123,3 +123,67 @@ def test_another_description_is_refused_by_file(change):
         Columns.from_json(said, "columns.json")
     with pytest.raises(ValueError, match=r"columns\.json does not describe columns"):
         Columns.from_json({"columns": 3, "notes": []}, "columns.json")
+
+
+def test_fifty_values_have_an_indicator_and_no_more():
+    for kinds, kept in ((50, 50), (51, 50)):
+        column = of(cells(x=[f"w{i % kinds:02d}" for i in range(40 * kinds)])).columns[0]
+        assert len(column.values) == kept
+        assert column.rare == pytest.approx(1 - kept / kinds)
+    said = of(TABLE).as_json()
+    said["columns"][1]["values"] = [str(i) for i in range(50)]
+    assert Columns.from_json(said, "c.json").columns[1].width == 51
+    said["columns"][1]["values"].append("50")
+    with pytest.raises(ValueError, match="'town' has 51 values"):
+        Columns.from_json(said, "c.json")
+
+
+def test_a_column_says_how_it_becomes_numbers():
+    size, town, day = of(TABLE).as_json()["columns"]
+    values = np.r_[np.arange(39.0), 19.0]
+    assert size == {
+        "name": "size", "kind": "number", "reading": "point", "fill": 19.0, "centre": pytest.approx(values.mean()),
+        "scale": pytest.approx(values.std()), "values": [], "rare": 0.0,
+    }  # fmt: skip
+    assert town == {
+        "name": "town", "kind": "words", "reading": "", "fill": 0.0, "centre": 0.0, "scale": 1.0,
+        "values": ["", "a", "b"], "rare": pytest.approx(1 / 40),
+    }  # fmt: skip
+    assert (day["kind"], day["reading"], day["fill"]) == ("date", "ISO8601", 18262 + 19.5)
+    assert [c.width for c in of(TABLE).columns] == [1, 4, 1]
+    assert of(TABLE).width == 6
+    assert of(TABLE).matrix(TABLE).shape == (40, 6)
+
+
+@pytest.mark.parametrize(("n", "enough"), [(20, 2), (60, 3), (100, 5), (200, 10), (900, 10)])
+def test_a_value_is_learned_from_so_many_rows(n, enough):
+    column = ["many"] * (n - 2 * enough + 1) + ["some"] * enough + ["few"] * (enough - 1)
+    assert of(cells(x=column)).columns[0].values == ["many", "some"]
+
+
+def test_new_values_are_told_where_they_are_many_more_than_in_the_fit():
+    columns = of(cells(x=["a"] * 45 + ["b"] * 45 + [f"r{i}" for i in range(10)]))
+    assert columns.columns[0].rare == pytest.approx(0.1)
+    few = cells(x=["a"] * 80 + ["new"] * 20)
+    more = cells(x=["a"] * 79 + ["new"] * 11 + ["newer"] * 7 + ["newest"] * 2 + ["last"])
+    assert columns.unseen(few) == []  # a tenth of the rows more
+    assert columns.unseen(more) == [
+        "column 'x': 21 of 100 rows hold values that were rare or absent in the fit ('new', 'newer', 'newest'); they "
+        "share one indicator"
+    ]
+
+
+def test_a_column_that_does_not_vary_is_not_divided_by_rounding():
+    columns = of(cells(x=["3"] * 30, y=["0"] * 30, z=[None] * 30, w=["1e-9", "2e-9"] * 15))
+    assert [(c.fill, c.scale) for c in columns.columns[:2]] == [(3.0, 1.0), (0.0, 1.0)]
+    assert columns.columns[-1].scale == pytest.approx(5e-10)
+    assert columns.columns[2].kind == "words"
+    assert columns.notes == []
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"), [([7, 8, 9], True), ([7, 8], False), ([7, 8, 10], False), ([9, 8, 7], False)]
+)
+def test_a_column_counts_rows_where_each_is_one_more(values, counts):
+    notes = of(cells(x=[str(v) for v in values] + [], y=["1"] * len(values))).notes
+    assert any("counts the rows" in note for note in notes) == counts

@@ -319,14 +319,18 @@ class HighDimKDE(BaseEstimator):
         nearest = torch.cat([D.amin(1) for D in self._distances(self.data_, torch.arange(rows))])
         if rule == "nn":
             typical = float(nearest.cpu().numpy() @ self._weights())
-            if not typical > 0:
+            if not typical > self._unknown():
                 raise ValueError("bandwidth='nn': every row has an exact duplicate; drop duplicates or give a number")
             return float(np.sqrt(typical / d))
         return self._cross_validated(nearest, sigma)
 
+    def _unknown(self) -> float:
+        """What squared distances are known to: of duplicates the product leaves its rounding error."""
+        return 1e-12 * float(self._right[:, -1].max())
+
     def _cross_validated(self, nearest: Tensor, sigma: float) -> float:
         """The maximiser of the leave-one-out likelihood: eighths of octaves, then a finer grid."""
-        same = int((nearest <= 1e-12 * float(self._right[:, -1].max())).sum())  # as near as distances are known
+        same = int((nearest <= self._unknown()).sum())
         low = max(float((nearest.mean() / self.data_.shape[1]).sqrt()), 1e-3 * sigma) / 16
         grid = low * 2 ** np.arange(0, np.log2(4 * sigma / low) + 0.125, 0.125)
         w = self._weights()
