@@ -45,7 +45,7 @@ bench: $(VENV)/installed
 
 # thousands of damaged inputs; `make fuzz N=500 SEED=3` for fewer, or others
 fuzz: N = 5000
-fuzz: SECONDS = 540
+fuzz: SECONDS = 1500
 fuzz: $(VENV)/installed
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attack.fuzz --n $(N) --seed $(SEED) --seconds $(SECONDS)
 

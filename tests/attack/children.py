@@ -97,7 +97,9 @@ def in_child(
         try:
             os.close(reader)
             os.setsid()
+            most = resource.getrlimit(resource.RLIMIT_AS)[1]  # of a child's child no more than of the child
             limit = MEMORY * 5 + _virtual()
+            limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             null = os.open(os.devnull, os.O_RDWR)

@@ -1,6 +1,6 @@
 """Thousands of damaged inputs through the real entry points: each must end well, or with one clear line.
 
-    python -m attack.fuzz --n 5000 --seed 0 --seconds 540
+    python -m attack.fuzz --n 5000 --seed 0 --seconds 1500
     python -m attack.fuzz --only 1234 --seed 0          # one input again
 
 Every input is damaged by its own seed, run in a forked child with limits of memory and time, and counted. Successes and
@@ -79,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=540.0)
+    parser.add_argument("--seconds", type=float, default=1500.0)
     parser.add_argument("--only", type=int)
     parser.add_argument("--case", action="append", choices=sorted(CASES))
     parser.add_argument("--workers", type=int, default=2)

@@ -97,9 +97,13 @@ def _merged() -> None:
     folders.command("merge", "merge.yaml", "--out", "merged")
 
 
-def _cut(write: int, *args: str) -> None:
+def _cut_in_the_middle(*args: str, out: str) -> None:
     """What a command leaves that is killed before one of its writes."""
-    ending = children.run(args, Path.cwd(), before_write=write)
+    whole = children.run(args, Path.cwd())
+    if whole["ended"] != "success":
+        raise RuntimeError(f"no success: {whole}")
+    shutil.rmtree(out)
+    ending = children.run(args, Path.cwd(), before_write=whole["writes"] // 2)
     if ending["ended"] != "killed":
         raise RuntimeError(f"not killed: {ending}")
 
@@ -109,9 +113,7 @@ def _adapt_cut() -> None:
     _adaptable()
     text = Path("run.yaml").read_text().replace("steps: 2", "steps: 6") + "checkpoint_steps: 1\n"
     Path("run.yaml").write_text(text)
-    cut = children.run(("adapt", "run.yaml"), Path.cwd())["writes"] // 2
-    shutil.rmtree("run")
-    _cut(cut, "adapt", "run.yaml")
+    _cut_in_the_middle("adapt", "run.yaml", out="run")
 
 
 FIT = ("quantile", "fit", "data.csv", "--target", "price", "--models", "linear,boosting", "--out", "fitted")
@@ -120,9 +122,7 @@ FIT = ("quantile", "fit", "data.csv", "--target", "price", "--models", "linear,b
 def _quantiles_cut() -> None:
     """A fit that was killed with some of its base models done."""
     folders.table(Path("data.csv"), 120)
-    writes = children.run(FIT, Path.cwd())["writes"]
-    shutil.rmtree("fitted")
-    _cut(writes // 2, *FIT)
+    _cut_in_the_middle(*FIT, out="fitted")
 
 
 def _kept() -> None:

@@ -118,6 +118,21 @@ def test_files_of_absurd_size_are_not_read(changed):
     load_tokenizer(str(folder))
 
 
+@pytest.mark.parametrize(("place", "name"), [("vocab", "yes"), ("added", "id")])
+def test_a_tokens_number_beyond_any_vocabulary_is_refused(changed, place, name):
+    folder = changed({})
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    holder = tree["model"]["vocab"] if place == "vocab" else tree["added_tokens"][0]
+    old, holder[name] = holder[name], 2**31
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: .* is 2,147,483,648, more than a token's number may be"):
+        load_tokenizer(str(folder))
+    holder[name] = old
+    tree["model"]["vocab"]['": 123456789'] = 320  # a text, not a number
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    load_tokenizer(str(folder))
+
+
 def test_pickled_weights_are_named_and_not_opened(changed, tmp_path):
     class Planted:
         def __reduce__(self):

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rankwise.reading import read_json, tensor_shapes
+from rankwise.reading import decoded, parse_json, read_json, tensor_shapes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 MOST_BYTES = {"tokenizer.json": 256_000_000, "vocab.json": 64_000_000, "config.json": 16_000_000}
 MOST_OTHER = 64_000_000  # bytes of any other text file
+TOKENS, MOST_IDS = ("tokenizer.json", "vocab.json", "added_tokens.json"), 10_000_000
 FEW, MANY, LABELS = (
     64,
     2_000_000,
@@ -48,6 +49,8 @@ def check_model_folder(folder: Path) -> None:
                 raise ValueError(
                     f"{path} has {size:,} bytes, more than the {most:,} that such a file may have: not read"
                 )
+            if path.name in TOKENS:
+                _check_ids(path)
     if not (folder / "config.json").is_file():
         return
     config, shapes = read_json(folder / "config.json"), weights_of(folder)
@@ -73,6 +76,17 @@ def check_model_folder(folder: Path) -> None:
                 f"{folder / 'config.json'}: {place} is {value:,}, but the weights beside it are {len(shapes):,} "
                 f"tensors of {numbers:,} numbers in all: not loaded"
             )
+
+
+def _check_ids(path: Path) -> None:
+    """Refuse a number of a token for which a tokenizer would make room that the machine has not."""
+    data = path.read_bytes()
+    if not re.search(rb":\s*\d{8}", data):
+        return
+    tree = parse_json(decoded(path, data), str(path))
+    for place, value in _values(tree):
+        if isinstance(value, int) and value >= MOST_IDS and not place.endswith("max_length"):
+            raise ValueError(f"{path}: {place[:80]} is {value:,}, more than a token's number may be: not read")
 
 
 def weights_of(folder: Path) -> list[tuple[int, ...]] | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from rankwise.files import content_of, fingerprint
 from rankwise.merging.engine.config import TokenConfig, TokenizerConfig
 from rankwise.merging.engine.sources import Source
+from rankwise.models.loading import pretrained
 from rankwise.models.names import check_inside
 
 if TYPE_CHECKING:
@@ -267,6 +268,6 @@ def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+        return pretrained(AutoTokenizer, source.folder)
     except Exception as error:  # whatever a tokenizer makes of a file that does not fit it
         raise ValueError(f"the tokenizer of {source.label} cannot be loaded: {str(error)[:200]}") from error
