@@ -307,6 +307,15 @@ def test_batches_are_told_and_read_up_to_the_most_asked_for():
     assert activation_spectra(Two(), [{"x": b} for b in X.split(40)], whole).batches == 10
 
 
+def test_at_a_tau_of_one_everything_is_read_and_below_it_reading_stops_where_nothing_changes():
+    rows = torch.zeros(36, 6)
+    rows[:, 0] = 3.0
+    rows[::2] *= -1  # sums of squares of powers of 18, so that nothing is rounded
+    for tau, read in ((1.0, 8), (0.9, 2)):
+        config = EvaConfig(r=1, rho=1.0, tau=tau)
+        assert activation_spectra(Two(), [{"x": rows}] * 8, config, layers=["layers.0.q"]).batches == read
+
+
 class Known:
     """A statistic of three inputs with singular values 4 and 3, of which a subspace holds ``held``."""
 
@@ -650,6 +659,21 @@ def test_readers_of_one_input_share_a_product_only_while_it_is_the_same(between,
     (wanted,) = torch.autograd.grad((first + expected[1]).sum(), Q)
     (found,) = torch.autograd.grad(model(x).sum(), Q)
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("bias", "kept"), [("all", ["a", "b", "c"]), ("s2lora_only", ["a", "b"])])
+def test_trained_biases_are_saved_and_come_back(bias, kept, tmp_path):
+    model = s2(bias=bias, target_modules=["a", "b"])
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and n.endswith("bias")}
+    assert {n.removesuffix(".bias").removesuffix(".base_layer").rpartition(".")[2] for n in trained} == set(kept)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in trained:
+                p.add_(1.0)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(Net(), tmp_path)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(again(x), model.eval()(x))
 
 
 @pytest.mark.parametrize(
