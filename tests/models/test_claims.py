@@ -8,13 +8,14 @@ from contextlib import suppress
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import OPTConfig, OPTModel, RobertaConfig, RobertaModel
 from typer.testing import CliRunner
 
 from attack import folders
 from rankwise.cli.main import app
 from rankwise.models import load, load_tokenizer, model_fingerprint
 from rankwise.models.embedding import TextEncoder
-from rankwise.models.loading import _dequantised, pretrained
+from rankwise.models.loading import _dequantised, most_tokens, pretrained
 from rankwise.models.names import check_own_files
 from small_models import bert, gpt2, llama, whisper
 
@@ -289,6 +290,13 @@ def test_links_of_weights_and_of_a_hubs_cache_are_followed(whole, tmp_path):
     check_own_files(str(snapshot))
 
 
+def test_a_link_in_a_circle_is_no_file_to_copy(changed):
+    folder = changed({}, "bert")
+    (folder / "vocab.txt").symlink_to("vocab.txt")
+    with pytest.raises(ValueError, match=r"vocab\.txt is a link to outside"):
+        check_own_files(str(folder))
+
+
 def test_code_beside_a_gguf_file_never_runs_whatever_is_piped_in(tmp_path, monkeypatch):
     folder = folders.gguf(tmp_path / "smollm2-1")
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
@@ -300,3 +308,41 @@ def test_code_beside_a_gguf_file_never_runs_whatever_is_piped_in(tmp_path, monke
     with suppress(ValueError, OSError):
         _dequantised(folder, "model.gguf")
     assert not (folder / "ran").exists()
+
+
+# texts longer than a model
+
+
+def roberta():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return RobertaModel(RobertaConfig(vocab_size=50, max_position_embeddings=20, pad_token_id=1, **sizes)).eval()
+
+
+def opt():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16}
+    return OPTModel(OPTConfig(vocab_size=50, max_position_embeddings=20, word_embed_proj_dim=16, **sizes)).eval()
+
+
+@pytest.mark.parametrize("maker", [bert, gpt2, roberta, opt])
+def test_a_model_takes_as_many_tokens_as_it_has_positions(maker):
+    model = maker()
+    most = most_tokens(model)
+    model(input_ids=torch.full((1, most), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, most + 1), 5))
+
+
+def test_positions_that_are_worked_out_have_no_end():
+    assert most_tokens(llama()) is None
+
+
+def test_texts_longer_than_an_encoder_are_cut_and_longer_than_a_trained_model_refused(whole, tmp_path):
+    encoder = TextEncoder(str(whole["bert"]))
+    assert encoder.max_length == 32
+    assert torch.equal(torch.tensor(encoder(["a " * 100])), torch.tensor(encoder(["a " * 99])))
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{'a ' * 60}{i},{'xy'[i % 2]}\n" for i in range(90)))
+    asked = ["--model", str(whole["bert"]), "--data", str(tmp_path / "rows.csv"), "--methods", "lora"]
+    done = CliRunner().invoke(app, ["adapt", *asked, "--budget", "10%", "--steps", "1", "--out", str(tmp_path / "run")])
+    assert isinstance(done.exception, ValueError), done.exception
+    assert "the model takes 32; give max_length=32 or less" in str(done.exception)
+    assert not (tmp_path / "run").exists()

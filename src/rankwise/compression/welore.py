@@ -309,7 +309,7 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     config = pretrained(AutoConfig, resolve(str(path)))
     if record_of(config) is None:
         raise ValueError(f"{path} is not compressed: its config.json has no '{KEY}'; load it with rankwise.models.load")
-    architecture = (config.architectures or [""])[0]
+    architecture = str((*(config.architectures or ()), "")[0])
     heads: dict[str, Task] = {
         "CausalLM": "causal-lm",
         "LMHeadModel": "causal-lm",

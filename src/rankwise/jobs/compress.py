@@ -19,7 +19,7 @@ from rankwise.compression.plans import Plan
 from rankwise.data import Corpus
 from rankwise.data.corpus import BUILT_IN
 from rankwise.files import check_output, whole_folder, write_json, write_text
-from rankwise.jobs.tasks import Example, TextTask, batches
+from rankwise.jobs.tasks import Example, TextTask, batches, check_lengths
 from rankwise.models import load, load_tokenizer
 from rankwise.models.activations import Batch
 from rankwise.models.names import check_own_files
@@ -141,6 +141,7 @@ def compress_model(
     tokenizer = load_tokenizer(model)
     task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=max_length)
     test: list[Example] = []
+    drawn: list[Example] = []
     loader, texts = None, {}
     if "measured" in chosen:
         corpus, how = chosen["measured"]
@@ -152,6 +153,7 @@ def compress_model(
         texts["calibrated"] = {"from": corpus.name, "rows": len(corpus), "used": len(drawn), "how": how}
         loader = inputs(task, drawn)
     network = load(model, task="causal-lm", dtype=None if dtype is None else DTYPES[dtype]).eval()
+    check_lengths(task, network, [*test, *drawn])
     start = time.perf_counter()
     plan = compression.plan(
         network, target=target, calibrate=loader, max_batches=len(loader or ()), progress=progress, **options

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise.data import Corpus
+from rankwise.models.loading import most_tokens
 
 Example = dict[str, Any]
 CONTINUATION = 40  # tokens that a language model adds to a text
@@ -236,6 +237,16 @@ class TextTask:
         ids = ids.to(next(model.parameters()).device)
         out = generate(**ids, max_new_tokens=CONTINUATION, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         return tokenizer.decode(out[0, n:], skip_special_tokens=True)
+
+
+def check_lengths(task: TextTask, model: nn.Module, examples: list[Example]) -> None:
+    """``ValueError`` where a text has more tokens than the model has positions."""
+    longest, most = max(map(task.length, examples), default=0), most_tokens(model)
+    if most is not None and longest > most:
+        raise ValueError(
+            f"max_length={task.max_length}: there are texts of {longest} tokens, and the model takes {most}; give "
+            f"max_length={most} or less"
+        )
 
 
 def _correlated(values: Tensor, labels: Tensor) -> dict[str, float]:

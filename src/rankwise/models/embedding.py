@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rankwise.files import content_of, write_json
-from rankwise.models.loading import load, load_tokenizer, resolve
+from rankwise.models.loading import load, load_tokenizer, most_tokens, resolve
 from rankwise.models.names import check_own_files
 from rankwise.reading import read_json
 
@@ -67,7 +67,7 @@ class TextEncoder:
     def __init__(self, model: str = "minilm", *, max_length: int = 256, batch_size: int = 64) -> None:
         self.pooling, self._folder = _pooling(model), model
         self.model, self.tokenizer = load(model, task="base").eval(), load_tokenizer(model)
-        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.max_length = min(max_length, self.tokenizer.model_max_length, most_tokens(self.model) or max_length)
         self.batch_size = batch_size
 
     @torch.no_grad()

@@ -32,6 +32,7 @@ _SPELLINGS = Archive(
     version="0.1.15",
     sha256="2871b3c56557628dc30749bf3ffac7bc4ac3d3f497b0b24df27d0c4c434e113f",
 )
+_POSITIONS = ("position_embeddings", "position_embedding", "wpe", "embed_positions")  # tables with a row a position
 
 
 def resolve(name_or_path: str) -> str:
@@ -228,6 +229,15 @@ def _one_line(folder: str | Path, what: str) -> Iterator[None]:
         if "safetensor" in type(error).__name__.lower() or "header" in said.lower():
             raise ValueError(f"the weights in {folder} cannot be read: {said}. Is the file whole?") from error
         raise ValueError(f"{folder} cannot be read as {what}: {said}") from error
+
+
+def most_tokens(model: torch.nn.Module) -> int | None:
+    """Tokens of the longest text for which a model has positions; ``None`` where they are worked out for any."""
+    for name, table in model.named_modules():
+        if name.rpartition(".")[2] in _POSITIONS and isinstance(table, torch.nn.Embedding):
+            before = getattr(table, "offset", 0) or (0 if table.padding_idx is None else table.padding_idx + 1)
+            return table.num_embeddings - before
+    return None
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -142,9 +143,9 @@ def check_inside(path: Path, folder: Path) -> None:
     ValueError
         It is a link to somewhere else.
     """
-    folder = folder.resolve()
+    folder, place = Path(os.path.realpath(folder)), Path(os.path.realpath(path))  # which take loops
     allowed = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
-    if not any(path.resolve().is_relative_to(a) for a in allowed):
+    if not any(place.is_relative_to(a) for a in allowed) or place.is_symlink():
         raise ValueError(f"{path} is a link to outside of its folder, and would be copied: put the file itself there")
 
 

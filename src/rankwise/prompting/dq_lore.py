@@ -150,8 +150,7 @@ class DQLoReSelector(Selector):
             if type(settings[name]) is not kind and not (name == "rank" and settings[name] is None):
                 raise ValueError(f"{folder / 'settings.json'}: {name}={settings[name]!r:.80} is no {kind.__name__}")
         selector = cls(language_model, encoder, **settings)
-        check_regular(folder / "embeddings.npy")
-        selector._known = np.load(folder / "embeddings.npy", allow_pickle=False).astype(np.float32)
+        selector._known = _embeddings(folder / "embeddings.npy")
         selector.fit(read_examples(folder / "pool.jsonl"))
         selector._known = None
         return selector
@@ -223,6 +222,17 @@ class DQLoReSelector(Selector):
         for i, found in zip(prompts, model.generate(list(prompts.values()), sampling), strict=True):
             written[i] = found.text.strip()
         return written
+
+
+def _embeddings(path: Path) -> NDArray:
+    """What `numpy.save` wrote; whatever reading a broken file ends in names it."""
+    check_regular(path)
+    try:
+        return np.load(path, allow_pickle=False).astype(np.float32)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # as of the tokenizer that reads its header
+        raise ValueError(f"{path} cannot be read as an array: {error}") from error
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ from rankwise.jobs.adapt.inputs import Inputs, base_of, chat_of, read_inputs, to
 from rankwise.jobs.lama import build_lama, lama_variants
 from rankwise.jobs.methods import Projection, affordable_rank, method, parse_budget
 from rankwise.jobs.speech import SpeechTask
-from rankwise.jobs.tasks import Example, Task, TextTask, batches, sample
+from rankwise.jobs.tasks import Example, Task, TextTask, batches, check_lengths, sample
 from rankwise.jobs.trial import Training, TrialResult, build, describe, set_seed, train
 from rankwise.ledger import count_parameters
 from rankwise.models import load, load_tokenizer, model_fingerprint, target_modules
@@ -149,6 +149,9 @@ class Job:
     def plan(self) -> Plan:
         """Targets and ranks under the budget; raises before anything is trained."""
         model, methods = self.fresh_model(), self.config.all_methods
+        if isinstance(self.task, TextTask):
+            for rows in self.examples.values():
+                check_lengths(self.task, model, rows)
         adapters = any(method(m).config is not None for m in methods)
         targets = target_modules(model, self.config.target) if adapters else []
         total = count_parameters(getattr(model, str(model.base_model_prefix), model))
