@@ -11,6 +11,7 @@ from rankwise.distributions import (
     QuantileAggregator,
     SingularGenerativeEstimator,
 )
+from rankwise.distributions.accepted import rows_and_response_of, rows_of
 from rankwise.distributions.quantile_bases import GaussianNetwork
 
 RNG = np.random.default_rng(0)
@@ -46,3 +47,11 @@ def test_times_that_are_dates_are_refused():
         PGWSurvivalAnalysis().fit(FRAME, y)
     with pytest.raises(NotFittedError):
         PGWSurvivalAnalysis().predict(FRAME)
+
+
+def test_rows_and_responses_are_float64_whatever_was_given():
+    for given in (np.int64, np.float32, np.uint8):
+        rows, response = rows_and_response_of(LinearQuantile(), np.eye(3).astype(given), np.arange(3).astype(given))
+        assert rows.dtype == response.dtype == np.float64
+        assert response.tolist() == [0, 1, 2]
+        assert rows_of(LinearQuantile(), np.eye(3).astype(given)).dtype == np.float64

@@ -456,3 +456,12 @@ def test_a_saved_model_keeps_what_it_was_fitted_with(fit, tmp_path):
     drawn = SingularGenerativeEstimator(1, noise=0.5, random_state=None, **LINEAR).fit(circle())
     drawn.save(tmp_path / "d.safetensors")
     assert SingularGenerativeEstimator.load(tmp_path / "d.safetensors").random_state == drawn.seed_
+
+
+def test_rows_of_many_columns_are_scored_by_their_normal_density():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(700, 1)) * rng.normal(size=300) + rng.normal(size=(700, 300))
+    model = SingularGenerativeEstimator(1, noise=0.0, **LINEAR).fit(X)
+    order = torch.randperm(700, generator=torch.Generator().manual_seed(0)).numpy()
+    exact = PCA(1).fit(X[order[140:]])
+    np.testing.assert_allclose(model.score_samples(X), exact.score_samples(X), rtol=2e-3)

@@ -584,3 +584,20 @@ def test_observations_that_are_none_are_named_by_row(change, message):
         observations(**(good | change))
     with pytest.raises(ValueError, match="in 7 rows: a0, a1, a2, a3, a4, …"):
         observations(lower=-np.ones(7), upper=np.ones(7), event=np.zeros(7), index=[f"a{i}" for i in range(7)])
+
+
+def test_as_many_events_as_parameters_are_enough_to_say_nothing():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        PGWFitter("weibull").fit([1.0, 2.0, 3.0], [1, 1, 0])
+    assert not any("events for" in str(w.message) for w in caught)
+
+
+def test_events_that_are_no_exact_times_are_refused_among_intervals():
+    d = load_diabetes().head(40)
+    exact = (d["left"] == d["right"]).astype(float)
+    base = PGWFitter("weibull").fit_interval_censoring(d["left"], d["right"])
+    same = PGWFitter("weibull").fit_interval_censoring(d["left"], d["right"], exact)
+    assert same.log_likelihood_ == base.log_likelihood_
+    with pytest.raises(ValueError, match="lower_bound"):
+        PGWFitter("weibull").fit_interval_censoring(d["left"], d["right"], 1 - exact)

@@ -12,6 +12,7 @@ from lifelines.datasets import load_rossi
 from lifelines.exceptions import StatisticalWarning
 
 from rankwise.distributions import power_weibull as pgw
+from rankwise.distributions import survival_model
 from rankwise.distributions.survival_regression import PGWRegressionFitter
 from survival_samples import drawn
 
@@ -639,3 +640,42 @@ def test_robust_errors_are_the_sandwich_of_the_rows_scores():
     np.testing.assert_allclose(f.standard_errors_, np.sqrt(np.diag(f.variance_matrix_)))
     low, high = f.confidence_intervals_.to_numpy().T
     np.testing.assert_allclose(high - low, 2 * 1.959964 * f.standard_errors_, rtol=1e-5)
+
+
+def test_rows_keep_their_names_where_nothing_is_said_of_events():
+    d = drawn(60)[["x", "t"]]
+    named = d.set_axis([f"row {i}" for i in range(60)])
+    f, g = (PGWRegressionFitter("weibull").fit(table, "t") for table in (named, d))
+    for series in (f.event_observed, f.weights, f.entry):
+        assert series.index.equals(named.index)
+    assert f.event_observed.all()
+    assert (f.weights == 1).all()
+    assert (f.entry == 0).all()
+    np.testing.assert_allclose(f.params_, g.params_)
+
+
+def test_what_needs_right_censoring_says_what_it_is():
+    d = drawn(80)
+    d = d.assign(low=0.8 * d["t"], high=1.2 * d["t"])[["x", "low", "high"]]
+    f = PGWRegressionFitter("weibull").fit_interval_censoring(d, "low", "high")
+    with pytest.raises(ValueError, match="a residual is defined here for right-censored data"):
+        f.compute_residuals(d)
+    for scored in (lambda: f.concordance_index_, lambda: f.score(d, "concordance_index")):
+        with pytest.raises(ValueError, match="a concordance is defined here for right-censored data"):
+            scored()
+
+
+def test_a_start_from_some_of_many_rows_ends_where_the_whole_does(monkeypatch):
+    d = drawn(700)
+    whole = PGWRegressionFitter("weibull", shape_covariates=False).fit(d, "t", "e")
+    monkeypatch.setattr("rankwise.distributions.survival_model._SAMPLE", 130)
+    looked = []
+    monkeypatch.setattr(survival_model, "_tops", lambda o, *given, tops=survival_model._tops: (
+        looked.append(len(o)), tops(o, *given)
+    )[1])  # fmt: skip
+    some = PGWRegressionFitter("weibull", shape_covariates=False).fit(d, "t", "e")
+    assert looked == [130]
+    np.testing.assert_allclose(some.params_, whole.params_, atol=1e-6)
+    few = d.assign(e=(np.arange(700) % 40 == 0).astype(float))  # too few events among some
+    PGWRegressionFitter("weibull", shape_covariates=False).fit(few, "t", "e")
+    assert looked == [130, 700]
