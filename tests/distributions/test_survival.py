@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from lifelines.datasets import load_diabetes, load_waltons
 from lifelines.exceptions import StatisticalWarning
-from scipy import stats
+from scipy import optimize, stats
 
 from rankwise.distributions import power_weibull as pgw
 from rankwise.distributions.survival import PGWFitter, select_baseline
@@ -209,6 +209,27 @@ def test_a_curve_rising_without_end_is_found_in_the_proportional_hazards_family(
     assert f.log_likelihood_ == pytest.approx(-657.2975, abs=1e-3)
     assert f.log_likelihood_ == pytest.approx(gompertz.log_likelihood_, abs=1e-3)
     assert f.converged_
+
+
+def test_the_higher_of_two_tops_is_found():
+    """Weibull lives whose likelihood has a top below κ = 1 and a higher one at about 6, by the formula itself."""
+    rng = np.random.default_rng(420)
+    n, shape = int(rng.choice([40, 80, 150])), rng.uniform(0.5, 4)
+    t = rng.weibull(shape, n) * 10
+
+    def best(kappa):
+        def loss(theta):
+            z, m = np.exp(theta[1]) * np.log(t), kappa + 1
+            L = np.log1p(np.exp(z) / m)
+            log_hazard = theta[0] + theta[1] - np.log(t) + z + (kappa - 1) * L
+            return float((np.exp(theta[0]) * m / kappa * np.expm1(kappa * L)).sum() - log_hazard.sum())
+
+        options = {"xatol": 1e-8, "fatol": 1e-9, "maxiter": 5000}
+        return -optimize.minimize(loss, [-8.0, 1.0], method="Nelder-Mead", options=options).fun
+
+    lower, between, higher = best(0.3), best(1.0), best(6.0)
+    assert between < lower < higher - 0.4
+    assert PGWFitter(family="ph").fit(t).log_likelihood_ == pytest.approx(higher, abs=0.01)
 
 
 @pytest.mark.parametrize("family", ["aft", "ph", "both"])
