@@ -370,3 +370,11 @@ def test_equally_deep_texts_are_ranked_by_position():
     fitted.depths_ = np.tile([1.0, 1.5, 1.25, 1.5], 10)
     expected = [i for kind in ((1, 3), (2,), (0,)) for i in range(40) if i % 4 in kind]
     assert fitted.rank().tolist() == expected
+
+
+@pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
+def test_texts_that_are_all_as_deep_say_nothing(alternative):
+    """Directions at right angles: every relabelling has the same rank sum."""
+    F, G = np.eye(8)[:4], np.eye(8)[4:]
+    found = depth_rank_test(F, G, alternative=alternative, bootstrap=0)
+    assert (found.pvalue, found.statistic, found.q) == (1.0, 0.0, 0.5)

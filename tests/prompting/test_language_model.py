@@ -294,3 +294,10 @@ def test_what_is_no_prompt_is_named_by_its_place(prompts):
         check_requests(["a", "b"], [[], [""]])
     with pytest.raises(ValueError, match="1 prompts need as many lists of continuations"):
         check_requests(["a"], [["b"], ["c"]])
+
+
+def test_a_record_with_bytes_that_are_no_text_is_read_all_the_same(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(b'{"key": "k\xff", "result": 1}\n')
+    with Recorded(Counting(), tmp_path / "r.jsonl") as model:
+        assert model.generate(["a"])[0].text == "a!"
+    assert len((tmp_path / "r.jsonl").read_bytes().splitlines()) == 2

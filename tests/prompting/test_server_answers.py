@@ -27,7 +27,7 @@ def test_a_chats_answer_says_of_every_token_how_likely_it_and_the_likeliest_were
         text="", tokens=("",), logprobs=(-1.0,), top_logprobs=(-1.0,), special=(True,), prompt_tokens=0
     )
     for without in (None, {}, {"content": None}):
-        with pytest.raises(NotSupported, match="no log-probabilities"):
+        with pytest.raises(NotSupported, match=r"^the server returned no log-probabilities: switch them on \(vLLM"):
             chat({"choices": [{"message": {"content": "a"}, "logprobs": without}]})
     nothing = {"choices": [{"message": {"content": ""}, "logprobs": {"content": []}}], "usage": {"prompt_tokens": None}}
     assert chat(nothing).tokens == ()
