@@ -522,6 +522,14 @@ def test_the_factors_of_a_layer_multiply_to_its_delta_in_single_precision(method
         torch.testing.assert_close(B @ A, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [S2LoraConfig, VeraConfig])
+def test_beside_the_factors_of_its_layers_a_file_holds_the_head_alone(config, tmp_path):
+    adapted = randomise(get_peft_model(bert(), config(r=3, target_modules=["query", "key"], task_type="SEQ_CLS")))
+    export_lora(adapted, tmp_path / "out")
+    names = {n for n in load_file(tmp_path / "out/adapter_model.safetensors") if ".lora_" not in n}
+    assert names == {f"base_model.model.classifier.{p}" for p in ("weight", "bias")}
+
+
 UNSAID = {
     "lora_bias": "a bias beside B",
     "use_qalora": "an A that reads pooled inputs",
