@@ -350,3 +350,12 @@ def test_small_singular_values_are_right_to_their_own_digits_and_directions_stay
     torch.testing.assert_close(values, exact, atol=0, rtol=1e-3)
     torch.testing.assert_close(V.mT @ V, torch.eye(40), atol=5e-6, rtol=0)
     torch.testing.assert_close((A.double() @ V.double()).norm(dim=0), exact, atol=1e-6, rtol=0)
+
+
+def test_a_stack_is_taken_apart_at_random_as_each_of_its_matrices_is():
+    g = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(3, *shape, generator=g, dtype=torch.float64) for shape in ((40, 4), (4, 30)))
+    A = left @ right
+    found = truncated_svd(A, 4, method="randomized")
+    torch.testing.assert_close(found.U * found.S[..., None, :] @ found.Vh, A)  # of rank 4: nothing is lost
+    torch.testing.assert_close(found.S, torch.linalg.svdvals(A)[..., :4])
