@@ -76,9 +76,8 @@ def trained_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
             f"{type(model).__name__} keeps the matrices of its experts in one parameter ({experts[0]}), which is not "
             "projected: freeze it, or give groups of your own, where it trains by AdamW without a 'rank'"
         )
-    # an adapter's own matrices are thin already
-    thin = {id(m) for layer in adapters.values() for n, m in layer.named_modules() if n != "base_layer"}
-    own = {id(m.weight): m.weight for m in layers.values() if m.weight.requires_grad and id(m) not in thin}
+    # of an adapted layer this is the matrix under the adapter, whose own are thin already
+    own = {id(m.weight): m.weight for m in layers.values() if m.weight.requires_grad}
     if not own:
         what = "it is wrapped by PEFT" if adapters else "they are frozen"
         raise ValueError(
