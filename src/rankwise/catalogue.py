@@ -1,4 +1,4 @@
-"""The 27 methods: the single source for ``rankwise methods``, the documentation and the evidence page."""
+"""The methods: the single source for ``rankwise methods``, the README's tables, the docs and every count of methods."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from rankwise.nearest import unknown
+
+FAMILIES = (
+    "tuning", "optim", "compression", "merging", "prompting", "ranking", "continual", "vision", "distributions", "dynamics"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +20,20 @@ class Entry:
     ----------
     id, name, family : str
     object : str
-        Import path of what a user works with (where it will be, while planned).
+        What a user works with; its import path is `path` (where it will be, while planned).
     paper : str
         Authors, title and year.
     arxiv : str
-        Identifier, empty where none is known.
+        Identifier.
     claim : str
         The paper's headline claim in one line.
-    bench : str
-        Name of the recipe that measures it.
     status : {"ready", "planned"}
+    command : str
+        The shortest command that uses it; empty where there is none.
+    replaces : str
+        What people use for the same today.
+    models, tasks, result : str
+        What it works on, for which tasks, and in which form the result leaves.
     """
 
     id: str
@@ -35,296 +43,348 @@ class Entry:
     paper: str
     arxiv: str
     claim: str
-    bench: str
     status: Literal["ready", "planned"] = "planned"
+    command: str = ""
+    replaces: str = ""
+    models: str = ""
+    tasks: str = ""
+    result: str = ""
+
+    @property
+    def path(self) -> str:
+        """Import path of the object."""
+        return f"rankwise.{self.family}.{self.object}"
 
     def as_dict(self) -> dict[str, str]:
-        """All fields, for JSON."""
-        return asdict(self)
-
-
-def _e(
-    id: str,
-    name: str,
-    family: str,
-    object: str,
-    paper: str,
-    arxiv: str,
-    claim: str,
-    status: Literal["ready", "planned"] = "planned",
-) -> Entry:
-    return Entry(
-        id=id,
-        name=name,
-        family=family,
-        object=f"rankwise.{family}.{object}",
-        paper=paper,
-        arxiv=arxiv,
-        claim=claim,
-        bench=id,
-        status=status,
-    )
+        """All fields and the path, for JSON."""
+        return {**asdict(self), "path": self.path}
 
 
 # ruff: noqa: E501  (a row a method)
 
 CATALOGUE: tuple[Entry, ...] = (
-    _e(
-        "s2lora",
-        "S2-LoRA",
-        "tuning",
-        "S2LoraConfig",
-        "Liu, Qin, Peng & Lee, Sparsely Shared LoRA on Whisper for Child Speech Recognition, ICASSP 2024",
-        "2309.11756",
-        "As good as AdaLoRA in domain with far fewer parameters, better out of domain.",
-        "ready",
+    Entry(
+        id="s2lora",
+        name="S2-LoRA",
+        family="tuning",
+        object="S2LoraConfig",
+        paper="Liu, Qin, Peng & Lee, Sparsely Shared LoRA on Whisper for Child Speech Recognition, ICASSP 2024",
+        arxiv="2309.11756",
+        claim="As good as AdaLoRA in domain with far fewer parameters, better out of domain.",
+        status="ready",
+        command="rankwise adapt --methods s2lora",
+        replaces="peft's LoRA, AdaLoRA",
+        models="encoders, decoders, encoder-decoders",
+        tasks="any",
+        result="plain LoRA, merged model",
     ),
-    _e(
-        "eva",
-        "EVA",
-        "tuning",
-        "EvaConfig",
-        "Paischer, Hauzenberger, Schmied, Alkin, Deisenroth & Hochreiter, One Initialization to Rule them All, 2024",
-        "2410.07170",
-        "Starting LoRA in the directions of most variance converges faster and ends better.",
-        "ready",
+    Entry(
+        id="eva",
+        name="EVA",
+        family="tuning",
+        object="EvaConfig",
+        paper="Paischer, Hauzenberger, Schmied, Alkin, Deisenroth & Hochreiter, One Initialization to Rule them All, 2024",
+        arxiv="2410.07170",
+        claim="Starting LoRA in the directions of most variance converges faster and ends better.",
+        status="ready",
+        command="rankwise adapt --methods eva",
+        replaces="peft's random start and its EVA",
+        models="encoders, decoders, encoder-decoders",
+        tasks="any",
+        result="is a plain LoRA; merged model",
     ),
-    _e(
-        "icl-mechanism",
-        "Mechanistic ICL classification",
-        "dynamics",
-        "InductionHead",
-        "Reddy, The mechanistic basis of data dependence and abrupt learning in an in-context classification task, ICLR 2024",
-        "2312.03002",
-        "In-context learning appears abruptly, when an induction head forms, and data statistics decide whether it does.",
+    Entry(
+        id="icl-mechanism",
+        name="Mechanistic ICL classification",
+        family="dynamics",
+        object="InductionHead",
+        paper="Reddy, The mechanistic basis of data dependence and abrupt learning in an in-context classification task, ICLR 2024",
+        arxiv="2312.03002",
+        claim="In-context learning appears abruptly, when an induction head forms, and data statistics decide whether it does.",
     ),
-    _e(
-        "welore",
-        "WeLore",
-        "compression",
-        "plan",
-        "Jaiswal, Yin, Zhang, Liu, Zhao, Tian & Wang, From GaLore to WeLore, 2024",
-        "2407.11239",
-        "Each matrix compressed to its own rank keeps more than one rank for all, and only the low-rank ones need training.",
-        "ready",
+    Entry(
+        id="welore",
+        name="WeLore",
+        family="compression",
+        object="plan",
+        paper="Jaiswal, Yin, Zhang, Liu, Zhao, Tian & Wang, From GaLore to WeLore, 2024",
+        arxiv="2407.11239",
+        claim="Each matrix compressed to its own rank keeps more than one rank for all, and only the low-rank ones need training.",
+        status="ready",
+        command="rankwise compress",
+        replaces="one rank for all matrices",
+        models="decoders",
+        tasks="language modelling",
+        result="transformers folder, dense model",
     ),
-    _e(
-        "codyra",
-        "CoDyRA",
-        "continual",
-        "CoDyRA",
-        "Lu, Zhao, Xue, Yao, Moore & Gong, Adaptive Rank, Reduced Forgetting, 2024",
-        "2412.01004",
-        "Ranks selected while learning keep zero-shot ability and what was just learned.",
+    Entry(
+        id="codyra",
+        name="CoDyRA",
+        family="continual",
+        object="CoDyRA",
+        paper="Lu, Zhao, Xue, Yao, Moore & Gong, Adaptive Rank, Reduced Forgetting, 2024",
+        arxiv="2412.01004",
+        claim="Ranks selected while learning keep zero-shot ability and what was just learned.",
     ),
-    _e(
-        "dla",
-        "DLA",
-        "ranking",
-        "DualLearning",
-        "Ai, Bi, Luo, Guo & Croft, Unbiased Learning to Rank with Unbiased Propensity Estimation, SIGIR 2018",
-        "1804.05938",
-        "Ranker and propensity learned together from clicks need no randomised results.",
+    Entry(
+        id="dla",
+        name="DLA",
+        family="ranking",
+        object="DualLearning",
+        paper="Ai, Bi, Luo, Guo & Croft, Unbiased Learning to Rank with Unbiased Propensity Estimation, SIGIR 2018",
+        arxiv="1804.05938",
+        claim="Ranker and propensity learned together from clicks need no randomised results.",
     ),
-    _e(
-        "videoicl",
-        "VideoICL",
-        "prompting",
-        "IterativeICL",
-        "Kim, Park, Lee, Yeo & Hwang, VideoICL, CVPR 2025",
-        "2412.02186",
-        "Trying the nearest few examples until the model is sure beats one fixed set.",
-        "ready",
+    Entry(
+        id="videoicl",
+        name="VideoICL",
+        family="prompting",
+        object="IterativeICL",
+        paper="Kim, Park, Lee, Yeo & Hwang, VideoICL, CVPR 2025",
+        arxiv="2412.02186",
+        claim="Trying the nearest few examples until the model is sure beats one fixed set.",
+        status="ready",
+        replaces="all examples in one prompt",
+        models="chat and vision-language models",
+        tasks="questions about texts, images, videos",
+        result="-",
     ),
-    _e(
-        "molrg",
-        "Diffusion as subspace clustering",
-        "dynamics",
-        "MixtureOfLowRankGaussians",
-        "Wang, Zhang, Zhang, Chen, Ma & Qu, Diffusion Models Learn Low-Dimensional Distributions via Subspace Clustering, 2024",
-        "2409.02426",
-        "On a union of subspaces, denoising is subspace clustering, and samples grow with the intrinsic dimension.",
+    Entry(
+        id="molrg",
+        name="Diffusion as subspace clustering",
+        family="dynamics",
+        object="MixtureOfLowRankGaussians",
+        paper="Wang, Zhang, Zhang, Chen, Ma & Qu, Diffusion Models Learn Low-Dimensional Distributions via Subspace Clustering, 2024",
+        arxiv="2409.02426",
+        claim="On a union of subspaces, denoising is subspace clustering, and samples grow with the intrinsic dimension.",
     ),
-    _e(
-        "lama",
-        "LAMA",
-        "compression",
-        "LamaClassifier",
-        "Mehta, Rangwala & Ramakrishnan, Low Rank Factorization for Compact Multi-Head Self-Attention, 2019",
-        "1912.00835",
-        "A factorised affinity matrix gives all heads without parameters of their own.",
-        "ready",
+    Entry(
+        id="lama",
+        name="LAMA",
+        family="compression",
+        object="LamaClassifier",
+        paper="Mehta, Rangwala & Ramakrishnan, Low Rank Factorization for Compact Multi-Head Self-Attention, 2019",
+        arxiv="1912.00835",
+        claim="A factorised affinity matrix gives all heads without parameters of their own.",
+        status="ready",
+        command="rankwise adapt --model lama",
+        replaces="a Transformer layer or mean pooling",
+        models="its own, on word embeddings",
+        tasks="classification, regression",
+        result="transformers folder",
     ),
-    _e(
-        "owlore",
-        "OwLore",
-        "optim",
-        "OwLore",
-        "Li, Yin, Gao & Liu, OwLore, 2024",
-        "2405.18380",
-        "Sampling layers by their outliers, with low-rank gradients, fine-tunes everything in a fraction of the memory.",
-        "ready",
+    Entry(
+        id="owlore",
+        name="OwLore",
+        family="optim",
+        object="OwLore",
+        paper="Li, Yin, Gao & Liu, OwLore, 2024",
+        arxiv="2405.18380",
+        claim="Sampling layers by their outliers, with low-rank gradients, fine-tunes everything in a fraction of the memory.",
+        status="ready",
+        command="rankwise adapt --optimizer owlore",
+        replaces="AdamW, galore-torch, LISA",
+        models="any torch module in blocks",
+        tasks="any",
+        result="the whole model",
     ),
-    _e(
-        "dq-lore",
-        "DQ-LoRe",
-        "prompting",
-        "DQLoReSelector",
-        "Xiong, Li, Zheng, Guo et al., DQ-LoRe, ICLR 2024",
-        "2310.02954",
-        "Two queries and a low-rank re-ranking choose better worked examples.",
-        "ready",
+    Entry(
+        id="dq-lore",
+        name="DQ-LoRe",
+        family="prompting",
+        object="DQLoReSelector",
+        paper="Xiong, Li, Zheng, Guo et al., DQ-LoRe, ICLR 2024",
+        arxiv="2310.02954",
+        claim="Two queries and a low-rank re-ranking choose better worked examples.",
+        status="ready",
+        command="rankwise select",
+        replaces="nearest or BM25 examples",
+        models="decoders, servers",
+        tasks="few-shot prompts",
+        result="JSON lines of prompts",
     ),
-    _e(
-        "o3",
-        "O3 unlearning",
-        "continual",
-        "O3",
-        "Gao, Wang, Ding, Weng, Wang & Zhu, On Large Language Model Continual Unlearning, ICLR 2025",
-        "2407.10223",
-        "Orthogonal adapters with an out-of-distribution router unlearn request after request without retained data.",
+    Entry(
+        id="o3",
+        name="O3 unlearning",
+        family="continual",
+        object="O3",
+        paper="Gao, Wang, Ding, Weng, Wang & Zhu, On Large Language Model Continual Unlearning, ICLR 2025",
+        arxiv="2407.10223",
+        claim="Orthogonal adapters with an out-of-distribution router unlearn request after request without retained data.",
     ),
-    _e(
-        "zero-tprune",
-        "Zero-TPrune",
-        "vision",
-        "ZeroTPrune",
-        "Wang, Dedhia & Jha, Zero-TPrune, CVPR 2024",
-        "2305.17328",
-        "Tokens ranked on the attention graph can be dropped from a pretrained transformer without training.",
+    Entry(
+        id="zero-tprune",
+        name="Zero-TPrune",
+        family="vision",
+        object="ZeroTPrune",
+        paper="Wang, Dedhia & Jha, Zero-TPrune, CVPR 2024",
+        arxiv="2305.17328",
+        claim="Tokens ranked on the attention graph can be dropped from a pretrained transformer without training.",
     ),
-    _e(
-        "tte-depth",
-        "TTE depth",
-        "prompting",
-        "TextDepth",
-        "Seegmiller & Preum, Statistical Depth for Ranking and Characterizing Transformer-Based Text Embeddings, EMNLP 2023",
-        "2310.15010",
-        "A depth of embeddings orders texts from central to outlying and tells corpora apart.",
-        "ready",
+    Entry(
+        id="tte-depth",
+        name="TTE depth",
+        family="prompting",
+        object="TextDepth",
+        paper="Seegmiller & Preum, Statistical Depth for Ranking and Characterizing Transformer-Based Text Embeddings, EMNLP 2023",
+        arxiv="2310.15010",
+        claim="A depth of embeddings orders texts from central to outlying and tells corpora apart.",
+        status="ready",
+        command="rankwise compare",
+        replaces="eyeballing embeddings",
+        models="text encoders",
+        tasks="comparing corpora",
+        result="-",
     ),
-    _e(
-        "vida",
-        "ViDA",
-        "continual",
-        "ViDA",
-        "Liu, Yang et al., ViDA: Homeostatic Visual Domain Adapter for Continual Test Time Adaptation, ICLR 2024",
-        "2306.04344",
-        "A low-rank and a high-rank adapter together follow a changing domain without forgetting.",
+    Entry(
+        id="vida",
+        name="ViDA",
+        family="continual",
+        object="ViDA",
+        paper="Liu, Yang et al., ViDA: Homeostatic Visual Domain Adapter for Continual Test Time Adaptation, ICLR 2024",
+        arxiv="2306.04344",
+        claim="A low-rank and a high-rank adapter together follow a changing domain without forgetting.",
     ),
-    _e(
-        "think",
-        "ThinK",
-        "compression",
-        "ThinKCache",
-        "Xu et al., ThinK: Thinner Key Cache by Query-Driven Pruning, ICLR 2025",
-        "2407.21018",
-        "Key channels that the queries do not use can leave the cache.",
+    Entry(
+        id="think",
+        name="ThinK",
+        family="compression",
+        object="ThinKCache",
+        paper="Xu et al., ThinK: Thinner Key Cache by Query-Driven Pruning, ICLR 2025",
+        arxiv="2407.21018",
+        claim="Key channels that the queries do not use can leave the cache.",
     ),
-    _e(
-        "equilibrium-ranking",
-        "Equilibrium-Ranking",
-        "prompting",
-        "EquilibriumRanker",
-        "Jacob, Shen, Farina & Andreas, The Consensus Game, ICLR 2024",
-        "2310.09139",
-        "The equilibrium of a generator and a discriminator ranks answers better than either.",
-        "ready",
+    Entry(
+        id="equilibrium-ranking",
+        name="Equilibrium-Ranking",
+        family="prompting",
+        object="EquilibriumRanker",
+        paper="Jacob, Shen, Farina & Andreas, The Consensus Game, ICLR 2024",
+        arxiv="2310.09139",
+        claim="The equilibrium of a generator and a discriminator ranks answers better than either.",
+        status="ready",
+        command="rankwise answer",
+        replaces="greedy answers, self-consistency",
+        models="decoders, servers",
+        tasks="choosing among answers",
+        result="JSON lines of answers",
     ),
-    _e(
-        "rtsvm",
-        "R-TSVM merging",
-        "merging",
-        "rtsvm",
-        "Yang et al., Mix Data or Merge Models?, 2025",
-        "2502.06876",
-        "Outlier-aware weights and adaptive ranks merge models with less interference.",
-        "ready",
+    Entry(
+        id="rtsvm",
+        name="R-TSVM merging",
+        family="merging",
+        object="rtsvm",
+        paper="Yang et al., Mix Data or Merge Models?, 2025",
+        arxiv="2502.06876",
+        claim="Outlier-aware weights and adaptive ranks merge models with less interference.",
+        status="ready",
+        command="rankwise merge",
+        replaces="mergekit",
+        models="any transformers checkpoints of one base, LoRA adapters",
+        tasks="merging",
+        result="transformers folder",
     ),
-    _e(
-        "clip-lit",
-        "CLIP-LIT",
-        "vision",
-        "ClipLit",
-        "Liang, Li, Zhou, Feng & Loy, Iterative Prompt Learning for Unsupervised Backlit Image Enhancement, ICCV 2023",
-        "2303.17569",
-        "Learned prompts guide backlit enhancement without paired ground truth.",
+    Entry(
+        id="clip-lit",
+        name="CLIP-LIT",
+        family="vision",
+        object="ClipLit",
+        paper="Liang, Li, Zhou, Feng & Loy, Iterative Prompt Learning for Unsupervised Backlit Image Enhancement, ICCV 2023",
+        arxiv="2303.17569",
+        claim="Learned prompts guide backlit enhancement without paired ground truth.",
     ),
-    _e(
-        "hello",
-        "HeLlO",
-        "vision",
-        "HeLlO",
-        "Yu, Liu, Chen, Ye & Wang, Heavy Labels Out!, 2024",
-        "2408.08201",
-        "A low-rank projector replaces gigabytes of soft labels in dataset distillation.",
+    Entry(
+        id="hello",
+        name="HeLlO",
+        family="vision",
+        object="HeLlO",
+        paper="Yu, Liu, Chen, Ye & Wang, Heavy Labels Out!, 2024",
+        arxiv="2408.08201",
+        claim="A low-rank projector replaces gigabytes of soft labels in dataset distillation.",
     ),
-    _e(
-        "singular-likelihood",
-        "Likelihood of a singular distribution",
-        "distributions",
-        "SingularGenerativeEstimator",
-        "Chae, Kim, Kim & Lin, A likelihood approach to nonparametric estimation of a singular distribution using deep generative models, JMLR 2023",
-        "2105.04046",
-        "Perturbing the data makes likelihood estimate distributions on low-dimensional sets.",
-        "ready",
+    Entry(
+        id="singular-likelihood",
+        name="Likelihood of a singular distribution",
+        family="distributions",
+        object="SingularGenerativeEstimator",
+        paper="Chae, Kim, Kim & Lin, A likelihood approach to nonparametric estimation of a singular distribution using deep generative models, JMLR 2023",
+        arxiv="2105.04046",
+        claim="Perturbing the data makes likelihood estimate distributions on low-dimensional sets.",
+        status="ready",
+        replaces="VAEs fitted to thin data",
+        models="tables of numbers",
+        tasks="sampling",
+        result="safetensors",
     ),
-    _e(
-        "kde-large-d",
-        "KDE in large dimension",
-        "distributions",
-        "HighDimKDE",
-        "Biroli & Mézard, Kernel Density Estimators in Large Dimensions, 2024",
-        "2408.05807",
-        "Kernel estimates pass through three regimes, and the best bandwidth lies where few points carry the sum.",
-        "ready",
+    Entry(
+        id="kde-large-d",
+        name="KDE in large dimension",
+        family="distributions",
+        object="HighDimKDE",
+        paper="Biroli & Mézard, Kernel Density Estimators in Large Dimensions, 2024",
+        arxiv="2408.05807",
+        claim="Kernel estimates pass through three regimes, and the best bandwidth lies where few points carry the sum.",
+        status="ready",
+        replaces="scikit-learn's KernelDensity",
+        models="tables of numbers",
+        tasks="density, novelty",
+        result="-",
     ),
-    _e(
-        "g-rank",
-        "G-Rank",
-        "ranking",
-        "GRank",
-        "Gold & Pouwelse, G-Rank: Unsupervised Continuous Learn-to-Rank for Edge Devices in a P2P Network, 2023",
-        "2301.12530",
-        "Peers that gossip clicks rank without a server.",
+    Entry(
+        id="g-rank",
+        name="G-Rank",
+        family="ranking",
+        object="GRank",
+        paper="Gold & Pouwelse, G-Rank: Unsupervised Continuous Learn-to-Rank for Edge Devices in a P2P Network, 2023",
+        arxiv="2301.12530",
+        claim="Peers that gossip clicks rank without a server.",
     ),
-    _e(
-        "perseval",
-        "PerSEval",
-        "ranking",
-        "perseval",
-        "Dasgupta, Chander, Borad, Motiyani & Chakraborty, PerSEval, TMLR 2024",
-        "2407.00453",
-        "Personalisation of summaries is measurable apart from accuracy.",
+    Entry(
+        id="perseval",
+        name="PerSEval",
+        family="ranking",
+        object="perseval",
+        paper="Dasgupta, Chander, Borad, Motiyani & Chakraborty, PerSEval, TMLR 2024",
+        arxiv="2407.00453",
+        claim="Personalisation of summaries is measurable apart from accuracy.",
     ),
-    _e(
-        "flexible-survival",
-        "Flexible parametric survival",
-        "distributions",
-        "PGWRegressionFitter",
-        "Burke, Jones & Noufaily, A Flexible Parametric Modelling Framework for Survival Analysis, JRSS C 2020",
-        "1901.03212",
-        "One parametric family covers the usual hazards, cure, AFT and PH.",
-        "ready",
+    Entry(
+        id="flexible-survival",
+        name="Flexible parametric survival",
+        family="distributions",
+        object="PGWRegressionFitter",
+        paper="Burke, Jones & Noufaily, A Flexible Parametric Modelling Framework for Survival Analysis, JRSS C 2020",
+        arxiv="1901.03212",
+        claim="One parametric family covers the usual hazards, cure, AFT and PH.",
+        status="ready",
+        replaces="lifelines' parametric fitters",
+        models="data frames",
+        tasks="survival",
+        result="lifelines and scikit-survival objects",
     ),
-    _e(
-        "rich-lazy",
-        "Rich and lazy learning",
-        "dynamics",
-        "RichLazy",
-        "Liu, Baratin, Cornford, Mihalas, Shea-Brown & Lajoie, How connectivity structure shapes rich and lazy learning in neural circuits, ICLR 2024",
-        "2310.08513",
-        "Low-rank initial weights learn richly, high-rank ones lazily.",
+    Entry(
+        id="rich-lazy",
+        name="Rich and lazy learning",
+        family="dynamics",
+        object="RichLazy",
+        paper="Liu, Baratin, Cornford, Mihalas, Shea-Brown & Lajoie, How connectivity structure shapes rich and lazy learning in neural circuits, ICLR 2024",
+        arxiv="2310.08513",
+        claim="Low-rank initial weights learn richly, high-rank ones lazily.",
     ),
-    _e(
-        "quantile-aggregation",
-        "Quantile aggregation",
-        "distributions",
-        "QuantileAggregator",
-        "Fakoor, Kim, Mueller, Smola & Tibshirani, Flexible Model Aggregation for Quantile Regression, JMLR 2023",
-        "2103.00083",
-        "Weights by model, level and input aggregate quantile models better than any of them.",
-        "ready",
+    Entry(
+        id="quantile-aggregation",
+        name="Quantile aggregation",
+        family="distributions",
+        object="QuantileAggregator",
+        paper="Fakoor, Kim, Mueller, Smola & Tibshirani, Flexible Model Aggregation for Quantile Regression, JMLR 2023",
+        arxiv="2103.00083",
+        claim="Weights by model, level and input aggregate quantile models better than any of them.",
+        status="ready",
+        command="rankwise quantile fit",
+        replaces="one quantile model, MAPIE",
+        models="tables",
+        tasks="prediction intervals",
+        result="plain folder, csv",
     ),
 )
 
@@ -335,3 +395,8 @@ def entry(id: str) -> Entry:
     if id not in found:
         raise unknown("method", id, found)
     return found[id]
+
+
+def ready() -> list[Entry]:
+    """The methods that are ready, by family in `FAMILIES`' order."""
+    return sorted((e for e in CATALOGUE if e.status == "ready"), key=lambda e: FAMILIES.index(e.family))

@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from rankwise.bench import kde_gaussian, kde_real, quantile_tables, singular_digits
-from rankwise.bench.distributions_speed import trial
-from rankwise.bench.flexible_survival import _dealt, _hazards
-from rankwise.bench.quantile_tables import Noise
-from rankwise.bench.singular_manifolds import distance, hidden_in, points
-from rankwise.bench.survival_simulation import _one, _sample
-from rankwise.bench.wasserstein_gan import generate
+from rankwise.bench.distributions import kde_gaussian, kde_real, quantile_tables, singular_digits
+from rankwise.bench.distributions.flexible_survival import _dealt, _hazards
+from rankwise.bench.distributions.quantile_tables import Noise
+from rankwise.bench.distributions.singular_manifolds import distance, hidden_in, points
+from rankwise.bench.distributions.survival_simulation import _one, _sample
+from rankwise.bench.shared.wasserstein_gan import generate
+from rankwise.bench.speed.distributions import trial
 from rankwise.data.frames import survival
 from rankwise.distributions.kde import HighDimKDE
 from rankwise.distributions.kde_regimes import critical_bandwidths

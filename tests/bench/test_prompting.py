@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.bench import depth_prompts, dq_lore, equilibrium, moving_digits, prompting_speed, videoicl
-from rankwise.bench.frozen import Difference, Labelled, classified, difference, polarity, sources
+from rankwise.bench.prompting import depth_prompts, dq_lore, equilibrium, moving_digits, videoicl
+from rankwise.bench.shared.frozen import Difference, Labelled, classified, difference, polarity, sources
+from rankwise.bench.speed.core import prompting as prompting_speed
 from rankwise.data import sentiment
 from rankwise.data.countries import countries
 from rankwise.prompting.examples import Example

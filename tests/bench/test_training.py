@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.bench import experts, footprint, lama, language, memory, owlore, rtsvm, s2lora_speech, welore
-from rankwise.bench.evidence import paired
+from rankwise.bench.compression import lama, welore
+from rankwise.bench.optim import owlore
+from rankwise.bench.shared import experts, language
+from rankwise.bench.shared import fresh_process as memory
+from rankwise.bench.shared.evidence import paired
+from rankwise.bench.speed.core import footprint
+from rankwise.bench.speed.merging import rtsvm
+from rankwise.bench.tuning import s2lora_speech
 from rankwise.compression.lama import LowRankAttentionPooling
 from rankwise.data import Corpus
 
@@ -236,7 +242,7 @@ def test_a_measurement_is_the_last_line_of_a_process_and_a_failure_says_why(monk
     assert memory.in_fresh_process("lora", checkpointing=False) == {"peak": 3}
     with pytest.raises(ChildProcessError, match=r"memory of lora could not be measured: x+KeyError: 'lora'$"):
         memory.in_fresh_process("lora")
-    assert asked == [["lora", "--no-checkpointing"], ["rankwise.bench.memory", "lora"]]
+    assert asked == [["lora", "--no-checkpointing"], ["rankwise.bench.shared.fresh_process", "lora"]]
 
 
 def test_error_rates_are_shown_where_scores_are_their_complements():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.bench.merging import full_svds
+from rankwise.bench.speed.merging import full_svds
 from rankwise.merging import METHODS, LowRank, rewarded_soup
 from rankwise.merging.methods.averaging import simplex
 from rankwise.merging.methods.masks import balance

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rankwise.bench.whisper import ctranslate2_model, original, runtime_tokens, token_log_probabilities
+from rankwise.bench.tuning.whisper import ctranslate2_model, original, runtime_tokens, token_log_probabilities
 from rankwise.data import speech
 from rankwise.jobs.speech import SpeechTask
 from rankwise.models import load

@@ -1,77 +1,103 @@
-"""One recipe a method: its paper's headline claim measured on real data, with a control that can fail."""
+"""One recipe a method: its paper's headline claim measured on real data, with a control that can fail.
+
+A recipe is a module below this package with a ``RECIPE`` record and a function ``run(out, *, seeds, on_event)`` that
+returns `rankwise.bench.shared.evidence.Evidence`. Records are read from the source without importing it, so that
+listing them costs nothing.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import ast
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from rankwise.events import OnEvent
+
+if TYPE_CHECKING:
+    from rankwise.bench.shared.evidence import Evidence
 
 
-class Recipe(NamedTuple):
-    """What a recipe measures, and the module of each of its parts."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a module measures; written with literals only.
 
+    Attributes
+    ----------
+    name, part : str
+        As in ``rankwise bench NAME --part PART``; the name is a method's id in the catalogue where it is about one.
+    about : str
+        One line.
+    smoke : mapping
+        For a try of under a minute that needs no network: arguments of ``run`` and, in capitals, sizes of the module.
+    figures : tuple of (str, str)
+        What a picture shows, and its file in ``docs/img``.
+    remark : str
+        What to know when reading the result.
+    """
+
+    name: str
+    part: str
     about: str
-    parts: dict[str, str]
+    smoke: Mapping[str, object] = field(default_factory=dict)
+    figures: tuple[tuple[str, str], ...] = ()
+    remark: str = ""
 
 
-RECIPES = {
-    "s2lora": Recipe(
-        "S2-LoRA against AdaLoRA, LoRA and BitFit: sentiment in four domains, and child-like speech",
-        {"text": "s2lora", "speech": "s2lora_speech"},
-    ),
-    "eva": Recipe("EVA against LoRA: convergence, final score, and what its parts contribute", {"text": "eva"}),
-    "owlore": Recipe(
-        "OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: editorials, and sentiment as text-to-label",
-        {"text": "owlore", "label": "owlore_label"},
-    ),
-    "galore": Recipe("GaLore against full AdamW and a random subspace on SmolLM2", {"text": "galore"}),
-    "welore": Recipe(
-        "WeLore on SmolLM2: perplexity against uniform and OWL ranks, then tuning factors only",
-        {"perplexity": "welore", "tuned": "welore_tuned"},
-    ),
-    "lama": Recipe("LAMA against other poolings and a Transformer layer on sentiment", {"text": "lama"}),
-    "rtsvm": Recipe("R-TSVM against other merges and against mixing the data, on three experts", {"text": "rtsvm"}),
-    "tte-depth": Recipe(
-        "TTE depth: domains told apart, halves of one domain not; prompts of the deepest examples",
-        {"corpora": "tte_depth", "prompts": "depth_prompts"},
-    ),
-    "dq-lore": Recipe(
-        "DQ-LoRe against random, BM25 and nearest examples: sentiment with rationales", {"text": "dq_lore"}
-    ),
-    "videoicl": Recipe(
-        "VideoICL's loop against all examples at once: renamed labels, videos of moving digits",
-        {"text": "videoicl", "digits": "moving_digits"},
-    ),
-    "equilibrium-ranking": Recipe(
-        "Equilibrium-Ranking against G, D, MI and SC: capitals, sentiment",
-        {"choice": "equilibrium"},
-    ),
-    "flexible-survival": Recipe(
-        "power generalised Weibull on four trials against lifelines' models and Cox; bias and coverage in simulation",
-        {"trials": "flexible_survival", "simulation": "survival_simulation"},
-    ),
-    "singular-likelihood": Recipe(
-        "Likelihood of perturbed data near curves, surfaces and digits, against no perturbation and other generators",
-        {"manifolds": "singular_manifolds", "digits": "singular_digits"},
-    ),
-    "kde-large-d": Recipe(
-        "kernel density in large dimension: the regimes against theory, bandwidth rules on Gaussians, digits and texts",
-        {"regimes": "kde_gaussian", "real": "kde_real"},
-    ),
-    "quantile-aggregation": Recipe(
-        "quantile aggregation on twelve tables: six kinds of weights against each base, averages and free weights",
-        {"tables": "quantile_tables"},
-    ),
-    "whisper": Recipe(
-        "the bundled Whisper against CTranslate2's, and the encoder that skips silence", {"speech": "whisper"}
-    ),
-    "speed": Recipe(
-        "speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, speech training; memory and speed of "
-        "GaLore, OwLore, WeLore and LAMA; merging against mergekit; prompting; distributions",
-        {
-            "core": "speed",
-            "footprint": "footprint",
-            "merging": "merging",
-            "prompting": "prompting_speed",
-            "distributions": "distributions_speed",
-        },
-    ),
-}
+@dataclass(frozen=True)
+class Located:
+    """A recipe and the module that holds it: ``rankwise.bench.`` and ``place`` with points."""
+
+    recipe: Recipe
+    place: Path
+
+    @property
+    def module(self) -> str:
+        """To import."""
+        return ".".join(["rankwise.bench", *self.place.parts])
+
+    def run(self, folder: Path, *, seeds: int | None, smoke: bool, on_event: OnEvent | None = None) -> Evidence:
+        """Run it and keep ``evidence.json`` in ``folder``; runs that this code finished there before are read back."""
+        import rankwise
+        from rankwise.files import claimed, content_of
+
+        module = import_module(self.module)
+        small = self.recipe.smoke if smoke else {}
+        options = {k: v for k, v in small.items() if k.islower()} | ({} if seeds is None else {"seeds": seeds})
+        if seeds is not None and "seeds" not in signature(module.run).parameters:
+            raise ValueError(f"{self.recipe.name} ({self.recipe.part}) draws nothing: --seeds does not apply to it")
+        code = content_of(str(module.__file__))
+        told = {"recipe": self.module, "smoke": smoke, "code": code, "version": rankwise.__version__}
+        with claimed(folder, made_by="bench", told=told):
+            sizes: dict[str, Any] = {k: v for k, v in small.items() if k.isupper()}
+            with patch.multiple(module, **sizes) if sizes else nullcontext():
+                evidence = module.run(folder / "runs", on_event=on_event, **options)
+            evidence.write(folder / "evidence.json")
+        return evidence
+
+
+def recipes() -> dict[str, dict[str, Located]]:
+    """Every recipe's parts, by name and part, in the order of families, then names."""
+    found: dict[str, dict[str, Located]] = {}
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        if (recipe := _record(path)) is not None:
+            place = path.relative_to(here).with_suffix("")
+            found.setdefault(recipe.name, {})[recipe.part] = Located(recipe, place)
+    return found
+
+
+def _record(path: Path) -> Recipe | None:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if (
+            isinstance(node, ast.Assign)
+            and ast.unparse(node.targets[0]) == "RECIPE"
+            and isinstance(node.value, ast.Call)
+        ):
+            return Recipe(**{str(k.arg): ast.literal_eval(k.value) for k in node.value.keywords})
+    return None

@@ -16,18 +16,21 @@ def methods(
     family: Annotated[str | None, typer.Option(help="Only one family.")] = None,
     json_: Json = False,
 ) -> None:
-    """List the 27 methods: what is ready, what is planned.
+    """List the methods: what is ready, what is planned.
 
-    Example: rankwise methods --family tuning
+    Examples:
+
+    * rankwise methods
+
+    * rankwise methods --family tuning --json
     """
     from rich.table import Table
 
-    from rankwise.catalogue import CATALOGUE
+    from rankwise.catalogue import CATALOGUE, FAMILIES
     from rankwise.nearest import unknown
 
-    families = {e.family for e in CATALOGUE}
-    if family is not None and family not in families:
-        raise unknown("family", family, families)
+    if family is not None and family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
     rows = [e for e in CATALOGUE if family in (None, e.family)]
     if json_:
         print(json.dumps([e.as_dict() for e in rows], ensure_ascii=False))
@@ -42,46 +45,49 @@ def methods(
 
 @app.command()
 def bench(
-    recipe: Annotated[str | None, typer.Argument(help="Recipe to run; see --list.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="Recipe to run; without one they are listed.")] = None,
     part: Annotated[str | None, typer.Option(help="Only one part of it, e.g. speech.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Training runs a variant; the recipe's own number.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A try of under a minute; its verdicts mean nothing.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
-    seeds: Annotated[int, typer.Option(help="Training runs a variant.")] = 5,
-    out: Annotated[Path, typer.Option(help="Where runs and results are kept.")] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option(help="Folder for runs and results; finished runs are kept.")] = Path(
+        "runs/bench"
+    ),
     json_: Json = False,
 ) -> None:
     """Measure a paper's claims on real data, and print the verdicts.
 
-    Example: rankwise bench eva --seeds 5
-    """
-    import importlib
+    Examples:
 
-    from rankwise.bench import RECIPES
+    * rankwise bench --list
+
+    * rankwise bench eva --seeds 5
+    """
+    from rankwise.bench import recipes
     from rankwise.nearest import unknown
     from rankwise.report.tables import terminal
 
+    found = recipes()
     if list_ or recipe is None:
+        parts = [located.recipe for parts in found.values() for located in parts.values()]
         if json_:
-            print(json.dumps({n: r._asdict() for n, r in RECIPES.items()}))
+            print(json.dumps([{"recipe": r.name, "part": r.part, "about": r.about} for r in parts]))
         else:
-            rows = [[n, ", ".join(r.parts), r.about] for n, r in RECIPES.items()]
-            console.print(terminal(["recipe", "parts", "what it measures"], rows))
+            console.print(terminal(["recipe", "part", "what it measures"], [[r.name, r.part, r.about] for r in parts]))
         return
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    parts = RECIPES[recipe].parts
-    if part is not None and part not in parts:
-        raise unknown(f"part of {recipe}", part, parts)
-    for module in [parts[part]] if part else parts.values():
+    if recipe not in found:
+        raise unknown("recipe", recipe, found)
+    if part is not None and part not in found[recipe]:
+        raise unknown(f"part of {recipe}", part, found[recipe])
+    for located in [found[recipe][part]] if part else found[recipe].values():
+        folder = out / ("smoke" if smoke else "") / located.place
         with Progress(quiet=json_) as progress:
-            evidence = importlib.import_module(f"rankwise.bench.{module}").run(
-                out / module, seeds=seeds, on_event=progress.event
-            )
-        evidence.write(out / f"{module}.json")
+            evidence = located.run(folder, seeds=seeds, smoke=smoke, on_event=progress.event)
         if json_:
-            print((out / f"{module}.json").read_text())
+            print((folder / "evidence.json").read_text(encoding="utf-8"))
         else:
             _print_evidence(evidence)
-            console.print(f"results   {out}/{module}.json", highlight=False)
+            console.print(f"results   {folder}/evidence.json", highlight=False, markup=False)
 
 
 def _print_evidence(evidence) -> None:

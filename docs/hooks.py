@@ -1,0 +1,35 @@
+"""What the site does to its pages: verdicts out of the recorded evidence, equations as MathML."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generate
+from latex2mathml.converter import convert
+
+from rankwise.bench import recipes
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """``<!-- evidence NAME -->`` becomes the claims and verdicts of that recipe."""
+    return re.sub(r"<!-- evidence ([\w-]+) -->", lambda m: _claims(m[1]), markdown)
+
+
+def _claims(name: str) -> str:
+    if name not in recipes():
+        raise ValueError(f"no recipe {name}")
+    parts = []
+    for located in recipes()[name].values():
+        if e := generate.recorded(located):
+            link = f"../evidence.md#{generate.anchor(located)}"
+            parts.append(f"`{e['command']}` ([all numbers]({link}))\n\n{generate.verdicts(e)}")
+    return "\n".join(parts) or "Not measured yet."
+
+
+def equation(source: str, *_: object, **__: object) -> str:
+    """A fenced block of the language ``math``, for `pymdownx.superfences`."""
+    return f'<div class="equation">{convert(source, display="block")}</div>'

@@ -1,0 +1,114 @@
+"""WeLore's first claim: ranks by each matrix's spectrum beat one rank for all.
+
+SmolLM2-135M on newspaper editorials: perplexity at 10 to 50% effective rank reduction, every matrix truncated, for
+uniform ranks, outlier-weighed (OWL) ranks, WeLore as in the paper, and one threshold on σ/σ₁ or on energy instead of
+WeLore's normalisation; nothing is trained. With calibration, uniform ranks are the control that tells what the ranks
+contribute from what the calibrated factors do. `rankwise.bench.compression.welore_tuned` goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rankwise.bench import Recipe
+from rankwise.bench.shared.evidence import Claim, Evidence
+from rankwise.bench.shared.language import TEXT
+from rankwise.compression import compress
+from rankwise.data import documents
+from rankwise.events import OnEvent, environment
+from rankwise.files import write_json
+from rankwise.jobs.compress import inputs
+from rankwise.jobs.tasks import TextTask
+from rankwise.models import load, load_tokenizer
+from rankwise.reading import read_json
+
+RECIPE = Recipe(
+    name="welore",
+    part="perplexity",
+    about="WeLore on SmolLM2: perplexity of ways to measure and to share ranks, calibrated or not",
+)
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
+WAYS = {
+    "uniform": "uniform",
+    "owl": "OWL",
+    "welore": "WeLore",
+    "top": "threshold on σ/σ₁",
+    "energy": "threshold on energy",
+    "uniform-calibrated": "uniform, calibrated",
+    "welore-calibrated": "WeLore, calibrated",
+    "energy-calibrated": "energy, calibrated",
+}
+
+
+def run(out: Path, *, seeds: int = 1, on_event: OnEvent | None = None) -> Evidence:
+    """Compress and measure (what is there is read back), judge the claims; ``seeds`` is unused: nothing is random."""
+    start = time.perf_counter()
+    perplexity = compared(out / "perplexity.json", on_event)
+    return Evidence(
+        recipe="welore",
+        title="WeLore: compression by each matrix's own rank",
+        command="rankwise bench welore --part perplexity",
+        setting=f"SmolLM2-135M, {TEXT}; perplexity of {perplexity['texts']} test texts of up to 128 tokens at a given "
+        f"share of directions removed, every matrix truncated (dense: {perplexity['dense']:.2f}); nothing is trained",
+        header=["ranks", *[f"{r:.0%}" for r in RATIOS]],
+        rows=[[title, *[f"{perplexity[way][str(r)]:.4g}" for r in RATIOS]] for way, title in WAYS.items()],
+        claims=_claims(perplexity),
+        seconds=time.perf_counter() - start,
+        environment=environment("fp32", 1),
+        extra={"perplexity": perplexity},
+    )
+
+
+def compared(path: Path, on_event: OnEvent | None = None) -> dict:
+    """Perplexity by way and ratio; what is in ``path`` already is read back."""
+    found = read_json(path) if path.exists() else {}
+    splits, tokenizer = documents("nyt").split(), load_tokenizer("smollm2")
+    task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=128)
+    test, train = task.encode(splits.test.head(40)), task.encode(splits.train.head(64))
+    found["texts"] = len(test)
+    if "dense" not in found:
+        found["dense"] = task.evaluate(load("smollm2"), test)["perplexity"]
+    for way in WAYS:
+        for ratio in RATIOS:
+            if str(ratio) in found.setdefault(way, {}):
+                continue
+            if on_event is not None:
+                on_event(f"{way} {ratio:.0%}", "compress", 0, 1, float("nan"))
+            model, (method, _, calibrated) = load("smollm2"), way.partition("-")
+            compress(
+                model,
+                ratio=ratio,
+                method=method,
+                min_ratio=0.0,
+                only_if_smaller=False,
+                calibrate=inputs(task, train) if calibrated else None,
+            )
+            found[way][str(ratio)] = task.evaluate(model, test)["perplexity"]
+            write_json(path, found)
+    return found
+
+
+def _claims(perplexity: dict) -> list[Claim]:
+    shown = ", ".join(f"{r:.0%}" for r in RATIOS)
+
+    def lower(better: str, worse: str, text: str, **kind: bool) -> Claim:
+        """Whether one way has the lower perplexity at every reduction."""
+        times = [perplexity[worse][str(r)] / perplexity[better][str(r)] for r in RATIOS]
+        found = f"{WAYS[worse]}: {', '.join(f'{x:.2f}' for x in times)} times that of {WAYS[better]} at {shown}"
+        return Claim(text=f"{text} at every reduction", held=min(times) > 1, found=found, **kind)
+
+    return [
+        lower("welore", "uniform", "WeLore: lower perplexity than uniform ranks"),
+        lower("welore", "owl", "WeLore: lower perplexity than OWL ranks"),
+        lower("welore-calibrated", "welore", "calibration lowers WeLore's perplexity"),
+        lower("energy", "welore", "a threshold on energy: lower perplexity than WeLore's"),
+        lower("energy-calibrated", "welore-calibrated", "the same with calibration"),
+        lower(
+            "welore-calibrated",
+            "uniform-calibrated",
+            "control: calibrated, uniform ranks are worse than WeLore's",
+            control=True,
+        ),
+    ]

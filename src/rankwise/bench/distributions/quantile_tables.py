@@ -1,0 +1,182 @@
+"""Quantile aggregation on twelve real tables: six kinds of weights, each base, averages, free weights.
+
+Control: three bases of noise (quantiles of a random normal) must not hurt by more than 1%.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightgbm import LGBMRegressor
+from numpy.typing import ArrayLike
+from quantile_forest import RandomForestQuantileRegressor
+from scipy.stats import norm
+from sklearn.base import BaseEstimator
+
+from rankwise.bench import Recipe
+from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.data.frames import REGRESSION, regression
+from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator
+from rankwise.distributions.quantile_bases import GaussianNetwork, predict_base
+from rankwise.distributions.quantile_linear import LinearQuantile
+from rankwise.distributions.quantile_metrics import report, weighted_interval_score
+from rankwise.events import OnEvent, environment
+
+RECIPE = Recipe(
+    name="quantile-aggregation",
+    part="tables",
+    about="quantile aggregation on twelve tables: six kinds of weights against each base, averages and free weights",
+)
+
+LEVELS = (0.025, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.975)
+ROWS = 10_000
+Scores = dict[str, float]
+
+
+class Noise(BaseEstimator):
+    """A normal of the response's spread about a mean drawn for every row."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Noise:
+        """Take the response's mean and spread."""
+        given = np.asarray(y, dtype=float)
+        self.mean_, self.spread_ = float(given.mean()), float(given.std())
+        return self
+
+    def predict(self, X: ArrayLike, quantiles: ArrayLike = (0.5,)) -> np.ndarray:
+        """Quantiles ``(n, m)`` that know nothing of X."""
+        centre = np.random.default_rng(self.seed).normal(self.mean_, self.spread_, size=(len(np.asarray(X)), 1))
+        return centre + self.spread_ * norm.ppf(np.asarray(quantiles))
+
+
+def bases() -> list[tuple[str, Any]]:
+    """The base models."""
+    return [
+        ("linear", LinearQuantile(alpha=1e-4)),
+        ("LightGBM", LGBMRegressor(objective="quantile", n_estimators=80, num_leaves=15, verbose=-1, n_jobs=2)),
+        ("forest", RandomForestQuantileRegressor(n_estimators=80, min_samples_leaf=5, random_state=0, n_jobs=2)),
+        ("Gaussian network", GaussianNetwork()),
+    ]
+
+
+def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
+    """Split every table ``seeds`` times, fit, compare."""
+    start, note = time.perf_counter(), on_event or (lambda *_: None)
+    splits: dict[str, list[Scores]] = {}
+    covered: dict[str, list[np.ndarray]] = {}
+    for table in REGRESSION:
+        for seed in range(seeds):
+            note(table, "train", seed, seeds, float("nan"))
+            scores, coverage = _split(table, seed, str(out / "quantile_memory"))
+            splits.setdefault(table, []).append(scores)
+            for way, c in coverage.items():
+                covered.setdefault(way, []).append(c)
+        note(table, "done", 1, 1, float("nan"))
+    names = [n for n, _ in bases()]
+    mean = {t: {k: float(np.mean([s[k] for s in found])) for k in found[-1]} for t, found in splits.items()}
+    kinds = [k for k in splits[table][-1] if k not in covered]
+    relative = {k: np.array([m[k] / min(m[n] for n in names) for m in mean.values()]) for k in kinds}
+    return Evidence(
+        recipe="quantile_tables",
+        title="Quantile aggregation: twelve tables",
+        command=f"rankwise bench quantile-aggregation --seeds {seeds}",
+        setting=f"up to {ROWS:,} rows a table, {seeds} splits, a fifth for testing; {len(LEVELS)} levels; WIS relative "
+        "to each table's best base (chosen afterwards), geometric mean over tables; cv+ on the first splits",
+        header=["method", "relative WIS", "from", "to", "tables at most 1"],
+        rows=[
+            [k, _ratio(r), f"{r.min():.3f}", f"{r.max():.3f}", str(int((r <= 1).sum()))] for k, r in relative.items()
+        ],
+        claims=_claims(relative, [found[0] for found in splits.values()], covered),
+        seconds=time.perf_counter() - start,
+        environment=environment("fp32", 1),
+        extra={k: dict(zip(REGRESSION, (f"{x:.3f}" for x in r), strict=True)) for k, r in relative.items()},
+    )
+
+
+def _split(table: str, seed: int, memory: str) -> tuple[Scores, dict[str, np.ndarray]]:
+    """Weighted interval scores of one split by method, and coverage by way of calibration."""
+    X, y = regression(table)
+    order = np.random.default_rng(seed).permutation(len(y))[:ROWS]
+    train, test = order[: 4 * len(order) // 5], order[4 * len(order) // 5 :]
+    Z, t, tau = X.iloc[test].to_numpy(), y.iloc[test].to_numpy(), np.array(LEVELS)
+
+    def fitted(weights: str = "local-medium", models: list | None = None, **options) -> QuantileAggregator:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return QuantileAggregator(
+                models or bases(), weights=weights, quantiles=LEVELS, memory=memory, random_state=seed,
+                **{"conformal": None, **options},
+            ).fit(X.iloc[train].to_numpy(), y.iloc[train].to_numpy())  # fmt: skip
+
+    by_weights = {weights: fitted(weights) for weights in WEIGHTS}
+    medium = by_weights["local-medium"]
+    B = np.stack([predict_base(b, Z, tau) for b in medium.bases_], 1)
+    noisy = [*bases(), *((f"noise {i}", Noise(i)) for i in range(3))]
+    calibrated = {"without calibration": medium, "calibrated": fitted(conformal="cqr")}
+    if seed == 0:  # six times the fits
+        calibrated["by cv+"] = fitted(conformal="cv+")
+    predicted = {
+        **{k: m.predict(Z) for k, m in (by_weights | calibrated).items()},
+        **{name: np.sort(q, 1) for name, q in zip(medium.names_, B.transpose(1, 0, 2), strict=True)},
+        "average": np.sort(B.mean(1), 1),
+        "median": np.sort(np.median(B, 1), 1),
+        "free weights (QRA)": fitted("global-coarse", normalize=False).predict(Z),
+        "local-medium, three noise bases": fitted(models=noisy).predict(Z),
+    }
+    scores = {k: weighted_interval_score(t, q, tau) for k, q in predicted.items()}
+    return scores, {k: _coverage(t, predicted[k]) for k in calibrated}
+
+
+def _claims(relative: dict[str, np.ndarray], first: list[Scores], covered: dict[str, list[np.ndarray]]) -> list[Claim]:
+    medium, coverage = relative["local-medium"], {k: np.mean(v, 0) for k, v in covered.items()}
+    grain = paired(relative["global-medium"], medium)
+    cross = paired([float(np.log(s["calibrated"] / s["by cv+"])) for s in first], np.zeros(len(first)))
+    noise = relative["local-medium, three noise bases"] / medium - 1
+    return [
+        Claim(
+            text="local-medium weights beat the best base (chosen afterwards) on average over tables",
+            held=np.log(medium).mean() < 0,
+            found=f"{_ratio(medium)}, {int((medium <= 1).sum())} of {len(medium)} tables",
+        ),
+        Claim(
+            text="local-medium weights beat the plain average and the median of the bases on average over tables",
+            held=all(np.log(medium / relative[k]).mean() < 0 for k in ("average", "median")),
+            found=", ".join(f"{_ratio(medium / relative[k])} of the {k}'s" for k in ("average", "median")),
+        ),
+        Claim(
+            text="local medium weights beat global medium ones on average over tables",
+            held=grain.mean > 0 and grain.p_value < 0.05,
+            found=str(grain),
+        ),
+        Claim(
+            text="calibrated intervals cover 50, 80 and 95% within 3 points on average",
+            held=bool((np.abs(coverage["calibrated"] - [0.5, 0.8, 0.95]) <= 0.03).all()),
+            found="; ".join(f"{k} " + ", ".join(f"{100 * c:.1f}" for c in v) for k, v in coverage.items()),
+        ),
+        Claim(
+            text="calibrated by cv+ on all rows, quantiles score better than calibrated on a fifth (p <= 0.05)",
+            held=cross.mean > 0 and cross.p_value <= 0.05,
+            found=f"score lower by {100 * cross.mean:.1f}±{100 * cross.error:.1f}%, p={cross.p_value:.2g}",
+        ),
+        Claim(
+            text="control: three noise bases do not hurt by more than 1% on average",
+            control=True,
+            held=noise.mean() <= 0.01,
+            found=plus_minus(noise, 100, 2) + "%",
+        ),
+    ]
+
+
+def _ratio(r: np.ndarray) -> str:
+    return f"{np.exp(np.log(r).mean()):.3f}"
+
+
+def _coverage(y: np.ndarray, q: np.ndarray) -> np.ndarray:
+    table = report(y, q, LEVELS).set_index("nominal")["coverage"]
+    return np.array([table.iloc[int(np.argmin(np.abs(table.index.to_numpy() - n)))] for n in (0.5, 0.8, 0.95)])

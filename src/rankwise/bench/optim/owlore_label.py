@@ -1,0 +1,22 @@
+"""OwLore on sentiment as text-to-label: the second part of `rankwise.bench.optim.owlore`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankwise.bench import Recipe
+from rankwise.bench.optim import owlore
+from rankwise.bench.shared.evidence import Evidence
+from rankwise.bench.shared.language import LABEL
+from rankwise.events import OnEvent
+
+RECIPE = Recipe(
+    name="owlore",
+    part="label",
+    about="OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: sentiment as text-to-label",
+)
+
+
+def run(out: Path, *, seeds: int = 3, steps: int = 30, on_event: OnEvent | None = None) -> Evidence:
+    """Train all variants (finished ones are read back), judge the claims."""
+    return owlore.run(out, seeds=seeds, steps=steps, on_event=on_event, data=LABEL, name="owlore_label")

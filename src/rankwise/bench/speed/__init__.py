@@ -1,0 +1,1 @@
+"""Ratios against the tools that people use, side by side in one run."""

@@ -1,0 +1,112 @@
+"""Many runs of one kind, over processes of this machine or a Dask cluster: trials, seeds, folds, base fits.
+
+The work is a function of the module level and picklable items; what it returns is the same wherever it ran, since every
+draw has a seed of its own. A worker that dies (killed, out of memory) takes its run with it: what is missing is run
+again, once. Ctrl-C stops all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def fan_out(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    on_done: Callable[[int, Result], None] = lambda at, result: None,
+) -> list[Result]:
+    """``[work(item) for item in items]``.
+
+    Parameters
+    ----------
+    work : callable
+        Of a module's top level, so that another process finds it.
+    items : sequence
+        Picklable.
+    jobs : int
+        Processes at once; 1 runs everything in this one, -1 takes one a core.
+    scheduler : str, optional
+        Address of a Dask scheduler, e.g. ``tcp://host:8786``, whose workers have rankwise installed and see the same
+        files; ``jobs`` is then the scheduler's affair.
+    on_done : callable
+        Told the place and the result of an item as soon as it is there, in any order, in this process.
+
+    Raises
+    ------
+    ValueError
+        ``jobs`` is 0, or no scheduler answers at that address.
+    ImportError
+        The extra ``cluster`` is not installed.
+
+    Examples
+    --------
+    >>> from math import factorial
+    >>> fan_out(factorial, [3, 4, 5])
+    [6, 24, 120]
+    """
+    if jobs == 0:
+        raise ValueError("jobs=0: 1 (in this process), more, or -1 (one a core) are accepted")
+    if scheduler is None and (jobs == 1 or len(items) < 2):
+        return [_told(on_done, at, work(item)) for at, item in enumerate(items)]
+    done: dict[int, Result] = {}
+    for attempt in (1, 2):
+        missing = [(at, item) for at, item in enumerate(items) if at not in done]
+        try:
+            for at, result in _parallel(work, missing, jobs, scheduler):
+                done[at] = _told(on_done, at, result)
+        except Exception as error:
+            if attempt == 2 or not _worker_died(error):
+                raise
+    return [done[at] for at in range(len(items))]
+
+
+def _told(on_done: Callable[[int, Result], None], at: int, result: Result) -> Result:
+    on_done(at, result)
+    return result
+
+
+def _parallel(
+    work: Callable[[Item], Result], placed: Iterable[tuple[int, Item]], jobs: int, scheduler: str | None
+) -> Iterator[tuple[int, Result]]:
+    from joblib import Parallel, delayed
+
+    with _backend(scheduler):
+        calls = (delayed(_placed)(work, at, item) for at, item in placed)
+        pool: Any = Parallel(n_jobs=-1 if scheduler else jobs, return_as="generator_unordered", pre_dispatch="all")
+        yield from pool(calls)
+
+
+def _placed(work: Callable[[Item], Result], at: int, item: Item) -> tuple[int, Result]:
+    return at, work(item)
+
+
+@contextmanager
+def _backend(scheduler: str | None) -> Iterator[None]:
+    from joblib import parallel_config
+
+    if scheduler is None:
+        with parallel_config(backend="loky", inner_max_num_threads=1):
+            yield
+        return
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise ImportError("a Dask scheduler needs: pip install 'rankwise[cluster]'") from error
+    try:
+        client: Any = Client(scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+    with client, parallel_config(backend="dask"):
+        yield
+
+
+def _worker_died(error: Exception) -> bool:
+    return type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker", "CommClosedError")

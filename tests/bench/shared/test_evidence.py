@@ -1,0 +1,41 @@
+import json
+
+import numpy as np
+import pytest
+
+from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.tuning.eva import _steps_to
+from rankwise.bench.tuning.s2lora import _spearman
+
+
+def test_sign_flip_p_value_counts_all_flips():
+    assert paired([2.0, 3.0, 4.0], [1.0, 1.0, 1.0]).p_value == pytest.approx(
+        1 / 8
+    )  # only the unflipped one is as large
+    assert paired([1.0, 1.0], [1.0, 1.0]).p_value == 1.0
+    d = paired([1.0, 3.0], [0.0, 0.0])
+    assert (d.mean, d.error) == (2.0, pytest.approx(1.0))
+
+
+def test_rank_correlation_agrees_with_scipy():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=20), rng.integers(0, 4, size=20)
+    assert _spearman(a, b) == pytest.approx(spearmanr(a, b)[0])
+
+
+def test_steps_to_a_loss_interpolate_and_double_where_it_is_never_reached():
+    assert _steps_to(np.array([0.6, 0.4]), [10, 20], 0.5) == pytest.approx(15)
+    assert _steps_to(np.array([0.6, 0.55]), [10, 20], 0.5) == 40
+
+
+def test_evidence_is_written_as_json_with_its_verdicts(tmp_path):
+    claim = Claim(text="a", held=np.bool_(False), found="b", control=True)
+    Evidence(recipe="x", title="t", command="c", setting="s", header=["h"], rows=[["1"]], claims=[claim]).write(
+        tmp_path / "x.json"
+    )
+    assert json.loads((tmp_path / "x.json").read_text())["claims"] == [
+        {"text": "a", "held": False, "found": "b", "control": True}
+    ]
+    assert plus_minus([0.5, 0.7]) == "60.0±14.1"
