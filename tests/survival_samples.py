@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from rankwise.distributions import power_weibull as pgw
+from rankwise.distributions.survival import power_weibull as pgw
 
 
 def drawn(n=400, *, seed=0, kappa=0.4, gamma=1.5, effect=0.5, lambda_=1.0):

@@ -137,7 +137,7 @@ def _selector() -> object:
 def _manifold() -> object:
     import numpy as np
 
-    from rankwise.distributions.singular import SingularGenerativeEstimator
+    from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 
     return SingularGenerativeEstimator.load(Path("manifold.safetensors")).score_samples(np.zeros((2, 2)))
 

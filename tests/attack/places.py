@@ -129,7 +129,7 @@ def _kept() -> None:
     """What the library's own savers write: spectra of activations, a selector, a density on a manifold."""
     import numpy as np
 
-    from rankwise.distributions.singular import SingularGenerativeEstimator
+    from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
     from rankwise.models import activations, load, load_tokenizer
     from rankwise.models.embedding import TextEncoder
     from rankwise.prompting.dq_lore import DQLoReSelector

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.bench import owlore, owlore_label, tte_depth, welore, welore_tuned, whisper
-from rankwise.bench.language import LABEL, TEXT
+from rankwise.bench.compression import welore, welore_tuned
+from rankwise.bench.optim import owlore, owlore_label
+from rankwise.bench.prompting import tte_depth
+from rankwise.bench.shared.language import LABEL, TEXT
+from rankwise.bench.tuning import whisper
 from rankwise.compression.ranks import METHODS
 
 

@@ -11,9 +11,9 @@ from rankwise.bench.distributions.survival_simulation import _one, _sample
 from rankwise.bench.shared.wasserstein_gan import generate
 from rankwise.bench.speed.distributions import trial
 from rankwise.data.frames import survival
-from rankwise.distributions.kde import HighDimKDE
-from rankwise.distributions.kde_regimes import critical_bandwidths
-from rankwise.report import plots
+from rankwise.distributions.density.estimator import HighDimKDE
+from rankwise.distributions.density.regimes import critical_bandwidths
+from rankwise.report.plots.distributions import clouds, hazard_curves, kde_phases, noise_levels, quantile_fan
 
 matplotlib.use("Agg")
 
@@ -38,9 +38,9 @@ def test_dealing_keeps_times_and_events_but_moves_covariates():
 
 
 def test_hazards_are_drawn_for_every_trial():
-    figure = plots.hazard_curves({"melanoma": _hazards(survival("melanoma")), "lung": _hazards(survival("lung"))})
+    figure = hazard_curves({"melanoma": _hazards(survival("melanoma")), "lung": _hazards(survival("lung"))})
     assert [len(axis.lines) for axis in figure.axes] == [3, 3]
-    phases = plots.kde_phases([{"ratio": r, "anderson": 1.0, "effective": 0.5} for r in (0.5, 1.0, 2.0)])
+    phases = kde_phases([{"ratio": r, "anderson": 1.0, "effective": 0.5} for r in (0.5, 1.0, 2.0)])
     assert len(phases.axes) == 2
 
 
@@ -74,11 +74,11 @@ def test_the_adversarial_baseline_finds_a_line():
 
 def test_levels_and_clouds_are_drawn():
     scores = {"0.0": [1.0, 2.0], "0.1": [0.5, 0.6], "kde": [1.0], "wgan": [2.0], "floor": [0.1]}
-    axes = plots.noise_levels({"circle": scores, "moons": scores}).axes
+    axes = noise_levels({"circle": scores, "moons": scores}).axes
     np.testing.assert_allclose(axes[0].lines[0].get_ydata(), [1.5, 0.55])
-    assert len(plots.clouds({"a": np.zeros((3, 2)), "b": np.ones((3, 2))}).axes) == 2
-    assert len(plots.clouds({str(k): np.ones((3, 2)) for k in range(7)}).axes) == 7
-    fan = plots.quantile_fan(np.arange(3.0), np.cumsum(np.ones((3, 5)), 1), [0.1, 0.25, 0.5, 0.75, 0.9], unit="y")
+    assert len(clouds({"a": np.zeros((3, 2)), "b": np.ones((3, 2))}).axes) == 2
+    assert len(clouds({str(k): np.ones((3, 2)) for k in range(7)}).axes) == 7
+    fan = quantile_fan(np.arange(3.0), np.cumsum(np.ones((3, 5)), 1), [0.1, 0.25, 0.5, 0.75, 0.9], unit="y")
     assert len(fan.axes[0].collections) == 2
 
 

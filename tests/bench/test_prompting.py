@@ -6,9 +6,9 @@ import torch
 
 from rankwise.bench.prompting import depth_prompts, dq_lore, equilibrium, moving_digits, videoicl
 from rankwise.bench.shared.frozen import Difference, Labelled, classified, difference, polarity, sources
-from rankwise.bench.speed.core import prompting as prompting_speed
+from rankwise.bench.speed import prompting as prompting_speed
 from rankwise.data import sentiment
-from rankwise.data.countries import countries
+from rankwise.data.world import countries
 from rankwise.prompting.examples import Example
 from rankwise.prompting.language_model import Score
 

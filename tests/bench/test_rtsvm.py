@@ -2,7 +2,7 @@
 
 import pytest
 
-from rankwise.bench.speed.merging import rtsvm
+from rankwise.bench.merging import rtsvm
 from rankwise.merging.registry import checked_options, find
 
 

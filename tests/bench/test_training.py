@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from rankwise.bench.compression import lama, welore
+from rankwise.bench.merging import rtsvm
 from rankwise.bench.optim import owlore
 from rankwise.bench.shared import experts, language
 from rankwise.bench.shared import fresh_process as memory
 from rankwise.bench.shared.evidence import paired
-from rankwise.bench.speed.core import footprint
-from rankwise.bench.speed.merging import rtsvm
+from rankwise.bench.speed import footprint
 from rankwise.bench.tuning import s2lora_speech
 from rankwise.compression.lama import LowRankAttentionPooling
 from rankwise.data import Corpus

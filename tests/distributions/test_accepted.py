@@ -12,7 +12,7 @@ from rankwise.distributions import (
     SingularGenerativeEstimator,
 )
 from rankwise.distributions.accepted import rows_and_response_of, rows_of
-from rankwise.distributions.quantile_bases import GaussianNetwork
+from rankwise.distributions.quantiles.bases import GaussianNetwork
 
 RNG = np.random.default_rng(0)
 N = 40

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from sklearn.model_selection import train_test_split
 
-from rankwise.distributions import quantile_kept
-from rankwise.distributions.quantile_metrics import weighted_interval_score
+from rankwise.distributions.quantiles import kept as quantile_kept
+from rankwise.distributions.quantiles.metrics import weighted_interval_score
 from rankwise.files import content_of
 from rankwise.jobs.quantile import base_models, fit_table, judge_table, load_fit, predict_table
 
@@ -67,7 +67,7 @@ def test_forecasts_are_compared_in_order_and_before_calibration(run, tmp_path):
 
 
 def _cells(path: Path):
-    from rankwise.distributions.table_cells import read_cells
+    from rankwise.distributions.quantiles.cells import read_cells
 
     return read_cells(path)
 

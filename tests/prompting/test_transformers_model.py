@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prompting.families import family, looped, numbers
 from rankwise.models import load_tokenizer
 from rankwise.prompting import transformers_model
-from rankwise.prompting.continuations import Drawn, padding
+from rankwise.prompting.encoding import Drawn, padding
 from rankwise.prompting.language_model import Sampling
 from rankwise.prompting.transformers_model import TransformersModel
 from small_models import randomise

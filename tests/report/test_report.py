@@ -1,7 +1,8 @@
 import numpy as np
 
-from rankwise.report import plots
 from rankwise.report.page import render
+from rankwise.report.plots.shared import heat_maps, layer_grid, save
+from rankwise.report.plots.tuning import loss_curves, score_versus_parameters
 from rankwise.report.tables import METRICS, comparison, count, markdown, score, size
 
 
@@ -65,17 +66,17 @@ def test_units():
 
 
 def test_layer_grid_places_values_by_block_and_projection():
-    grid, rows, columns = plots.layer_grid({"m.0.q": 1, "m.0.v": 2, "m.1.q": 3})
+    grid, rows, columns = layer_grid({"m.0.q": 1, "m.0.v": 2, "m.1.q": 3})
     assert (rows, columns) == (["0", "1"], ["q", "v"])
     np.testing.assert_array_equal(grid, [[1, 2], [3, np.nan]])
 
 
 def test_figures_hold_what_they_show():
-    figure = plots.score_versus_parameters(results())
+    figure = score_versus_parameters(results())
     assert [a.get_title() for a in figure.axes] == ["in domain: a", "out of domain: b"]
     assert figure.axes[0].get_xscale() == "log"
-    assert len(plots.loss_curves(results()).axes[0].lines) == 1
-    assert plots.heat_maps({"t": {"m.0.q": 1.0, "m.1.q": 2.0}}, label="rank").axes[0].get_title() == "t"
+    assert len(loss_curves(results()).axes[0].lines) == 1
+    assert heat_maps({"t": {"m.0.q": 1.0, "m.1.q": 2.0}}, label="rank").axes[0].get_title() == "t"
 
 
 def test_names_out_of_data_are_no_formulas(tmp_path):
@@ -83,14 +84,14 @@ def test_names_out_of_data_are_no_formulas(tmp_path):
     for m in named["methods"]:
         for t in [*m["trials"], m]:
             t["scores"] = {"a$\\frac_$^.csv": t["scores"]["a"], "$b": t["scores"]["b"]} if t.get("scores") else {}
-    figure = plots.score_versus_parameters(named)
-    plots.save(figure, tmp_path / "a.png")
+    figure = score_versus_parameters(named)
+    save(figure, tmp_path / "a.png")
     assert figure.axes[0].get_title() == "in domain: a$\\frac_$^.csv"
     assert (tmp_path / "a.png").is_file()
 
 
 def test_page_escapes_text_and_inlines_pictures(tmp_path):
-    figure = plots.loss_curves(results())
+    figure = loss_curves(results())
     render(
         tmp_path / "p.html",
         title="<b>",

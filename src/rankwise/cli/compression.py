@@ -60,7 +60,7 @@ def inspect(
     )
     _show(spectra, HEADER, as_rows(spectra), json_)
     if out is not None:
-        from rankwise.report import plots
+        from rankwise.report.plots import compression as plots
 
         page = {
             "section": "Maps",
@@ -93,7 +93,7 @@ def _inspect_outliers(model: str, data: str | None, threshold: float, out: Path 
     ]
     _show(records, header, rows, json_)
     if out is not None:
-        from rankwise.report import plots
+        from rankwise.report.plots import optim as plots
 
         page = {
             "section": "Blocks",

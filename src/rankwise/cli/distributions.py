@@ -114,15 +114,15 @@ def _numbers(text: str) -> list[float]:
 
 def _write(fitted, out: Path) -> None:
     """The fan plot and the page."""
-    from rankwise.report import plots
     from rankwise.report.page import write_figure
+    from rankwise.report.plots.distributions import quantile_fan
     from rankwise.report.tables import quantile_scores
 
     header, rows = quantile_scores(fitted.about)
     write_figure(
         out,
         "fan",
-        lambda: plots.quantile_fan(
+        lambda: quantile_fan(
             fitted.observed, fitted.quantiles, list(fitted.model.quantiles), unit=fitted.about["target"]
         ),
         section="Predicted quantiles of the test rows",

@@ -286,15 +286,15 @@ def compare(
         console.print(terminal(*extreme_texts(found, names, texts, extremes)))
     if out is not None:
         from rankwise.files import whole_folder
-        from rankwise.report import plots
         from rankwise.report.page import write_figure
+        from rankwise.report.plots.prompting import depths
 
         whole = extreme_texts(found, names, texts, extremes, width=None)
         with whole_folder(out, made_by="compare", inputs=[first, second]) as draft:
             write_figure(
                 draft,
                 "depths",
-                lambda: plots.depths(found.depths_f, found.depths_g, names),
+                lambda: depths(found.depths_f, found.depths_g, names),
                 section="Depths",
                 title=f"{names[0]} and {names[1]} compared",
                 subtitle=f"{q}, p = {found.pvalue:.3g} ({method})",

@@ -246,11 +246,12 @@ def predict(
     found = serving.answers(trained, [str(a) for a in asked], recordings=bool(audio), progress=track)
     if attention is not None:
         from rankwise.files import whole_folder
-        from rankwise.report import plots
+        from rankwise.report.plots import compression as plots
+        from rankwise.report.plots.shared import save
 
         with whole_folder(attention, made_by="predict", inputs=[run]) as draft:
             for i, (tokens, weights, title) in enumerate(serving.attention_maps(trained, texts), 1):
-                plots.save(plots.attention(tokens, weights, title=title), draft / f"attention-{i}.png")
+                save(plots.attention(tokens, weights, title=title), draft / f"attention-{i}.png")
     if data is not None:
         found = predictions.joined(rows, found)
     else:

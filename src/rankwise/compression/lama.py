@@ -31,6 +31,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+__all__ = ["LamaClassifier", "LamaConfig", "LowRankAttentionPooling"]
+
 Context = Literal["global", "mean"]
 CONTEXTS = ("global", "mean")
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from rankwise.models.activations import Batch
 
+__all__ = ["Component", "Plan"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Component:

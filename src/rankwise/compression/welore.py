@@ -49,6 +49,8 @@ from rankwise.nearest import unknown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+__all__ = ["LowRankLinear", "apply", "compress", "load", "plan", "to_dense", "train_only"]
+
 
 @torch.no_grad()
 def plan(

@@ -1,10 +1,11 @@
 """Bundled real data sets and user files behind one small type, `Corpus`."""
 
 from rankwise.data.audio import read_audio, read_manifest
-from rankwise.data.corpus import Corpus, Splits, load
+from rankwise.data.corpus import Corpus, Splits
 from rankwise.data.files import read_file
-from rankwise.data.sentiment import DOMAINS, documents, sentiment
+from rankwise.data.loading import load
 from rankwise.data.synthesis import speech
+from rankwise.data.texts import DOMAINS, documents, sentiment
 
 __all__ = [
     "DOMAINS",

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rankwise.archive import cache_folder
 from rankwise.data.audio import RATE
 from rankwise.data.corpus import Corpus, side
-from rankwise.data.sentiment import sentiment
+from rankwise.data.texts import sentiment
 from rankwise.files import cached, write_json
 from rankwise.nearest import unknown
 from rankwise.reading import read_json

@@ -15,13 +15,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from rankwise.distributions import quantile_saved
-from rankwise.distributions.quantile_aggregation import QuantileAggregator
-from rankwise.distributions.quantile_bases import GaussianNetwork, QuantileNetwork, predict_base
-from rankwise.distributions.quantile_linear import LinearQuantile
-from rankwise.distributions.quantile_metrics import calibration_error, crps, report, weighted_interval_score
-from rankwise.distributions.table_cells import READINGS, read_cells, target_of
-from rankwise.distributions.table_columns import Columns
+from rankwise.distributions.quantiles import saved as quantile_saved
+from rankwise.distributions.quantiles.aggregation import QuantileAggregator
+from rankwise.distributions.quantiles.bases import GaussianNetwork, QuantileNetwork, predict_base
+from rankwise.distributions.quantiles.cells import READINGS, read_cells, target_of
+from rankwise.distributions.quantiles.columns import Columns
+from rankwise.distributions.quantiles.linear import LinearQuantile
+from rankwise.distributions.quantiles.metrics import calibration_error, crps, report, weighted_interval_score
 from rankwise.files import check_output, content_of, drafted, write_json
 from rankwise.nearest import unknown
 from rankwise.reading import check_regular, read_json

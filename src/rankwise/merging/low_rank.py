@@ -9,6 +9,8 @@ from torch import Tensor
 
 from rankwise.spectral import TruncatedSVD, truncated_svd
 
+__all__ = ["LowRank"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from rankwise.nearest import unknown
 
+__all__ = ["METHODS", "MergeMethod", "Parameter", "register"]
+
 Scalar: TypeAlias = float | int | bool | str
 MergeFunction = Callable[..., Tensor]
 

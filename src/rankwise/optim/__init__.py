@@ -1,7 +1,5 @@
 """Optimisers that train every parameter in a fraction of AdamW's memory."""
 
-from rankwise.optim.galore import GaLoreAdamW, galore_groups
-from rankwise.optim.owlore import OwLore
-from rankwise.optim.sampling import MODES, LayerSampler, sampling_probabilities
+from rankwise.family import namespace
 
-__all__ = ["MODES", "GaLoreAdamW", "LayerSampler", "OwLore", "galore_groups", "sampling_probabilities"]
+__all__, __getattr__, __dir__ = namespace(__name__, __path__[0], needs="tuning")

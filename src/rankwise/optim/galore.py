@@ -39,10 +39,12 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
-from rankwise.optim.groups import check_group, check_keys, check_state, galore_groups, split
+from rankwise.optim.groups import check_group, check_keys, check_state, split
 from rankwise.optim.held import Holders, refuse_loss_scaling, refuse_replicas, undo_of
 from rankwise.optim.tied import gather_in_place
 from rankwise.spectral import truncated_svd
+
+__all__ = ["GaLoreAdamW"]
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -479,6 +481,3 @@ def stochastic_round(x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(seed)
     noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
     return (x.contiguous().view(torch.int32) + noise).bitwise_and_(-65536).view(torch.float32).bfloat16()
-
-
-__all__ = ["GaLoreAdamW", "back", "galore_groups", "leading_basis", "project", "sides", "stochastic_round"]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from rankwise.models.targets import adapter_layers, linear_layers, stacked_experts
 from rankwise.nearest import unknown
 
+__all__ = ["galore_groups"]
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
 SVDS = ("subspace", "full", "random")

@@ -33,6 +33,8 @@ from rankwise.optim.groups import trained_parameters
 from rankwise.optim.held import refuse_replicas
 from rankwise.optim.sampling import BY_OUTLIERS, LayerSampler, Mode
 
+__all__ = ["OwLore"]
+
 
 class OwLore(GaLoreAdamW):
     """Outlier-weighed layer sampling with low-rank gradients, as one optimiser.

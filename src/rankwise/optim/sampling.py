@@ -27,6 +27,8 @@ from rankwise.optim.held import Holders, refuse_replicas, undo_of
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+__all__ = ["MODES", "LayerSampler", "sampling_probabilities"]
+
 Mode = Literal["owl", "owl_reverse", "uniform", "increase", "decrease", "norm"]
 MODES = ("owl", "owl_reverse", "uniform", "increase", "decrease", "norm")
 BY_OUTLIERS = ("owl", "owl_reverse")

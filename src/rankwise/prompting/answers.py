@@ -24,6 +24,8 @@ from rankwise.nearest import unknown
 from rankwise.prompting.equilibrium import CORRECT, EquilibriumRanker, baselines
 from rankwise.prompting.language_model import LanguageModel, Prompt, Sampling
 
+__all__ = ["Choices", "rank_answers", "score_answers"]
+
 METHODS = ("equilibrium", "er-g", "g", "d", "mi", "sc")
 ASK = ("Give a correct answer.", "Give an incorrect answer.")
 JUDGE = "Is this answer correct? Reply with Yes or No."

@@ -43,6 +43,8 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from rankwise.nearest import unknown
 
+__all__ = ["DepthTest", "TextDepth", "depth_rank_test", "pooled_quality", "quality"]
+
 Array = NDArray[np.float64]
 Encoder = Callable[[list[str]], ArrayLike]
 DISTANCES = ("cosine", "chord")

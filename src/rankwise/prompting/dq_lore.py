@@ -45,6 +45,8 @@ from rankwise.prompting.selectors import KNNSelector, Selector, bm25_index, bm25
 from rankwise.reading import check_regular, read_json
 from rankwise.spectral import each, symmetric_eigh
 
+__all__ = ["DQLoReSelector", "lore", "scored_pairs", "train_retriever"]
+
 METHODS = ("pca", "kernel-pca", "none")
 SIMILARITIES = ("inner", "cosine")
 _SETTINGS = {

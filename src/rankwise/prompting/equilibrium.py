@@ -35,6 +35,8 @@ from torch import Tensor
 
 from rankwise.nearest import unknown
 
+__all__ = ["EquilibriumRanker", "Ranking"]
+
 CORRECT = 0
 NORMALISATIONS = ("both", "raw", "own")
 _CHECK = 100  # iterations between looks at the gap

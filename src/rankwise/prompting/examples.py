@@ -12,6 +12,8 @@ from rankwise.nearest import unknown
 from rankwise.prompting.language_model import Message, Prompt, TextGenerator
 from rankwise.reading import json_lines
 
+__all__ = ["Columns", "Example", "extract_answer", "few_shot", "read_examples"]
+
 ANSWER = "The answer is"
 STYLES = ("chat", "text")
 

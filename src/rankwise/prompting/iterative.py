@@ -33,6 +33,8 @@ from rankwise.prompting.depth import unit_rows
 from rankwise.prompting.language_model import Generation, Message, Sampling, TextGenerator
 from rankwise.prompting.selectors import ORDERS, embedded
 
+__all__ = ["Answer", "Item", "IterativeICL", "SimilarityIndex"]
+
 CONFIDENCES = ("min-max", "mean", "product", "margin")
 Features = Callable[[list], ArrayLike]
 

@@ -26,6 +26,8 @@ from typing import Protocol, TypeVar, cast
 from rankwise.files import check_file, content_of, fingerprint, locked
 from rankwise.reading import byte_lines, parse_json
 
+__all__ = ["Generation", "LanguageModel", "Recorded", "Sampling", "Score", "TextGenerator"]
+
 Message = dict[str, object]
 Prompt = str | Sequence[Message]
 

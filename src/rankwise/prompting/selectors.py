@@ -24,6 +24,8 @@ from rankwise.nearest import unknown
 from rankwise.prompting.depth import Encoder, TextDepth
 from rankwise.prompting.examples import Example, as_example, as_row
 
+__all__ = ["BM25Selector", "DepthSelector", "KNNSelector", "RandomSelector"]
+
 ORDERS = ("ascending", "descending")
 Indices = NDArray[np.intp]
 # scripts that put no space between words: their runs are cut into pairs of characters, as Lucene does

@@ -24,6 +24,8 @@ from rankwise.prompting.language_model import (
 if TYPE_CHECKING:
     from rankwise.prompting.server_requests import Post
 
+__all__ = ["ServerModel"]
+
 _OURS = {"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop",
          "logprobs", "top_logprobs", "echo", "n", "stream"}  # fmt: skip
 _MAY_BE_LEFT_OUT = {"temperature", "top_p", "seed"}

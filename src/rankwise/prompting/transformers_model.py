@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise.files import fingerprint
 from rankwise.models.loading import load, load_tokenizer, model_fingerprint, pretrained, resolve
-from rankwise.prompting.continuations import continuations, padding
+from rankwise.prompting.encoding import continuations, padding
 from rankwise.prompting.language_model import (
     Generation,
     OnResult,
@@ -25,6 +25,8 @@ from rankwise.prompting.language_model import (
     check_requests,
 )
 from rankwise.prompting.shared_prefixes import Group, Request, Scorer, batches, by_length, can_share, grouped
+
+__all__ = ["TransformersModel"]
 
 
 class TransformersModel:

@@ -18,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from rankwise.models.loading import model_fingerprint, pretrained
-from rankwise.prompting.continuations import continuations
+from rankwise.prompting.encoding import continuations
 from rankwise.prompting.language_model import Generation, Message, OnResult, Prompt, Sampling, check_prompts
 from rankwise.prompting.transformers_model import rendered, tokenizer_identity, weights_identity
 from rankwise.reading import check_regular
+
+__all__ = ["VideoModel", "read_frames"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Frames:
     >>> import tempfile
     >>> import numpy as np
     >>> from pathlib import Path
-    >>> from rankwise.data.digits import write_moving
+    >>> from rankwise.data.images import write_moving
     >>> from rankwise.prompting import read_frames
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     video = write_moving(Path(folder, "one.mp4"), np.full((28, 28), 255, np.uint8), seed=0)  # 3 seconds
@@ -82,7 +84,7 @@ def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int
     >>> import tempfile
     >>> import numpy as np
     >>> from pathlib import Path
-    >>> from rankwise.data.digits import write_moving
+    >>> from rankwise.data.images import write_moving
     >>> from rankwise.prompting import read_frames
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     video = write_moving(Path(folder, "one.mp4"), np.full((28, 28), 255, np.uint8), seed=0)  # 3 seconds

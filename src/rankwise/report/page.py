@@ -10,7 +10,9 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from rankwise.files import write_text
-from rankwise.report import plots
+from rankwise.report.plots.compression import singular_spectra
+from rankwise.report.plots.shared import as_data_uri, heat_maps, save
+from rankwise.report.plots.tuning import loss_curves, score_versus_parameters
 from rankwise.report.tables import METRICS, comparison, compression_summary, every_rank, markdown
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def render(
     details_title: str = "Configuration",
 ) -> None:
     """Write a page; every text is escaped, every figure is inlined as PNG."""
-    inlined = [(name, [(alt, plots.as_data_uri(f)) for alt, f in figures]) for name, figures in sections if figures]
+    inlined = [(name, [(alt, as_data_uri(f)) for alt, f in figures]) for name, figures in sections if figures]
     template = Environment(autoescape=True).from_string(_PAGE)
     write_text(
         path,
@@ -82,7 +84,7 @@ def render(
 
 def write_figure(folder: Path, name: str, figure: Callable[[], Figure], *, section: str, **page: Any) -> None:
     """A plot as ``name.png`` and, with its table, on ``report.html``; ``page`` as for `render`."""
-    plots.save(figure(), folder / f"{name}.png")
+    save(figure(), folder / f"{name}.png")
     render(folder / "report.html", sections=[(section, [(name, figure())])], **page)
 
 
@@ -95,15 +97,15 @@ def write_run(folder: Path, results: dict, command: str) -> None:
     for m in results["methods"]:
         done = [t for t in m["trials"] if t["status"] == "done"]
         if done and done[0]["ranks"]:
-            figure = plots.heat_maps({f"{m['title']}: rank": done[0]["ranks"]}, label="rank")
+            figure = heat_maps({f"{m['title']}: rank": done[0]["ranks"]}, label="rank")
             maps.append((f"ranks of {m['name']}", figure))
         if done and done[0]["mass"]:
-            figure = plots.heat_maps({f"{m['title']}: coefficient mass": done[0]["mass"]}, label="Σ|λ|")
+            figure = heat_maps({f"{m['title']}: coefficient mass": done[0]["mass"]}, label="Σ|λ|")
             maps.append((f"coefficient mass of {m['name']}", figure))
     environment = results["environment"]
     seeds, metric = results["config"]["seeds"], METRICS[results["config"]["task"]]
     write_text(folder / "table.md", markdown(header, rows))
-    plots.save(plots.score_versus_parameters(results), folder / "score_versus_parameters.png")
+    save(score_versus_parameters(results), folder / "score_versus_parameters.png")
     render(
         folder / "report.html",
         title=f"{results['model']['name']} adapted to {results['in_domain']}",
@@ -125,8 +127,8 @@ def write_run(folder: Path, results: dict, command: str) -> None:
             *[f"{m['title']}: {m['message']}" for m in results["methods"] if m["message"]],
         ],
         sections=[
-            ("Score against parameters", [("score versus parameters", plots.score_versus_parameters(results))]),
-            ("Training loss", [("loss curves", plots.loss_curves(results))]),
+            ("Score against parameters", [("score versus parameters", score_versus_parameters(results))]),
+            ("Training loss", [("loss curves", loss_curves(results))]),
             ("Where the rank went", maps),
         ],
         details=yaml.safe_dump(results["config"], sort_keys=False),
@@ -154,9 +156,9 @@ def write_compression(folder: Path, done: Compression, model: str, command: str)
         sections=[
             (
                 "Ranks",
-                [("ranks", plots.heat_maps({"rank kept (share)": kept, "entries kept (share)": stored}, label=""))],
+                [("ranks", heat_maps({"rank kept (share)": kept, "entries kept (share)": stored}, label=""))],
             ),
-            ("Spectra", [("spectra", plots.singular_spectra(spectra))]),
+            ("Spectra", [("spectra", singular_spectra(spectra))]),
         ],
         details=matrices,
         details_title="Every matrix",

@@ -28,6 +28,8 @@ from rankwise.tuning import peft_types as _peft_types  # noqa: F401  (PeftType.B
 from rankwise.tuning.adapters import AdapterLayer, AdapterModel
 from rankwise.tuning.injection import TargetedConfig
 
+__all__ = ["BitFitConfig"]
+
 
 @dataclass
 class BitFitConfig(TargetedConfig):

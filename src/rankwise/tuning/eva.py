@@ -45,7 +45,7 @@ from rankwise.spectral import allocate
 from rankwise.tuning.injection import matched_modules
 from rankwise.tuning.s2lora import S2LoraConfig
 
-__all__ = ["ActivationSpectra", "EvaConfig", "activation_spectra", "initialize", "redistribute"]
+__all__ = ["ActivationSpectra", "EvaConfig", "activation_spectra", "initialize"]
 
 
 # Options of `peft.LoraConfig` that EVA's start contradicts, and why

@@ -38,6 +38,8 @@ from rankwise.files import whole_folder
 from rankwise.spectral import truncated_svd
 from rankwise.tuning.s2lora import S2LoraLayer
 
+__all__ = ["export_lora", "low_rank_factors"]
+
 # what vLLM accepts as max_lora_rank, above 1
 SERVING_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # variants of LoRA whose forward pass is plain LoRA's: they differ in training alone

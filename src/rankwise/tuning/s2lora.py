@@ -44,6 +44,8 @@ from rankwise.tuning.adapters import READERS, AdapterLayer, AdapterModel
 from rankwise.tuning.injection import TargetedConfig
 from rankwise.tuning.shared_product import SharedProduct
 
+__all__ = ["S2LoraConfig"]
+
 SHARING = ("shape", "max", "role", "none")
 
 

@@ -21,10 +21,11 @@ from sklearn.model_selection import StratifiedKFold
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.data.frames import SURVIVAL, survival
-from rankwise.distributions.survival import PGWFitter
-from rankwise.distributions.survival_regression import PGWRegressionFitter
+from rankwise.distributions.survival.fitter import PGWFitter
+from rankwise.distributions.survival.regression import PGWRegressionFitter
 from rankwise.events import OnEvent, environment
-from rankwise.report import plots
+from rankwise.report.plots.distributions import hazard_curves
+from rankwise.report.plots.shared import save
 
 RECIPE = Recipe(
     name="flexible-survival",
@@ -51,7 +52,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     """Fit, cross-validate (``seeds`` times five folds), judge."""
     start, note = time.perf_counter(), on_event or (lambda *_: None)
     trials = {name: _judged(name, seeds, note) for name in SURVIVAL}
-    plots.save(plots.hazard_curves({n: _hazards(survival(n)) for n in SURVIVAL}), out / "flexible_survival.png")
+    save(hazard_curves({n: _hazards(survival(n)) for n in SURVIVAL}), out / "flexible_survival.png")
     return Evidence(
         recipe="flexible_survival",
         title="Flexible parametric survival: four trials",

@@ -14,10 +14,11 @@ from scipy import stats
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
-from rankwise.distributions.kde import ConcentrationWarning, HighDimKDE
-from rankwise.distributions.kde_regimes import CriticalBandwidths, critical_bandwidths
+from rankwise.distributions.density.estimator import ConcentrationWarning, HighDimKDE
+from rankwise.distributions.density.regimes import CriticalBandwidths, critical_bandwidths
 from rankwise.events import OnEvent, environment
-from rankwise.report import plots
+from rankwise.report.plots.distributions import kde_phases
+from rankwise.report.plots.shared import save
 
 RECIPE = Recipe(
     name="kde-large-d",
@@ -53,7 +54,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
                 plus_minus(sizes[d][rule], 1, 2),
             ])  # fmt: skip
     normality = _fluctuations()
-    plots.save(plots.kde_phases(normality), out / "kde_gaussian.png")
+    save(kde_phases(normality), out / "kde_gaussian.png")
     return Evidence(
         recipe="kde_gaussian",
         title="Kernel density in large dimension: Gaussian data",

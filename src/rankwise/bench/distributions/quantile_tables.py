@@ -20,10 +20,10 @@ from sklearn.base import BaseEstimator
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.data.frames import REGRESSION, regression
-from rankwise.distributions.quantile_aggregation import WEIGHTS, QuantileAggregator
-from rankwise.distributions.quantile_bases import GaussianNetwork, predict_base
-from rankwise.distributions.quantile_linear import LinearQuantile
-from rankwise.distributions.quantile_metrics import report, weighted_interval_score
+from rankwise.distributions.quantiles.aggregation import WEIGHTS, QuantileAggregator
+from rankwise.distributions.quantiles.bases import GaussianNetwork, predict_base
+from rankwise.distributions.quantiles.linear import LinearQuantile
+from rankwise.distributions.quantiles.metrics import report, weighted_interval_score
 from rankwise.events import OnEvent, environment
 
 RECIPE = Recipe(

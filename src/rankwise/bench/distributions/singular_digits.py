@@ -20,9 +20,9 @@ from sklearn.model_selection import cross_val_score, train_test_split
 from rankwise.bench import Recipe
 from rankwise.bench.shared import wasserstein_gan
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
-from rankwise.distributions.kde import HighDimKDE
-from rankwise.distributions.singular import SingularGenerativeEstimator
-from rankwise.distributions.singular_networks import directions, sliced_wasserstein
+from rankwise.distributions.density.estimator import HighDimKDE
+from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
+from rankwise.distributions.singular.networks import directions, sliced_wasserstein
 from rankwise.events import OnEvent, environment
 
 RECIPE = Recipe(

@@ -23,10 +23,11 @@ from sklearn.decomposition import PCA
 from rankwise.bench import Recipe
 from rankwise.bench.shared import wasserstein_gan
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
-from rankwise.distributions.kde import HighDimKDE
-from rankwise.distributions.singular import NOISE_GRID, SingularGenerativeEstimator
+from rankwise.distributions.density.estimator import HighDimKDE
+from rankwise.distributions.singular.estimator import NOISE_GRID, SingularGenerativeEstimator
 from rankwise.events import OnEvent, environment
-from rankwise.report import plots
+from rankwise.report.plots.distributions import clouds, noise_levels
+from rankwise.report.plots.shared import save
 
 RECIPE = Recipe(
     name="singular-likelihood",
@@ -93,8 +94,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
             note(f"{name}, noise {own:g}", "done", 1, 1, float("nan"))
     rate = {n: _at_once(_size, [(n, 100 + seed) for seed in range(seeds)]) for n in SIZES}
     shown = {f"{n}, σ₀ = {o:g}": s for (n, o), s in found.items() if o in (0.0, 0.2)}
-    plots.save(plots.noise_levels(shown), out / "singular_levels.png")
-    plots.save(plots.clouds(_drawn(100)), out / "singular_manifolds.png")
+    save(noise_levels(shown), out / "singular_levels.png")
+    save(clouds(_drawn(100)), out / "singular_manifolds.png")
     columns = {"none": "0.0", "chosen": "auto", "σ̃ = 1": "1.0", "kde": "kde", "wgan": "wgan", "floor": "floor"}
     rows = [[n, f"{o:g}", *(plus_minus(s[k], 1, 2) for k in columns.values())] for (n, o), s in found.items()]
     return Evidence(

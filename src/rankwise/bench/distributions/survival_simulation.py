@@ -10,8 +10,8 @@ import numpy as np
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
-from rankwise.distributions import power_weibull as pgw
-from rankwise.distributions.survival import PGWFitter, select_baseline
+from rankwise.distributions.survival import power_weibull as pgw
+from rankwise.distributions.survival.fitter import PGWFitter, select_baseline
 from rankwise.events import OnEvent, environment
 
 RECIPE = Recipe(

@@ -26,7 +26,7 @@ from rankwise.events import OnEvent, environment
 from rankwise.files import claimed, write_json
 from rankwise.merging import METHODS, merge
 from rankwise.reading import read_json
-from rankwise.report import plots
+from rankwise.report.plots.shared import save
 from rankwise.spectral import subspace_overlap, truncated_svd
 
 RECIPE = Recipe(
@@ -70,7 +70,7 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
         for n in names
     ]  # fmt: skip
     interference = [p for s in by_seed for p in s["interference"]]
-    plots.save(plots.interference(interference), out / "interference.png")
+    save(interference(interference), out / "interference.png")
     return Evidence(
         recipe="rtsvm",
         title="R-TSVM: merging experts",

@@ -27,7 +27,7 @@ from rankwise.bench.shared.frozen import (
     silent,
     smollm2,
 )
-from rankwise.data.sentiment import lexicon
+from rankwise.data.texts import lexicon
 from rankwise.events import OnEvent, environment
 from rankwise.files import whole_folder
 from rankwise.models.embedding import TextEncoder

@@ -16,7 +16,7 @@ import torch
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.bench.shared.frozen import SETTING, difference, silent, smollm2
-from rankwise.data.countries import CONTINENTS, countries
+from rankwise.data.world import CONTINENTS, countries
 from rankwise.events import OnEvent, environment
 from rankwise.prompting.answers import METHODS, Choices, score_answers
 from rankwise.prompting.equilibrium import EquilibriumRanker

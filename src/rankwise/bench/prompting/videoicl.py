@@ -22,7 +22,7 @@ from rankwise.events import OnEvent, environment
 from rankwise.models.embedding import TextEncoder
 from rankwise.prompting.iterative import Item, IterativeICL, SimilarityIndex
 from rankwise.prompting.language_model import LanguageModel, Sampling
-from rankwise.report import plots
+from rankwise.report.plots.shared import save
 
 RECIPE = Recipe(
     name="videoicl",
@@ -98,7 +98,7 @@ def run(out: Path, *, seeds: int = 20, on_event: OnEvent | None = None) -> Evide
         dealt.append((domain, difference(right, control[0], scale=100)))
         aucs.append((domain, _auc(test.sure.ravel(), test.right.ravel())))
         reliability[domain] = (test.sure.ravel(), test.right.ravel())
-    plots.save(plots.reliability(reliability), out / "reliability.png")
+    save(reliability(reliability), out / "reliability.png")
     return Evidence(
         recipe="videoicl",
         title="VideoICL: examples a few at a time",

@@ -24,16 +24,16 @@ from rankwise.bench.distributions.singular_manifolds import hidden_in, points
 from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.bench.speed.core import Measured, alternate, side_by_side, timed
 from rankwise.data.frames import regression
-from rankwise.distributions import power_weibull as pgw
-from rankwise.distributions.kde import HighDimKDE
-from rankwise.distributions.quantile_aggregation import QuantileAggregator
-from rankwise.distributions.quantile_bases import GaussianNetwork, mlp
-from rankwise.distributions.quantile_linear import LinearQuantile
-from rankwise.distributions.quantile_metrics import pinball
-from rankwise.distributions.quantile_monotone import monotone
-from rankwise.distributions.singular import NOISE_GRID
-from rankwise.distributions.singular_networks import Ensemble
-from rankwise.distributions.survival_regression import PGWRegressionFitter
+from rankwise.distributions.density.estimator import HighDimKDE
+from rankwise.distributions.quantiles.aggregation import QuantileAggregator
+from rankwise.distributions.quantiles.bases import GaussianNetwork, mlp
+from rankwise.distributions.quantiles.linear import LinearQuantile
+from rankwise.distributions.quantiles.metrics import pinball
+from rankwise.distributions.quantiles.noncrossing import monotone
+from rankwise.distributions.singular.estimator import NOISE_GRID
+from rankwise.distributions.singular.networks import Ensemble
+from rankwise.distributions.survival import power_weibull as pgw
+from rankwise.distributions.survival.regression import PGWRegressionFitter
 from rankwise.events import OnEvent
 
 RECIPE = Recipe(

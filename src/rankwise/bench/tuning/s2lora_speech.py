@@ -19,7 +19,7 @@ from rankwise.bench.tuning.s2lora import control, mean_map, permuted_scores, ran
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.adapt import AdaptConfig, Job
 from rankwise.reading import read_json
-from rankwise.report import plots
+from rankwise.report.plots.shared import heat_maps, save
 from rankwise.report.tables import count, size
 
 RECIPE = Recipe(
@@ -84,7 +84,7 @@ def run(out: Path, *, seeds: int = 3, steps: int = 16, on_event: OnEvent | None 
     scores = {k: seed_scores(e, IN_DOMAIN, OUT_OF_DOMAIN) for k, e in found.items()}
     s2, ada = found["1%", "s2lora"], found["1%", "adalora"]
     maps = {"AdaLoRA: final rank": mean_map(ada, "ranks"), "S2-LoRA: coefficient mass Σ|λ|": mean_map(s2, "mass")}
-    plots.save(plots.heat_maps(maps, label="rank or mass"), out / "ranks.png")
+    save(heat_maps(maps, label="rank or mass"), out / "ranks.png")
     return Evidence(
         recipe="s2lora_speech",
         title="S2-LoRA on speech: Whisper tiny.en and child-like voices",

@@ -16,6 +16,8 @@ from rankwise.merging.engine.vocabulary import Vocabulary
 from rankwise.merging.registry import MergeMethod, checked_options, find
 from rankwise.reading import matching
 
+__all__ = ["Conflict"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPlan:

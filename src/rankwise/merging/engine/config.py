@@ -34,6 +34,8 @@ from rankwise.merging.registry import MergeMethod, Parameter, Scalar, find
 from rankwise.nearest import unknown
 from rankwise.reading import read_yaml
 
+__all__ = ["MergeConfig"]
+
 Value: TypeAlias = Scalar | list[Scalar]
 Setting: TypeAlias = Value | list[dict[str, Value]] | dict[str, Value]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}

@@ -27,6 +27,8 @@ from rankwise.merging.registry import MergeMethod, find
 from rankwise.merging.shards import ShardWriter, Slot
 from rankwise.spectral import each
 
+__all__ = ["Merge", "merge", "merge_checkpoints", "prepare"]
+
 SHARD_SIZE = 5_000_000_000
 _MOST_WORKERS = 8  # by default: more would hold more tensors than they save time
 Progress = Callable[[str, int, int], None]  # tensor just done, bytes written, bytes in all

@@ -21,6 +21,8 @@ from rankwise.merging.low_rank import LowRank
 from rankwise.merging.methods.entries import as_rows, blocks, delta, fuse, weighted_sum
 from rankwise.merging.registry import lambda_, register, switch, weights
 
+__all__ = ["linear", "model_stock", "rewarded_soup", "task_arithmetic"]
+
 
 def _some_weight(options: Mapping[str, Any]) -> None:
     if options["normalize"] and sum(options["weight"]) == 0:

@@ -21,6 +21,8 @@ from torch import Tensor
 from rankwise.merging.methods.entries import as_rows, blocks, weighted_sum, widened
 from rankwise.merging.registry import Parameter, register
 
+__all__ = ["passthrough", "slerp"]
+
 _STRAIGHT = 0.9995
 _ZERO = 1e-8  # a norm below it is that of no direction
 

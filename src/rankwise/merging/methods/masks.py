@@ -21,6 +21,8 @@ from rankwise.merging.methods.entries import as_rows, blocks, delta
 from rankwise.merging.registry import Parameter, lambda_, register, weights
 from rankwise.merging.registry import density as density_
 
+__all__ = ["consensus", "pcb"]
+
 
 @register(
     "consensus", title="Consensus (TALL masks)", paper="arXiv 2405.07813",

@@ -41,6 +41,8 @@ from rankwise.merging.methods.entries import as_rows, delta
 from rankwise.merging.registry import Parameter, lambda_, register, weights
 from rankwise.spectral import joined_polar, leading_right_vectors, proportional
 
+__all__ = ["rtsvm", "tsvm"]
+
 _NULL = 1e-5  # of σ₁: what lies below is rounding, and no direction of the task
 _TINY = 1e-38
 _MOST = 2  # κ: times TSVM's rank that a layer may get

@@ -42,6 +42,8 @@ from rankwise.merging.methods.entries import (
 )
 from rankwise.merging.registry import Parameter, density, lambda_, register, rescale, switch, weights
 
+__all__ = ["ties"]
+
 
 def ties(
     base: Tensor,

@@ -1,0 +1,5 @@
+"""Kernel density estimates where dimensions are many."""
+
+from rankwise.family import namespace
+
+__all__, __getattr__, __dir__ = namespace(__name__, __path__[0], needs="distributions")

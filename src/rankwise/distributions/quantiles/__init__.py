@@ -1,0 +1,5 @@
+"""Quantile regression: models aggregated, sorted, calibrated, and saved as plain data."""
+
+from rankwise.family import namespace
+
+__all__, __getattr__, __dir__ = namespace(__name__, __path__[0], needs="distributions")

@@ -1,0 +1,5 @@
+"""Laws that live on a set of lower dimension, by likelihood."""
+
+from rankwise.family import namespace
+
+__all__, __getattr__, __dir__ = namespace(__name__, __path__[0], needs="distributions")

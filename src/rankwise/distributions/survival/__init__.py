@@ -1,0 +1,5 @@
+"""Parametric survival by the power generalised Weibull family."""
+
+from rankwise.family import namespace
+
+__all__, __getattr__, __dir__ = namespace(__name__, __path__[0], needs="distributions")
