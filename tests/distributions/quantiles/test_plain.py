@@ -47,7 +47,7 @@ def apart(base, features: int = 4):
     """A fitted base taken apart and together again."""
     if isinstance(base, list):
         return [apart(b) for b in base]
-    return rebuilt(*tensors(plain(base)), features)
+    return rebuilt(*tensors(as_plain(base)), features)
 
 
 @pytest.mark.parametrize("base", KINDS, ids=lambda b: type(b).__name__)
@@ -85,12 +85,12 @@ class GaussianOfMine(GaussianNetwork):
 def test_what_arrays_do_not_carry_is_refused_by_name(base, why):
     fitted = fit_base(base, X, Y, np.array([0.5]))
     with pytest.raises(NotPlainError, match=why):
-        plain(fitted[0] if isinstance(fitted, list) else fitted)
+        as_plain(fitted[0] if isinstance(fitted, list) else fitted)
 
 
 def test_another_kind_is_refused_by_name():
     with pytest.raises(NotPlainError, match=r"Own cannot be kept as plain arrays; lightgbm.LGBMRegressor"):
-        plain(Own())
+        as_plain(Own())
 
 
 def two(**change) -> Trees:
@@ -147,7 +147,7 @@ def test_no_tree_is_used_unchecked(kind):
 
 
 def test_arrays_of_another_type_or_shape_are_refused():
-    arrays, about = tensors(plain(LinearQuantile().fit(X, Y)))
+    arrays, about = tensors(as_plain(LinearQuantile().fit(X, Y)))
     with pytest.raises(ValueError, match="4 coefficients for 9 features"):
         rebuilt(arrays, about, 9)
     for wrong in (arrays["coef"].int(), arrays["coef"][None]):
@@ -159,7 +159,7 @@ def test_arrays_of_another_type_or_shape_are_refused():
 
 @pytest.mark.parametrize("hidden", [[10**9], [64, 10**9], [64] * 500, [], [-1, 64]])
 def test_a_network_s_declared_size_allocates_nothing(hidden):
-    arrays, about = tensors(plain(GaussianNetwork(epochs=1).fit(X, Y)))
+    arrays, about = tensors(as_plain(GaussianNetwork(epochs=1).fit(X, Y)))
     with pytest.raises((ValueError, RuntimeError)):
         rebuilt(arrays, about | {"hidden": hidden}, 4)
     with pytest.raises(ValueError, match="a network of"):
@@ -175,7 +175,7 @@ def test_a_chain_of_nodes_that_takes_for_ever_is_refused():
     trees.check(4)
     with pytest.raises(ValueError, match="deeper than 1000"):
         trees.leaves(np.ones((2, 4)))
-    assert torch.is_tensor(tensors(plain(LinearQuantile().fit(X, Y)))[0]["coef"])
+    assert torch.is_tensor(tensors(as_plain(LinearQuantile().fit(X, Y)))[0]["coef"])
 
 
 def test_trees_are_walked_in_blocks_and_a_tree_may_be_a_leaf(monkeypatch):

@@ -26,6 +26,7 @@ from rankwise.events import OnEvent, environment
 from rankwise.files import claimed, write_json
 from rankwise.merging import METHODS, merge
 from rankwise.reading import read_json
+from rankwise.report.plots.merging import interference
 from rankwise.report.plots.shared import save
 from rankwise.spectral import subspace_overlap, truncated_svd
 
@@ -69,8 +70,8 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
          plus_minus((test[n] / test["experts"]).min(1))]
         for n in names
     ]  # fmt: skip
-    interference = [p for s in by_seed for p in s["interference"]]
-    save(interference(interference), out / "interference.png")
+    points = [p for s in by_seed for p in s["interference"]]
+    save(interference(points), out / "interference.png")
     return Evidence(
         recipe="rtsvm",
         title="R-TSVM: merging experts",
@@ -83,7 +84,7 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
         claims=_claims(test, normal, sorted({n for s in by_seed for n, at in s["at_edge"].items() if at})),
         seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
-        extra={"interference": interference, "normalised": {n: v.tolist() for n, v in normal.items()}},
+        extra={"interference": points, "normalised": {n: v.tolist() for n, v in normal.items()}},
     )
 
 

@@ -54,7 +54,7 @@ class RandomDirections(DQLoReSelector):
         X = torch.cat([candidates, query[:, None]], 1).double()
         X = X - X.mean(1, keepdim=True)
         generator = torch.Generator().manual_seed(0)
-        V = torch.linalg.qr(torch.randn(X.shape[-1], self.rank, generator=generator, dtype=X.dtype)).Q
+        V = torch.linalg.qr(torch.randn(X.shape[-1], self.rank or self.rank_, generator=generator, dtype=X.dtype)).Q
         Z = X @ V
         return (Z[:, :-1] @ Z[:, -1, :, None])[..., 0]
 

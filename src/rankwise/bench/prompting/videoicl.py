@@ -22,6 +22,7 @@ from rankwise.events import OnEvent, environment
 from rankwise.models.embedding import TextEncoder
 from rankwise.prompting.iterative import Item, IterativeICL, SimilarityIndex
 from rankwise.prompting.language_model import LanguageModel, Sampling
+from rankwise.report.plots.prompting import reliability
 from rankwise.report.plots.shared import save
 
 RECIPE = Recipe(
@@ -67,7 +68,7 @@ def run(out: Path, *, seeds: int = 20, on_event: OnEvent | None = None) -> Evide
     """Ask, play the policies, judge the claims; ``seeds`` dealings of the control (answers are read back)."""
     start, note = time.perf_counter(), silent(on_event)
     model, encoder = smollm2(out), TextEncoder()
-    rows, gains, equal, dealt, aucs, reliability = [], [], [], [], [], {}
+    rows, gains, equal, dealt, aucs, curves = [], [], [], [], [], {}
     for domain in ("tweets", "nyt"):
         note(f"{domain}, validation", "train", 0, 2, float("nan"))
         validation = _played(model, encoder, domain, "validation", VALIDATION)
@@ -97,8 +98,8 @@ def run(out: Path, *, seeds: int = 20, on_event: OnEvent | None = None) -> Evide
         equal.append((domain, difference(right, test.together, scale=100), cost))
         dealt.append((domain, difference(right, control[0], scale=100)))
         aucs.append((domain, _auc(test.sure.ravel(), test.right.ravel())))
-        reliability[domain] = (test.sure.ravel(), test.right.ravel())
-    save(reliability(reliability), out / "reliability.png")
+        curves[domain] = (test.sure.ravel(), test.right.ravel())
+    save(reliability(curves), out / "reliability.png")
     return Evidence(
         recipe="videoicl",
         title="VideoICL: examples a few at a time",
