@@ -189,7 +189,7 @@ CASES = {
     "predict": Case(
         folder="run",
         files=("run/config.yaml", "run/config.yaml", "run/*", "run/adapters/lora/*", "texts.csv"),
-        call=command("predict", "run", "--method", "lora", "--text", "a good film"),
+        call=command("predict", "run", "--adapter", "lora", "--text", "a good film"),
     ),
     "adapt": Case(
         folder="adapt", weight=8, files=("run.yaml",) * 5 + ("texts.csv", "model/*"), call=command("adapt", "run.yaml")
@@ -227,7 +227,7 @@ CASES = {
             "pool.jsonl",
             "--queries",
             "queries.jsonl",
-            "--method",
+            "--selector",
             "bm25",
             "-k",
             "2",
@@ -259,20 +259,20 @@ CASES = {
         folder="quantiles",
         weight=12,
         files=("data.csv", "data.csv", "fitted/.rankwise.json"),
-        call=command("quantile", "fit", "data.csv", "--target", "price", "--models", "linear", "--out", "fitted"),
+        call=command("quantile", "fit", "data.csv", "--response", "price", "--models", "linear", "--out", "fitted"),
     ),
     "quantile fit jsonl": Case(
         folder="quantiles",
         weight=8,
         files=("data.jsonl",),
-        call=command("quantile", "fit", "data.jsonl", "--target", "price", "--models", "linear", "--out", "other"),
+        call=command("quantile", "fit", "data.jsonl", "--response", "price", "--models", "linear", "--out", "other"),
     ),
     "quantile fit goes on": Case(
         folder="quantiles cut",
         weight=6,
         files=(".*/*", ".*/**/*"),
         call=command(
-            "quantile", "fit", "data.csv", "--target", "price", "--models", "linear,boosting", "--out", "fitted"
+            "quantile", "fit", "data.csv", "--response", "price", "--models", "linear,boosting", "--out", "fitted"
         ),
     ),
     "adapt from a checkpoint": Case(

@@ -80,7 +80,7 @@ def _select() -> None:
     folders.lines(Path("pool.jsonl"), [{"question": t, "answer": "yes", "rationale": "it is"} for t in folders.TEXTS])
     folders.lines(Path("queries.jsonl"), [{"question": "a very good film"}, {"question": "not bad"}])
     folders.command(
-        "select", "--pool", "pool.jsonl", "--queries", "queries.jsonl", "--method", "dq-lore", "-k", "2",
+        "select", "--pool", "pool.jsonl", "--queries", "queries.jsonl", "--selector", "dq-lore", "-k", "2",
         "--candidates", "4", "--rank", "2", "--retriever", "model", "--model", "model", "--out", "prompts.jsonl",
         "--max-new-tokens", "4",
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _adapt_cut() -> None:
     _cut_in_the_middle("adapt", "run.yaml", out="run")
 
 
-FIT = ("quantile", "fit", "data.csv", "--target", "price", "--models", "linear,boosting", "--out", "fitted")
+FIT = ("quantile", "fit", "data.csv", "--response", "price", "--models", "linear,boosting", "--out", "fitted")
 
 
 def _quantiles_cut() -> None:
@@ -168,7 +168,7 @@ def _quantiles() -> None:
     for name in ("data.csv", "new.csv", "new.parquet", "data.jsonl"):
         folders.table(Path(name), 120 if "data" in name else 6)
     folders.command(
-        "quantile", "fit", "data.csv", "--target", "price", "--models", "linear,boosting,forest,gaussian,network",
+        "quantile", "fit", "data.csv", "--response", "price", "--models", "linear,boosting,forest,gaussian,network",
         "--levels", "0.1,0.5,0.9", "--out", "fitted",
     )  # fmt: skip
 

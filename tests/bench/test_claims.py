@@ -12,7 +12,7 @@ from rankwise.bench.optim import owlore, owlore_label
 from rankwise.bench.prompting import tte_depth
 from rankwise.bench.shared.language import LABEL, TEXT
 from rankwise.bench.tuning import whisper
-from rankwise.compression.ranks import METHODS
+from rankwise.compression.options import METHODS
 
 
 def judged(evidence):

@@ -79,7 +79,18 @@ def test_the_installed_command_says_that_it_was_interrupted():
 def test_an_error_shows_a_path_with_brackets(tmp_path):
     path = tmp_path / "[/b] x.csv"
     done = subprocess.run(
-        [sys.executable, "-m", "rankwise", "quantile", "fit", str(path), "--target", "y", "--out", str(tmp_path / "o")],
+        [
+            sys.executable,
+            "-m",
+            "rankwise",
+            "quantile",
+            "fit",
+            str(path),
+            "--response",
+            "y",
+            "--out",
+            str(tmp_path / "o"),
+        ],
         capture_output=True,
         text=True,
         env=ENV,

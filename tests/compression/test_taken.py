@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from rankwise.compression import apply, compress, load, plan
-from rankwise.compression.accepted import check_options
 from rankwise.compression.directions import damped, decomposed, factors, in_groups, second_moments
+from rankwise.compression.options import check_options
 from rankwise.compression.ranks import WORTH, energy_spectrum, normalized_spectrum, removal_order, top_spectrum
 from rankwise.models import linear_layers
 from rankwise.models import load as load_any

@@ -84,7 +84,7 @@ def test_a_run_killed_at_three_moments_ends_with_the_same_numbers(finished):
 
 def test_predict_and_export_use_the_run(finished, tmp_path):
     folder, _ = finished
-    done = rankwise("predict", folder / "run", "--method", "s2lora", "--text", "A quiet triumph.", "--json")
+    done = rankwise("predict", folder / "run", "--adapter", "s2lora", "--text", "A quiet triumph.", "--json")
     prediction = json.loads(done.stdout)[0]
     assert prediction["text"] == "A quiet triumph."
     assert prediction["label"] in ("negative", "positive")
@@ -151,7 +151,7 @@ def test_two_processes_give_the_statistics_and_losses_of_one(tmp_path):
         (["adapt", "--target", "qury"], "nearest: query"),
         (["adapt", "none.yaml"], "no such file: none.yaml"),
         (["export", "none"], "holds no adapter_config.json"),
-        (["predict", "none", "--method", "eva", "--text", "x"], "is not a run"),
+        (["predict", "none", "--adapter", "eva", "--text", "x"], "is not a run"),
         (["predict", "none"], "is not a run"),
         (["predict", ".", "--text", "x"], "is not a run"),
         (["predict", ".", "--text", "x", "--audio", "y.wav"], "--text and --audio: give one of them"),

@@ -38,7 +38,7 @@ def test_halves_of_a_corpus_do_not_differ_and_a_corpus_compared_with_itself_is_t
     assert found["pvalue"] > 0.01
     assert found["notes"] == []
     assert len(found["depths"]["first"]) == len(lines[::2])
-    done = rankwise("compare", files / "nyt.txt", files / "nyt.txt", "--method", "ranksum")
+    done = rankwise("compare", files / "nyt.txt", files / "nyt.txt", "--p-value", "ranksum")
     assert done.returncode == 0, done.stderr
     assert "note: 80 of 80 texts are in the other corpus" in " ".join(done.stdout.split())
 
@@ -49,7 +49,7 @@ def test_a_folder_of_something_else_is_not_replaced(files):
     done = rankwise("compare", files / "movies.txt", files / "nyt.txt", "--out", files / "mine")
     assert done.returncode == 2
     assert (files / "mine" / "kept.txt").read_text() == "kept"
-    again = rankwise("compare", files / "movies.txt", files / "nyt.txt", "--out", files / "out", "--method", "ranksum")
+    again = rankwise("compare", files / "movies.txt", files / "nyt.txt", "--out", files / "out", "--p-value", "ranksum")
     assert again.returncode == 0, again.stderr  # an earlier result is
 
 

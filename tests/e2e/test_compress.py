@@ -92,7 +92,9 @@ def test_lama_is_trained_by_one_line_and_its_attention_drawn(tmp_path):
         "adapt", "--model", "lama", "--steps", "4", "--train-limit", "64", "--eval-limit", "20", "--out", run
     )
     assert done.returncode == 0, done.stderr
-    drawn = rankwise("predict", run, "--method", "full", "--text", "A quiet triumph.", "--attention", tmp_path / "maps")
+    drawn = rankwise(
+        "predict", run, "--adapter", "full", "--text", "A quiet triumph.", "--attention", tmp_path / "maps"
+    )
     assert drawn.returncode == 0, drawn.stderr
     assert drawn.stdout.startswith(("positive", "negative"))
     assert (tmp_path / "maps" / "attention-1.png").is_file()

@@ -15,8 +15,8 @@ def run(tmp_path_factory):
     X, y = regression("concrete")
     X.assign(compressive_strength=y).to_csv(root / "concrete.csv", index=False)
     done = rankwise(
-        "quantile", "fit", root / "concrete.csv", "--target", "compressive_strength", "--out", root / "out", "--models",
-        "gaussian,forest",
+        "quantile", "fit", root / "concrete.csv", "--response", "compressive_strength", "--out", root / "out",
+        "--models", "gaussian,forest",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return root, done.stdout
@@ -54,7 +54,7 @@ def test_predict_writes_ascending_quantiles_and_report_judges_another_file(run):
 
 
 def test_a_wrong_target_is_one_line_that_names_the_nearest(run):
-    done = rankwise("quantile", "fit", run[0] / "concrete.csv", "--target", "strength", "--out", run[0] / "x")
+    done = rankwise("quantile", "fit", run[0] / "concrete.csv", "--response", "strength", "--out", run[0] / "x")
     assert done.returncode == 2
     assert "compressive_strength" in done.stderr
     assert not (run[0] / "x").exists()
@@ -63,7 +63,7 @@ def test_a_wrong_target_is_one_line_that_names_the_nearest(run):
 def test_the_working_folder_is_never_the_output(run, tmp_path):
     (tmp_path / "rows.csv").write_text("size,price\n" + "1,2\n" * 30)
     (tmp_path / "thesis.txt").write_text("years")
-    done = rankwise("quantile", "fit", "rows.csv", "--target", "price", "--out", ".", cwd=tmp_path)
+    done = rankwise("quantile", "fit", "rows.csv", "--response", "price", "--out", ".", cwd=tmp_path)
     assert done.returncode == 2
     assert "is the working folder" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.csv", "thesis.txt"]
@@ -73,7 +73,8 @@ def test_a_semicolon_file_with_names_decimal_commas_and_markup_is_fitted_and_not
     rows = [f"[bold]{i}[/b]\x1b[2J;{i % 17},5;{3 * (i % 17) + i % 5},25;{1 + i % 28:02d}.03.2024" for i in range(120)]
     (tmp_path / "rows.csv").write_text("name;size;price;day\n" + "\n".join(rows))
     done = rankwise(
-        "quantile", "fit", tmp_path / "rows.csv", "--target", "price", "--out", tmp_path / "out", "--models", "linear",
+        "quantile", "fit", tmp_path / "rows.csv", "--response", "price", "--out", tmp_path / "out",
+        "--models", "linear",
         "--levels", "0.1,0.5,0.9", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ def test_every_method_writes_a_prompt_a_query(files, method):
     out = files / f"{method}.jsonl"
     own = ("--candidates", 12, "--rank", 4) if method == "dq-lore" else ()
     done = inside(
-        "select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "--method", method, "-k", 3,
+        "select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "--selector", method, "-k", 3,
         "--max-new-tokens", 12, "--out", out, *own,
     )  # fmt: skip
     assert done.exit_code == 0, done.exception
@@ -75,7 +75,7 @@ def test_the_same_command_asks_the_model_nothing_twice(files):
 
 def test_examples_that_do_not_fit_are_dropped_and_told(files):
     done = inside(
-        "select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "--method", "knn", "-k", 6,
+        "select", "--pool", files / "pool.jsonl", "--queries", files / "queries.jsonl", "--selector", "knn", "-k", 6,
         "--context", 150, "--max-new-tokens", 20, "--out", files / "short.jsonl",
     )  # fmt: skip
     assert done.exit_code == 0, done.exception
@@ -110,7 +110,7 @@ def test_a_file_of_questions_gives_a_file_of_answers(files):
 
 def test_a_server_does_what_the_local_model_does(files):
     local = TransformersModel("smollm2")
-    quiz = ("answer", "--method", "g", "--question", "What is the capital of Spain?")
+    quiz = ("answer", "--ranker", "g", "--question", "What is the capital of Spain?")
     quiz = (*quiz, "--choices", "Madrid", "--choices", "Lima")
     with Loopback(local) as server:
         done = inside(*quiz, "--style", "text", "--server", server.url, "--json")
@@ -137,12 +137,15 @@ def test_bad_input_is_named(files):
         (("answer", "--questions", files / "bad.jsonl"), "line 1"),
         (("answer", "--questions", files / "bad.jsonl", "--choices", "a"), "--choices belong to --question"),
         (("answer", "--question", "a", "--choices", "b", "--samples", "3"), "--samples is for questions without"),
-        (("answer", "--question", "a", "--choices", "b", "--method", "er_g"), "did you mean er-g"),
+        (("answer", "--question", "a", "--choices", "b", "--ranker", "er_g"), "did you mean er-g"),
         (("answer", "--question", "a", "--choices", "b", "--timeout", "3"), "--timeout is for --server"),
         (("answer", "--questions", files / "pool.jsonl", "--out", files / "pool.jsonl"), "read by the same command"),
-        ((*select, "--method", "dqlore"), "did you mean dq-lore"),
-        ((*select, "--method", "knn", "--rank", "3"), "knn has no rank"),
-        ((*select, "--method", "bm25", "--train", "--retriever", "minilm"), "bm25 has no train and no retriever"),
+        ((*select, "--selector", "dqlore"), "did you mean dq-lore"),
+        ((*select, "--selector", "knn", "--rank", "3"), "knn has no rank"),
+        (
+            (*select, "--selector", "bm25", "--train-retriever", "--retriever", "minilm"),
+            "bm25 has no train and no retriever",
+        ),
         ((*select, "--seed", "3"), "dq-lore draws nothing unless"),
         ((*select, "--order", "ascend"), "did you mean ascending"),
         ((*select, "--max-new-tokens", "0"), "max_new_tokens=0"),
@@ -166,7 +169,7 @@ def test_bad_input_is_named(files):
 
 def test_text_from_data_reaches_the_terminal_as_text(files):
     names = ["w3 [/b]", "[link=x]y[/link]", "a\x1b[2Jb\x07"]
-    done = rankwise("answer", "--method", "g", "--style", "text", "--question", "Which [bold]?",
+    done = rankwise("answer", "--ranker", "g", "--style", "text", "--question", "Which [bold]?",
                     *[x for n in names for x in ("--choices", n)])  # fmt: skip
     assert done.returncode == 0, done.stderr
     for shown in ("w3 [/b]", "[link=x]y[/link]", "a[2Jb", "Which [bold]?"):
@@ -177,7 +180,7 @@ def test_text_from_data_reaches_the_terminal_as_text(files):
 def test_a_query_that_is_too_long_costs_itself_alone_and_is_named(files):
     asked = [*QUERIES, {"question": "word " * 300, "id": 3}]
     (files / "long.jsonl").write_text("".join(json.dumps(q) + "\n" for q in asked))
-    done = rankwise("select", "--pool", files / "pool.jsonl", "--queries", files / "long.jsonl", "--method", "bm25",
+    done = rankwise("select", "--pool", files / "pool.jsonl", "--queries", files / "long.jsonl", "--selector", "bm25",
                     "-k", 2, "--context", 200, "--out", files / "long.out")  # fmt: skip
     assert done.returncode == 2
     assert "query 3: the question 'word word" in done.stderr
@@ -194,7 +197,7 @@ def test_a_question_that_cannot_be_answered_costs_itself_alone_and_is_named(file
         {"question": "words " * 9000},
     ]
     (files / "long_quiz.jsonl").write_text("".join(json.dumps(q) + "\n" for q in quiz))
-    done = inside("answer", "--questions", files / "long_quiz.jsonl", "--method", "g", "--out", files / "quiz.out")
+    done = inside("answer", "--questions", files / "long_quiz.jsonl", "--ranker", "g", "--out", files / "quiz.out")
     assert "question 2: 'word word" in str(done.exception)
     assert "question 3: 'words words" in str(done.exception)
     found = rows(files / "quiz.out")
@@ -207,7 +210,7 @@ def test_pools_and_queries_of_other_kinds_and_names_are_read_and_their_columns_k
     (files / "queries.tsv").write_text("id\task\tgold\nq1\tWhat is 9 plus 2?\t11\n", encoding="utf-8")
     done = inside(
         "select", "--pool", files / "pool.csv", "--queries", files / "queries.tsv", "--question-column", "ask",
-        "--answer-column", "gold", "--method", "bm25", "-k", 1, "--out", files / "named.jsonl",
+        "--answer-column", "gold", "--selector", "bm25", "-k", 1, "--out", files / "named.jsonl",
     )  # fmt: skip
     assert done.exit_code == 0, done.exception
     (row,) = rows(files / "named.jsonl")

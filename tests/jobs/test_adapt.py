@@ -303,7 +303,12 @@ def test_text_to_label_runs_from_data_to_scores(place, tmp_path):
     data = tmp_path / "polar.csv"
     data.write_text("text,label\n" + "".join(f"film {i},{('negative', 'positive')[i % 2]}\n" for i in range(60)))
     settings = config(
-        place, task="text-to-label", model=str(place / "llama"), data=str(data), methods=["lora"], question=" label :"
+        place,
+        task="text-to-label",
+        model=str(place / "llama"),
+        data=str(data),
+        methods=["lora"],
+        label_prompt=" label :",
     )
     results = Job(settings, tmp_path / "run").run()
     (lora,) = results["methods"]

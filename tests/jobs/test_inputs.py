@@ -171,7 +171,7 @@ def test_the_model_counts_by_content(tmp_path):
         ({"methods": ["galore"], "scale": 0.0}, "greater than 0"),
         ({"active_layers": 1, "methods": ["galore"]}, "it needs owlore or lisa"),
         ({"methods": ["lora"], "optimizer": "galore"}, "optimizer has no effect here: it needs full"),
-        ({"question": "?"}, "it needs the task text-to-label"),
+        ({"label_prompt": "?"}, "it needs the task text-to-label"),
         ({"skip_bad": True}, "it needs the task asr"),
         ({"task": "asr", "max_length": 12}, "it needs a task on texts"),
         ({"text_column": "body"}, "it needs a data file"),
@@ -186,7 +186,7 @@ def test_options_that_contradict_each_other_or_have_no_effect_are_refused(option
 
 def test_options_are_kept_where_they_have_an_effect():
     AdaptConfig(methods=["full", "lora"], optimizer="owlore", projection_rank=4, update_gap=5, active_layers=1)
-    AdaptConfig(task="text-to-label", question="?", data="a.csv", text_column="body", label_column="y")
+    AdaptConfig(task="text-to-label", label_prompt="?", data="a.csv", text_column="body", label_column="y")
     AdaptConfig(task="asr", skip_bad=True, audio_column="file", data="folder", text_column="said")
     whole = AdaptConfig(train="a.csv", test="b.csv", validation="c.csv")
     assert AdaptConfig(**whole.model_dump()) == whole  # as a run's config.yaml holds it

@@ -103,7 +103,7 @@ def test_a_run_and_an_adapter_are_told_apart(finished, moved, tmp_path):
     out, _, _ = finished
     assert adapter_folder(out, "eva") == out / "adapters/eva"
     assert adapter_folder(moved / "eva") == moved / "eva"
-    with pytest.raises(ValueError, match=r"has several adapters: give --method, one of adalora, bitfit, eva, head"):
+    with pytest.raises(ValueError, match=r"has several adapters: give --adapter, one of adalora, bitfit, eva, head"):
         adapter_folder(out)
     with pytest.raises(ValueError, match="did you mean eva"):
         adapter_folder(out, "evaa")
@@ -164,7 +164,7 @@ def trained_on(place, tmp_path, rows, *, model="llama", method="lora", **options
 
 def test_text_to_label_answers_by_the_labels_first_tokens(place, tmp_path):
     rows = [(f"film {i}", ("negative", "positive")[i % 2]) for i in range(60)]
-    trained = trained_on(place, tmp_path, rows, task="text-to-label", question=" label :")
+    trained = trained_on(place, tmp_path, rows, task="text-to-label", label_prompt=" label :")
     found = answers(trained, TEXTS)
     tokenizer = AutoTokenizer.from_pretrained(place / "llama")
     for text, answer in zip(TEXTS, found, strict=True):

@@ -54,11 +54,29 @@ def when_cut_short() -> str:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     help="Spend parameters, memory, compute and examples where the **rank** is.",
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from rankwise import __version__
+
+        print(f"rankwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _shared(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
+
+
 console = Plain()
 errors = Plain(stderr=True)
 
@@ -68,6 +86,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 def typed() -> str:
     """The command as it was given, for reports."""
     return "rankwise " + " ".join(map(shlex.quote, sys.argv[1:]))
+
+
+def names(text: str) -> list[str]:
+    """A comma-separated list."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """A comma-separated list of numbers."""
+    try:
+        return [float(part) for part in names(text)]
+    except ValueError as error:
+        raise ValueError(f"{option} '{text}' is no list of numbers; write them as in 0.1,0.5") from error
 
 
 class Progress:

@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="minilm, smollm2, whisper-tiny.en, a folder, or a hub id.")],
-    target: Annotated[str | None, typer.Option(help="auto, attention, mlp, or layer names; auto if unset.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="auto, attention, mlp, or layer names.", show_default="auto")
+    ] = None,
     outliers: Annotated[
         bool, typer.Option("--outliers", help="By block: outlier score, and how often OwLore draws it.")
     ] = False,
     data: Annotated[
         str | None, typer.Option(help="Texts to weigh outliers by, e.g. text:nyt: 32 of up to 128 tokens.")
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="An outlier is so many times the mean; 13 if unset.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="An outlier is so many times the mean.", show_default="13")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for plots and report.html (replaced as a whole).")] = None,
     json_: Json = False,
 ) -> None:
@@ -131,16 +135,20 @@ def compress(
     ratio: Annotated[float | None, typer.Option(help="Share of all directions to remove.")] = None,
     parameters: Annotated[float | None, typer.Option(help="Parameters left; below 1 a share.")] = None,
     bytes: Annotated[float | None, typer.Option(help="Bytes left, in the dtype written; below 1 a share.")] = None,
-    method: Annotated[str, typer.Option(help="energy, top, welore (as in the paper), uniform or owl.")] = "energy",
+    allocation: Annotated[
+        str, typer.Option(help="What deals the ranks: energy, top, welore (as in the paper), uniform or owl.")
+    ] = "energy",
     min_ratio: Annotated[float, typer.Option(help="Factorise what loses more than this share.")] = 0.5,
     target: Annotated[str, typer.Option(help="auto, attention, mlp, or layer names.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's if unset.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="the checkpoint's")
+    ] = None,
     calibrate: Annotated[str | None, typer.Option(help="Texts to calibrate on, e.g. text:nyt.")] = None,
-    calibrate_limit: Annotated[int | None, typer.Option(help="Most texts to calibrate on; 128 if unset.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the texts drawn to calibrate on; 0 if unset.")] = None,
-    data: Annotated[str | None, typer.Option(help="Texts to measure perplexity on; text:nyt if unset.")] = None,
+    calibrate_limit: Annotated[int | None, typer.Option(help="Most texts to calibrate on.", show_default="128")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the texts drawn to calibrate on.", show_default="0")] = None,
+    data: Annotated[str | None, typer.Option(help="Texts to measure perplexity on.", show_default="text:nyt")] = None,
     measure: Annotated[bool, typer.Option(help="Measure perplexity and speed before and after.")] = True,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a text; 128 if unset.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a text.", show_default="128")] = None,
     json_: Json = False,
 ) -> None:
     """Give every matrix the rank its spectrum asks for, and write a smaller model.
@@ -148,19 +156,24 @@ def compress(
     Examples:
 
     * rankwise compress --model smollm2 --parameters 0.9 --calibrate text:nyt --out small
-    * rankwise compress --model smollm2 --ratio 0.3 --method welore --no-measure --out small
+    * rankwise compress --model smollm2 --ratio 0.3 --allocation welore --no-measure --out small
     """
     from rich.progress import track
 
-    from rankwise.jobs.compress import Compression, compress_model
-    from rankwise.report.page import write_compression
-    from rankwise.report.tables import compressed, compression_summary, terminal
+    from rankwise.jobs.early import check_compression
 
     if calibrate is None and (calibrate_limit is not None or seed is not None):
         raise ValueError("--calibrate-limit and --seed are of --calibrate: name the texts")
     if not measure and (data is not None or (max_length is not None and calibrate is None)):
         raise ValueError("--no-measure reads no texts: leave out --data and --max-length, or measure")
     given = {"calibrate_limit": calibrate_limit, "seed": seed, "max_length": max_length}
+    given = {k: v for k, v in given.items() if v is not None}
+    options = {"ratio": ratio, "parameters": parameters, "bytes": bytes, "method": allocation, "min_ratio": min_ratio}
+    check_compression(model, out, dtype=dtype, **given, **options)
+    from rankwise.jobs.compress import Compression, compress_model
+    from rankwise.report.page import write_compression
+    from rankwise.report.tables import compressed, compression_summary, terminal
+
     quiet = json_ or not console.is_terminal
     command = typed()
 
@@ -177,12 +190,8 @@ def compress(
         progress=lambda names, what: track(names, what, console=console, transient=True, disable=quiet),
         on_phase=lambda phase: None if quiet else console.print(phase, style="dim"),
         report=report,
-        ratio=ratio,
-        parameters=parameters,
-        bytes=bytes,
-        method=method,
-        min_ratio=min_ratio,
-        **{k: v for k, v in given.items() if v is not None},
+        **given,
+        **options,
     )
     if json_:
         print((out / "compression.json").read_text(encoding="utf-8"))

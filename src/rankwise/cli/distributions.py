@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.app import Json, app, console, continues, errors, typed
+from rankwise.cli.app import Json, app, console, continues, errors, names, numbers, typed
 
 quantile = typer.Typer(no_args_is_help=True, help="Prediction intervals for a table, by aggregated quantile models.")
 app.add_typer(quantile, name="quantile")
@@ -17,8 +17,8 @@ app.add_typer(quantile, name="quantile")
 @quantile.command()
 def fit(
     data: Annotated[Path, typer.Argument(help="A csv, tsv, jsonl, json or parquet file.")],
-    target: Annotated[str, typer.Option(help="The column to predict.")],
-    out: Annotated[Path, typer.Option(help="Folder to write (appears when it is whole).")] = Path("quantiles"),
+    response: Annotated[str, typer.Option(help="The column to predict.")],
+    out: Annotated[Path, typer.Option(help="Folder to write (appears when it is whole).")],
     levels: Annotated[str | None, typer.Option(help="Quantiles, e.g. 0.05,0.5,0.95.")] = None,
     models: Annotated[str, typer.Option(help="Base models, from linear, boosting, forest, extra-trees, gaussian, "
                                         "network.")] = "linear,boosting,forest,gaussian",
@@ -27,7 +27,7 @@ def fit(
                                            "fits (cv+), or not (none).")] = "cqr",
     leave_out: Annotated[str, typer.Option(help="Columns that are not used, e.g. id,name.")] = "",
     test_share: Annotated[float, typer.Option(help="Share of the rows that only judge.")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the fits and the folds.")] = 0,
     json_: Json = False,
 ) -> None:  # fmt: skip
     """Fit base models and their weights; judge on held-out rows; write model, table and fan plot.
@@ -35,14 +35,21 @@ def fit(
     Numbers may have decimal points or commas, dates any form; a column of names is left out. Cut short, the same
     command continues.
 
-    Example: rankwise quantile fit houses.csv --target price --out houses
+    Examples:
+
+    * rankwise quantile fit houses.csv --response price --out houses
+    * rankwise quantile fit houses.csv --response price --levels 0.05,0.5,0.95 --conformal cv+ --out houses
     """
+    from rankwise.jobs.early import check_fit
+
+    check_fit(data, out, models=names(models), test_share=test_share)
+    continues()
     from rankwise.jobs.quantile import LEVELS, fit_table
 
-    continues()
     fitted = fit_table(
-        data, target, out, quantiles=_numbers(levels) if levels else LEVELS, models=_names(models), weights=weights,
-        conformal=None if conformal == "none" else conformal, leave_out=_names(leave_out), test_share=test_share,
+        data, response, out, quantiles=numbers(levels, "--levels") if levels else LEVELS, models=names(models),
+        weights=weights,
+        conformal=None if conformal == "none" else conformal, leave_out=names(leave_out), test_share=test_share,
         seed=seed, verbose=console.is_terminal and not json_, page=_write,
     )  # fmt: skip
     _show(fitted, json_=json_)
@@ -60,16 +67,22 @@ def predict(
 ) -> None:  # fmt: skip
     """Quantiles of new rows, a column a level.
 
-    Example: rankwise quantile predict houses new.csv --out intervals.csv
+    Examples:
+
+    * rankwise quantile predict houses new.csv
+    * rankwise quantile predict houses new.csv --out intervals.csv
     """
     from rankwise.data.tables import kind_of, write_rows
     from rankwise.files import check_file
-    from rankwise.jobs.quantile import load_fit, predict_table
-    from rankwise.report.tables import terminal
+    from rankwise.jobs.early import check_fitted
 
+    check_fitted(run)
     if out is not None:
         kind_of(out)
         check_file(out, inputs=[data])
+    from rankwise.jobs.quantile import load_fit, predict_table
+    from rankwise.report.tables import terminal
+
     found = predict_table(load_fit(run), data)
     _note(found.attrs["notes"])
     if out is not None:
@@ -88,28 +101,23 @@ def predict(
 @quantile.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A folder written by `rankwise quantile fit`.")],
-    data: Annotated[Path | None, typer.Option(help="Judge on this file instead; it must hold the target.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Judge on this file instead; it must hold the response.")] = None,
     json_: Json = False,
 ) -> None:
     """How good the intervals are: scores against every base model, coverage, widths.
 
-    Example: rankwise quantile report houses --data later.csv
+    Examples:
+
+    * rankwise quantile report houses
+    * rankwise quantile report houses --data later.csv
     """
+    from rankwise.jobs.early import check_fitted
+
+    check_fitted(run)
     from rankwise.jobs.quantile import judge_table, load_fit
 
     fitted = load_fit(run)
     _show(fitted if data is None else judge_table(fitted, data), json_=json_)
-
-
-def _names(text: str) -> list[str]:
-    return [n.strip() for n in text.split(",") if n.strip()]
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(v) for v in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"levels '{text}' are not understood; write 0.05,0.5,0.95") from error
 
 
 def _write(fitted, out: Path) -> None:

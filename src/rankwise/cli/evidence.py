@@ -45,7 +45,7 @@ def methods(
 
 @app.command()
 def bench(
-    recipe: Annotated[str | None, typer.Argument(help="Recipe to run; without one they are listed.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="Recipe to run.")] = None,
     part: Annotated[str | None, typer.Option(help="Only one part of it, e.g. speech.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Training runs a variant; the recipe's own number.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="A try of under a minute; its verdicts mean nothing.")] = False,
@@ -68,6 +68,8 @@ def bench(
     from rankwise.report.tables import terminal
 
     found = recipes()
+    if recipe is None and not list_:
+        raise ValueError("no recipe: name one, or --list shows them")
     if list_ or recipe is None:
         parts = [located.recipe for parts in found.values() for located in parts.values()]
         if json_:

@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 
+from rankwise import __version__
 from rankwise.cli import tuning  # noqa: F401  (each import adds its commands, in the order of the help)
 
 # isort: split
@@ -16,10 +18,15 @@ from rankwise.cli import compression, distributions, evidence, merging, promptin
 from rankwise.cli.app import app, errors, when_cut_short
 
 LONGEST = 2000  # characters of a message
+REPORT = "please report it, with what stands above and the command, where the project is hosted (see CONTRIBUTING.md)"
 
 
 def run() -> None:
-    """Entry point: exit status 0 when what was asked was done, 2 with one clear line when the input was wrong."""
+    """Entry point.
+
+    Exit status 0 when what was asked was done, 2 with one clear line when the input was wrong; anything else is a fault
+    of the library's own and shows its traceback.
+    """
     for category in (UserWarning, FutureWarning, RuntimeWarning):
         warnings.filterwarnings("ignore", category=category)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nothing here uses
@@ -27,13 +34,18 @@ def run() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except Exception as error:
-        if os.environ.get("RANKWISE_TRACEBACK") or not isinstance(
-            error, ValueError | OSError | ImportError | TypeError
-        ):
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("RANKWISE_TRACEBACK"):
             raise
         errors.print(f"error: {explained(error)}", style="red", soft_wrap=True)
         sys.exit(2)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+            errors.print(f"error: not enough memory{when_cut_short()}: {explained(error)}", style="red", soft_wrap=True)
+            sys.exit(2)
+        errors.print(traceback.format_exc(), soft_wrap=True)
+        errors.print(f"this is a fault of rankwise {__version__}, not yours: {REPORT}", style="red", soft_wrap=True)
+        sys.exit(1)
 
 
 def explained(error: Exception) -> str:

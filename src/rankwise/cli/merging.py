@@ -36,14 +36,19 @@ def merge(
     * rankwise merge recipe.yaml --dry-run
     """
     from rankwise.files import check_output
+    from rankwise.reading import read_yaml
+
+    if out is None and not dry_run:
+        raise ValueError("no folder to write: give --out, or --dry-run to look only")
+    size = _size(shard_size)
+    read_yaml(config)  # what is no YAML is said before torch is imported
+    if out is not None:
+        check_output(out, made_by="merge", inputs=[config])
     from rankwise.merging import merge_checkpoints, prepare
     from rankwise.merging.engine import config as configuration
     from rankwise.merging.engine.companions import report
     from rankwise.report.tables import merge_summary, merge_tensors, terminal
 
-    if out is None and not dry_run:
-        raise ValueError("no folder to write: give --out, or --dry-run to look only")
-    size = _size(shard_size)
     if dry_run:
         read = configuration.read(config)
         if out is not None:

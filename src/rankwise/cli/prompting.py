@@ -17,10 +17,10 @@ Model = Annotated[str, typer.Option("--model", help="smollm2, a folder, a hub id
 Server = Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, e.g. http://localhost:8000/v1.")]
 Style = Annotated[str, typer.Option(help="chat (turns) or text (Question: … Answer: …).")]
 KeyVariable = Annotated[
-    str | None, typer.Option(help="With --server: environment variable with the key; else RANKWISE_API_KEY.")
+    str | None, typer.Option(help="With --server: environment variable with the key.", show_default="RANKWISE_API_KEY")
 ]
-Timeout = Annotated[float | None, typer.Option(help="With --server: seconds a request may take; else 120.")]
-Concurrency = Annotated[int | None, typer.Option(help="With --server: requests under way; else 4.")]
+Timeout = Annotated[float | None, typer.Option(help="With --server: seconds a request may take.", show_default="120")]
+Concurrency = Annotated[int | None, typer.Option(help="With --server: requests under way.", show_default="4")]
 NewLimit = Annotated[
     bool, typer.Option("--max-completion-tokens", help="With --server: call the limit so, as OpenAI's newer models do.")
 ]
@@ -32,18 +32,30 @@ def select(
     pool: Annotated[Path, typer.Option(help="Examples: a table with question, answer and perhaps rationale.")],
     queries: Annotated[Path, typer.Option(help="A table with question; what else stands there is kept.")],
     out: Annotated[Path, typer.Option(help="JSON lines to write: question, prompt, examples, dropped.")],
-    method: Annotated[str, typer.Option(help="dq-lore, knn, bm25, depth, or random.")] = "dq-lore",
-    k: Annotated[int, typer.Option("-k", help="Examples a prompt.")] = 8,
-    candidates: Annotated[int | None, typer.Option(help="dq-lore: nearest that are re-ranked; else 64.")] = None,
-    rank: Annotated[int | None, typer.Option(help="dq-lore: directions kept; else a quarter of those.")] = None,
-    train: Annotated[bool, typer.Option("--train", help="dq-lore: train the retriever on the pool first.")] = False,
+    selector: Annotated[str, typer.Option(help="dq-lore, knn, bm25, depth, or random.")] = "dq-lore",
+    examples: Annotated[int, typer.Option("--examples", "-k", min=1, help="Examples a prompt.")] = 8,
+    candidates: Annotated[
+        int | None, typer.Option(help="dq-lore: nearest that are re-ranked.", show_default="64")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="dq-lore: directions kept.", show_default="a quarter of the candidates")
+    ] = None,
+    train_retriever: Annotated[
+        bool, typer.Option("--train-retriever", help="dq-lore: train the retriever on the pool first.")
+    ] = False,
     retriever: Annotated[
-        str | None, typer.Option(help="dq-lore, knn, depth: encoder; minilm (default), a folder, or a hub id.")
+        str | None,
+        typer.Option(
+            help="dq-lore, knn, depth: encoder, a bundled name, a folder, or a hub id.", show_default="minilm"
+        ),
     ] = None,
     order: Annotated[str, typer.Option(help="ascending (most similar last) or descending.")] = "ascending",
     style: Style = "text",
     instruction: Annotated[str, typer.Option(help="What stands before the examples.")] = "",
-    context: Annotated[int, typer.Option(help="Tokens of prompt and answer; 0: what the model says it takes.")] = 0,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of prompt and answer.", show_default="what the model says it takes"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Room for the answer.")] = 64,
     question_column: Annotated[str, typer.Option(help="What the questions' column is called.")] = "question",
     answer_column: Annotated[str, typer.Option(help="What the answers' column is called.")] = "answer",
@@ -55,42 +67,48 @@ def select(
     concurrency: Concurrency = None,
     max_completion_tokens: NewLimit = False,
     extra_body: ExtraBody = "",
-    seed: Annotated[int | None, typer.Option(help="Of random examples and of training; else 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of random examples and of training.", show_default="0")] = None,
     json_: Json = False,
 ) -> None:
     """Write the few-shot prompt of every query, with examples chosen for it.
 
-    Example: rankwise select --pool train.jsonl --queries test.jsonl --method dq-lore --out prompts.jsonl
+    Examples:
+
+    * rankwise select --pool train.jsonl --queries test.jsonl --out prompts.jsonl
+    * rankwise select --pool train.csv --queries test.csv --selector bm25 -k 4 --out prompts.jsonl
 
     Tables are csv, tsv, JSON lines or lists, or parquet. What the language model says is kept beside --out, so that the
     same command continues after an interruption. A query too long for the model gets no prompt; the status is 2 then.
     """
     from rankwise.files import check_file, write_text
-    from rankwise.jobs.prompting import prompts_for
+    from rankwise.jobs.early import check_selection
     from rankwise.prompting.examples import Columns, read_examples
 
+    own = {"candidates": candidates, "rank": rank, "train": train_retriever, "retriever": retriever, "seed": seed}
+    check_selection(selector, order=order, style=style, max_new_tokens=max_new_tokens, options=own)
     check_file(out, inputs=[pool, queries])
     columns = Columns(question=question_column, answer=answer_column, rationale=rationale_column)
     given, asked = read_examples(pool, columns=columns), read_examples(queries, answers=False, columns=columns)
     lm = _language_model(
-        model, server, out, [pool, queries], context=context or None, key_variable=key_variable, timeout=timeout,
+        model, server, out, [pool, queries], context=context, key_variable=key_variable, timeout=timeout,
         concurrency=concurrency, max_completion_tokens=max_completion_tokens, extra_body=extra_body,
     )  # fmt: skip
+    from rankwise.jobs.prompting import prompts_for
+
     with console.status("choosing examples") if console.is_terminal and not json_ else nullcontext():
         found = prompts_for(
-            asked, given, lm, method=method, k_examples=k, candidates=candidates, rank=rank, train=train,
-            retriever=retriever, order=order, style=style, instruction=instruction, max_new_tokens=max_new_tokens,
-            seed=seed,
+            asked, given, lm, method=selector, k_examples=examples, order=order, style=style,
+            instruction=instruction, max_new_tokens=max_new_tokens, **own,
         )  # fmt: skip
     write_text(out, _lines_of(found.rows))
     dropped = sum(len(row["dropped"]) for row in found.rows)
     if json_:
-        counts = {"queries": len(asked), "pool": len(given), "method": method, "dropped": dropped, **found.counts}
+        counts = {"queries": len(asked), "pool": len(given), "selector": selector, "dropped": dropped, **found.counts}
         print(json.dumps({**counts, "failed": len(found.failed), "notes": found.notes}))
     else:
         for note in found.notes:
             console.print(f"note: {note}")
-        console.print(f"{len(asked)} prompts of up to {k} examples from {len(given)} by {method}")
+        console.print(f"{len(asked)} prompts of up to {examples} examples from {len(given)} by {selector}")
         if dropped:
             console.print(f"{dropped} examples did not fit into the context and were dropped")
         for name, n in found.counts.items():
@@ -101,17 +119,17 @@ def select(
 
 @app.command()
 def answer(
-    question: Annotated[str, typer.Option(help="One question …")] = "",
-    choices: Annotated[
-        list[str] | None, typer.Option(help="… and its candidates: give the option once for each.")
-    ] = None,
+    question: Annotated[str, typer.Option(help="One question, with its --choices.")] = "",
+    choices: Annotated[list[str] | None, typer.Option(help="Its candidates; give the option once for each.")] = None,
     questions: Annotated[
-        Path | None, typer.Option(help="Or JSON lines with question and choices; what else stands there is kept.")
+        Path | None, typer.Option(help="JSON lines with question and choices, instead; what else stands there is kept.")
     ] = None,
-    method: Annotated[
+    ranker: Annotated[
         str, typer.Option(help="equilibrium, er-g, g (generator), d (discriminator), mi (both), or sc.")
     ] = "equilibrium",
-    samples: Annotated[int | None, typer.Option(help="Without choices: answers drawn as candidates; else 8.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Without choices: answers drawn as candidates.", show_default="8")
+    ] = None,
     length: Annotated[str, typer.Option(help="A candidate's log-probability: sum, or mean per token.")] = "sum",
     style: Style = "chat",
     model: Model = "smollm2",
@@ -136,9 +154,9 @@ def answer(
     A question that cannot be answered gets an error in its row; the status is 2 then.
     """
     from rankwise.files import check_file, write_text
-    from rankwise.jobs.prompting import answers_for
-    from rankwise.report.tables import answers, terminal
+    from rankwise.jobs.early import check_answering
 
+    check_answering(ranker, length=length, style=style, samples=8 if samples is None else samples)
     if (questions is None) == (not question):
         raise ValueError("give either --question (with --choices) or --questions FILE")
     if choices and questions is not None:
@@ -153,9 +171,12 @@ def answer(
         model, server, out, inputs, key_variable=key_variable, timeout=timeout, concurrency=concurrency,
         max_completion_tokens=max_completion_tokens, extra_body=extra_body,
     )  # fmt: skip
+    from rankwise.jobs.prompting import answers_for
+    from rankwise.report.tables import answers, terminal
+
     with console.status("asking") if console.is_terminal and not json_ else nullcontext():
         drawn = 8 if samples is None else samples
-        found = answers_for(asked, lm, method=method, samples=drawn, length=length, style=style)
+        found = answers_for(asked, lm, method=ranker, samples=drawn, length=length, style=style)
     if out is not None:
         write_text(out, _lines_of(found.rows))
     if json_:
@@ -163,7 +184,7 @@ def answer(
     else:
         for r in found.ranked[:20]:
             console.print(terminal(*answers(r)))
-            console.print(f"{method}: {r.best}\n")
+            console.print(f"{ranker}: {r.best}\n")
         if len(found.ranked) > 20:
             console.print(f"… and {len(found.ranked) - 20} more")
         if out is not None:
@@ -233,7 +254,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="Texts, one a line: depth is taken with respect to these.")],
     second: Annotated[Path, typer.Argument(help="Texts, one a line.")],
     distance: Annotated[str, typer.Option(help="cosine or chord.")] = "cosine",
-    method: Annotated[
+    p_value: Annotated[
         str, typer.Option(help="permutation (exact), or ranksum (quick and cautious, for very many texts).")
     ] = "permutation",
     model: Annotated[str, typer.Option(help="Encoder: minilm, a folder, or a hub id.")] = "minilm",
@@ -244,23 +265,29 @@ def compare(
 ) -> None:
     """Do two sets of texts differ, and which texts are central or lie outside?
 
-    Example: rankwise compare human.txt synthetic.txt --out runs/compare
+    Examples:
+
+    * rankwise compare human.txt synthetic.txt
+    * rankwise compare human.txt synthetic.txt --p-value ranksum --out runs/compare
     """
     from rankwise.files import check_output
+    from rankwise.jobs.early import check_comparison
+
+    check_comparison(distance=distance, p_value=p_value)
+    if out is not None:
+        check_output(out, made_by="compare", inputs=[first, second])
+    texts = [_lines(p) for p in (first, second)]
     from rankwise.models.embedding import embed
     from rankwise.prompting.depth import depth_rank_test
     from rankwise.report.tables import corpora, extreme_texts, terminal
 
-    if out is not None:
-        check_output(out, made_by="compare", inputs=[first, second])
-    texts = [_lines(p) for p in (first, second)]
     encoder = partial(embed, model=model)
     with (
         console.status("comparing") if console.is_terminal and not json_ else nullcontext(),
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always", UserWarning)
-        found = depth_rank_test(*texts, distance=distance, method=method, encoder=encoder, seed=seed)  # type: ignore[arg-type]
+        found = depth_rank_test(*texts, distance=distance, method=p_value, encoder=encoder, seed=seed)  # type: ignore[arg-type]
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
     names = [first.stem, second.stem] if first.stem != second.stem else [str(first), str(second)]
     table, q = corpora(found, names, texts), f"Q = {found.q:.3f} [{found.q_low:.3f}, {found.q_high:.3f}]"
@@ -279,7 +306,7 @@ def compare(
         console.print(
             f"\n{q}: the chance that a text of {names[1]} lies deeper in {names[0]} than one of its own (½: no "
             "difference)\n"
-            f"rank sum W = {found.statistic:.2f}, p = {found.pvalue:.3g} ({method}, one-sided)\n"
+            f"rank sum W = {found.statistic:.2f}, p = {found.pvalue:.3g} ({p_value}, one-sided)\n"
         )
         for note in notes:
             console.print(f"note: {note}\n", style="yellow")
@@ -297,7 +324,7 @@ def compare(
                 lambda: depths(found.depths_f, found.depths_g, names),
                 section="Depths",
                 title=f"{names[0]} and {names[1]} compared",
-                subtitle=f"{q}, p = {found.pvalue:.3g} ({method})",
+                subtitle=f"{q}, p = {found.pvalue:.3g} ({p_value})",
                 command=typed(),
                 header=table[0],
                 rows=table[1],

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from rankwise.cli.app import Json, Progress, app, console, continues, typed
+from rankwise.cli.app import Json, Progress, app, console, continues, names, numbers, typed
 from rankwise.jobs.adapt.config import DEFAULTS, AdaptConfig
 from rankwise.reading import read_yaml
 
@@ -60,7 +60,9 @@ def _typed(value: Any) -> str:
 @_with_options
 def adapt(
     config: Annotated[Path | None, typer.Argument(help="YAML file with these options as keys.")] = None,
-    learning_rate: Annotated[list[float] | None, typer.Option(help="Grid for all methods; repeat.")] = None,
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Grid for all methods, e.g. 1e-4,3e-4; each method has its own.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     json_: Json = False,
     **given: Any,
@@ -76,7 +78,7 @@ def adapt(
     * rankwise adapt --task asr --data recordings/manifest.csv --out runs/speech
     * rankwise adapt --task causal-lm --data notes.jsonl --optimizer owlore --out runs/whole
     """
-    settings, folder = _settings(config, given, learning_rate, out)
+    settings, folder = _settings(config, given, learning_rates, out)
     continues()
     from rankwise.jobs.adapt.inputs import check_early
 
@@ -96,7 +98,7 @@ def adapt(
 
 
 def _settings(
-    config: Path | None, given: dict[str, Any], learning_rate: list[float] | None, out: Path | None
+    config: Path | None, given: dict[str, Any], learning_rates: str | None, out: Path | None
 ) -> tuple[AdaptConfig, Path]:
     """The file's keys, options before them, and the run folder."""
     from rankwise.jobs.methods import METHODS
@@ -107,9 +109,9 @@ def _settings(
     named = {k: v for k, v in given.items() if v is not None}
     for key in ("methods", "eval"):
         if key in named:
-            named[key] = [part.strip() for part in named[key].split(",") if part.strip()]
-    if learning_rate:
-        named["learning_rates"] = dict.fromkeys(METHODS, learning_rate)
+            named[key] = names(named[key])
+    if learning_rates:
+        named["learning_rates"] = dict.fromkeys(METHODS, numbers(learning_rates, "--learning-rates"))
     folder = out or (Path(str(loaded["out"])) if loaded.get("out") else None)
     if folder is None:
         raise ValueError("no run folder: give --out, or 'out' in the configuration file")
@@ -152,7 +154,10 @@ def export(
 
     Classes and tokenizer go with it.
 
-    Example: rankwise export runs/first/adapters/s2lora --to lora --out exported
+    Examples:
+
+    * rankwise export runs/first/adapters/s2lora --out plain-lora
+    * rankwise export runs/first/adapters/s2lora --to merged --out merged
     """
     from rankwise.nearest import unknown
 
@@ -193,7 +198,7 @@ def export(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder, or the folder of an adapter.")],
-    method: Annotated[str | None, typer.Option(help="Whose adapter, where a run has several.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Whose adapter, e.g. eva, where a run has several.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Text; repeat for several.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="Recording; repeat for several.")] = None,
     data: Annotated[Path | None, typer.Option(help="A csv, tsv, jsonl, json or parquet file of them.")] = None,
@@ -209,9 +214,9 @@ def predict(
 
     Examples:
 
-    * rankwise predict runs/first --method eva --text "A quiet triumph."
+    * rankwise predict runs/first --adapter eva --text "A quiet triumph."
     * rankwise predict runs/first/adapters/eva --data new.csv --out labelled.csv
-    * rankwise predict runs/speech --method s2lora --audio hello.wav
+    * rankwise predict runs/speech --adapter s2lora --audio hello.wav
     """
     given = [name for name, value in (("--text", text), ("--audio", audio), ("--data", data)) if value]
     if len(given) > 1:
@@ -232,7 +237,7 @@ def predict(
     from rankwise.jobs import predictions
     from rankwise.jobs.adapt.adapters import adapter_folder, check_base
 
-    folder = adapter_folder(run, method)
+    folder = adapter_folder(run, adapter)
     if out is not None:
         predictions.check_out(out, data=data)
     if attention is not None:

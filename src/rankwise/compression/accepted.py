@@ -1,42 +1,12 @@
-"""What compression takes: options that say one thing, and models whose matrices are dense, finite and their own."""
+"""Which models compression takes: those whose matrices are dense, finite and their own."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from rankwise.compression.ranks import METHODS
 from rankwise.models.low_rank import KEY, low_rank_layers
 from rankwise.models.targets import adapter_layers, linear_layers, stacked_experts, target_modules
-from rankwise.nearest import unknown
-
-
-def check_options(
-    *,
-    ratio: float | None = None,
-    parameters: float | None = None,
-    bytes: float | None = None,
-    method: str = "energy",
-    min_ratio: float = 0.5,
-    only_if_smaller: bool = True,
-) -> None:
-    """An error for options of `rankwise.compression.plan` that no model could meet; no model is needed to ask."""
-    given = {"ratio": ratio, "parameters": parameters, "bytes": bytes}
-    given = {k: v for k, v in given.items() if v is not None}
-    if len(given) != 1:
-        shown = ", ".join(given) or "none of them"
-        raise ValueError(f"give exactly one of ratio, parameters and bytes; given: {shown}")
-    if ratio is not None and not 0 < ratio < 1:
-        raise ValueError(f"ratio={ratio} is outside (0, 1): the share of all directions to remove")
-    for name, wanted in given.items():
-        if not 0 < wanted < float("inf"):
-            raise ValueError(f"{name}={wanted} must be a finite number above 0; below 1 it is a share")
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if not 0 <= min_ratio < 1:
-        raise ValueError(f"min_ratio={min_ratio} is outside [0, 1)")
-    if ratio is None and not only_if_smaller:
-        raise ValueError("a target in parameters or bytes needs only_if_smaller=True: else removing may add some")
 
 
 def components(model: nn.Module, target: str) -> dict[str, nn.Module]:

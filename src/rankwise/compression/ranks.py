@@ -25,7 +25,6 @@ from rankwise.models.outliers import outlier_scores
 from rankwise.models.targets import blocks
 
 Method = Literal["energy", "top", "welore", "uniform", "owl"]
-METHODS = ("energy", "top", "welore", "uniform", "owl")
 OWL_SPREAD = 0.08  # OWL's λ: how far a block's ratio may lie from the target
 
 

@@ -34,8 +34,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from rankwise.compression.accepted import check_options, components
+from rankwise.compression.accepted import components
 from rankwise.compression.directions import MEMORY, Progress, all_factors, decompositions
+from rankwise.compression.options import check_options
 from rankwise.compression.plans import Component, Plan
 from rankwise.compression.ranks import Method, Rule, rule
 from rankwise.models.activations import Batch

@@ -13,20 +13,18 @@ from torch import nn
 
 from rankwise import compression
 from rankwise import data as corpora
-from rankwise.compression.accepted import check_options
 from rankwise.compression.directions import Progress
 from rankwise.compression.plans import Plan
 from rankwise.data import Corpus
 from rankwise.data.corpus import BUILT_IN
-from rankwise.files import check_output, whole_folder, write_json, write_text
+from rankwise.files import whole_folder, write_json, write_text
+from rankwise.jobs.early import check_compression
 from rankwise.jobs.tasks import Example, TextTask, batches, check_lengths
 from rankwise.models import load, load_tokenizer
 from rankwise.models.activations import Batch
 from rankwise.models.names import check_own_files
-from rankwise.nearest import unknown
 
 OnPhase = Callable[[str], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH = 8
 _CARD = """# {model}, compressed
 
@@ -116,7 +114,7 @@ def compress_model(
     report : callable
         Writes into the folder before it takes its place.
     **options
-        A target and a method, as `rankwise.compression.accepted.check_options` takes them.
+        A target and a method, as `rankwise.compression.options.check_options` takes them.
 
     Raises
     ------
@@ -124,18 +122,10 @@ def compress_model(
         Before anything is loaded: options that say nothing or too much, an output that is not replaced, data without
         texts. Then: no causal language model, and what `rankwise.compression.plan` refuses.
     """
-    check_options(**options)
-    for name, value, least in (
-        ("calibrate_limit", calibrate_limit, 1),
-        ("test_limit", test_limit, 1),
-        ("max_length", max_length, 2),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value}: at least {least}")
-    if dtype is not None and dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    check_output(out, made_by="compress", inputs=[model])
+    check_compression(
+        model, out, calibrate_limit=calibrate_limit, test_limit=test_limit, max_length=max_length, seed=seed,
+        dtype=dtype, **options,
+    )  # fmt: skip
     check_own_files(model)
     chosen = _chosen(data, calibrate)
     tokenizer = load_tokenizer(model)
@@ -152,7 +142,7 @@ def compress_model(
         drawn = encoded(task, sample(corpus, calibrate_limit, seed), "to calibrate on")
         texts["calibrated"] = {"from": corpus.name, "rows": len(corpus), "used": len(drawn), "how": how}
         loader = inputs(task, drawn)
-    network = load(model, task="causal-lm", dtype=None if dtype is None else DTYPES[dtype]).eval()
+    network = load(model, task="causal-lm", dtype=None if dtype is None else getattr(torch, dtype)).eval()
     check_lengths(task, network, [*test, *drawn])
     start = time.perf_counter()
     plan = compression.plan(

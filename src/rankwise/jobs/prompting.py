@@ -6,24 +6,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rankwise.jobs.early import check_answering, check_selection
 from rankwise.models.embedding import TextEncoder
-from rankwise.nearest import unknown
-from rankwise.prompting.answers import METHODS as RANKINGS
 from rankwise.prompting.answers import Choices, RankedAnswers, Unanswerable, fits, propose_answers, rank_answers
 from rankwise.prompting.dq_lore import DQLoReSelector, scored_pairs, train_retriever
-from rankwise.prompting.examples import STYLES, Example, TooLong, as_row, few_shot
+from rankwise.prompting.examples import Example, TooLong, as_row, few_shot
 from rankwise.prompting.language_model import LanguageModel
-from rankwise.prompting.selectors import ORDERS, BM25Selector, DepthSelector, KNNSelector, RandomSelector, Selector
-
-# which options each method has besides those of all
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "dq-lore": ("candidates", "rank", "train", "retriever", "seed"),
-    "knn": ("retriever",),
-    "bm25": (),
-    "depth": ("retriever",),
-    "random": ("seed",),
-}
-METHODS = tuple(OPTIONS)
+from rankwise.prompting.selectors import BM25Selector, DepthSelector, KNNSelector, RandomSelector, Selector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +58,7 @@ def prompts_for(
     ValueError
         An unknown method, an option that the method has not, or what the selector refuses.
     """
-    for kind, given, accepted in (("method", method, METHODS), ("order", order, ORDERS), ("style", style, STYLES)):
-        if given not in accepted:
-            raise unknown(kind, given, accepted)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}; at least 1 is needed")
-    chosen = {k: v for k, v in options.items() if v is not None and v is not False}
-    if strange := [k for k in chosen if k not in OPTIONS[method]]:
-        raise ValueError(f"{method} has no {' and no '.join(strange)}: leave that out")
-    if method == "dq-lore" and "seed" in chosen and "train" not in chosen:
-        raise ValueError("dq-lore draws nothing unless it is trained: leave seed out")
+    chosen = check_selection(method, order=order, style=style, max_new_tokens=max_new_tokens, options=options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         selector = _selector(method, pool, model, chosen, k_examples, order, style, max_new_tokens)
@@ -118,12 +98,7 @@ def answers_for(
     ValueError
         An unknown method, length or style, or what a question or its candidates are refused for.
     """
-    kinds = (("method", method, RANKINGS), ("length", length, ("sum", "mean")), ("style", style, STYLES))
-    for kind, given, accepted in kinds:
-        if given not in accepted:
-            raise unknown(kind, given, accepted)
-    if samples < 0:
-        raise ValueError(f"samples={samples} must not be negative")
+    check_answering(method, length=length, style=style, samples=samples)
     given = [Choices(question=q, candidates=c) if c else None for q, c, _ in questions]
     complete: dict[int, Choices] = {}
     errors: dict[int, str] = {}

@@ -22,14 +22,13 @@ from rankwise.distributions.quantiles.cells import READINGS, read_cells, target_
 from rankwise.distributions.quantiles.columns import Columns
 from rankwise.distributions.quantiles.linear import LinearQuantile
 from rankwise.distributions.quantiles.metrics import calibration_error, crps, report, weighted_interval_score
-from rankwise.files import check_output, content_of, drafted, write_json
+from rankwise.files import content_of, drafted, write_json
+from rankwise.jobs.early import QUANTILES, check_fit, check_fitted
 from rankwise.nearest import unknown
 from rankwise.reading import check_regular, read_json
 
 Array = NDArray[np.float64]
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
-MODELS = ("linear", "boosting", "forest", "extra-trees", "gaussian", "network")
-MADE_BY = "quantile fit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def base_models(names: Sequence[str], *, seed: int = 0) -> list[tuple[str, Any]]
     Raises
     ------
     ValueError
-        Another name than those of `MODELS`, one twice, or none.
+        Another name than those of `rankwise.jobs.early.QUANTILE_MODELS`, one twice, or none.
     """
     from lightgbm import LGBMRegressor
     from quantile_forest import ExtraTreesQuantileRegressor, RandomForestQuantileRegressor
@@ -78,11 +77,6 @@ def base_models(names: Sequence[str], *, seed: int = 0) -> list[tuple[str, Any]]
         "gaussian": GaussianNetwork(random_state=seed),
         "network": QuantileNetwork(random_state=seed),
     }
-    for name in names:
-        if name not in made:
-            raise unknown("base model", name, MODELS)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"base models are {', '.join(names) or 'none'}; at least one, each once, is accepted")
     return [(name, made[name]) for name in names]
 
 
@@ -120,14 +114,12 @@ def fit_table(
         A folder that holds something else, no such column, a target that is no number, cells that may be read in two
         ways, too few rows, an unknown model.
     """
-    check_output(out, made_by=MADE_BY, inputs=[path])
+    check_fit(path, out, models=models, test_share=test_share)
     cells = read_cells(path)
     y, reading = target_of(cells, target)
     for name in leave_out:
         if name not in cells.columns or name == target:
             raise unknown("column to leave out", name, [c for c in cells.columns if c != target])
-    if not 0 < test_share < 1:
-        raise ValueError(f"test share is {test_share}; between 0 and 1 is accepted")
     if len(cells) < 20:
         raise ValueError(f"{path} has {len(cells)} rows; at least 20 are needed to fit, calibrate and judge")
     options = {"quantiles": list(map(float, quantiles)), "models": list(models), "weights": weights,
@@ -142,7 +134,7 @@ def fit_table(
     X = columns.matrix(cells)
     told = options | {"data": content_of(path), "target": target, "leave_out": list(leave_out),
                       "test_share": test_share, "rankwise": version("rankwise")}  # fmt: skip
-    with drafted(out, made_by=MADE_BY, told=told, inputs=[path]) as draft:
+    with drafted(out, made_by=QUANTILES, told=told, inputs=[path]) as draft:
         model.set_params(memory=str(draft / "fits"))
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
@@ -174,10 +166,7 @@ def load_fit(folder: Path) -> Fitted:
     ValueError
         Not such a folder, a broken one, or one of an earlier version.
     """
-    if (folder / "columns.skops").exists():
-        raise ValueError(f"{folder} is of an earlier version, which kept objects that may run code: fit again")
-    if not (folder / "model").is_dir():
-        raise ValueError(f"{folder} holds no fit of `rankwise {MADE_BY}`: model is missing")
+    check_fitted(folder)
     model = quantile_saved.load(folder / "model")
     columns = Columns.from_json(read_json(folder / "columns.json"), str(folder / "columns.json"))
     about, levels = read_json(folder / "results.json"), named(model, np.empty((0, len(model.quantiles)))).columns

@@ -23,10 +23,10 @@ from torch import Tensor
 from rankwise.nearest import unknown
 from rankwise.prompting.equilibrium import CORRECT, EquilibriumRanker, baselines
 from rankwise.prompting.language_model import LanguageModel, Prompt, Sampling
+from rankwise.prompting.names import RANKERS
 
 __all__ = ["Choices", "rank_answers", "score_answers"]
 
-METHODS = ("equilibrium", "er-g", "g", "d", "mi", "sc")
 ASK = ("Give a correct answer.", "Give an incorrect answer.")
 JUDGE = "Is this answer correct? Reply with Yes or No."
 _WORDS = ("Yes", "No")
@@ -111,14 +111,14 @@ class Scores:
     mask: Tensor
 
     def table(self, ranker: EquilibriumRanker | None = None) -> dict[str, Tensor]:
-        """``(B, K)`` scores of every method in ``METHODS``, higher is better, -inf where there is no candidate."""
+        """``(B, K)`` scores of every one of `RANKERS`, higher is better, -inf where there is no candidate."""
         ranker = ranker or EquilibriumRanker()
         ranking = ranker.rank(self.generator, self.discriminator, self.mask)
         out = ~self.mask
         plain = self.plain.masked_fill(out, -math.inf)
         found = baselines(self.generator.masked_fill(out[:, None], -math.inf), self.discriminator, plain)
         found |= {"equilibrium": ranking.policy_d[:, :, CORRECT], "er-g": ranking.policy_g[:, CORRECT]}
-        return {m: found[m if m in found else m.upper()].masked_fill(out, -math.inf) for m in METHODS}
+        return {m: found[m if m in found else m.upper()].masked_fill(out, -math.inf) for m in RANKERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +185,8 @@ def rank_answers(
     >>> rank_answers(model, questions, method="mi", style="text")[0].best
     'Oslo'
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    if method not in RANKERS:
+        raise unknown("method", method, RANKERS)
     table = score_answers(model, questions, length=length, style=style).table(ranker)
     out = []
     for b, q in enumerate(questions):

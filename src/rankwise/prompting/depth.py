@@ -42,13 +42,12 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from rankwise.nearest import unknown
+from rankwise.prompting.names import DISTANCES, P_VALUES
 
 __all__ = ["DepthTest", "TextDepth", "depth_rank_test", "pooled_quality", "quality"]
 
 Array = NDArray[np.float64]
 Encoder = Callable[[list[str]], ArrayLike]
-DISTANCES = ("cosine", "chord")
-METHODS = ("permutation", "ranksum")
 ALTERNATIVES = ("greater", "less", "two-sided")
 _BLOCK = 1 << 23  # entries of a block of dot products: 64 MB in float64
 _TIES = 12  # decimals in which depths agree where they are equal but for rounding
@@ -230,8 +229,8 @@ def depth_rank_test(
     >>> depth_rank_test(one, other, permutations=99, bootstrap=0).pvalue > 0.05
     True
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    if method not in P_VALUES:
+        raise unknown("method", method, P_VALUES)
     if alternative not in ALTERNATIVES:
         raise unknown("alternative", alternative, ALTERNATIVES)
     if permutations < 1 or bootstrap < 0:

@@ -39,8 +39,9 @@ from rankwise.files import whole_folder, write_json
 from rankwise.models.embedding import TextEncoder
 from rankwise.nearest import unknown
 from rankwise.prompting.depth import Encoder, unit_rows
-from rankwise.prompting.examples import STYLES, Example, TooLong, as_example, as_row, few_shot, read_examples
+from rankwise.prompting.examples import Example, TooLong, as_example, as_row, few_shot, read_examples
 from rankwise.prompting.language_model import LanguageModel, Prompt, Sampling
+from rankwise.prompting.names import STYLES
 from rankwise.prompting.selectors import KNNSelector, Selector, bm25_index, bm25_scores, embedded
 from rankwise.reading import check_regular, read_json
 from rankwise.spectral import each, symmetric_eigh

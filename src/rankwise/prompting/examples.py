@@ -10,12 +10,12 @@ from pathlib import Path
 from rankwise.data.tables import Table, read_table
 from rankwise.nearest import unknown
 from rankwise.prompting.language_model import Message, Prompt, TextGenerator
+from rankwise.prompting.names import STYLES
 from rankwise.reading import json_lines
 
 __all__ = ["Columns", "Example", "extract_answer", "few_shot", "read_examples"]
 
 ANSWER = "The answer is"
-STYLES = ("chat", "text")
 
 
 @dataclass(frozen=True, kw_only=True)

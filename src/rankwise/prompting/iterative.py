@@ -31,7 +31,8 @@ from numpy.typing import ArrayLike, NDArray
 from rankwise.nearest import unknown
 from rankwise.prompting.depth import unit_rows
 from rankwise.prompting.language_model import Generation, Message, Sampling, TextGenerator
-from rankwise.prompting.selectors import ORDERS, embedded
+from rankwise.prompting.names import ORDERS
+from rankwise.prompting.selectors import embedded
 
 __all__ = ["Answer", "Item", "IterativeICL", "SimilarityIndex"]
 

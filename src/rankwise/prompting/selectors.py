@@ -23,10 +23,10 @@ from sklearn.utils.validation import check_is_fitted
 from rankwise.nearest import unknown
 from rankwise.prompting.depth import Encoder, TextDepth
 from rankwise.prompting.examples import Example, as_example, as_row
+from rankwise.prompting.names import ORDERS
 
 __all__ = ["BM25Selector", "DepthSelector", "KNNSelector", "RandomSelector"]
 
-ORDERS = ("ascending", "descending")
 Indices = NDArray[np.intp]
 # scripts that put no space between words: their runs are cut into pairs of characters, as Lucene does
 _RUNS = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"

@@ -18,9 +18,10 @@ from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.bench.shared.frozen import SETTING, difference, silent, smollm2
 from rankwise.data.world import CONTINENTS, countries
 from rankwise.events import OnEvent, environment
-from rankwise.prompting.answers import METHODS, Choices, score_answers
+from rankwise.prompting.answers import Choices, score_answers
 from rankwise.prompting.equilibrium import EquilibriumRanker
 
+METHODS = ("equilibrium", "er-g", "g", "d", "mi", "sc")  # what is judged
 RECIPE = Recipe(
     name="equilibrium-ranking",
     part="choice",

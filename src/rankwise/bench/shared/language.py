@@ -32,7 +32,7 @@ def settings(data: str, methods: list[str], *, seeds: int, steps: int, model: st
         eval_limit=200 if label else 60,
         precision="bf16",
         baseline=False,
-        question="\nSentiment:" if label else AdaptConfig.model_fields["question"].default,
+        label_prompt="\nSentiment:" if label else AdaptConfig.model_fields["label_prompt"].default,
         interval=max(1, steps // 3) if any(m.startswith(("owlore", "lisa")) for m in methods) else None,
         update_gap=max(1, steps // 2) if any(m.startswith(("owlore", "galore")) for m in methods) else None,
         learning_rates={m: RATES.get(m, LOW_MEMORY_RATES) for m in methods},

@@ -90,7 +90,7 @@ def adapter_folder(run: Path, method: str | None = None) -> Path:
     if not (run / "config.yaml").is_file() and not have:
         raise ValueError(f"{run} is not a run, nor an adapter that rankwise made: it has no {ABOUT}")
     if method is None and len(have) > 1:
-        raise ValueError(f"{run} has several adapters: give --method, one of {', '.join(have)}")
+        raise ValueError(f"{run} has several adapters: give --adapter, one of {', '.join(have)}")
     if not have or (method is not None and method not in have):
         raise unknown("adapter", method or "", have or ["none finished yet"])
     return run / "adapters" / (method or have[0])

@@ -81,7 +81,7 @@ class AdaptConfig(BaseModel):
     )
     active_layers: int | None = Field(default=None, ge=1, description="blocks that train at a time; 15% of them")
     interval: int | None = Field(default=None, ge=1, description="steps between draws of blocks; 50")
-    question: str = Field(default="\nLabel:", description="for text-to-label: what stands between text and label")
+    label_prompt: str = Field(default="\nLabel:", description="for text-to-label: what stands between text and label")
     learning_rates: dict[str, list[float]] = Field(
         default={}, description="grids by method, instead of the built-in ones"
     )
@@ -208,7 +208,7 @@ _NEEDS: dict[str, tuple[Callable[[AdaptConfig], bool], str]] = {
     "rest": (_trains_by("galore", "owlore"), "galore or owlore"),
     "active_layers": (_trains_by("owlore", "lisa"), "owlore or lisa"),
     "interval": (_trains_by("owlore", "lisa"), "owlore or lisa"),
-    "question": (lambda c: c.task == "text-to-label", "the task text-to-label"),
+    "label_prompt": (lambda c: c.task == "text-to-label", "the task text-to-label"),
     "dropout": (lambda c: c.model not in lama_variants(), "a pretrained model"),
     "max_length": (lambda c: not _speech(c), "a task on texts"),
     "text_column": (_reads_a_file, "a data file"),

@@ -114,7 +114,7 @@ class Job:
         if c.task == "text-to-label" and not names:
             raise ValueError(f"{c.source} has no label names to answer with")
         return TextTask(
-            kind=c.task, tokenizer=self.tokenizer, max_length=c.max_length, label_names=names, question=c.question
+            kind=c.task, tokenizer=self.tokenizer, max_length=c.max_length, label_names=names, question=c.label_prompt
         )
 
     @cached_property
@@ -186,7 +186,7 @@ class Job:
             base_content=model_fingerprint(base_of(c.model), weights_only=True),
             labels=self.inputs.label_names,
             max_length=c.max_length,
-            question=c.question if c.task == "text-to-label" else "",
+            question=c.label_prompt if c.task == "text-to-label" else "",
             text_column=c.text_column,
             audio_column=c.audio_column,
             chat=self.inputs.train.chat,

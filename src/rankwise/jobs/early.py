@@ -1,0 +1,99 @@
+"""What can be refused before anything heavy is imported: options, files and folders of the commands.
+
+Each job calls its check itself; the command line calls it first, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rankwise.compression.options import DTYPES, check_options
+from rankwise.files import check_output
+from rankwise.nearest import unknown
+from rankwise.prompting import names
+
+QUANTILE_MODELS = ("linear", "boosting", "forest", "extra-trees", "gaussian", "network")
+QUANTILES = "quantile fit"  # what makes the folders of quantile models
+
+
+def check_compression(
+    model: str,
+    out: Path,
+    *,
+    calibrate_limit: int = 128,
+    test_limit: int = 40,
+    max_length: int = 128,
+    seed: int = 0,
+    dtype: str | None = None,
+    **options: Any,
+) -> None:
+    """Of `rankwise.jobs.compress.compress_model`."""
+    check_options(**options)
+    for name, value, least in (
+        ("calibrate_limit", calibrate_limit, 1),
+        ("test_limit", test_limit, 1),
+        ("max_length", max_length, 2),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least}")
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    check_output(out, made_by="compress", inputs=[model])
+
+
+def check_fit(path: Path, out: Path, *, models: Sequence[str], test_share: float) -> None:
+    """Of `rankwise.jobs.quantile.fit_table`."""
+    check_output(out, made_by=QUANTILES, inputs=[path])
+    if not path.is_file():
+        raise ValueError(f"no such data file: {path}")
+    if not 0 < test_share < 1:
+        raise ValueError(f"test share is {test_share}; between 0 and 1 is accepted")
+    for name in models:
+        if name not in QUANTILE_MODELS:
+            raise unknown("base model", name, QUANTILE_MODELS)
+    if not models or len(set(models)) < len(models):
+        raise ValueError(f"base models are {', '.join(models) or 'none'}; at least one, each once, is accepted")
+
+
+def check_fitted(folder: Path) -> None:
+    """Of `rankwise.jobs.quantile.load_fit`."""
+    if (folder / "columns.skops").exists():
+        raise ValueError(f"{folder} is of an earlier version, which kept objects that may run code: fit again")
+    if not (folder / "model").is_dir():
+        raise ValueError(f"{folder} holds no fit of `rankwise {QUANTILES}`: model is missing")
+
+
+def check_selection(
+    method: str, *, order: str, style: str, max_new_tokens: int, options: Mapping[str, object]
+) -> dict[str, object]:
+    """Of `rankwise.jobs.prompting.prompts_for`; the options that were given."""
+    _known(("method", method, names.SELECTORS), ("order", order, names.ORDERS), ("style", style, names.STYLES))
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}; at least 1 is needed")
+    chosen = {k: v for k, v in options.items() if v is not None and v is not False}
+    if strange := [k for k in chosen if k not in names.SELECTORS[method]]:
+        raise ValueError(f"{method} has no {' and no '.join(strange)}: leave that out")
+    if method == "dq-lore" and "seed" in chosen and "train" not in chosen:
+        raise ValueError("dq-lore draws nothing unless it is trained: leave seed out")
+    return chosen
+
+
+def check_answering(method: str, *, length: str, style: str, samples: int) -> None:
+    """Of `rankwise.jobs.prompting.answers_for`."""
+    _known(("method", method, names.RANKERS), ("length", length, names.LENGTHS), ("style", style, names.STYLES))
+    if samples < 0:
+        raise ValueError(f"samples={samples} must not be negative")
+
+
+def check_comparison(*, distance: str, p_value: str) -> None:
+    """Of `rankwise compare`."""
+    _known(("distance", distance, names.DISTANCES), ("p-value", p_value, names.P_VALUES))
+
+
+def _known(*asked: tuple[str, str, Any]) -> None:
+    for kind, given, accepted in asked:
+        if given not in accepted:
+            raise unknown(kind, given, accepted)
