@@ -114,7 +114,7 @@ def test_bad_input_is_named(run, tmp_path):
         fit_table(folder / "rows.csv", "prize", tmp_path / "x", **FAST)
     with pytest.raises(ValueError, match=r"line 2: column 'town' holds 'a', not|column 'town' holds 'b', not"):
         fit_table(folder / "rows.csv", "town", tmp_path / "x", **FAST)
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="no such data file"):
         fit_table(folder / "absent.csv", "price", tmp_path / "x", **FAST)
     with pytest.raises(ValueError, match="boosting"):
         base_models(["bosting"])
