@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
-from rankwise.parallel import fan_out
+from rankwise.parallel import fan_out, spread_over
 
 
 def square(x):
@@ -56,7 +57,7 @@ def test_no_process_and_no_scheduler_are_refused():
 
 SLOW = """
 import os, sys, time
-from rankwise.parallel import fan_out
+from rankwise.parallel import fan_out, spread_over
 import slow_work
 fan_out(slow_work.wait, [1, 2], jobs=2)
 """
@@ -101,3 +102,28 @@ def test_an_address_without_a_scheduler_is_said():
     pytest.importorskip("dask.distributed")
     with pytest.raises(ValueError, match="no Dask scheduler answers"):
         fan_out(square, [1, 2], scheduler="tcp://127.0.0.1:1")
+
+
+def warns(x):
+    warnings.warn(f"mind {x}", UserWarning, stacklevel=1)
+    return x
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_warnings_of_workers_reach_the_caller(jobs):
+    with pytest.warns(UserWarning, match="mind") as caught:
+        fan_out(warns, [1, 2], jobs=jobs)
+    assert sorted(str(w.message) for w in caught) == ["mind 1", "mind 2"]
+
+
+def pid(_):
+    return os.getpid()
+
+
+def test_a_block_decides_where_runs_go_and_an_argument_decides_otherwise():
+    with spread_over(jobs=2):
+        assert os.getpid() not in fan_out(pid, [1, 2])
+        assert fan_out(pid, [1, 2], jobs=1) == [os.getpid()] * 2
+    assert fan_out(pid, [1, 2]) == [os.getpid()] * 2
+    with pytest.raises(ValueError, match="jobs=0"), spread_over(jobs=0):
+        pass

@@ -7,19 +7,41 @@ again, once. Ctrl-C stops all of them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_where: ContextVar[tuple[int, str | None]] = ContextVar("where", default=(1, None))
+
+
+@contextmanager
+def spread_over(*, jobs: int = 1, scheduler: str | None = None) -> Iterator[None]:
+    """Within the block, every `fan_out` that is not told otherwise runs in so many processes, or on that cluster.
+
+    Examples
+    --------
+    >>> with spread_over(jobs=1):
+    ...     fan_out(abs, [-1, 2])
+    [1, 2]
+    """
+    if jobs == 0:
+        raise ValueError("jobs=0: 1 (in this process), more, or -1 (one a core) are accepted")
+    token = _where.set((jobs, scheduler))
+    try:
+        yield
+    finally:
+        _where.reset(token)
 
 
 def fan_out(
     work: Callable[[Item], Result],
     items: Sequence[Item],
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     scheduler: str | None = None,
     on_done: Callable[[int, Result], None] = lambda at, result: None,
 ) -> list[Result]:
@@ -31,8 +53,8 @@ def fan_out(
         Of a module's top level, so that another process finds it.
     items : sequence
         Picklable.
-    jobs : int
-        Processes at once; 1 runs everything in this one, -1 takes one a core.
+    jobs : int, optional
+        Processes at once; 1 runs everything in this one, -1 takes one a core. `spread_over` decides by default.
     scheduler : str, optional
         Address of a Dask scheduler, e.g. ``tcp://host:8786``, whose workers have rankwise installed and see the same
         files; ``jobs`` is then the scheduler's affair.
@@ -52,6 +74,9 @@ def fan_out(
     >>> fan_out(factorial, [3, 4, 5])
     [6, 24, 120]
     """
+    if jobs is None and scheduler is None:
+        jobs, scheduler = _where.get()
+    jobs = 1 if jobs is None else jobs
     if jobs == 0:
         raise ValueError("jobs=0: 1 (in this process), more, or -1 (one a core) are accepted")
     if scheduler is None and (jobs == 1 or len(items) < 2):
@@ -60,7 +85,9 @@ def fan_out(
     for attempt in (1, 2):
         missing = [(at, item) for at, item in enumerate(items) if at not in done]
         try:
-            for at, result in _parallel(work, missing, jobs, scheduler):
+            for at, result, said in _parallel(work, missing, jobs, scheduler):
+                for message, category in said:
+                    warnings.warn_explicit(message, category, f"item {at}", 1)
                 done[at] = _told(on_done, at, result)
         except Exception as error:
             if attempt == 2 or not _worker_died(error):
@@ -75,7 +102,7 @@ def _told(on_done: Callable[[int, Result], None], at: int, result: Result) -> Re
 
 def _parallel(
     work: Callable[[Item], Result], placed: Iterable[tuple[int, Item]], jobs: int, scheduler: str | None
-) -> Iterator[tuple[int, Result]]:
+) -> Iterator[tuple[int, Result, list[tuple[str, type[Warning]]]]]:
     from joblib import Parallel, delayed
 
     with _backend(scheduler):
@@ -84,8 +111,12 @@ def _parallel(
         yield from pool(calls)
 
 
-def _placed(work: Callable[[Item], Result], at: int, item: Item) -> tuple[int, Result]:
-    return at, work(item)
+def _placed(work: Callable[[Item], Result], at: int, item: Item) -> tuple[int, Result, list[tuple[str, type[Warning]]]]:
+    """The result with the warnings that it gave, which would otherwise stay in the worker."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = work(item)
+    return at, result, [(str(w.message), w.category) for w in caught]
 
 
 @contextmanager

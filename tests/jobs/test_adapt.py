@@ -15,6 +15,8 @@ from rankwise.jobs import tasks
 from rankwise.jobs.adapt import AdaptConfig, Job, spread
 from rankwise.jobs.adapt import job as module
 from rankwise.jobs.adapt.inputs import VERSION
+from rankwise.jobs.adapt.preparation import read_rows
+from rankwise.parallel import spread_over
 from small_models import bert, llama, saved
 
 
@@ -49,7 +51,7 @@ def test_published_adapters_load_with_from_pretrained_and_score_as_the_first_see
     model = PeftModel.from_pretrained(base, out / "adapters" / method).eval()
     trial = next(m for m in results["methods"] if m["name"] == method)["trials"][0]
     job, more = Job(settings, out), str(place / "more.csv")
-    assert job.task.evaluate(model, job.examples[more]) == pytest.approx(trial["scores"][more], abs=1e-5)
+    assert job.ready.task.evaluate(model, job.ready.examples[more]) == pytest.approx(trial["scores"][more], abs=1e-5)
 
 
 # nothing stale is read back
@@ -211,7 +213,7 @@ def test_activations_are_drawn_from_all_rows_and_not_from_the_first(place, tmp_p
     settings = config(place, data=str(tmp_path / "sorted.csv"), methods=["eva"], baseline=False)
     job = Job(settings, tmp_path / "run")
     for seed in (0, 0, 1):
-        job.trial("eva", 2, 1e-3 + len(seen), seed)
+        job.trial("eva", 1e-3 + len(seen), seed)
     first, same, other = (torch.cat(labels) for labels in seen)
     assert len(first) == 512
     assert 0.4 < first.float().mean() < 0.6
@@ -276,13 +278,15 @@ def test_texts_that_are_cut_or_too_short_are_counted(place, tmp_path):
     (tmp_path / "notes.csv").write_text("text,group\n" + "".join(f"{t},{i}\n" for i, t in enumerate(rows)))
     settings = config(place, task="causal-lm", data=str(tmp_path / "notes.csv"), model=str(place / "llama"))
     job = Job(settings, tmp_path / "run")
-    told = sum(len(e) for e in job.examples.values())
+    told = sum(len(e) for e in job.ready.examples.values())
     assert told == len(rows) - 1
     cut = [
-        int(n.split(": ")[1].split(" of ")[0]) for n in job.notes if n.endswith("texts are longer than 12 tokens: cut")
+        int(n.split(": ")[1].split(" of ")[0])
+        for n in job.ready.notes
+        if n.endswith("texts are longer than 12 tokens: cut")
     ]
     assert sum(cut) == sum(3 + i > 12 for i in range(60))
-    assert sum("have one token only and are left out" in n for n in job.notes) == 1
+    assert sum("have one token only and are left out" in n for n in job.ready.notes) == 1
 
 
 def test_chats_are_trained_on_in_the_models_template(place, tmp_path):
@@ -290,13 +294,13 @@ def test_chats_are_trained_on_in_the_models_template(place, tmp_path):
     (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": c}) for c in chats))
     settings = config(place, task="causal-lm", data=str(tmp_path / "chats.jsonl"), model=str(place / "llama"))
     job = Job(settings, tmp_path / "run")
-    texts = {t for part in job.inputs.parts.values() for t in part.texts}
+    texts = {t for part in job.ready.inputs.parts.values() for t in part.texts}
     assert texts == {f"user : film {i} assistant : great" for i in range(40)}
-    assert job.about("lora").chat
+    assert job.ready.about("lora").chat
     no_template = saved(llama(), tmp_path / "plain")
     (no_template / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"chats\.jsonl, line 1: column 'messages': .*plain has no chat template"):
-        _ = Job(settings.model_copy(update={"model": str(no_template)}), tmp_path / "b").inputs
+        read_rows(settings.model_copy(update={"model": str(no_template)}))
 
 
 def test_text_to_label_runs_from_data_to_scores(place, tmp_path):
@@ -348,7 +352,7 @@ def test_settings_of_projected_steps_reach_the_optimiser(place, tmp_path, monkey
     options = {"projection_rank": 3, "update_gap": 7, "scale": 2.5, "rest": 0.5, "active_layers": 1, "interval": 9}
     job = Job(config(place, methods=["owlore"], baseline=False, **options), tmp_path / "run")
     with pytest.raises(ZeroDivisionError):
-        job.trial("owlore", 0, 1e-3, 0)
+        job.trial("owlore", 1e-3, 0)
     (p,) = told
     assert (p.rank, p.update_gap, p.scale, p.rest, p.active, p.interval) == (3, 7, 2.5, 0.5, 1, 9)
 
@@ -369,3 +373,16 @@ def test_bad_input_leaves_no_folder(place, tmp_path):
 
 def test_spread_of_one_value_has_no_deviation():
     assert spread([0.5]) == {"mean": 0.5, "std": 0.0, "min": 0.5, "max": 0.5, "n": 1}
+
+
+def test_trials_in_other_processes_give_the_same_numbers(place, tmp_path):
+    settings = config(place, methods=["lora", "bitfit"], seeds=2, baseline=False, steps=2)
+    told = []
+    one = Job(settings, tmp_path / "one").run()
+    with spread_over(jobs=2):
+        many = Job(settings, tmp_path / "many", on_event=lambda *event: told.append(event)).run()
+    for a, b in zip(one["methods"], many["methods"], strict=True):
+        assert a["scores"] == b["scores"]
+        assert a["grid"] == b["grid"]
+        assert [t["loss_curve"] for t in a["trials"]] == [t["loss_curve"] for t in b["trials"]]
+    assert len({e[0] for e in told if e[1] == "done"}) == len(list((tmp_path / "many" / "trials").iterdir()))

@@ -40,8 +40,8 @@ def test_an_adapters_folder_alone_predicts_as_the_trained_model_did(finished, mo
     out, settings, _ = finished
     job = Job(settings, out)
     torch.manual_seed(0)
-    trained = load_adapted(job.fresh_model(), out / "adapters" / method)
-    expected = logits(trained, job.tokenizer).softmax(-1).max(-1)
+    trained = load_adapted(job.ready.fresh_model(), out / "adapters" / method)
+    expected = logits(trained, job.ready.task.tokenizer).softmax(-1).max(-1)
     found = answers(load_trained(moved / method), TEXTS)
     assert [a["label"] for a in found] == [["neg", "pos"][i] for i in expected.indices]
     assert [a["probability"] for a in found] == pytest.approx(expected.values.tolist(), rel=1e-5)

@@ -9,6 +9,7 @@ from peft import PeftModel
 
 from rankwise.data import speech
 from rankwise.jobs.adapt import AdaptConfig, Job
+from rankwise.jobs.adapt.preparation import read_rows
 from rankwise.jobs.serving import answers, export_merged, export_plain, load_adapter, load_trained
 from rankwise.jobs.speech import SpeechTask
 from rankwise.models import load, load_processor
@@ -175,8 +176,8 @@ def test_bad_recordings_end_the_job_or_are_counted(tmp_path):
         Job(AdaptConfig(**config), tmp_path / "out").run()
     assert not (tmp_path / "out").exists()
     job = Job(AdaptConfig(**config, skip_bad=True), tmp_path / "out")
-    assert sum(len(e) for e in job.examples.values()) > 10
-    assert any("skipped 2 of 32 rows" in n for n in job.notes)
+    assert sum(len(e) for e in job.ready.examples.values()) > 10
+    assert any("skipped 2 of 32 rows" in n for n in job.ready.notes)
 
 
 def test_a_transcript_that_the_decoder_has_no_room_for_is_named_before_anything_is_trained(task, tmp_path):
@@ -192,7 +193,7 @@ def test_a_transcript_that_the_decoder_has_no_room_for_is_named_before_anything_
         Job(AdaptConfig(**config), tmp_path / "out").run()
     assert not (tmp_path / "out").exists()
     job = Job(AdaptConfig(**config, skip_bad=True), tmp_path / "out")
-    assert any("skipped 1 of 41 rows" in n for n in job.inputs.notes)
+    assert any("skipped 1 of 41 rows" in n for n in job.ready.inputs.notes)
 
 
 def test_own_manifests_for_training_and_test(task, tmp_path):
@@ -202,9 +203,9 @@ def test_own_manifests_for_training_and_test(task, tmp_path):
         rows = [f"a.wav,Sentence number {i} of {name}." for i in range(n)]
         (tmp_path / name / "manifest.csv").write_text("path,text\n" + "\n".join(rows))
     config = AdaptConfig(task="asr", train=str(tmp_path / "train"), test=str(tmp_path / "test/manifest.csv"))
-    inputs = Job(config, tmp_path / "out").inputs
+    inputs = read_rows(config)
     assert len(inputs.tests[str(tmp_path / "test/manifest.csv")]) == 3
     assert len(inputs.train) + len(inputs.validation) == 30
     before = inputs.contents["train"]
     soundfile.write(tmp_path / "train/a.wav", 0.3 * np.sin(np.arange(8000) / 9), 16_000)
-    assert Job(config, tmp_path / "out").inputs.contents["train"] != before  # recordings count by content
+    assert read_rows(config).contents["train"] != before  # recordings count by content

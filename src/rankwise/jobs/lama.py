@@ -23,11 +23,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def lama_variants() -> tuple[str, ...]:
-    """Names that ``rankwise adapt --model`` takes: LAMA, and the baselines it is compared with."""
-    return tuple(VARIANTS)
-
-
 def build_lama(name: str, *, num_labels: int) -> LamaClassifier:
     """A new classifier (weights drawn from the current random state) on MiniLM's word embeddings."""
     import torch

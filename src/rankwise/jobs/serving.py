@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import nn
 
 from rankwise import compression
+from rankwise.compression.options import DTYPES
 from rankwise.data import read_audio
 from rankwise.files import amended, whole_folder
 from rankwise.jobs.adapt.adapters import (
@@ -31,9 +32,7 @@ from rankwise.jobs.adapt.adapters import (
     with_labels,
     write_about,
 )
-from rankwise.jobs.adapt.inputs import base_of
-from rankwise.jobs.compress import DTYPES
-from rankwise.jobs.lama import build_lama, lama_variants
+from rankwise.jobs.models import UNTRAINED, base_of, fresh
 from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import Task, TextTask
 from rankwise.models import load, load_processor, load_tokenizer
@@ -91,12 +90,11 @@ def load_trained(folder: Path, *, model: str | None = None) -> Trained:
 def _whole_or_adapted(folder: Path, about: About, model: str | None) -> nn.Module:
     labels = 1 if about.task == "regression" else len(about.labels) or 2
     kind = "causal-lm" if about.task in ("causal-lm", "text-to-label") else "classification"
-    if (folder / "config.json").is_file() and about.base not in lama_variants():
+    if (folder / "config.json").is_file() and about.base not in UNTRAINED:
         return with_labels(load(str(folder), task=kind, num_labels=labels), about)
     base = checked_base(folder, about, model)
-    lama = about.base in lama_variants()
-    fresh = build_lama(about.base, num_labels=labels) if lama else load(base, task=kind, num_labels=labels)
-    return with_labels(load_adapted(fresh, folder), about)
+    made = fresh(about.base, task=about.task, num_labels=labels, source=base)
+    return with_labels(load_adapted(made, folder), about)
 
 
 # predicting
@@ -197,7 +195,7 @@ def export_merged(adapter: Path, out: Path, *, model: str | None = None, dtype: 
             merged = load_adapted(load(checked_base(adapter, about, model), task="asr"), adapter)
     else:
         merged = load_adapter(adapter, model=model).merge_and_unload(safe_merge=True)
-    merged.to(DTYPES[dtype])
+    merged.to(getattr(torch, dtype))
     for name, p in merged.named_parameters():
         if not torch.isfinite(p).all():
             raise ValueError(f"{name} is not finite in {dtype}: nothing is written")

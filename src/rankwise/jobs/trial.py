@@ -95,6 +95,11 @@ class TrialResult:
     ranks: dict[str, int] = field(default_factory=dict)
     mass: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """What it is called while it runs."""
+        return f"{self.method} lr={self.learning_rate:g} seed={self.seed}"
+
     def as_dict(self) -> dict:
         """All fields, for JSON."""
         return {**asdict(self), "cost": self.cost.as_dict()}

@@ -97,9 +97,9 @@ def attention_parameters(model: LamaClassifier) -> int:
 @torch.no_grad()
 def _heads_apart(job: Job) -> float:
     """Mean Jensen-Shannon distance between the heads of a trained LAMA, over test snippets."""
-    model = load_adapted(job.fresh_model(), job.out / "adapters" / "full").eval()
+    model = load_adapted(job.ready.fresh_model(), job.out / "adapters" / "full").eval()
     distances = []
-    for batch in batches(job.task, job.examples["sentiment:movies"][:200], 32):
+    for batch in batches(job.ready.task, job.ready.examples["sentiment:movies"][:200], 32):
         batch.pop("labels")
         distances.append(head_distance(model(**batch).attentions[0]))
     return float(torch.cat(distances).mean())

@@ -190,13 +190,13 @@ def permuted_scores(job: Job, entry: dict) -> list[float]:
     for t in entry["trials"]:
         folder = job.trial_folder("s2lora", t["learning_rate"], t["seed"])
         torch.manual_seed(t["seed"])
-        model = load_adapted(job.fresh_model(), folder / "adapter")
+        model = load_adapted(job.ready.fresh_model(), folder / "adapter")
         layers = [m for m in model.modules() if isinstance(m, S2LoraLayer)]
         values = [m.s2lora_lambda["default"].clone() for m in layers]
         order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(t["seed"]))
         for layer, i in zip(layers, order.tolist(), strict=True):
             layer.s2lora_lambda["default"].copy_(values[i])
-        scores.append(job.task.evaluate(model, job.examples[job.tests[0]])["score"])
+        scores.append(job.ready.task.evaluate(model, job.ready.examples[job.ready.tests[0]])["score"])
     return scores
 
 

@@ -21,16 +21,15 @@ What people get wrong: base predictions of rows the base was fitted on. Everythi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
-from rich.progress import track
+from rich.progress import Progress
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
@@ -46,6 +45,7 @@ from rankwise.distributions.quantiles.metrics import symmetric_pairs, weighted_i
 from rankwise.distributions.quantiles.noncrossing import WAYS, monotone
 from rankwise.distributions.seeds import seed_of
 from rankwise.nearest import unknown
+from rankwise.parallel import fan_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,6 +103,7 @@ class QuantileAggregator(BaseEstimator):
         Folder where fits of bases and their out-of-fold predictions are kept as arrays: those of kinds that
         `quantile_saved` keeps, by their parameters and the data's content. Others are fitted anew.
     n_jobs : int, optional
+        Processes for the fits of bases, see `rankwise.parallel.fan_out`; what they find is the same.
     random_state : int or None
     verbose : bool
         Show how many fits are done.
@@ -324,7 +325,7 @@ class QuantileAggregator(BaseEstimator):
             warnings.warn(f"base model {name} is left out: {why}", stacklevel=3)
         self.names_ = left
         used = [e for name, e in named if name in left]
-        self.bases_: list[Any] = [kept.fitted(e) for e in self._tracked(used, "on all rows", len(used))]
+        self.bases_: list[Any] = self._tracked(_fitted, [(kept, e) for e in used], "on all rows")
         self.scaler_ = StandardScaler().fit(X)
         self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std())
         self.losses_, self.net_ = self._train(self._x(X), self._y(B), self._y(y), tau)
@@ -338,11 +339,9 @@ class QuantileAggregator(BaseEstimator):
         """Base quantiles ``(n, p, m)`` of rows their fold's model did not see, and what failed (not kept)."""
         folds = list(KFold(self.cv, shuffle=True, random_state=self.seed_).split(X))
         jobs = [(name, e, train, test) for name, e in named for train, test in folds]
-        done: Any = Parallel(n_jobs=self.n_jobs, return_as="generator")(
-            delayed(_attempted)(kept, e, train, test) for _, e, train, test in jobs
-        )
+        done = self._tracked(_attempted, [(kept, e, train, test) for _, e, train, test in jobs], "out of fold")
         out, failures = {name: np.empty((len(y), len(tau))) for name, _ in named}, {}
-        for (name, _, _, test), found in zip(jobs, self._tracked(done, "out of fold", len(jobs)), strict=True):
+        for (name, _, _, test), found in zip(jobs, done, strict=True):
             if isinstance(found, str):
                 failures[name] = found
             else:
@@ -350,8 +349,10 @@ class QuantileAggregator(BaseEstimator):
         fine = [q for name, q in out.items() if name not in failures]
         return (np.stack(fine, 1) if fine else np.empty((len(y), 0, len(tau)))), failures
 
-    def _tracked(self, fits: Iterable[Any], where: str, total: int) -> Iterable[Any]:
-        return track(fits, f"base models {where}", total, disable=not self.verbose, transient=True)
+    def _tracked(self, work: Callable[[Any], Any], fits: list[Any], where: str) -> list[Any]:
+        with Progress(*Progress.get_default_columns(), disable=not self.verbose, transient=True) as bars:
+            bar = bars.add_task(f"base models {where}", total=len(fits))
+            return fan_out(work, fits, jobs=self.n_jobs, on_done=lambda at, found: bars.advance(bar))
 
     def _x(self, X: Array) -> Tensor:
         return torch.as_tensor(self.scaler_.transform(X), dtype=torch.float32)
@@ -497,7 +498,13 @@ def _named(estimators: Sequence[Any] | None) -> list[tuple[str, Any]]:
     return out
 
 
-def _attempted(kept: Kept, e: Any, train: Rows, test: Rows) -> Array | str:
+def _fitted(asked: tuple[Kept, Any]) -> Any:
+    kept, e = asked
+    return kept.fitted(e)
+
+
+def _attempted(asked: tuple[Kept, Any, Rows, Rows]) -> Array | str:
+    kept, e, train, test = asked
     try:
         q = kept.predicted(e, train, test)
     except Exception as error:  # any base may fail in its own way: it is named

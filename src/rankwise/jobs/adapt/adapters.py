@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rankwise.files import check_output, write_json
 from rankwise.jobs.adapt.config import WITH_CLASSES
-from rankwise.jobs.adapt.inputs import base_of
+from rankwise.jobs.models import base_of
 from rankwise.models.names import check_own_files, located, model_fingerprint
 from rankwise.nearest import unknown
 from rankwise.reading import matching, read_json, read_tensors, tensor_shapes

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rankwise.data.corpus import BUILT_IN
-from rankwise.jobs.lama import LAMA_RATES, lama_variants
 from rankwise.jobs.methods import METHODS, method, parse_budget
+from rankwise.jobs.models import UNTRAINED
 
 # what a task starts from where the user names nothing else
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -111,8 +111,8 @@ class AdaptConfig(BaseModel):
             return given
         if given.get("optimizer", "adamw") != "adamw" and "methods" not in given:
             given = {"methods": [given["optimizer"]], "baseline": False, **given}
-        if str(given.get("model", "")) in lama_variants():
-            given = {"methods": ["full"], "baseline": False, "learning_rates": {"full": LAMA_RATES}, **given}
+        if (own := UNTRAINED.get(str(given.get("model", "")))) is not None:
+            given = {"methods": ["full"], "baseline": False, "learning_rates": {"full": own.learning_rates}, **given}
         if given.get("train") is not None:
             given = {"data": None, **given}
         return {**DEFAULTS[given.get("task", "classification")], **given}
@@ -209,7 +209,7 @@ _NEEDS: dict[str, tuple[Callable[[AdaptConfig], bool], str]] = {
     "active_layers": (_trains_by("owlore", "lisa"), "owlore or lisa"),
     "interval": (_trains_by("owlore", "lisa"), "owlore or lisa"),
     "label_prompt": (lambda c: c.task == "text-to-label", "the task text-to-label"),
-    "dropout": (lambda c: c.model not in lama_variants(), "a pretrained model"),
+    "dropout": (lambda c: c.model not in UNTRAINED, "a pretrained model"),
     "max_length": (lambda c: not _speech(c), "a task on texts"),
     "text_column": (_reads_a_file, "a data file"),
     "label_column": (lambda c: _reads_a_file(c) and (c.task in (*WITH_CLASSES, "regression")), "a file with labels"),

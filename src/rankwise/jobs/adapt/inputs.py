@@ -14,7 +14,7 @@ from rankwise.data import Corpus
 from rankwise.data.corpus import BUILT_IN, TEST, VALIDATION
 from rankwise.files import check_claim
 from rankwise.jobs.adapt.config import WITH_CLASSES, AdaptConfig
-from rankwise.jobs.lama import lama_variants
+from rankwise.jobs.models import base_of
 from rankwise.models.names import BUNDLED, check_model, check_own_files, located, model_fingerprint
 
 VERSION = 2  # of what decides a result besides configuration and data: the order of examples, samples, scores
@@ -115,11 +115,6 @@ def told(config: AdaptConfig, inputs: Inputs | None, **more: Any) -> dict[str, A
     if base in BUNDLED or Path(located(base)).is_dir():
         decided["content of the model"] = model_fingerprint(base)
     return decided
-
-
-def base_of(model: str) -> str:
-    """The pretrained model behind a name: MiniLM for models that are made of its word embeddings."""
-    return "minilm" if model in lama_variants() else model
 
 
 def check_early(config: AdaptConfig, out: Path) -> Inputs | None:

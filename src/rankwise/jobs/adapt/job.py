@@ -19,48 +19,36 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from rankwise import data as corpora
 from rankwise.events import OnEvent, environment
-from rankwise.files import MARKER, check_claim, claimed, whole_folder, write_json, write_text
-from rankwise.jobs.adapt.adapters import About, load_adapted, save_adapted, with_labels, write_about
+from rankwise.files import MARKER, check_claim, claimed, fingerprint, whole_folder, write_json, write_text
+from rankwise.jobs.adapt.adapters import load_adapted, save_adapted, write_about
 from rankwise.jobs.adapt.config import ZERO_SHOT, AdaptConfig
-from rankwise.jobs.adapt.inputs import Inputs, base_of, chat_of, read_inputs, told
-from rankwise.jobs.lama import build_lama, lama_variants
-from rankwise.jobs.methods import Projection, affordable_rank, method, parse_budget
+from rankwise.jobs.adapt.inputs import Inputs, told
+from rankwise.jobs.adapt.preparation import Prepared, prepare
+from rankwise.jobs.methods import Projection, method
+from rankwise.jobs.models import base_of
 from rankwise.jobs.speech import SpeechTask
-from rankwise.jobs.tasks import Example, Task, TextTask, batches, check_lengths, sample
+from rankwise.jobs.tasks import TextTask, batches, sample
 from rankwise.jobs.trial import Training, TrialResult, build, describe, set_seed, train
-from rankwise.ledger import count_parameters
-from rankwise.models import load, load_tokenizer, model_fingerprint, target_modules
+from rankwise.models import model_fingerprint
 from rankwise.models.loading import quiet_loading
 from rankwise.models.names import check_own_files
-from rankwise.models.whisper import shorten
+from rankwise.parallel import fan_out
 from rankwise.reading import read_json
 
 SCHEMA = 1
 VALIDATION_CURVE_ROWS = 200  # of a validation loss taken during training; the choice of learning rate uses all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is trained: adapted layers, the model's parameters, those allowed, and each method's rank."""
-
-    targets: list[str]
-    total: int
-    budget: int
-    ranks: dict[str, int]
 
 
 class Job:
@@ -84,115 +72,17 @@ class Job:
         self.config, self.out, self.on_event = config, Path(out), on_event or (lambda *_: None)
         self.process = PartialState(cpu=not torch.cuda.is_available())  # without it, processes on CPUs would not meet
         self.precision = config.precision if config.precision != "auto" else _fastest_precision()
-        self.notes: list[str] = []  # what the user should know of the data
-        if inputs is not None:
-            self.inputs = inputs
+        self._inputs = inputs
+        self._announced: set[str] = set()  # trials
 
-    # what the trials share, made once
-
-    @cached_property
-    def inputs(self) -> Inputs:
-        """The rows of every part."""
-        c = self.config
-        if c.task != "asr":
-            return read_inputs(c, chat=partial(chat_of, c.model))
-        speech = self.speech
-        return read_inputs(c, normalize=speech.normalize, check=speech.check, skip_bad=c.skip_bad)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For a worker: it prepares once, whatever number of trials it is given."""
+        return _in_worker, (self.config, self.out.resolve(), self.ready.inputs)
 
     @cached_property
-    def speech(self) -> SpeechTask:
-        """The task of a job on speech; it is needed to read the data."""
-        return SpeechTask.of(self.config.model, language=self.config.language)
-
-    @cached_property
-    def task(self) -> Task:
-        """How rows become batches and outputs scores."""
-        c = self.config
-        if c.task == "asr":
-            return self.speech
-        names = tuple(self.inputs.label_names)
-        if c.task == "text-to-label" and not names:
-            raise ValueError(f"{c.source} has no label names to answer with")
-        return TextTask(
-            kind=c.task, tokenizer=self.tokenizer, max_length=c.max_length, label_names=names, question=c.label_prompt
-        )
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's, or MiniLM's for models that are made of its word embeddings."""
-        return load_tokenizer(base_of(self.config.model))
-
-    @cached_property
-    def examples(self) -> dict[str, list[Example]]:
-        """Encoded rows: ``train``, ``validation``, and every test corpus by name (the first is in-domain)."""
-        encoded = {name: self.task.encode(part) for name, part in self.inputs.parts.items()}
-        notes = list(self.inputs.notes)
-        for name, rows in encoded.items():
-            given = len(self.inputs.parts[name])
-            if not rows:
-                raise ValueError(
-                    f"{name}: none of its {given} texts has two tokens; there is nothing to learn or score"
-                )
-            if len(rows) < given:
-                notes.append(f"{name}: {given - len(rows)} of {given} texts have one token only and are left out")
-            if cut := sum(bool(e.get("cut")) for e in rows):
-                notes.append(f"{name}: {cut} of {len(rows)} texts are longer than {self.config.max_length} tokens: cut")
-        self.notes = list(dict.fromkeys(notes))
-        return encoded
-
-    @property
-    def tests(self) -> list[str]:
-        """Names of the test corpora."""
-        return list(self.inputs.tests)
-
-    @cached_property
-    def plan(self) -> Plan:
-        """Targets and ranks under the budget; raises before anything is trained."""
-        model, methods = self.fresh_model(), self.config.all_methods
-        if isinstance(self.task, TextTask):
-            for rows in self.examples.values():
-                check_lengths(self.task, model, rows)
-        adapters = any(method(m).config is not None for m in methods)
-        targets = target_modules(model, self.config.target) if adapters else []
-        total = count_parameters(getattr(model, str(model.base_model_prefix), model))
-        budget = parse_budget(self.config.budget, total)
-        ranks = {m: affordable_rank(m, budget, model, targets) for m in methods}
-        return Plan(targets=targets, total=total, budget=budget, ranks=ranks)
-
-    def fresh_model(self) -> nn.Module:
-        """The pretrained model with a new head (drawn from the current random state)."""
-        c = self.config
-        if c.task == "asr":
-            model: nn.Module = shorten(load(c.model, task="asr", dropout=c.dropout), stride=c.silence_stride)
-        else:
-            kind = "causal-lm" if c.task in ("causal-lm", "text-to-label") else "classification"
-            labels = 1 if c.task == "regression" else max(len(self.inputs.label_names), 2)
-            if c.model in lama_variants():
-                if kind != "classification":
-                    raise ValueError(f"{c.model} classifies: its task is classification or regression, not {c.task}")
-                model = build_lama(c.model, num_labels=labels)
-            else:
-                model = load(c.model, task=kind, num_labels=labels, dropout=c.dropout)
-        model.name_or_path = c.model  # type: ignore[assignment]  (an adapter keeps it: it holds on other machines)
-        return with_labels(model, self.about(""))
-
-    def about(self, name: str) -> About:
-        """What is to be known of a method's adapter when it is used."""
-        c = self.config
-        return About(
-            task=c.task,
-            method=name,
-            base=c.model,
-            base_content=model_fingerprint(base_of(c.model), weights_only=True),
-            labels=self.inputs.label_names,
-            max_length=c.max_length,
-            question=c.label_prompt if c.task == "text-to-label" else "",
-            text_column=c.text_column,
-            audio_column=c.audio_column,
-            chat=self.inputs.train.chat,
-            language=c.language,
-            silence_stride=c.silence_stride if c.task == "asr" else 1,
-        )
+    def ready(self) -> Prepared:
+        """What all trials share; everything that can be wrong with the input is said when it is first asked for."""
+        return prepare(self.config, inputs=self._inputs)
 
     # the job
 
@@ -200,23 +90,23 @@ class Job:
         """All trials, then ``results.json``; returns its content."""
         check_claim(self.out, made_by="adapt", told=told(self.config, None))
         check_own_files(base_of(self.config.model))
-        plan, examples = self.plan, self.examples  # everything that can be wrong with the input is said here
+        ready = self.ready
         with self._claimed():
             if self.process.is_main_process:
                 write_text(self.out / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
             zero_shot = self._zero_shot() if self.config.task in ZERO_SHOT else None
-            methods = [self._compare(name, plan.ranks[name]) for name in self.config.all_methods]
+            methods = self._compare()
             results = {
                 "schema": SCHEMA,
                 "config": self.config.model_dump(),
                 "environment": environment(self.precision, self.process.num_processes),
-                "model": {"name": self.config.model, "parameters": plan.total, "targets": plan.targets},
-                "budget": plan.budget,
-                "in_domain": self.tests[0],
-                "out_of_domain": self.tests[1:],
-                "examples": {n: len(e) for n, e in examples.items()},
-                "splits": self.inputs.splits,
-                "notes": self.notes,
+                "model": {"name": self.config.model, "parameters": ready.plan.total, "targets": ready.plan.targets},
+                "budget": ready.plan.budget,
+                "in_domain": ready.tests[0],
+                "out_of_domain": ready.tests[1:],
+                "examples": {n: len(e) for n, e in ready.examples.items()},
+                "splits": ready.inputs.splits,
+                "notes": list(ready.notes),
                 "methods": methods,
             }
             if zero_shot is not None:
@@ -233,7 +123,7 @@ class Job:
 
         settings = told(
             self.config,
-            self.inputs,
+            self.ready.inputs,
             **{"content of the model": model_fingerprint(base_of(self.config.model))},
             **{"precision used": self.precision, "processes": self.process.num_processes},
         )
@@ -250,24 +140,52 @@ class Job:
                 raise refused[0]
             yield
 
-    def _compare(self, name: str, rank: int) -> dict:
-        """One method: the grid on the first seed, then the other seeds at the best learning rate."""
-        grid = self.config.learning_rates.get(name, list(method(name).grid(self.config.task)))
-        first = [self.trial(name, rank, lr, 0) for lr in grid]
-        done = [t for t in first if t.status == "done"]
+    def _compare(self) -> list[dict]:
+        """Every method's grid on the first seed, then the other seeds at its best learning rate, then the tests."""
+        c, names = self.config, self.config.all_methods
+        grids = {m: c.learning_rates.get(m, list(method(m).grid(c.task))) for m in names}
+        first = self._trained([(m, lr, 0) for m in names for lr in grids[m]])
+        best: dict[str, TrialResult] = {}
+        for m in names:
+            done = [t for t in first if t.method == m and t.status == "done"]
+            if done:
+                best[m] = max(done, key=lambda t: (t.scores["validation"]["score"], -t.learning_rate))
+        more = self._trained([(m, best[m].learning_rate, s) for m in best for s in range(1, c.seeds)])
+        tested = self._each(_test, [t for m in best for t in (best[m], *(t for t in more if t.method == m))])
+        return [
+            self._entry(m, [t for t in first if t.method == m], best.get(m), [t for t in tested if t.method == m])
+            for m in names
+        ]
+
+    def _trained(self, asked: list[tuple[str, float, int]]) -> list[TrialResult]:
+        return self._each(_train, asked)
+
+    def _each(self, work: Callable[[tuple[Job, Any]], TrialResult], asked: list[Any]) -> list[TrialResult]:
+        """``work`` of every item, in this process or in several: each draws from a seed of its own."""
+        here = [(self, item) for item in asked]
+        if self.process.num_processes > 1:  # they train each trial together
+            return [work(item) for item in here]
+        return fan_out(work, here, on_done=self._told)
+
+    def _told(self, at: int, result: TrialResult) -> None:
+        """What another process finished is announced by this one."""
+        label = result.label
+        if label not in self._announced:
+            self._announced.add(label)
+            self.on_event(label, result.status, self.config.steps, self.config.steps, float("nan"))
+
+    def _entry(self, name: str, first: list[TrialResult], best: TrialResult | None, trials: list[TrialResult]) -> dict:
+        """What the results say of a method; its adapter is published."""
         entry = {
             "name": name,
             "title": method(name).title,
-            "rank": rank,
+            "rank": self.ready.plan.ranks[name],
             "grid": [
                 {"learning_rate": t.learning_rate, **t.scores.get("validation", {}), "status": t.status} for t in first
             ],
         }
-        if not done:
+        if best is None:
             return {**entry, "status": "diverged", "message": first[0].message, "trials": []}
-        best = max(done, key=lambda t: (t.scores["validation"]["score"], -t.learning_rate))
-        trials = [best, *(self.trial(name, rank, best.learning_rate, s) for s in range(1, self.config.seeds))]
-        trials = [self._tested(t) for t in trials]
         good = [t for t in trials if t.status == "done"]
         if self.process.is_main_process:
             self._publish(name, best)
@@ -279,7 +197,7 @@ class Job:
             "status": "done" if len(good) == len(trials) else "partly diverged",
             "message": "; ".join(t.message for t in trials if t.message),
             "learning_rate": best.learning_rate,
-            "scores": {n: spread([t.scores[n]["score"] for t in good]) for n in ["validation", *self.tests]},
+            "scores": {n: spread([t.scores[n]["score"] for t in good]) for n in ["validation", *self.ready.tests]},
             "cost": good[0].cost.as_dict(),
             "seconds": spread([t.cost.seconds for t in good]),
             "trials": [t.as_dict() for t in trials],
@@ -289,26 +207,29 @@ class Job:
         """Where one training run lives."""
         return self.out / "trials" / f"{name}-lr{lr!r}-seed{seed}"  # all digits: two rates are two folders
 
-    def trial(self, name: str, rank: int, lr: float, seed: int) -> TrialResult:
+    def trial(self, name: str, lr: float, seed: int) -> TrialResult:
         """Train once and score on validation; a finished trial is read back."""
         folder = self.trial_folder(name, lr, seed)
+        result = TrialResult(method=name, learning_rate=lr, seed=seed, rank=self.ready.plan.ranks[name])
+        label = result.label
+        self._announced.add(label)
         if (folder / "result.json").exists():
             return TrialResult.from_dict(read_json(folder / "result.json"))
-        c, result = self.config, TrialResult(method=name, learning_rate=lr, seed=seed, rank=rank)
-        label, examples = f"{name} lr={lr:g} seed={seed}", self.examples
+        c, ready = self.config, self.ready
+        examples = ready.examples
         self.on_event(label, "start", 0, c.steps, float("nan"))
         set_seed(seed)
-        model = self.fresh_model()
+        model = ready.fresh_model()
         try:
-            model = self._adapted(model, name, rank, seed, result)
-            result.cost.total_parameters = self.plan.total
+            model = self._adapted(model, name, result.rank, seed, result)
+            result.cost.total_parameters = ready.plan.total
             train(
                 model,
                 examples["train"],
                 training=self.training,
                 learning_rate=lr,
                 seed=seed,
-                task=self.task,
+                task=ready.task,
                 folder=folder,
                 result=result,
                 on_step=lambda step, steps, loss: self.on_event(label, "train", step, steps, loss),
@@ -317,11 +238,11 @@ class Job:
             )
             describe(model, result)
             bf16 = self.precision == "bf16"
-            result.scores["validation"] = self.task.evaluate(model, examples["validation"], bf16=bf16)
+            result.scores["validation"] = self.ready.task.evaluate(model, examples["validation"], bf16=bf16)
             if not math.isfinite(result.scores["validation"]["loss"]):
                 raise FloatingPointError("the validation loss is not finite")
         except FloatingPointError as error:
-            result.status, result.message = "diverged", f"{name} lr={lr:g} seed={seed}: {error}"
+            result.status, result.message = "diverged", f"{label}: {error}"
         self._save(folder, model, result)
         self.on_event(label, result.status, c.steps, c.steps, float("nan"))
         return result
@@ -347,14 +268,15 @@ class Job:
         )
 
     def _adapted(self, model: nn.Module, name: str, rank: int, seed: int, result: TrialResult) -> nn.Module:
-        c, start, rows = self.config, time.perf_counter(), self.examples["train"]
+        c, ready, start = self.config, self.ready, time.perf_counter()
+        rows = ready.examples["train"]
         if elsewhere := method(name).initialise_on:
-            rows = self.task.encode(corpora.load(elsewhere, task=c.task).split().train.head(c.train_limit))
+            rows = ready.task.encode(corpora.load(elsewhere, task=c.task).split().train.head(c.train_limit))
         # activations are seen in the order given, and files are often sorted
         rows = sample(rows, len(rows), seed=seed)[self.process.process_index :: self.process.num_processes]
-        loader = batches(self.task, rows, max(1, 32 // self.process.num_processes))
-        targets = self.plan.targets
-        model = build(model, name, rank=rank, targets=targets, steps=c.steps, task=self.task, data=loader)
+        loader = batches(ready.task, rows, max(1, 32 // self.process.num_processes))
+        targets = ready.plan.targets
+        model = build(model, name, rank=rank, targets=targets, steps=c.steps, task=ready.task, data=loader)
         result.cost.setup_seconds = time.perf_counter() - start
         return model
 
@@ -369,19 +291,19 @@ class Job:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         self.process.wait_for_everyone()
 
-    def _tested(self, result: TrialResult) -> TrialResult:
+    def tested(self, result: TrialResult) -> TrialResult:
         """Score the test corpora once, from the saved adapter; the scores join the trial's result."""
-        missing = [n for n in self.tests if n not in result.scores]
+        missing = [n for n in self.ready.tests if n not in result.scores]
         if result.status != "done" or not missing:
             return result
         folder = self.trial_folder(result.method, result.learning_rate, result.seed)
-        label = f"{result.method} lr={result.learning_rate:g} seed={result.seed}"
+        label = result.label
         set_seed(result.seed)
-        model = load_adapted(self.fresh_model(), folder / "adapter")
+        model = load_adapted(self.ready.fresh_model(), folder / "adapter")
         for name in missing:
             self.on_event(label, f"score {name}", self.config.steps, self.config.steps, float("nan"))
             bf16 = self.precision == "bf16"
-            result.scores[name] = self.task.evaluate(model, self.examples[name], bf16=bf16)
+            result.scores[name] = self.ready.task.evaluate(model, self.ready.examples[name], bf16=bf16)
         self.process.wait_for_everyone()
         if self.process.is_main_process:
             write_json(folder / "result.json", result.as_dict())
@@ -395,26 +317,47 @@ class Job:
         if done or not source.is_dir():
             return
         with quiet_loading(), whole_folder(target, made_by="adapt", told=trial) as draft:
-            if method(name).whole_model and not isinstance(self.task, SpeechTask):
+            if method(name).whole_model and not isinstance(self.ready.task, SpeechTask):
                 set_seed(best.seed)
-                load_adapted(self.fresh_model(), source).save_pretrained(draft)  # type: ignore[operator]
+                load_adapted(self.ready.fresh_model(), source).save_pretrained(draft)  # type: ignore[operator]
             else:
                 shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MARKER))
-            task = self.task
-            tokens = task.processor if isinstance(task, SpeechTask) else self.tokenizer
-            write_about(draft, self.about(name), tokens)
+            task = self.ready.task
+            tokens = task.processor if isinstance(task, SpeechTask) else cast(TextTask, task).tokenizer
+            write_about(draft, self.ready.about(name), tokens)
 
     def _zero_shot(self) -> dict:
         """Scores of the model as it comes, in the precision that the methods have."""
         path = self.out / "zero_shot.json"
         if self.process.is_main_process and not path.exists():
-            model, scores = self.fresh_model(), {}
-            for name in self.tests:
+            model, scores = self.ready.fresh_model(), {}
+            for name in self.ready.tests:
                 self.on_event("zero-shot", f"score {name}", 0, self.config.steps, float("nan"))
-                scores[name] = self.task.evaluate(model, self.examples[name], bf16=self.precision == "bf16")
+                scores[name] = self.ready.task.evaluate(model, self.ready.examples[name], bf16=self.precision == "bf16")
             write_json(path, scores)
         self.process.wait_for_everyone()
         return read_json(path)
+
+
+_prepared: dict[str, Job] = {}  # of this worker, by content
+
+
+def _in_worker(config: AdaptConfig, out: Path, inputs: Inputs) -> Job:
+    key = fingerprint([config.model_dump(), str(out), inputs.contents])
+    if key not in _prepared:
+        _prepared.clear()
+        _prepared[key] = Job(config, out, inputs=inputs)
+    return _prepared[key]
+
+
+def _train(asked: tuple[Job, tuple[str, float, int]]) -> TrialResult:
+    job, (name, lr, seed) = asked
+    return job.trial(name, lr, seed)
+
+
+def _test(asked: tuple[Job, TrialResult]) -> TrialResult:
+    job, result = asked
+    return job.tested(result)
 
 
 def spread(values: list[float]) -> dict[str, float]:
