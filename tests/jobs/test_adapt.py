@@ -376,7 +376,7 @@ def test_spread_of_one_value_has_no_deviation():
 
 
 def test_trials_in_other_processes_give_the_same_numbers(place, tmp_path):
-    settings = config(place, methods=["lora", "bitfit"], seeds=2, baseline=False, steps=2)
+    settings = config(place, methods=["lora", "adalora"], seeds=2, baseline=False, steps=2)
     told = []
     one = Job(settings, tmp_path / "one").run()
     with spread_over(jobs=2):

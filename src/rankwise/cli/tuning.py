@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -218,20 +218,13 @@ def predict(
     * rankwise predict runs/first/adapters/eva --data new.csv --out labelled.csv
     * rankwise predict runs/speech --adapter s2lora --audio hello.wav
     """
-    given = [name for name, value in (("--text", text), ("--audio", audio), ("--data", data)) if value]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)}: give one of them")
     if data is None and (out or column):
         raise ValueError("--out and --column belong to --data, a file of texts")
-    if attention is not None and given not in ([], ["--text"]):
+    if attention is not None and (audio or data):
         raise ValueError("--attention draws texts: give --text")
     if not run.is_dir():
         raise ValueError(f"{run} is not a run, nor an adapter: no such folder")
-    if not given and sys.stdin.isatty():
-        raise ValueError("nothing to predict: give --text, --audio or --data, or lines of text on standard input")
-    texts = text or ([] if given else [line.rstrip("\n") for line in sys.stdin if line.strip()])
-    if not texts and not given:
-        raise ValueError("nothing to predict: give --text, --audio or --data, or lines of text on standard input")
+    texts = _texts(text, audio, data)
     from rankwise.data.tables import write_rows
     from rankwise.files import check_output
     from rankwise.jobs import predictions
@@ -250,13 +243,7 @@ def predict(
     track = _tracked("recordings" if audio else "texts", quiet=json_)
     found = serving.answers(trained, [str(a) for a in asked], recordings=bool(audio), progress=track)
     if attention is not None:
-        from rankwise.files import whole_folder
-        from rankwise.report.plots import compression as plots
-        from rankwise.report.plots.shared import save
-
-        with whole_folder(attention, made_by="predict", inputs=[run]) as draft:
-            for i, (tokens, weights, title) in enumerate(serving.attention_maps(trained, texts), 1):
-                save(plots.attention(tokens, weights, title=title), draft / f"attention-{i}.png")
+        _draw(serving.attention_maps(trained, texts), attention, run)
     if data is not None:
         found = predictions.joined(rows, found)
     else:
@@ -270,6 +257,29 @@ def predict(
     else:
         for text_, answer in zip(asked, found, strict=True):
             console.print(_line(str(text_), answer), soft_wrap=True)
+
+
+def _texts(text: list[str] | None, audio: list[Path] | None, data: Path | None) -> list[str]:
+    """Texts of the command line or of standard input; none where a file or recordings are given."""
+    given = [name for name, value in (("--text", text), ("--audio", audio), ("--data", data)) if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: give one of them")
+    if given:
+        return text or []
+    lines = [] if sys.stdin.isatty() else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not lines:
+        raise ValueError("nothing to predict: give --text, --audio or --data, or lines of text on standard input")
+    return lines
+
+
+def _draw(maps: Iterable[tuple[list[str], Any, str]], folder: Path, run: Path) -> None:
+    from rankwise.files import whole_folder
+    from rankwise.report.plots.compression import attention
+    from rankwise.report.plots.shared import save
+
+    with whole_folder(folder, made_by="predict", inputs=[run]) as draft:
+        for i, (tokens, weights, title) in enumerate(maps, 1):
+            save(attention(tokens, weights, title=title), draft / f"attention-{i}.png")
 
 
 def _tracked(what: str, *, quiet: bool) -> Callable[[Any, int], Any]:

@@ -62,16 +62,8 @@ def check_model_folder(folder: Path) -> None:
     for place, value in _values(config):
         if not isinstance(value, int | float):
             continue
-        key = place.rpartition(".")[2]
-        if _STACKED.search(key):
-            most = max(len(shapes), FEW)
-        elif "labels" in key:
-            most = LABELS
-        elif _SIZES.search(key):
-            most = max(numbers, MANY)
-        else:
-            continue
-        if value > most:
+        most = _most(place.rpartition(".")[2], len(shapes), numbers)
+        if most is not None and value > most:
             raise ValueError(
                 f"{folder / 'config.json'}: {place} is {value:,}, but the weights beside it are {len(shapes):,} "
                 f"tensors of {numbers:,} numbers in all: not loaded"
@@ -87,6 +79,15 @@ def _check_ids(path: Path) -> None:
     for place, value in _values(tree):
         if isinstance(value, int) and value >= MOST_IDS and not place.endswith("max_length"):
             raise ValueError(f"{path}: {place[:80]} is {value:,}, more than a token's number may be: not read")
+
+
+def _most(key: str, tensors: int, numbers: int) -> int | None:
+    """The largest value of an entry that so many weights could fill; None where it says no size."""
+    if _STACKED.search(key):
+        return max(tensors, FEW)
+    if "labels" in key:
+        return LABELS
+    return max(numbers, MANY) if _SIZES.search(key) else None
 
 
 def weights_of(folder: Path) -> list[tuple[int, ...]] | None:

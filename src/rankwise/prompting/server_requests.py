@@ -196,6 +196,10 @@ class Requests:
         except httpx.TransportError as error:
             raise Unanswered(self._said(error)) from error
         self._reached = True
+        return self._read(where, status, headers, text, parse)
+
+    def _read(self, where: str, status: int, headers: httpx.Headers, text: str, parse: Parse) -> Any:
+        """What an answer says; an error says whether asking again may help."""
         said = self.address.clean(text)
         if status == 429 and any(word in text for word in _SPENT):
             raise ValueError(f"{where} refused, and will until someone pays: {status} {said}")
