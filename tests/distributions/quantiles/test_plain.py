@@ -16,8 +16,8 @@ from rankwise.distributions.quantiles.plain import (
     Linear,
     NotPlainError,
     Trees,
+    as_plain,
     kept_kind,
-    plain,
     rebuilt,
     tensors,
 )
@@ -223,15 +223,15 @@ def test_every_array_has_the_length_of_the_nodes():
 
 
 def test_what_goes_with_the_arrays_is_plain():
-    linear = plain(LinearQuantile(0.3).fit(X, Y))
+    linear = as_plain(LinearQuantile(0.3).fit(X, Y))
     arrays, about = tensors(linear)
     assert about == {"kind": "linear", "intercept": linear.intercept}
     assert list(arrays) == ["coef"]
-    boosting = plain(GradientBoostingRegressor(loss="quantile", n_estimators=2).fit(X, Y))
+    boosting = as_plain(GradientBoostingRegressor(loss="quantile", n_estimators=2).fit(X, Y))
     arrays, about = tensors(boosting)
     assert about == {"kind": "boosting", "baseline": boosting.baseline, "single": True}
     assert set(arrays) == {"feature", "threshold", "left", "right", "value", "starts"}
-    light = plain(LGBMRegressor(**LIGHT).fit(X, Y))
+    light = as_plain(LGBMRegressor(**LIGHT).fit(X, Y))
     assert tensors(light)[1] == {"kind": "boosting", "baseline": 0.0, "single": False}
     network = GaussianNetwork((5,), epochs=1).fit(X, Y)
     arrays, about = tensors(network)
