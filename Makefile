@@ -8,7 +8,7 @@ FAMILY ?= spectral
 N ?= 60
 SEED ?= 0
 
-.PHONY: demo test slow lint mutants bench fuzz kill docs clean
+.PHONY: demo test slow lint mutants bench fuzz kill gallery docs help clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,9 +54,22 @@ kill: N = 72
 kill: $(VENV)/installed
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attack.kill --n $(N) --seed $(SEED)
 
+# the pictures of docs/gallery.md, by the scripts that it shows
+gallery: $(VENV)/installed
+	cd docs/img/gallery && for script in ../../../examples/gallery/*.py; do ../../../$(BIN)/python $$script || exit 1; done
+
 docs: $(VENV)/docs
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
+
+help:
+	@echo "demo     a model adapted by several methods side by side, about 5 minutes"
+	@echo "test     the tests; slow: those that take minutes"
+	@echo "lint     ruff and pyright"
+	@echo "mutants  small faults in a family's mathematics, and whether tests notice: FAMILY=$(FAMILY)"
+	@echo "bench    speed against the tools that people use"
+	@echo "fuzz     damaged inputs; kill: commands killed at any moment"
+	@echo "gallery  the pictures; docs: the site, into site/"
 
 clean:
 	rm -rf $(VENV) site build dist

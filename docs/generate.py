@@ -1,15 +1,22 @@
-"""Write what is generated: the list of methods, the evidence page, and the README's tables.
+"""Write what is generated: methods, evidence, gallery, the commands' options, and the README's tables.
 
 ``python docs/generate.py`` writes; a test calls `generated` and finds no difference.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
 
 from rankwise.bench import Located, recipes
 from rankwise.catalogue import CATALOGUE, FAMILIES, Entry, ready
+from rankwise.cli.main import app
 from rankwise.report.tables import markdown
 
 HERE = Path(__file__).parent
@@ -21,7 +28,9 @@ def generated() -> dict[Path, str]:
     return {
         HERE / "methods" / "index.md": methods(),
         HERE / "evidence.md": evidence(),
-        ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf-8")),
+        HERE / "gallery.md": gallery(),
+        HERE / "command-line.md": filled(HERE / "command-line.md", {"commands": commands()}),
+        ROOT / "README.md": filled(ROOT / "README.md", readme_tables()),
     }
 
 
@@ -36,10 +45,10 @@ def methods() -> str:
         ]
         if rows:
             parts.append(f"## {family.capitalize()}\n")
-            parts.append(markdown(["method", "object", "command", "instead of", "paper", "claim"], rows))
+            parts.append(_words(["method", "object", "command", "instead of", "paper", "claim"], rows))
     planned = [[e.name, e.family, _paper(e), e.claim] for e in CATALOGUE if e.status == "planned"]
     if planned:
-        parts += ["## Planned\n", markdown(["method", "family", "paper", "claim"], planned)]
+        parts += ["## Planned\n", _words(["method", "family", "paper", "claim"], planned)]
     return "\n".join(parts)
 
 
@@ -80,7 +89,7 @@ def recorded(located: Located) -> dict:
 def verdicts(e: dict) -> str:
     """A table of claims."""
     claims = [["**held**" if c["held"] else "**not held**", c["text"], c["found"]] for c in e["claims"]]
-    return markdown(["verdict", "claim", "found"], claims)
+    return _words(["verdict", "claim", "found"], claims)
 
 
 def anchor(located: Located) -> str:
@@ -88,25 +97,101 @@ def anchor(located: Located) -> str:
     return "-".join(located.place.parts).replace("_", "-")
 
 
-def readme(text: str) -> str:
-    """The README with the demonstration, the methods that are ready, and what they work on, between the marks."""
-    by_family = [
-        [f"[{e.name}](docs/methods/{e.id}.md)", e.family, f"`{e.object}`", _code(e.command), e.replaces]
-        for e in ready()
+def gallery() -> str:
+    """Every script of ``examples/gallery`` with its question and its picture."""
+    parts = [
+        "# Gallery\n\nPictures, each with all of the script that makes it, in seconds to a minute on two cores. "
+        "`make gallery` makes them all.\n"
     ]
-    fits = [[e.name, e.models, e.tasks, e.result] for e in ready()]
-    tables = {
-        "demo": (HERE / "evidence" / "demo.md").read_text(encoding="utf-8"),
-        "methods": markdown(["method", "family", "object", "command", "instead of"], by_family),
-        "compatibility": markdown(["method", "works on", "for", "result"], fits),
-    }
+    for path in scripts():
+        source = path.read_text(encoding="utf-8")
+        question = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
+        code = source.partition('"""\n\n')[2].rstrip()
+        parts += [
+            f"## {path.stem.replace('_', ' ').capitalize()}\n\n{question}\n",
+            f"![{question}](img/gallery/{path.stem}.png)\n",
+            f'```python title="examples/gallery/{path.name}"\n{code}\n```\n',
+        ]
+    return "\n".join(parts)
+
+
+def scripts() -> list[Path]:
+    """Of the gallery."""
+    return sorted((ROOT / "examples" / "gallery").glob("*.py"))
+
+
+def commands() -> str:
+    """Every command: what it does, examples, arguments and options with their defaults."""
+    parts = []
+    for name, command in _commands("rankwise", get_command(app)):
+        about, examples = _help(command.help or "")
+        rows = [[_flags(p), _default(p), getattr(p, "help", None) or ""] for p in command.params if p.name != "help"]
+        parts.append(f"## {name}\n\n{about}\n")
+        parts += ["```bash\n" + "\n".join(examples) + "\n```\n"] if examples else []
+        parts += [_words(["option", "default", "what it is"], rows)] if rows else []
+    return "\n".join(parts)
+
+
+def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """The commands below one; a group only where it has options of its own."""
+    below = getattr(command, "commands", None)
+    if below is None or any(p.name != "help" for p in command.params):
+        yield name, command
+    for word, child in (below or {}).items():
+        yield from _commands(f"{name} {word}", child)
+
+
+def _help(text: str) -> tuple[str, list[str]]:
+    """Sentences and example commands of a docstring."""
+    example = re.compile(r"^\s*(?:Example: |\* )?(rankwise .*)$", re.MULTILINE)
+    about = re.sub(r"^\s*Examples?:\s*$", "", example.sub("", text), flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", about).strip(), example.findall(text)
+
+
+def _flags(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.name.upper()}`"
+    return ", ".join(f"`{flag}`" for flag in (*parameter.opts, *parameter.secondary_opts))
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    shown = getattr(parameter, "show_default", None)
+    value = shown if isinstance(shown, str) else parameter.default
+    if value in (True, "true") or value in (False, "false"):
+        return "on" if value in (True, "true") else "off"
+    return f"`{value}`" if value not in (None, "", [], ()) else ""
+
+
+def filled(path: Path, tables: dict[str, str]) -> str:
+    """A file with each table between its marks."""
+    text = path.read_text(encoding="utf-8")
     for mark, content in tables.items():
         before, opened, rest = text.partition(f"<!-- {mark} -->")
         _, closed, after = rest.partition(f"<!-- end {mark} -->")
         if not opened or not closed:
-            raise ValueError(f"README.md has no place for {mark}")
+            raise ValueError(f"{path.name} has no place for {mark}")
         text = f"{before}<!-- {mark} -->\n{content}<!-- end {mark} -->{after}"
     return text
+
+
+def readme_tables() -> dict[str, str]:
+    """The demonstration's result, the methods that are ready, and what they work on."""
+    found = [
+        [f"[{e.name}](docs/methods/{e.id}.md)", e.family, f"`{e.path}`", _code(e.command), e.replaces] for e in ready()
+    ]
+    fits = [[e.name, e.models, e.tasks, e.result] for e in ready()]
+    return {
+        "demo": (HERE / "evidence" / "demo.md").read_text(encoding="utf-8"),
+        "methods": _words(["method", "family", "object", "command", "instead of"], found),
+        "compatibility": _words(["method", "works on", "tasks", "export"], fits),
+    }
+
+
+def _words(header: list[str], rows: list[list[str]]) -> str:
+    """A table of words: every column begins at the left."""
+    return markdown(header, rows).replace("---:|", "---|", len(header) - 1)
 
 
 def _code(command: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -12,6 +13,15 @@ import generate
 from latex2mathml.converter import convert
 
 from rankwise.bench import recipes
+from rankwise.catalogue import ready
+
+
+def on_config(config: Any) -> None:
+    """A fenced block of the language ``math`` is an equation; every ready method's page is in the navigation."""
+    fences = [{"name": "math", "class": "math", "format": equation}]
+    config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = fences
+    section = next(part["Methods"] for part in config.nav if "Methods" in part)
+    section += [{e.name: f"methods/{e.id}.md"} for e in ready()]
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -31,5 +41,5 @@ def _claims(name: str) -> str:
 
 
 def equation(source: str, *_: object, **__: object) -> str:
-    """A fenced block of the language ``math``, for `pymdownx.superfences`."""
+    """MathML of LaTeX."""
     return f'<div class="equation">{convert(source, display="block")}</div>'

@@ -6,4 +6,4 @@ from rankwise.distributions import PGWRegressionFitter
 
 df = load_rossi()
 axes = PGWRegressionFitter().fit(df, "week", "arrest").plot_qq(df)
-axes.figure.savefig("survival_residuals.png", bbox_inches="tight")
+axes.figure.savefig("survival_residuals.png", bbox_inches="tight", dpi=120)
