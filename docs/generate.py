@@ -65,7 +65,7 @@ def evidence() -> str:
         [f"[{e['title']}](#{anchor(located)})", _code(e["command"]), *(_held(e["claims"], c) for c in (False, True))]
         for located, e in held
     ]
-    parts.append(markdown(["recipe", "command", "claims held", "controls held"], rows))
+    parts.append(_words(["recipe", "command", "claims held", "controls held"], rows))
     for located, e in held:
         env = e["environment"]
         parts += [

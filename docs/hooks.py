@@ -41,5 +41,6 @@ def _claims(name: str) -> str:
 
 
 def equation(source: str, *_: object, **__: object) -> str:
-    """MathML of LaTeX."""
-    return f'<div class="equation">{convert(source, display="block")}</div>'
+    """MathML of LaTeX; what ``\\qquad`` parts may stand below each other where a page is narrow."""
+    parts = [convert(part.strip(), display="block") for part in source.split(r"\qquad")]
+    return f'<div class="equation">{"".join(parts)}</div>'
