@@ -39,13 +39,18 @@ def methods() -> str:
     parts = ["# Methods\n"]
     for family in FAMILIES:
         rows = [
-            [f"[{e.name}]({e.id}.md)", f"`{e.path}`", _code(e.command), e.replaces, _paper(e), e.claim]
+            [
+                f"[{e.name}]({e.id}.md), {_paper(e)}",
+                "<br>".join(filter(None, [f"`{e.path}`", e.command and f"`{e.command}`"])),
+                e.replaces,
+                e.claim,
+            ]
             for e in ready()
             if e.family == family
         ]
         if rows:
             parts.append(f"## {family.capitalize()}\n")
-            parts.append(_words(["method", "object", "command", "instead of", "paper", "claim"], rows))
+            parts.append(_words(["method, paper", "object, command", "instead of", "claim"], rows))
     planned = [[e.name, e.family, _paper(e), e.claim] for e in CATALOGUE if e.status == "planned"]
     if planned:
         parts += ["## Planned\n", _words(["method", "family", "paper", "claim"], planned)]

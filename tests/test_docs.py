@@ -4,6 +4,9 @@ import ast
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -75,6 +78,15 @@ def test_every_gallery_script_is_shown_whole_with_its_picture(generate):
         assert (DOCS / "img" / "gallery" / f"{path.stem}.png").stat().st_size < 200_000
 
 
+def test_every_extra_is_named_where_it_is_installed():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    named = set(extras) - {"all", "dev", "docs"}
+    table = re.findall(r"^\| `(\w+)` \|", (DOCS / "index.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert set(table) == named
+    install = (ROOT / "README.md").read_text("utf-8").partition("## Install")[2].partition("\n## ")[0]
+    assert named <= set(re.findall(r"`([\w-]+)`", install))
+
+
 @pytest.mark.parametrize("path", PAGES, ids=shown)
 def test_links_and_pictures_of_a_page_are_there(path):
     text = re.sub(r"```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
@@ -114,9 +126,7 @@ def test_commands_on_a_page_exist_with_their_options(path):
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
-    import subprocess
-    import sys
-
+    pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
