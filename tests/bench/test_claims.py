@@ -57,7 +57,7 @@ def test_claims_on_tuned_factors_compare_with_everything_lora_and_the_dense_matr
     if rival:
         losses[rival] = [1.0, 1.1, 1.2]
     found = {m: entry(*values) for m, values in losses.items()}
-    monkeypatch.setattr(welore_tuned, "_compressed", lambda folder: folder)
+    monkeypatch.setattr(welore_tuned, "_compressed", lambda folder, name: folder)
     monkeypatch.setattr(
         welore_tuned, "trained", lambda out, config, on_event: ({"zero_shot": {TEXT: {"loss": 4.0}}}, found)
     )

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rankwise.bench.prompting import depth_prompts, dq_lore, equilibrium, moving_digits, videoicl
-from rankwise.bench.shared.frozen import Difference, Labelled, classified, difference, polarity, sources
+from rankwise.bench.shared import frozen
+from rankwise.bench.shared.frozen import Difference, Labelled, classified, difference, polarity, silent, sources
 from rankwise.bench.speed import prompting as prompting_speed
 from rankwise.data import sentiment
 from rankwise.data.world import countries
@@ -213,3 +214,20 @@ def test_claims_on_dq_lore_compare_with_every_rival_in_every_domain():
 
 def test_a_ratio_of_speed_is_theirs_over_ours():
     assert prompting_speed._row("a", 0.5, "b", 1000.0) == ["a", "0.500s", "b", "1000.0s", "2,000.0x"]
+
+
+def test_without_a_listener_events_go_nowhere_and_a_listener_hears_them():
+    heard = []
+    assert silent(None)("trial", "train", 0, 1, 0.5) is None
+    silent(lambda *event: heard.append(event))("trial", "train", 0, 1, 0.5)
+    assert heard == [("trial", "train", 0, 1, 0.5)]
+
+
+def test_the_frozen_model_keeps_what_it_says_in_the_recipes_folder(monkeypatch, tmp_path):
+    loaded = []
+    monkeypatch.setattr(frozen, "load", lambda name, **options: loaded.append((name, options)))
+    monkeypatch.setattr(frozen, "load_tokenizer", lambda name: None)
+    monkeypatch.setattr(frozen, "TransformersModel", lambda model, tokenizer, *, batch_size: "inner")
+    monkeypatch.setattr(frozen, "Recorded", lambda inner, path: (inner, path))
+    assert frozen.smollm2(tmp_path) == ("inner", tmp_path / "record.jsonl")
+    assert loaded == [("smollm2", {"task": "causal-lm", "dtype": torch.bfloat16})]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from rankwise.bench.compression import lama, welore
 from rankwise.bench.merging import rtsvm
@@ -17,6 +18,7 @@ from rankwise.bench.speed import footprint
 from rankwise.bench.tuning import s2lora_speech
 from rankwise.compression.lama import LowRankAttentionPooling
 from rankwise.data import Corpus
+from small_models import llama
 
 
 def entry(*values, status="done", metric="loss"):
@@ -34,9 +36,11 @@ def test_scores_by_seed_leave_out_what_was_not_done():
 
 
 def test_settings_share_tokens_and_draw_blocks_a_few_times_a_run():
-    text = language.settings(language.TEXT, ["full", "galore", "owlore"], seeds=2, steps=30)
-    label = language.settings(language.LABEL, ["lisa"], seeds=2, steps=2)
-    plain = language.settings(language.LABEL, ["lora"], seeds=2, steps=2)
+    sizes = {"seeds": 2, "tested": 7, "model": "smollm2"}
+    text = language.settings(language.TEXT, ["full", "galore", "owlore"], steps=30, **sizes)
+    label = language.settings(language.LABEL, ["lisa"], steps=2, **sizes)
+    plain = language.settings(language.LABEL, ["lora"], steps=2, **sizes)
+    assert (text.eval_limit, label.eval_limit) == (7, 7)
     assert (text.task, label.task) == ("causal-lm", "text-to-label")
     assert (text.interval, text.update_gap) == (10, 15)
     assert (label.interval, label.update_gap) == (1, None)
@@ -232,17 +236,119 @@ def test_a_measurement_is_the_last_line_of_a_process_and_a_failure_says_why(monk
     asked = []
 
     def run(command, **options):
-        asked.append(command[-2:])
-        code = command[-1] != "--no-checkpointing"
+        asked.append(command[-3:])
         return SimpleNamespace(
-            returncode=code, stdout='loading\n{"peak": 3}\n', stderr=f"{'x' * 600}KeyError: 'lora'\n"
+            returncode=command[-3] == "lisa",
+            stdout='loading\n{"peak": 3}\n',
+            stderr=f"{'x' * 600}KeyError: 'lora'\n",
         )
 
     monkeypatch.setattr(memory.subprocess, "run", run)
-    assert memory.in_fresh_process("lora", checkpointing=False) == {"peak": 3}
-    with pytest.raises(ChildProcessError, match=r"memory of lora could not be measured: x+KeyError: 'lora'$"):
-        memory.in_fresh_process("lora")
-    assert asked == [["lora", "--no-checkpointing"], ["rankwise.bench.shared.fresh_process", "lora"]]
+    assert memory.in_fresh_process("lora", steps=4, blocks=30) == {"peak": 3}
+    with pytest.raises(ChildProcessError, match=r"memory of lisa could not be measured: x+KeyError: 'lora'$"):
+        memory.in_fresh_process("lisa", steps=2, blocks=1)
+    assert asked == [["lora", "4", "30"], ["lisa", "2", "1"]]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A Llama of two blocks in the place of SmolLM2; a tokenizer that says token 1."""
+
+    def tokenizer(texts, *, max_length, **options):
+        return {"input_ids": torch.ones(len(texts), max_length, dtype=torch.long)}
+
+    models = []
+
+    def load(name):
+        models.append(llama())
+        return models[-1]
+
+    for module in (memory, language):
+        monkeypatch.setattr(module, "load", load)
+        monkeypatch.setattr(module, "load_tokenizer", lambda name: tokenizer)
+    return models
+
+
+def test_training_is_measured_of_so_many_blocks_and_steps(tiny, monkeypatch):
+    stepped = []
+
+    class Counting(torch.optim.SGD):
+        def step(self):
+            stepped.append(len([p for g in self.param_groups for p in g["params"] if p.grad is not None]))
+            return super().step()
+
+    monkeypatch.setitem(memory.WAYS, "adamw", lambda model: Counting(model.parameters(), 0.1, momentum=0.9))
+    found = memory.train("adamw", steps=3, blocks=1)
+    assert len(stepped) == 3
+    assert len(tiny[0].model.layers) == 1
+    assert found["state"] == sum(p.nbytes for p in tiny[0].parameters())  # one buffer of each
+    assert found["peak"] >= found["baseline"] > 0
+    assert found["seconds"] > 0
+
+
+def test_the_first_blocks_are_written_once_and_all_of_them_are_the_model_itself(tiny, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(language, "load_tokenizer", lambda name: SimpleNamespace(save_pretrained=written.append))
+    assert language.first_blocks(tmp_path / "model", language.BLOCKS) == "smollm2"
+    assert not tiny
+    name = language.first_blocks(tmp_path / "model", 1)
+    assert name == language.first_blocks(tmp_path / "model", 1) == str(tmp_path / "model")
+    assert len(tiny) == len(written) == 1
+    short = LlamaForCausalLM.from_pretrained(name)
+    assert short.config.num_hidden_layers == len(short.model.layers) == 1
+    torch.testing.assert_close(short.state_dict(), tiny[0].state_dict())
+
+
+def test_methods_without_a_finished_run_are_not_among_those_found(monkeypatch, tmp_path):
+    methods = [{"name": "full", "trials": [1]}, {"name": "lora", "trials": []}]
+    jobs = []
+
+    def job(config, out, *, on_event):
+        jobs.append((config, out))
+        return SimpleNamespace(run=lambda: {"methods": methods})
+
+    monkeypatch.setattr(language, "Job", job)
+    results, found = language.trained(tmp_path, "config", None)
+    assert (results["methods"], list(found), jobs) == (methods, ["full"], [("config", tmp_path)])
+
+
+def abilities(monkeypatch, tmp_path):
+    """The three abilities with ten texts each, none of them read from a file."""
+
+    def corpora():
+        return {
+            t: Corpus(
+                name=t, texts=[f"{t} {i}" for i in range(60)], labels=[0.0] * 60, groups=[str(i) for i in range(60)]
+            )
+            for t in experts.TASKS
+        }
+
+    monkeypatch.setattr(experts, "_corpora", corpora)
+    monkeypatch.setattr(experts, "load_tokenizer", lambda name: None)
+    monkeypatch.setattr(experts, "TextTask", lambda **options: SimpleNamespace(encode=lambda c: c.texts, max_length=4))
+    return experts.bench(tmp_path, limits=(5, 2, 3), rates=(0.1, 0.2, 0.3), steps=7)
+
+
+def test_abilities_are_encoded_up_to_their_limits_and_no_text_is_in_two_parts(monkeypatch, tmp_path):
+    b = abilities(monkeypatch, tmp_path)
+    for rows in b.rows.values():
+        assert (len(rows.train), len(rows.validation), len(rows.test)) == (5, 2, 3)
+        assert len({*rows.train, *rows.validation, *rows.test}) == 10
+    assert b.steps == 7
+
+
+def test_the_best_rate_is_that_of_the_highest_validation_accuracy_and_is_kept(monkeypatch, tmp_path):
+    b, asked = abilities(monkeypatch, tmp_path), []
+
+    def trained(self, name, examples, *, seed, rate, steps):
+        asked.append((name, seed, rate, steps))
+        return rate
+
+    monkeypatch.setattr(experts.Bench, "trained", trained)
+    monkeypatch.setattr(experts.Bench, "accuracy", lambda self, rate, task, split: -abs(rate - 0.2))
+    for _ in range(2):
+        assert b.best_rate("order", list, ["order"], steps=9) == 0.2
+    assert asked == [("order", 0, rate, 9) for rate in b.rates]
 
 
 def test_error_rates_are_shown_where_scores_are_their_complements():

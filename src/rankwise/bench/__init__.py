@@ -35,6 +35,8 @@ class Recipe:
         One line.
     smoke : mapping
         For a try of under a minute that needs no network: arguments of ``run`` and, in capitals, sizes of the module.
+    control : bool
+        Whether one of its claims is a control; comparisons of speed have none.
     figures : tuple of (str, str)
         What a picture shows, and its file in ``docs/img``.
     remark : str
@@ -45,6 +47,7 @@ class Recipe:
     part: str
     about: str
     smoke: Mapping[str, object] = field(default_factory=dict)
+    control: bool = True
     figures: tuple[tuple[str, str], ...] = ()
     remark: str = ""
 
@@ -61,16 +64,23 @@ class Located:
         """To import."""
         return ".".join(["rankwise.bench", *self.place.parts])
 
+    def check(self, seeds: int | None) -> None:
+        """Refuse a number of seeds where nothing is drawn."""
+        if seeds is not None and "seeds" not in signature(import_module(self.module).run).parameters:
+            raise ValueError(
+                f"{self.recipe.name} ({self.recipe.part}) draws nothing: --seeds does not apply to it; "
+                "leave it out, or name another part with --part"
+            )
+
     def run(self, folder: Path, *, seeds: int | None, smoke: bool, on_event: OnEvent | None = None) -> Evidence:
         """Run it and keep ``evidence.json`` in ``folder``; runs that this code finished there before are read back."""
         import rankwise
         from rankwise.files import claimed, content_of
 
+        self.check(seeds)
         module = import_module(self.module)
         small = self.recipe.smoke if smoke else {}
         options = {k: v for k, v in small.items() if k.islower()} | ({} if seeds is None else {"seeds": seeds})
-        if seeds is not None and "seeds" not in signature(module.run).parameters:
-            raise ValueError(f"{self.recipe.name} ({self.recipe.part}) draws nothing: --seeds does not apply to it")
         code = content_of(str(module.__file__))
         told = {"recipe": self.module, "smoke": smoke, "code": code, "version": rankwise.__version__}
         with claimed(folder, made_by="bench", told=told):

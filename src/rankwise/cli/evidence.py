@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from rankwise.cli.app import Json, Progress, app, console
+from rankwise.reading import printable, read_json
+
+if TYPE_CHECKING:
+    from rankwise.bench.shared.evidence import Evidence
 
 
 @app.command()
@@ -73,7 +78,7 @@ def bench(
     if list_ or recipe is None:
         parts = [located.recipe for parts in found.values() for located in parts.values()]
         if json_:
-            print(json.dumps([{"recipe": r.name, "part": r.part, "about": r.about} for r in parts]))
+            print(json.dumps([{"recipe": r.name, "part": r.part, "about": r.about} for r in parts], ensure_ascii=False))
         else:
             console.print(terminal(["recipe", "part", "what it measures"], [[r.name, r.part, r.about] for r in parts]))
         return
@@ -81,22 +86,42 @@ def bench(
         raise unknown("recipe", recipe, found)
     if part is not None and part not in found[recipe]:
         raise unknown(f"part of {recipe}", part, found[recipe])
-    for located in [found[recipe][part]] if part else found[recipe].values():
+    chosen = [found[recipe][part]] if part else list(found[recipe].values())
+    for located in chosen:
+        located.check(seeds)
+    measured = []
+    for located in chosen:
         folder = out / ("smoke" if smoke else "") / located.place
         with Progress(quiet=json_) as progress:
             evidence = located.run(folder, seeds=seeds, smoke=smoke, on_event=progress.event)
-        if json_:
-            print((folder / "evidence.json").read_text(encoding="utf-8"))
-        else:
+        measured.append(read_json(folder / "evidence.json"))
+        if not json_:
             _print_evidence(evidence)
-            console.print(f"results   {folder}/evidence.json", highlight=False, markup=False)
+            console.print(f"results   {folder}/evidence.json\n", soft_wrap=True)
+    if json_:
+        print(json.dumps(measured, ensure_ascii=False))
 
 
-def _print_evidence(evidence) -> None:
+def _print_evidence(evidence: Evidence) -> None:
+    from rich.table import Table
+
     from rankwise.report.tables import terminal
 
-    console.print(f"{evidence.title}\n{evidence.setting}")
-    console.print(terminal(evidence.header, evidence.rows))
+    console.print(evidence.title, style="bold")
+    console.print(f"{evidence.setting}\n")
+    table = terminal(evidence.header, evidence.rows)
+    if console.measure(table, options=console.options.update(max_width=1000)).minimum <= console.width:
+        console.print(table)
+    else:  # a column would be narrower than its words
+        for row in evidence.rows:
+            console.print(row[0], style="bold")
+            cells = zip(evidence.header[1:], row[1:], strict=True)
+            console.print(terminal(["", ""], [[f"  {name}", cell] for name, cell in cells]))
+    claims = Table.grid(padding=(0, 1, 0, 0))
+    claims.add_column(no_wrap=True)
+    claims.add_column(overflow="fold")
     for claim in evidence.claims:
-        console.print("HELD    " if claim.held else "NOT HELD", style="green" if claim.held else "red", end=" ")
-        console.print(f"{claim.text}\n         {claim.found}")
+        verdict = ("HELD", "green") if claim.held else ("NOT HELD", "red")
+        claims.add_row(Text(*verdict), Text(printable(f"{claim.text}\n{claim.found}")))
+    console.print()
+    console.print(claims)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus
 from rankwise.bench.tuning.eva import _steps_to
 from rankwise.bench.tuning.s2lora import _spearman
 
@@ -15,6 +15,10 @@ def test_sign_flip_p_value_counts_all_flips():
     assert paired([1.0, 1.0], [1.0, 1.0]).p_value == 1.0
     d = paired([1.0, 3.0], [0.0, 0.0])
     assert (d.mean, d.error) == (2.0, pytest.approx(1.0))
+
+
+def test_a_paired_difference_is_shown_in_points_with_its_error_and_p():
+    assert str(Paired(mean=0.0123, error=0.0045, p_value=0.03125)) == "+1.23±0.45 points, p=0.031"
 
 
 def test_rank_correlation_agrees_with_scipy():

@@ -27,6 +27,7 @@ RECIPE = Recipe(
     name="lama",
     part="text",
     about="LAMA against other poolings and a Transformer layer on sentiment",
+    smoke={"seeds": 1, "steps": 2, "TESTED": 20},
 )
 
 VARIANTS = {
@@ -39,6 +40,8 @@ VARIANTS = {
     "gru-max": "GRU, max",
     "transformer-mean": "Transformer layer, mean",
 }
+TESTED = 500  # snippets a domain
+LOOKED_AT = 200  # snippets, for the distance between heads
 TESTS = ["sentiment:tweets", "sentiment:amazon", "sentiment:nyt"]
 
 
@@ -59,8 +62,8 @@ def run(out: Path, *, seeds: int = 5, steps: int = 150, on_event: OnEvent | None
         recipe="lama",
         title="LAMA: low-rank factorised attention",
         command=f"rankwise bench lama --seeds {seeds}",
-        setting=f"movie polarity, MiniLM's word embeddings, 16 heads, {steps} steps of 32 snippets, {seeds} seeds, 500 "
-        "test snippets a domain; accuracy in per cent, mean ± standard deviation",
+        setting=f"movie polarity, MiniLM's word embeddings, 16 heads, {steps} steps of 32 snippets, {seeds} seeds, "
+        f"{TESTED} test snippets a domain; accuracy in per cent, mean ± standard deviation",
         header=["model", "rate", "attention", "movies", "out of domain", "time"],
         rows=rows,
         claims=_claims(scores, distance),
@@ -78,7 +81,7 @@ def _settings(name: str, seeds: int, steps: int) -> AdaptConfig:
         steps=steps,
         batch_size=32,
         max_length=48,
-        eval_limit=500,
+        eval_limit=TESTED,
         precision="fp32",
         baseline=False,
         learning_rates={"full": [1e-3, 3e-3]},
@@ -99,7 +102,7 @@ def _heads_apart(job: Job) -> float:
     """Mean Jensen-Shannon distance between the heads of a trained LAMA, over test snippets."""
     model = load_adapted(job.ready.fresh_model(), job.out / "adapters" / "full").eval()
     distances = []
-    for batch in batches(job.ready.task, job.ready.examples["sentiment:movies"][:200], 32):
+    for batch in batches(job.ready.task, job.ready.examples["sentiment:movies"][:LOOKED_AT], 32):
         batch.pop("labels")
         distances.append(head_distance(model(**batch).attentions[0]))
     return float(torch.cat(distances).mean())

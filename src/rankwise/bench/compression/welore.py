@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
-from rankwise.bench.shared.language import TEXT
+from rankwise.bench.shared.language import BLOCKS, TEXT, first_blocks
 from rankwise.compression import compress
 from rankwise.data import documents
 from rankwise.events import OnEvent, environment
@@ -27,8 +27,10 @@ RECIPE = Recipe(
     name="welore",
     part="perplexity",
     about="WeLore on SmolLM2: perplexity of ways to measure and to share ranks, calibrated or not",
+    smoke={"RATIOS": (0.5,), "BLOCKS": 2, "TESTED": 2, "CALIBRATED": 2},
 )
 
+TESTED, CALIBRATED = 40, 64  # texts
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 WAYS = {
     "uniform": "uniform",
@@ -42,10 +44,10 @@ WAYS = {
 }
 
 
-def run(out: Path, *, seeds: int = 1, on_event: OnEvent | None = None) -> Evidence:
-    """Compress and measure (what is there is read back), judge the claims; ``seeds`` is unused: nothing is random."""
+def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
+    """Compress and measure (what is there is read back), judge the claims; nothing is random."""
     start = time.perf_counter()
-    perplexity = compared(out / "perplexity.json", on_event)
+    perplexity = compared(out / "perplexity.json", first_blocks(out / "model", BLOCKS), on_event)
     return Evidence(
         recipe="welore",
         title="WeLore: compression by each matrix's own rank",
@@ -61,22 +63,22 @@ def run(out: Path, *, seeds: int = 1, on_event: OnEvent | None = None) -> Eviden
     )
 
 
-def compared(path: Path, on_event: OnEvent | None = None) -> dict:
-    """Perplexity by way and ratio; what is in ``path`` already is read back."""
+def compared(path: Path, name: str, on_event: OnEvent | None = None) -> dict:
+    """Perplexity of the named model by way and ratio; what is in ``path`` already is read back."""
     found = read_json(path) if path.exists() else {}
     splits, tokenizer = documents("nyt").split(), load_tokenizer("smollm2")
     task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=128)
-    test, train = task.encode(splits.test.head(40)), task.encode(splits.train.head(64))
+    test, train = task.encode(splits.test.head(TESTED)), task.encode(splits.train.head(CALIBRATED))
     found["texts"] = len(test)
     if "dense" not in found:
-        found["dense"] = task.evaluate(load("smollm2"), test)["perplexity"]
+        found["dense"] = task.evaluate(load(name), test)["perplexity"]
     for way in WAYS:
         for ratio in RATIOS:
             if str(ratio) in found.setdefault(way, {}):
                 continue
             if on_event is not None:
                 on_event(f"{way} {ratio:.0%}", "compress", 0, 1, float("nan"))
-            model, (method, _, calibrated) = load("smollm2"), way.partition("-")
+            model, (method, _, calibrated) = load(name), way.partition("-")
             compress(
                 model,
                 ratio=ratio,

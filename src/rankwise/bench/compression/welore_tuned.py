@@ -12,11 +12,20 @@ from pathlib import Path
 from rankwise.bench import Recipe
 from rankwise.bench.optim.owlore import difference
 from rankwise.bench.shared.evidence import Claim, Evidence, paired
-from rankwise.bench.shared.language import LOW_MEMORY_RATES, TEXT, by_seed, row, settings, trained
+from rankwise.bench.shared.language import (
+    BLOCKS,
+    LOW_MEMORY_RATES,
+    TEXT,
+    by_seed,
+    first_blocks,
+    keep,
+    row,
+    settings,
+    trained,
+)
 from rankwise.compression import compress
 from rankwise.data import documents
 from rankwise.events import OnEvent, environment
-from rankwise.files import whole_folder
 from rankwise.jobs.compress import inputs
 from rankwise.jobs.tasks import TextTask
 from rankwise.models import load, load_tokenizer
@@ -25,15 +34,24 @@ RECIPE = Recipe(
     name="welore",
     part="tuned",
     about="WeLore on SmolLM2: the compressed model's factors tuned",
+    smoke={"seeds": 1, "steps": 1, "BLOCKS": 2, "TESTED": 2, "CALIBRATED": 2},
 )
 
+TESTED, CALIBRATED = 60, 64  # texts
 REDUCTION, METHODS = 0.5, ["lrc", "n-lrc", "full", "lora"]
 
 
 def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None = None) -> Evidence:
     """Compress once, tune (finished runs are read back), judge the claims."""
     start = time.perf_counter()
-    config = settings(TEXT, METHODS, seeds=seeds, steps=steps, model=str(_compressed(out / "model")))
+    config = settings(
+        TEXT,
+        METHODS,
+        seeds=seeds,
+        steps=steps,
+        tested=TESTED,
+        model=str(_compressed(out / "model", first_blocks(out / "dense", BLOCKS))),
+    )
     rates = {m: [*LOW_MEMORY_RATES] for m in METHODS if m != "lora"}  # one grid for whatever trains dense or factored
     config = config.model_copy(update={"learning_rates": config.learning_rates | rates})
     results, found = trained(out / "tuned", config, on_event)
@@ -72,14 +90,12 @@ def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None 
     )
 
 
-def _compressed(folder: Path) -> Path:
-    """SmolLM2 after WeLore, as a folder, written once."""
+def _compressed(folder: Path, name: str) -> Path:
+    """The named model after WeLore, as a folder, written once."""
     if not folder.is_dir():
-        model, tokenizer = load("smollm2"), load_tokenizer("smollm2")
+        model, tokenizer = load(name), load_tokenizer("smollm2")
         task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=128)
-        train = task.encode(documents("nyt").split().train.head(64))
+        train = task.encode(documents("nyt").split().train.head(CALIBRATED))
         compress(model, ratio=REDUCTION, method="welore", calibrate=inputs(task, train))
-        with whole_folder(folder, made_by="bench") as draft:
-            model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
+        keep(model, folder)
     return folder

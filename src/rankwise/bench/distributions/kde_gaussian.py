@@ -24,19 +24,25 @@ RECIPE = Recipe(
     name="kde-large-d",
     part="regimes",
     about="kernel density in large dimension: the regimes against theory, bandwidth rules on Gaussians",
+    smoke={
+        "seeds": 1, "SIZES": ((60, 100), (80, 200), (100, 400)), "LOW": ((1, 100), (2, 100), (20, 100)),
+        "DRAWS": 10, "DRAWN": 100, "QUERIES": 40, "PAIRED": 100,
+    },
     figures=(("critical bandwidths, and fluctuations across them", "kde_gaussian.png"),),
-)
+)  # fmt: skip
 
+LOW = ((1, 1_000), (2, 1_000), (20, 10_000))
 SIZES = ((60, 1_000), (80, 10_000), (100, 100_000))  # one α = log n / d = 0.115
 RULES = ("theory", "scott", "silverman", "nn", "cv")
-DRAWS, QUERIES = 400, 400
+DRAWS, DRAWN, QUERIES = 400, 1_000, 400  # data sets and their points, for fluctuations; queries
+PAIRED = 10_000  # points at most that all pairs are taken of
 
 
 def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
     """Draw, estimate, compare; ``seeds`` data sets a size."""
     start, note = time.perf_counter(), on_event or (lambda *_: None)
     sizes, rows = {}, []
-    for d, n in ((1, 1_000), (2, 1_000), (20, 10_000), *SIZES):
+    for d, n in (*LOW, *SIZES):
         c, chosen, sets = critical_bandwidths(np.ones(d), n), {}, []
         for seed in range(seeds):
             note(f"{n:,} points, {d} dimensions", "train", seed, seeds, float("nan"))
@@ -60,8 +66,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         title="Kernel density in large dimension: Gaussian data",
         command=f"rankwise bench kde-large-d --part regimes --seeds {seeds}",
         setting=f"standard normal data and {QUERIES} queries, {seeds} data sets a size; mean log-density ± standard "
-        f"deviation; fluctuations over {DRAWS} data sets of 1,000 points in 60 dimensions at one query; cv and nn of "
-        "100,000 points are chosen on 10,000 of them",
+        f"deviation; fluctuations over {DRAWS} data sets of {DRAWN:,} points in 60 dimensions at one query; cv and nn "
+        f"of more than {PAIRED:,} points are chosen on so many of them",
         header=["d", "n", "rule", "bandwidth", "μ", "regime", "held-out log-density"],
         rows=rows,
         claims=_claims(sizes, normality),
@@ -71,11 +77,11 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
 
 
 def _chosen(rule: str, X: np.ndarray, before: list[float] | None) -> float:
-    """A rule's bandwidth; all pairs of 100,000 points are not for every data set."""
-    if rule in ("cv", "nn") and len(X) > 10_000:
+    """A rule's bandwidth; where all pairs are too many, that of a part of the first data set."""
+    if rule in ("cv", "nn") and len(X) > PAIRED:
         if before:
             return before[0]
-        X = X[:10_000]
+        X = X[:PAIRED]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConcentrationWarning)
         return HighDimKDE(rule).fit(X).bandwidth_
@@ -133,9 +139,10 @@ def _fitted(X: np.ndarray, h: float) -> HighDimKDE:
         return HighDimKDE(h).fit(X)
 
 
-def _fluctuations(d: int = 60, n: int = 1_000) -> list[dict[str, float]]:
+def _fluctuations(d: int = 60) -> list[dict[str, float]]:
     """Over many data sets, at one typical query: how far the estimate, by its mean, is from normal."""
-    c, rng = critical_bandwidths(np.ones(d), n), np.random.default_rng(0)
+    n, rng = DRAWN, np.random.default_rng(0)
+    c = critical_bandwidths(np.ones(d), n)
     x = rng.standard_normal((1, d))
     x *= np.sqrt(d) / np.linalg.norm(x)
     ratios = np.array([0.6, 0.8, 1.0, 1.2, 1.41, 1.7, 2.0, 2.6, 3.2])

@@ -19,8 +19,8 @@ from sklearn.base import BaseEstimator
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
-from rankwise.data.frames import REGRESSION, regression
-from rankwise.distributions.quantiles.aggregation import WEIGHTS, QuantileAggregator
+from rankwise.data.frames import regression
+from rankwise.distributions.quantiles.aggregation import QuantileAggregator
 from rankwise.distributions.quantiles.bases import GaussianNetwork, predict_base
 from rankwise.distributions.quantiles.linear import LinearQuantile
 from rankwise.distributions.quantiles.metrics import report, weighted_interval_score
@@ -30,10 +30,20 @@ RECIPE = Recipe(
     name="quantile-aggregation",
     part="tables",
     about="quantile aggregation on twelve tables: six kinds of weights against each base, averages and free weights",
-)
+    smoke={
+        "seeds": 1, "TABLES": ("cps1988", "diamonds"), "ROWS": 200, "TREES": 5, "EPOCHS": 2, "STEPS": 20, "JOBS": 1,
+    },
+)  # fmt: skip
 
 LEVELS = (0.025, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.975)
+TABLES = (
+    "carseats", "boston", "house-prices", "car-prices", "concrete", "wage", "computers", "slid", "nox", "deliveries",
+    "cps1988", "diamonds",
+)  # fmt: skip
+WEIGHTS = tuple(f"{place}-{grain}" for place in ("global", "local") for grain in ("coarse", "medium", "fine"))
 ROWS = 10_000
+TREES, EPOCHS, STEPS = 80, 200, 4000  # of boosting and forest; of the network; of the weights, at most
+JOBS = 2
 Scores = dict[str, float]
 
 
@@ -59,9 +69,9 @@ def bases() -> list[tuple[str, Any]]:
     """The base models."""
     return [
         ("linear", LinearQuantile(alpha=1e-4)),
-        ("LightGBM", LGBMRegressor(objective="quantile", n_estimators=80, num_leaves=15, verbose=-1, n_jobs=2)),
-        ("forest", RandomForestQuantileRegressor(n_estimators=80, min_samples_leaf=5, random_state=0, n_jobs=2)),
-        ("Gaussian network", GaussianNetwork()),
+        ("LightGBM", LGBMRegressor(objective="quantile", n_estimators=TREES, num_leaves=15, verbose=-1, n_jobs=JOBS)),
+        ("forest", RandomForestQuantileRegressor(n_estimators=TREES, min_samples_leaf=5, random_state=0, n_jobs=JOBS)),
+        ("Gaussian network", GaussianNetwork(epochs=EPOCHS)),
     ]
 
 
@@ -70,7 +80,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     start, note = time.perf_counter(), on_event or (lambda *_: None)
     splits: dict[str, list[Scores]] = {}
     covered: dict[str, list[np.ndarray]] = {}
-    for table in REGRESSION:
+    for table in TABLES:
         for seed in range(seeds):
             note(table, "train", seed, seeds, float("nan"))
             scores, coverage = _split(table, seed, str(out / "quantile_memory"))
@@ -95,7 +105,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         claims=_claims(relative, [found[0] for found in splits.values()], covered),
         seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
-        extra={k: dict(zip(REGRESSION, (f"{x:.3f}" for x in r), strict=True)) for k, r in relative.items()},
+        extra={k: dict(zip(TABLES, (f"{x:.3f}" for x in r), strict=True)) for k, r in relative.items()},
     )
 
 
@@ -110,7 +120,7 @@ def _split(table: str, seed: int, memory: str) -> tuple[Scores, dict[str, np.nda
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return QuantileAggregator(
-                models or bases(), weights=weights, quantiles=LEVELS, memory=memory, random_state=seed,
+                models or bases(), weights=weights, quantiles=LEVELS, memory=memory, max_steps=STEPS, random_state=seed,
                 **{"conformal": None, **options},
             ).fit(X.iloc[train].to_numpy(), y.iloc[train].to_numpy())  # fmt: skip
 

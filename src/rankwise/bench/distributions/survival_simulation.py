@@ -18,6 +18,7 @@ RECIPE = Recipe(
     name="flexible-survival",
     part="simulation",
     about="power generalised Weibull: bias and coverage in simulation",
+    smoke={"seeds": 3, "LEAST": 3, "ROWS": 200},
 )
 
 CASES = {
@@ -25,11 +26,12 @@ CASES = {
     "between": (1.5, 0.4), "linear hazard": (1.0, 2.0), "bathtub": (0.6, 4.0), "cured": (1.5, -0.4),
 }  # fmt: skip
 ROWS = 1000
+LEAST = 200  # samples a case: with fewer the intervals' coverage is not known
 
 
 def run(out: Path, *, seeds: int = 200, on_event: OnEvent | None = None) -> Evidence:
-    """``seeds`` samples a case (at least 200: with fewer the intervals' coverage is not known)."""
-    start, note, n = time.perf_counter(), on_event or (lambda *_: None), max(seeds, 200)
+    """``seeds`` samples a case (``LEAST`` at least)."""
+    start, note, n = time.perf_counter(), on_event or (lambda *_: None), max(seeds, LEAST)
     rows, coverage = [], {}
     for name, (gamma, kappa) in CASES.items():
         found = []

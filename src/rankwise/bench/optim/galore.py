@@ -12,23 +12,25 @@ from pathlib import Path
 from rankwise.bench import Recipe
 from rankwise.bench.optim.owlore import difference
 from rankwise.bench.shared.evidence import Claim, Evidence, paired
-from rankwise.bench.shared.language import TEXT, by_seed, row, settings, trained
+from rankwise.bench.shared.language import BLOCKS, TEXT, by_seed, first_blocks, row, settings, trained
 from rankwise.events import OnEvent, environment
 
 RECIPE = Recipe(
     name="galore",
     part="text",
     about="GaLore against full AdamW and a random subspace on SmolLM2",
+    smoke={"seeds": 1, "steps": 2, "BLOCKS": 2, "TESTED": 2},
 )
 
+TESTED = 60  # texts
 METHODS = ["full", "galore", "galore-random"]
 
 
 def run(out: Path, *, seeds: int = 3, steps: int = 30, on_event: OnEvent | None = None) -> Evidence:
     """Train all variants (finished ones are read back), judge the claims."""
     start = time.perf_counter()
-    config = settings(TEXT, METHODS, seeds=seeds, steps=steps)
-    results, found = trained(out, config, on_event)
+    config = settings(TEXT, METHODS, seeds=seeds, steps=steps, tested=TESTED, model=first_blocks(out / "model", BLOCKS))
+    results, found = trained(out / "tuned", config, on_event)
     scores = {n: -by_seed(e, TEXT, "loss") for n, e in found.items()}
     untrained = results["zero_shot"][TEXT]["loss"]
     full, random = paired(scores["galore"], scores["full"]), paired(scores["galore"], scores["galore-random"])

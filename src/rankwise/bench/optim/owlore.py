@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired
-from rankwise.bench.shared.language import LABEL, TEXT, by_seed, row, settings, trained
+from rankwise.bench.shared.language import BLOCKS, LABEL, TEXT, by_seed, first_blocks, row, settings, trained
 from rankwise.events import OnEvent, environment
 from rankwise.models import blocks, linear_layers, load
 from rankwise.models.outliers import outlier_scores
@@ -28,8 +28,10 @@ RECIPE = Recipe(
     name="owlore",
     part="text",
     about="OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: editorials",
+    smoke={"seeds": 1, "steps": 2, "BLOCKS": 3, "TESTED": 2},
 )
 
+TESTED = 60  # texts
 METHODS = ["full", "galore", "lisa", "owlore", "owlore-uniform", "owlore-reverse", "lora"]
 
 
@@ -41,15 +43,18 @@ def run(
     on_event: OnEvent | None = None,
     data: str = TEXT,
     name: str = "owlore",
+    sizes: tuple[int, int] | None = None,
 ) -> Evidence:
-    """Train all variants (finished ones are read back), judge the claims."""
+    """Train all variants (finished ones are read back), judge the claims; ``sizes``: blocks and test texts."""
     start = time.perf_counter()
-    config = settings(data, METHODS, seeds=seeds, steps=steps)
-    results, found = trained(out, config, on_event)
+    count, tested = sizes or (BLOCKS, TESTED)
+    model = first_blocks(out / "model", count)
+    config = settings(data, METHODS, seeds=seeds, steps=steps, tested=tested, model=model)
+    results, found = trained(out / "tuned", config, on_event)
     metric = "accuracy" if data == LABEL else "loss"
     scores = {n: by_seed(e, data, metric) * (1 if metric == "accuracy" else -1) for n, e in found.items()}
     untrained = results["zero_shot"][data][metric]
-    layers = layer_statistics() if data == TEXT else {}
+    layers = layer_statistics(model) if data == TEXT else {}
     shown = f"{100 * untrained:.1f}" if metric == "accuracy" else f"{untrained:.3f}"
     return Evidence(
         recipe=name,
@@ -110,9 +115,9 @@ def _claims(scores: dict[str, np.ndarray], untrained: float, found: dict, metric
 
 
 @torch.no_grad()
-def layer_statistics() -> dict[str, list[float]]:
-    """Of every block of SmolLM2: outlier score, heavy-tail index (mean of its matrices), sampling probability."""
-    model = load("smollm2")
+def layer_statistics(name: str) -> dict[str, list[float]]:
+    """Of every block of a model: outlier score, heavy-tail index (mean of its matrices), sampling probability."""
+    model = load(name)
     stack, layers = blocks(model)
     scores = outlier_scores(model)
     tails = [

@@ -33,6 +33,7 @@ RECIPE = Recipe(
     name="tte-depth",
     part="prompts",
     about="TTE depth: prompts of the deepest examples",
+    smoke={"seeds": 2, "DRAWS": 2, "QUERIES": 4, "POOL": 40},
 )
 
 K, QUERIES, POOL, DRAWS = 8, 120, 400, 20

@@ -40,9 +40,12 @@ RECIPE = Recipe(
     name="dq-lore",
     part="text",
     about="DQ-LoRe against random, BM25 and nearest examples: sentiment with rationales",
+    smoke={"seeds": 1, "POOL": 24, "QUERIES": 3, "TRAINED": 4, "CANDIDATES": 4, "BEST": 2, "EPOCHS": 1, "SAID": 6},
 )
 
-K, POOL, QUERIES, TRAINED = 4, 400, 150, 128
+K, POOL, QUERIES = 4, 400, 150
+TRAINED, CANDIDATES, BEST, EPOCHS = 128, 20, 5, 5  # of the retriever: queries, examples scored and kept for each
+SAID = 24  # tokens of a first answer
 DOMAINS = {"movies": "movies", "amazon": "amazon (shift)"}
 LABELS = ("negative", "positive")
 
@@ -68,7 +71,7 @@ def run(out: Path, *, seeds: int = 2, on_event: OnEvent | None = None) -> Eviden
     queries = {d: polarity(d, "test", QUERIES) for d in DOMAINS}
     found: dict[str, dict[str, list[Labelled]]] = {d: {} for d in DOMAINS}
     note("scoring candidates", "train", 0, 1, float("nan"))
-    pairs = scored_pairs(pool, model, candidates=20, top=5, queries=range(TRAINED))
+    pairs = scored_pairs(pool, model, candidates=CANDIDATES, top=BEST, queries=range(TRAINED))
     note("scoring candidates", "done", 1, 1, float("nan"))
     for seed in range(seeds):
         encoder = _encoder(pool, pairs, seed, out, note)
@@ -150,9 +153,9 @@ def _selectors(model: LanguageModel, encoder: TextEncoder, seed: int) -> dict[st
     return fixed | {
         "random": RandomSelector(K, seed=seed),
         "trained, one query": DQLoReSelector(None, encoder, K, method="none"),
-        "DQ without LoRe": DQLoReSelector(model, encoder, K, method="none", initial=K, max_new_tokens=24),
-        "random directions": RandomDirections(model, encoder, K, initial=K, max_new_tokens=24),
-        "DQ-LoRe": DQLoReSelector(model, encoder, K, initial=K, max_new_tokens=24),
+        "DQ without LoRe": DQLoReSelector(model, encoder, K, method="none", initial=K, max_new_tokens=SAID),
+        "random directions": RandomDirections(model, encoder, K, initial=K, max_new_tokens=SAID),
+        "DQ-LoRe": DQLoReSelector(model, encoder, K, initial=K, max_new_tokens=SAID),
     }
 
 
@@ -163,7 +166,7 @@ def _encoder(pool: list[Example], pairs, seed: int, out: Path, note: OnEvent) ->
         def told(step: int, steps: int, loss: float) -> None:
             note(f"retriever seed={seed}", "train", step, steps, loss)
 
-        trained = train_retriever(pool, pairs, epochs=5, seed=seed, on_step=told)
+        trained = train_retriever(pool, pairs, epochs=EPOCHS, seed=seed, on_step=told)
         with whole_folder(folder, made_by="bench") as draft:
             trained.save(draft)
         note(f"retriever seed={seed}", "done", 1, 1, float("nan"))

@@ -16,7 +16,7 @@ import torch
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.bench.shared.frozen import SETTING, difference, silent, smollm2
-from rankwise.data.world import CONTINENTS, countries
+from rankwise.data.world import countries
 from rankwise.events import OnEvent, environment
 from rankwise.prompting.answers import Choices, score_answers
 from rankwise.prompting.equilibrium import EquilibriumRanker
@@ -25,10 +25,12 @@ METHODS = ("equilibrium", "er-g", "g", "d", "mi", "sc")  # what is judged
 RECIPE = Recipe(
     name="equilibrium-ranking",
     part="choice",
-    about="Equilibrium-Ranking against G, D, MI and SC: capitals, sentiment",
+    about="Equilibrium-Ranking against G, D, MI and SC: capitals, continents",
+    smoke={"seeds": 2, "QUESTIONS": 4},
 )
 
 QUESTIONS = 150
+CONTINENTS = ("Africa", "Asia", "Europe", "North America", "Oceania", "South America")
 TITLES = {"equilibrium": "ER-D", "er-g": "ER-G", "g": "generator", "d": "discriminator", "mi": "MI", "sc": "SC"}
 
 
@@ -52,10 +54,10 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         control = np.mean(controls, 0)
         note(task, "done", 1, 1, float("nan"))
         own = _right(scores.table(EquilibriumRanker(normalise="own"))["equilibrium"], gold)
-        rows += [[task, TITLES[m], *_cells(right[m], right["g"])] for m in METHODS]
+        rows += [[task, TITLES[m], *_cells(right[m], right["g"])] for m in TITLES]
         rows.append([task, "ER-D, each side normalised over its own variable alone", *_cells(own, right["g"])])
         rows.append([task, "ER-D, discriminator dealt anew (control)", *_cells(control, right["g"])])
-        rivals = {m: right[m].mean() for m in METHODS if m not in ("equilibrium", "er-g")}
+        rivals = {m: right[m].mean() for m in TITLES if m not in ("equilibrium", "er-g")}
         best = max(rivals, key=lambda m: rivals[m])
         against.append((task, best, difference(right["equilibrium"], right[best], scale=100)))
         dealt.append((task, difference(control, right["g"], scale=100)))
@@ -110,10 +112,9 @@ def _capitals() -> tuple[list[Choices], np.ndarray]:
 
 def _continents() -> tuple[list[Choices], np.ndarray]:
     rng = np.random.default_rng(1)
-    names = [n for n in CONTINENTS.values() if n != "Antarctica"]
     questions, gold = [], []
     for c in countries()[:QUESTIONS]:
-        candidates = [c.continent, *rng.choice([n for n in names if n != c.continent], 3, replace=False)]
+        candidates = [c.continent, *rng.choice([n for n in CONTINENTS if n != c.continent], 3, replace=False)]
         order = rng.permutation(4)
         questions.append(
             Choices(question=f"On which continent is {c.name}?", candidates=tuple(candidates[i] for i in order))

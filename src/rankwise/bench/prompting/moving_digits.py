@@ -35,9 +35,12 @@ RECIPE = Recipe(
     name="videoicl",
     part="digits",
     about="VideoICL's loop against all examples at once: videos of moving digits",
+    smoke={"seeds": 1, "POOL": 20, "QUERIES": 10, "VALIDATION": 5, "STEPS": 20},
 )
 
-SHOTS, ROUNDS, POOL, QUERIES, FPS = 2, 4, 100, 100, 4.0
+SHOTS, ROUNDS, FPS = 2, 4, 4.0
+POOL, QUERIES, VALIDATION = 100, 100, 50  # videos
+STEPS = 300  # of the encoder
 SHARPNESS = 20.0
 
 
@@ -149,8 +152,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         title="VideoICL: moving digits",
         command=f"rankwise bench videoicl --part digits --seeds {seeds}",
         setting=f"mp4 files of MNIST digits moving over noise; encoder trained on 0 to 4, pool of {POOL} and {QUERIES} "
-        f"queries of 5 to 9, {ROUNDS} rounds of {SHOTS}; threshold by accuracy on 50 validation queries; {seeds} "
-        "seeds; accuracy in per cent, mean ± standard deviation",
+        f"queries of 5 to 9, {ROUNDS} rounds of {SHOTS}; threshold by accuracy on {VALIDATION} validation queries; "
+        f"{seeds} seeds; accuracy in per cent, mean ± standard deviation",
         header=["prompt", "accuracy", "videos a query"],
         rows=[[n, plus_minus(scores[n]), f"{np.mean(seen[n]):.1f}"] for n in names],
         claims=[
@@ -173,14 +176,14 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     )
 
 
-def trained(seed: int, note: OnEvent, *, steps: int = 300) -> Encoder:
-    """The encoder after ``steps`` batches of single frames of the digits 0 to 4, moved at random."""
+def trained(seed: int, note: OnEvent) -> Encoder:
+    """The encoder after ``STEPS`` batches of single frames of the digits 0 to 4, moved at random."""
     images, labels = digits()
     rows = np.flatnonzero(labels < 5)
     torch.manual_seed(seed)
     rng, encoder = np.random.default_rng(seed), Encoder().train()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=2e-3)
-    for step in range(steps):
+    for step in range(STEPS):
         picked = rng.choice(rows, 64)
         canvas = rng.integers(0, 60, (64, 64, 64)).astype(np.float32)
         for n, i in enumerate(picked):
@@ -192,7 +195,7 @@ def trained(seed: int, note: OnEvent, *, steps: int = 300) -> Encoder:
         optimizer.step()
         optimizer.zero_grad()
         if step % 50 == 0:
-            note(f"encoder seed={seed}", "train", step, steps, float(loss.detach()))
+            note(f"encoder seed={seed}", "train", step, STEPS, float(loss.detach()))
     return encoder.eval()
 
 
@@ -200,7 +203,7 @@ def _items(folder: Path, seed: int) -> tuple[list[Item], list[Item], list[Item]]
     """Pool, queries and validation queries: videos of the digits 5 to 9, no digit image in two of them."""
     images, labels = digits()
     rng = np.random.default_rng(1000 + seed)
-    rows = rng.permutation(np.flatnonzero(labels >= 5))[: POOL + QUERIES + 50]
+    rows = rng.permutation(np.flatnonzero(labels >= 5))[: POOL + QUERIES + VALIDATION]
     folder.mkdir(parents=True, exist_ok=True)
     items = []
     for i in rows:

@@ -30,6 +30,7 @@ RECIPE = Recipe(
     part="text",
     about="VideoICL's loop against all examples at once: renamed labels",
     figures=(("share of right answers against the model's confidence", "videoicl_reliability.png"),),
+    smoke={"seeds": 2, "POOL": 20, "VALIDATION": 4, "QUERIES": 4},
 )
 
 POOL, VALIDATION, QUERIES = 300, 60, 100

@@ -30,7 +30,6 @@ from rankwise.reading import read_json
 CLASSES = ["negative", "positive", "movies", "nyt", "tweets", "amazon", "shuffled", "intact"]
 OWN = {"sentiment": slice(0, 2), "source": slice(2, 6), "order": slice(6, 8)}  # classes of each ability
 TASKS = tuple(OWN)
-RATES = (1e-4, 3e-4)
 State = dict[str, Tensor]
 
 
@@ -49,6 +48,7 @@ class Bench:
 
     task: TextTask
     rows: Mapping[str, Rows]
+    rates: Sequence[float]
     steps: int
     out: Path
     on_event: OnEvent
@@ -84,7 +84,7 @@ class Bench:
         path = self.out / f"{name}-rate.json"
         if not path.exists():
             scores = {}
-            for rate in RATES:
+            for rate in self.rates:
                 state = self.trained(name, examples, seed=0, rate=rate, steps=steps)
                 scores[rate] = float(np.mean([self.accuracy(state, t, "validation") for t in tasks]))
             write_json(path, {"rate": max(scores, key=lambda r: scores[r]), "scores": scores})
@@ -106,14 +106,16 @@ class Bench:
         return np.array([self.accuracy(state, t, split) for t in tasks])
 
 
-def bench(out: Path, *, steps: int, on_event: OnEvent | None = None) -> Bench:
-    """The data, encoded: up to 1500 training, 150 validation and 200 test rows an ability."""
+def bench(
+    out: Path, *, limits: tuple[int, int, int], rates: Sequence[float], steps: int, on_event: OnEvent | None = None
+) -> Bench:
+    """The data, encoded: of an ability so many rows at most to train, to validate and to test."""
     task = TextTask(kind="classification", tokenizer=load_tokenizer("minilm"), max_length=40)
     rows = {}
     for name, corpus in _corpora().items():
-        parts = zip(("train", "validation", "test"), corpus.split(), (1500, 150, 200), strict=True)
+        parts = zip(("train", "validation", "test"), corpus.split(), limits, strict=True)
         rows[name] = Rows(**{split: task.encode(part.head(limit)) for split, part, limit in parts})
-    return Bench(task=task, rows=rows, steps=steps, out=out, on_event=on_event or (lambda *_: None))
+    return Bench(task=task, rows=rows, rates=rates, steps=steps, out=out, on_event=on_event or (lambda *_: None))
 
 
 def _corpora() -> dict[str, Corpus]:

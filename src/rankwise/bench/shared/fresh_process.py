@@ -1,6 +1,6 @@
 """Peak memory of training SmolLM2-135M, a fresh process a way to train.
 
-``python -m rankwise.bench.shared.fresh_process WAY [--no-checkpointing]`` trains a few steps and prints a line of JSON:
+``python -m rankwise.bench.shared.fresh_process WAY STEPS BLOCKS`` trains a few steps and prints a line of JSON:
 ``baseline`` (resident bytes of the interpreter and its libraries), ``peak`` (highest resident bytes), ``state`` (the
 optimiser's own count), ``seconds`` a step. Peak less baseline is what training holds: weights, gradients, moments,
 activations.
@@ -57,18 +57,18 @@ WAYS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 }
 
 
-def in_fresh_process(way: str, *, checkpointing: bool = True) -> dict[str, float]:
-    """What ``python -m rankwise.bench.shared.fresh_process way`` prints."""
+def in_fresh_process(way: str, *, steps: int, blocks: int) -> dict[str, float]:
+    """What ``python -m rankwise.bench.shared.fresh_process way steps blocks`` prints."""
     command = [sys.executable, "-W", "ignore", "-m", "rankwise.bench.shared.fresh_process", way]
-    command += [] if checkpointing else ["--no-checkpointing"]
+    command += [str(steps), str(blocks)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ChildProcessError(f"memory of {way} could not be measured: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def train(way: str, *, checkpointing: bool = True, steps: int = 4) -> dict[str, float]:
-    """Train a few steps in this process, with or without gradient checkpointing."""
+def train(way: str, *, steps: int, blocks: int) -> dict[str, float]:
+    """Train a few steps (two at least) of the first blocks in this process, with gradient checkpointing."""
     import transformers.models.llama.modeling_llama  # noqa: F401  (libraries belong to the baseline)
 
     from rankwise.data import documents
@@ -86,8 +86,8 @@ def train(way: str, *, checkpointing: bool = True, steps: int = 4) -> dict[str, 
     with measure(whole):
         baseline = psutil.Process().memory_info().rss
         model = load("smollm2").train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        del model.model.layers[blocks:]
+        model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = WAYS[way](model)
         for batch in ids.split(BATCH):
             start = time.perf_counter()
@@ -107,4 +107,4 @@ def _tensors(state: dict) -> list[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(train(sys.argv[1], checkpointing="--no-checkpointing" not in sys.argv)))
+    print(json.dumps(train(sys.argv[1], steps=int(sys.argv[2]), blocks=int(sys.argv[3]))))

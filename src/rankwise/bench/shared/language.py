@@ -5,19 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from rankwise.bench.shared.evidence import plus_minus
 from rankwise.events import OnEvent
+from rankwise.files import whole_folder
 from rankwise.jobs.adapt import AdaptConfig, Job
+from rankwise.models import load, load_tokenizer
 from rankwise.report.tables import count, size
 
 TEXT, LABEL = "text:nyt", "sentiment:movies"
+BLOCKS = 30  # of SmolLM2
 RATES = {"full": [3e-5, 1e-4], "lora": [4e-4, 1e-3]}
 LOW_MEMORY_RATES = [1e-4, 4e-4]
 
 
-def settings(data: str, methods: list[str], *, seeds: int, steps: int, model: str = "smollm2") -> AdaptConfig:
-    """Language modelling on editorials, or sentiment as text-to-label; the same tokens for every method."""
+def settings(data: str, methods: list[str], *, seeds: int, steps: int, tested: int, model: str) -> AdaptConfig:
+    """Language modelling on editorials, or sentiment as text-to-label; the same tokens for every method.
+
+    ``tested`` texts at most are scored.
+    """
     label = data == LABEL
     return AdaptConfig(
         task="text-to-label" if label else "causal-lm",
@@ -29,7 +36,7 @@ def settings(data: str, methods: list[str], *, seeds: int, steps: int, model: st
         steps=steps,
         batch_size=8 if label else 4,
         max_length=40 if label else 64,
-        eval_limit=200 if label else 60,
+        eval_limit=tested,
         precision="bf16",
         baseline=False,
         label_prompt="\nSentiment:" if label else AdaptConfig.model_fields["label_prompt"].default,
@@ -38,6 +45,23 @@ def settings(data: str, methods: list[str], *, seeds: int, steps: int, model: st
         learning_rates={m: RATES.get(m, LOW_MEMORY_RATES) for m in methods},
         checkpoint_steps=10_000,
     )
+
+
+def first_blocks(folder: Path, blocks: int) -> str:
+    """SmolLM2 by name, or a folder with its first blocks alone, written once."""
+    if blocks < BLOCKS and not folder.is_dir():
+        model = load("smollm2")
+        del model.model.layers[blocks:]
+        model.config.num_hidden_layers = blocks
+        keep(model, folder)
+    return str(folder) if blocks < BLOCKS else "smollm2"
+
+
+def keep(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model that was made of SmolLM2, with SmolLM2's tokenizer."""
+    with whole_folder(folder, made_by="bench") as draft:
+        model.save_pretrained(draft)
+        load_tokenizer("smollm2").save_pretrained(draft)
 
 
 def trained(out: Path, config: AdaptConfig, on_event: OnEvent | None) -> tuple[dict, dict[str, dict]]:

@@ -35,14 +35,24 @@ RECIPE = Recipe(
     name="speed",
     part="core",
     about="speed ratios: streaming and truncated SVD, EVA's start, S2-LoRA's step, speech training",
-)
+    smoke={
+        "STREAMED": 2_000, "BATCH": 500, "MATRICES": 2, "SNIPPETS": 32, "TIMES": 1, "RECORDINGS": 2, "TRAINED": 1,
+    },
+    control=False,
+)  # fmt: skip
+
+STREAMED, BATCH = 100_000, 3_840  # rows, and those of a batch
+MATRICES = 24
+SNIPPETS = 512
+TIMES = 15  # pairs of training steps
+RECORDINGS, TRAINED = 16, 8  # of speech, and those of a step
 
 Measured = tuple[list[list[str]], list[Claim]]  # rows and claims
 Result = TypeVar("Result")
 
 
-def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """Time every pair; ``seeds`` is unused (the inputs are fixed)."""
+def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
+    """Time every pair; the inputs are fixed."""
     parts = {
         "streaming SVD": streaming,
         "truncated SVD": truncated,
@@ -111,7 +121,7 @@ def _row(what: str, ours: float, against: str, theirs: float) -> list[str]:
     return [what, f"{ours:.2f}s", against, f"{theirs:.2f}s", f"{theirs / ours:.1f}x"]
 
 
-def gapped_rows(n: int = 100_000, d: int = 768, k: int = 16) -> torch.Tensor:
+def gapped_rows(n: int, d: int = 768, k: int = 16) -> torch.Tensor:
     """Rows off centre whose spectrum has a gap after the k-th direction (standard deviation 8, then 1).
 
     The incremental methods compared with drop what lies below at every batch: the gap bounds what that costs them.
@@ -122,11 +132,11 @@ def gapped_rows(n: int = 100_000, d: int = 768, k: int = 16) -> torch.Tensor:
 
 
 def streaming() -> Measured:
-    """100k × 768, 16 components, against scikit-learn's `IncrementalPCA` and the one inside PEFT's EVA."""
+    """Rows of 768, 16 components, against scikit-learn's `IncrementalPCA` and the one inside PEFT's EVA."""
     from peft.utils.incremental_pca import IncrementalPCA as PeftPCA
     from sklearn.decomposition import IncrementalPCA
 
-    X, k, size = gapped_rows(), 16, 3840
+    X, k, size = gapped_rows(STREAMED), 16, BATCH
     array, results = X.numpy(), {}
 
     def ours() -> None:
@@ -161,9 +171,9 @@ def streaming() -> Measured:
 
 
 def truncated() -> Measured:
-    """Rank 16 of 24 matrices 768 × 768, against a loop over `torch.linalg.svd`."""
+    """Rank 16 of matrices 768 × 768, against a loop over `torch.linalg.svd`."""
     spectrum = torch.arange(1, 769) ** -0.7
-    A = torch.randn(24, 768, 768, generator=torch.Generator().manual_seed(0)) * spectrum
+    A = torch.randn(MATRICES, 768, 768, generator=torch.Generator().manual_seed(0)) * spectrum
     results: dict = {}
 
     def ours() -> None:
@@ -186,14 +196,14 @@ def truncated() -> Measured:
 
 
 def eva_start() -> Measured:
-    """MiniLM, 512 movie snippets, rank 16: ours on all batches against PEFT's until its vectors settle."""
+    """MiniLM, movie snippets, rank 16: ours on all batches against PEFT's until its vectors settle."""
     from peft import EvaConfig as PeftEva
     from peft import initialize_lora_eva_weights
 
-    tokenizer, texts, r = load_tokenizer("minilm"), sentiment("movies").split().train.head(512).texts, 16
+    tokenizer, texts, r = load_tokenizer("minilm"), sentiment("movies").split().train.head(SNIPPETS).texts, 16
     task = TextTask(kind="classification", tokenizer=tokenizer, max_length=64)
     ids = tokenizer(texts, truncation=True, max_length=64)["input_ids"]
-    batches = [task.collate([{"input_ids": x, "label": 0} for x in ids[i : i + 32]]) for i in range(0, 512, 32)]
+    batches = [task.collate([{"input_ids": x, "label": 0} for x in ids[i : i + 32]]) for i in range(0, len(ids), 32)]
     for batch in batches:
         batch.pop("labels")
     model = load("minilm", task="classification")
@@ -201,7 +211,7 @@ def eva_start() -> Measured:
     results: dict = {}
 
     def ours() -> None:
-        config = EvaConfig(r=r, tau=1.0, max_batches=16)
+        config = EvaConfig(r=r, tau=1.0, max_batches=len(batches))
         spectra = activation_spectra(model, batches, config, layers=names)
         results["ours"] = spectra, redistribute(spectra, names, r, 2.0)
 
@@ -268,7 +278,7 @@ def step() -> Measured:
 
     for which in (0, 1):
         trained(which)()  # warm
-    a, b = alternate(trained(0), trained(1), times=15)
+    a, b = alternate(trained(0), trained(1), times=TIMES)
     return [_row("two S2-LoRA steps", a, "peft LoRA, equal rank", b)], [
         Claim(
             text="S2-LoRA's training step at most 1.05x plain LoRA's of equal rank",
@@ -285,8 +295,8 @@ def speech_training() -> Measured:
     second position of the silence after the speech, its convolution, and a cache that training does not read.
     """
     task = SpeechTask.of("whisper-tiny.en")
-    examples = task.encode(speech("child").split().train.head(16))
-    settings, rate = Training(steps=2, batch_size=8, max_length=1), 1e-3
+    examples = task.encode(speech("child").split().train.head(RECORDINGS))
+    settings, rate = Training(steps=2, batch_size=TRAINED, max_length=1), 1e-3
     losses: dict[str, float] = {}
 
     def adapted(stride: int | None):
@@ -317,7 +327,7 @@ def speech_training() -> Measured:
                 model=adapted(None),
                 args=TrainingArguments(
                     output_dir=scratch,
-                    per_device_train_batch_size=8,
+                    per_device_train_batch_size=TRAINED,
                     max_steps=settings.steps,
                     learning_rate=rate,
                     warmup_steps=1,
@@ -330,7 +340,7 @@ def speech_training() -> Measured:
                     report_to=[],
                     train_sampling_strategy="sequential",
                 ),
-                train_dataset=ordered(examples, task=task, steps=settings.steps, batch_size=8, seed=0),  # type: ignore[arg-type]
+                train_dataset=ordered(examples, task=task, steps=settings.steps, batch_size=TRAINED, seed=0),  # type: ignore[arg-type]
                 data_collator=task.collate,
             )
             trainer.remove_callback(PrinterCallback)

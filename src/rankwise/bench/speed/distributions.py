@@ -30,7 +30,6 @@ from rankwise.distributions.quantiles.bases import GaussianNetwork, mlp
 from rankwise.distributions.quantiles.linear import LinearQuantile
 from rankwise.distributions.quantiles.metrics import pinball
 from rankwise.distributions.quantiles.noncrossing import monotone
-from rankwise.distributions.singular.estimator import NOISE_GRID
 from rankwise.distributions.singular.networks import Ensemble
 from rankwise.distributions.survival import power_weibull as pgw
 from rankwise.distributions.survival.regression import PGWRegressionFitter
@@ -40,11 +39,25 @@ RECIPE = Recipe(
     name="speed",
     part="distributions",
     about="distributions: speed ratios",
-)
+    smoke={
+        "SUBJECTS": 300, "MANY_SUBJECTS": 1_000, "POINTS": 500, "QUERIES": 10, "DIAMONDS": 100, "WAGES": (200, 50),
+        "EPOCHS": 1, "PATIENCE": 10, "SEQUENCES": 50, "SWISS": 64, "SWISS_EPOCHS": 1,
+    },
+    control=False,
+)  # fmt: skip
+
+SUBJECTS, MANY_SUBJECTS = 100_000, 1_000_000
+POINTS, QUERIES = 50_000, 1_000  # of the density
+DIAMONDS = 10_000
+WAGES = (8_000, 4_000)  # to train and to test
+EPOCHS, PATIENCE = 20, 500  # of the network; steps of the published recipe
+SEQUENCES = 10_000
+SWISS, SWISS_EPOCHS = 1_000, 40  # rows of a swiss roll
+LEVELS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """Time every pair; ``seeds`` is unused (the inputs are fixed)."""
+def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
+    """Time every pair; the inputs are fixed."""
     return side_by_side(
         {
             "survival": survival,
@@ -75,8 +88,8 @@ def trial(n: int, p: int = 10) -> pd.DataFrame:
 
 
 def survival() -> Measured:
-    """100,000 rows, ten covariates in one parameter, against lifelines' generalised gamma and Weibull regressions."""
-    df = trial(100_000)
+    """Ten covariates in one parameter, against lifelines' generalised gamma and Weibull regressions."""
+    df = trial(SUBJECTS)
     a, ours = timed(lambda: PGWRegressionFitter(shape_covariates=False).fit(df, "t", "e").log_likelihood_, 3)
     every = " + ".join(f"x{i}" for i in range(10))
     rows, claims = [], []
@@ -88,7 +101,8 @@ def survival() -> Measured:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             b, theirs = timed(lambda fit=fit: fit().log_likelihood_, 1)
-        rows.append([f"survival, 100,000 x 10, {name}", f"{a:.2f}s", f"lifelines {name}", f"{b:.1f}s", f"{b / a:.1f}x"])
+        what = f"survival, {SUBJECTS:,} x 10, {name}"
+        rows.append([what, f"{a:.2f}s", f"lifelines {name}", f"{b:.1f}s", f"{b / a:.1f}x"])
         if name == "generalised gamma":
             claims.append(
                 Claim(
@@ -102,9 +116,9 @@ def survival() -> Measured:
 
 def million() -> Measured:
     """A million rows, covariates in scale and power."""
-    df = trial(1_000_000)
+    df = trial(MANY_SUBJECTS)
     seconds, fit = timed(lambda: PGWRegressionFitter().fit(df, "t", "e"), 1)
-    return [["survival, 1,000,000 x 10, scale and power", f"{seconds:.1f}s", "-", "-", "-"]], [
+    return [[f"survival, {MANY_SUBJECTS:,} x 10, scale and power", f"{seconds:.1f}s", "-", "-", "-"]], [
         Claim(
             text="a million rows, 10 covariates in each of two parameters, in less than 20 s",
             held=seconds < 20 and fit.converged_,
@@ -114,16 +128,16 @@ def million() -> Measured:
 
 
 def density() -> Measured:
-    """1,000 queries of 50,000 points in 50 dimensions: scikit-learn as it comes, and with one leaf; a grid of 50."""
+    """Queries in 50 dimensions: scikit-learn as it comes, and with one leaf; a grid of 50."""
     rng = np.random.default_rng(0)
-    Y, X = rng.normal(size=(50_000, 50)), rng.normal(size=(1_000, 50))
+    Y, X = rng.normal(size=(POINTS, 50)), rng.normal(size=(QUERIES, 50))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours = HighDimKDE(1.0).fit(Y)
-    exact = np.array([logsumexp(-((x - Y) ** 2).sum(1) / 2) for x in X]) - np.log(50_000) - 25 * np.log(2 * np.pi)
+    exact = np.array([logsumexp(-((x - Y) ** 2).sum(1) / 2) for x in X]) - np.log(POINTS) - 25 * np.log(2 * np.pi)
     gap = float(np.abs(ours.score_samples(X) - exact).max())
     rows, least, gaps = [], [], []
-    for label, leaf in (("as it comes", 40), ("one leaf", 50_000)):
+    for label, leaf in (("as it comes", 40), ("one leaf", POINTS)):
         theirs = KernelDensity(bandwidth=1.0, leaf_size=leaf).fit(Y)
         a, b = alternate(lambda: ours.score_samples(X), lambda k=theirs: k.score_samples(X), times=2)
         gaps.append(float(np.abs(theirs.score_samples(X) - exact).max()))
@@ -146,10 +160,10 @@ def density() -> Measured:
 
 
 def linear() -> Measured:
-    """Three quantiles of 10,000 diamonds' prices under a lasso, against scikit-learn's linear programme by its simplex
+    """Three quantiles of diamonds' prices under a lasso, against scikit-learn's linear programme by its simplex
     and by its interior point."""
     X, y = regression("diamonds")
-    rows = np.random.default_rng(0).permutation(len(y))[:10_000]
+    rows = np.random.default_rng(0).permutation(len(y))[:DIAMONDS]
     Z, t = StandardScaler().fit_transform(X.iloc[rows]), StandardScaler().fit_transform(y.to_numpy()[rows, None])[:, 0]
 
     taus, alpha = (0.1, 0.5, 0.9), 1e-3
@@ -170,7 +184,7 @@ def linear() -> Measured:
         wins.append(b / a)
         gaps.append(np.abs(losses(mine) - losses(theirs)).max())
         table.append([
-            "linear quantiles, 10,000 rows", f"{a:.2f}s", f"scikit-learn, {name}", f"{b:.2f}s", f"{b / a:.0f}x"
+            f"linear quantiles, {DIAMONDS:,} rows", f"{a:.2f}s", f"scikit-learn, {name}", f"{b:.2f}s", f"{b / a:.0f}x"
         ])  # fmt: skip
     return table, [
         Claim(
@@ -182,16 +196,16 @@ def linear() -> Measured:
 
 
 def aggregation() -> Measured:
-    """Local weights of three bases on 8,000 wages, by our defaults and by the published recipe, on the same out-of-fold
-    quantiles: batch 2^(3 + ⌊log10 n⌋), rate 1e-3, patience 500, a penalty over pairs of levels."""
+    """Local weights of three bases on wages, by our defaults and by the published recipe, on the same out-of-fold
+    quantiles: batch 2^(3 + ⌊log10 n⌋), rate 1e-3, a penalty over pairs of levels."""
     X, y = regression("cps1988")
     bases = [
         ("linear", LinearQuantile()),
         ("boosting", LGBMRegressor(objective="quantile", n_estimators=100, verbose=-1)),
-        ("gaussian", GaussianNetwork(epochs=20)),
+        ("gaussian", GaussianNetwork(epochs=EPOCHS)),
     ]
-    rows = np.random.default_rng(0).permutation(len(y))[:12_000]
-    train, test = rows[:8_000], rows[8_000:]
+    rows = np.random.default_rng(0).permutation(len(y))[: sum(WAGES)]
+    train, test = rows[: WAGES[0]], rows[WAGES[0] :]
     X, y = StandardScaler().fit_transform(X), y.to_numpy(dtype=float)
     table, wins, scores = [], [], []
     for m in (19, 99):
@@ -201,7 +215,7 @@ def aggregation() -> Measured:
         model.net_ = _published(*model.given)
         scores[-1].append(-model.score(X[test], y[test]))
         wins.append(b / a)
-        what = f"aggregation, 8,000 rows, {m} levels"
+        what = f"aggregation, {WAGES[0]:,} rows, {m} levels"
         table.append([what, f"{a:.2f}s", "the published recipe", f"{b:.2f}s", f"{b / a:.1f}x"])
     return table, [
         Claim(
@@ -245,7 +259,7 @@ def _published(x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> torch.nn.Mod
         return torch.maximum(levels * e, (levels - 1) * e).mean()
 
     best, kept, step, at = float("inf"), net.state_dict(), 0, 0
-    while step - at < 500:
+    while step - at < PATIENCE:
         for rows in used[torch.randperm(len(used), generator=g)].split(2 ** (3 + int(np.log10(len(y))))):
             if step % 10 == 0:
                 with torch.no_grad():
@@ -262,17 +276,16 @@ def _published(x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> torch.nn.Mod
 
 
 def isotonic() -> Measured:
-    """10,000 rows of 99 levels: all as one sequence, against scikit-learn's row by row."""
-    q = torch.randn(10_000, 99, generator=torch.Generator().manual_seed(0)).double() + torch.linspace(-2, 2, 99)
+    """Rows of 99 levels: all as one sequence, against scikit-learn's row by row."""
+    q = torch.randn(SEQUENCES, 99, generator=torch.Generator().manual_seed(0)).double() + torch.linspace(-2, 2, 99)
 
     def loop() -> np.ndarray:
         return np.stack([isotonic_regression(row) for row in q.numpy()])
 
     a, b = alternate(lambda: monotone(q, "isotonic", middle=49), loop, times=2)
     gap = float(np.abs(monotone(q, "isotonic", middle=49).numpy() - loop()).max())
-    return [
-        ["isotonic projection, 10,000 x 99", f"{a:.2f}s", "scikit-learn, row by row", f"{b:.2f}s", f"{b / a:.1f}x"]
-    ], [
+    what = f"isotonic projection, {SEQUENCES:,} x 99"
+    return [[what, f"{a:.2f}s", "scikit-learn, row by row", f"{b:.2f}s", f"{b / a:.1f}x"]], [
         Claim(
             text="isotonic projection at least 10x faster than scikit-learn's row by row, equal to 1e-9",
             held=b / a >= 10 and gap < 1e-9,
@@ -282,16 +295,16 @@ def isotonic() -> Measured:
 
 
 def singular() -> Measured:
-    """Seven noise levels, 1,000 rows in ten dimensions, 16 draws, 40 epochs: all at once with two draws differentiated,
+    """Seven noise levels, ten dimensions, 16 draws: all at once with two draws differentiated,
     the same one level after another, and one after another with every draw differentiated."""
-    x, new = (torch.as_tensor(hidden_in(points("swiss roll", 1000, s), 0.05, s, rotation=0)).float() for s in (0, 1))
-    levels = torch.tensor(NOISE_GRID)
+    x, new = (torch.as_tensor(hidden_in(points("swiss roll", SWISS, s), 0.05, s, rotation=0)).float() for s in (0, 1))
+    levels = torch.tensor(LEVELS)
     a, ours = timed(lambda: _trained(x, levels, textbook=False), 2)
     b, _ = timed(lambda: [_trained(x, level, textbook=False) for level in levels.split(1)], 2)
     c, plain = timed(lambda: [_trained(x, level, textbook=True) for level in levels.split(1)], 2)
     g = torch.Generator().manual_seed(0)
     rows = new + levels[:, None, None] * torch.randn(new.shape, generator=g)
-    draws = torch.randn(7, 64, len(new), 2, generator=g)
+    draws = torch.randn(len(levels), 64, len(new), 2, generator=g)
     with torch.no_grad():
         mine = ours.bound(rows, draws).mean(1)
         theirs = torch.cat([net.bound(rows[m, None], draws[m, None]).mean(1) for m, net in enumerate(plain)])
@@ -311,12 +324,12 @@ def singular() -> Measured:
 
 
 def _trained(x: torch.Tensor, levels: torch.Tensor, *, textbook: bool) -> Ensemble:
-    """40 epochs of Adam on ``x`` perturbed by each level; ``textbook`` differentiates through all 16 draws."""
+    """Some epochs of Adam on ``x`` perturbed by each level; ``textbook`` differentiates through all 16 draws."""
     torch.manual_seed(0)
     net = Ensemble(len(levels), 2, x.shape[1], (128, 128, 128))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40 * -(-len(x) // 64))
-    for _ in range(40):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, SWISS_EPOCHS * -(-len(x) // 64))
+    for _ in range(SWISS_EPOCHS):
         perturbed = x + levels[:, None, None] * torch.randn_like(x)
         for rows in torch.randperm(len(x)).split(64):
             batch, draws = perturbed[:, rows], torch.randn(1, 16, len(rows), 2).expand(len(levels), -1, -1, -1)

@@ -32,13 +32,23 @@ RECIPE = Recipe(
     name="speed",
     part="merging",
     about="merging against mergekit",
-)
+    smoke={
+        "seeds": 1, "SHAPES": ((64, 64), (96, 64)),
+        "LLAMA": {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 320, "hidden_size": 64,
+            "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 1, "intermediate_size": 96,
+            "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "dtype": "bfloat16",
+        },
+    },
+    control=False,
+)  # fmt: skip
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048,
     "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 5632,
     "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "dtype": "bfloat16",
 }  # fmt: skip
+SHAPES = ((2048, 2048), (5632, 2048))  # of single matrices
 SHARD = 1_000_000_000
 RECIPES = {
     "task arithmetic": ("task_arithmetic", {"weight": 0.5}),
@@ -164,14 +174,14 @@ def _checkpoint(folder: Path, seed: int, note) -> Path:
 def singular_vectors(note) -> tuple[list[list[str]], Claim]:
     """TSVM of two and of three experts, two matrices of each shape, against full SVDs of every part."""
     rows, ratios, errors = [], [], []
-    for shape, T in product(((2048, 2048), (5632, 2048)), (2, 3)):
+    for shape, T in product(SHAPES, (2, 3)):
         note(f"TSVM {shape[0]} x {shape[1]}, {T} experts", "train", 0, 1, float("nan"))
         torch.manual_seed(0)
-        spectrum = torch.arange(1, 2049).float().rsqrt()  # falls slowly, as those of task vectors do
+        spectrum = torch.arange(1, shape[1] + 1).float().rsqrt()  # falls slowly, as those of task vectors do
         problems = []
         for _ in range(2):
             base = torch.randn(shape)
-            taus = [torch.randn(shape) / 2048**0.5 * spectrum for _ in range(T)]
+            taus = [torch.randn(shape) / shape[1] ** 0.5 * spectrum for _ in range(T)]
             problems.append((base, [base + t for t in taus]))
         begin = time.perf_counter()
         mine = list(each(lambda p: tsvm(p[0], p[1], dtype=torch.float32, weight=[1.0] * len(p[1])), problems))

@@ -22,13 +22,18 @@ RECIPE = Recipe(
     name="speed",
     part="prompting",
     about="prompting: speed ratios",
+    smoke={"TEXTS": 60, "MANY": 300, "QUESTIONS": 4, "GAMES": 2, "PROMPTS": 1, "QUERIES": 10},
+    control=False,
 )
 
-TEXTS, GAMES = 5_000, 20
+TEXTS, MANY = 5_000, 100_000  # embeddings
+QUESTIONS, GAMES = 1_000, 20  # at once, and in the loop
+PROMPTS = 8
+QUERIES = 1_000  # of LoRe
 
 
-def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """Time every pair; ``seeds`` is unused (the inputs are fixed)."""
+def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
+    """Time every pair; the inputs are fixed."""
     return side_by_side(
         {"depth": depth, "equilibrium": equilibrium, "prefixes": prefixes, "LoRe": reranking},
         on_event,
@@ -41,7 +46,7 @@ def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Eviden
 
 
 def depth() -> Measured:
-    """Depths of 5,000 embeddings within themselves against the released package, and of 100,000 by themselves."""
+    """Depths of embeddings within themselves against the released package, and of many by themselves."""
     from tte_depth import StatDepth
 
     rng = np.random.default_rng(0)
@@ -60,27 +65,28 @@ def depth() -> Measured:
                 found=f"{theirs / ours:,.0f}x, largest difference {gap:.1g}",
             )
         )
-    many = rng.normal(size=(100_000, 384)).astype(np.float32)
+    many = rng.normal(size=(MANY, 384)).astype(np.float32)
     seconds, _ = timed(lambda: TextDepth().fit(many).depths_, 3)
-    rows.append(["depth, cosine, 100,000 texts", f"{seconds:.2f}s", "-", "-", "-"])
+    rows.append([f"depth, cosine, {MANY:,} texts", f"{seconds:.2f}s", "-", "-", "-"])
     claims.append(Claim(text="100,000 x 384 cosine depths below 1 s", held=seconds < 1, found=f"{seconds:.2f} s"))
     return rows, claims
 
 
 def equilibrium() -> Measured:
-    """1,000 questions of 10 candidates at once against a loop over questions, which is timed on a few."""
+    """Questions of 10 candidates at once against a loop over questions, which is timed on a few."""
     g, ranker = torch.Generator().manual_seed(0), EquilibriumRanker(tol=0)
-    generator = torch.randn(1000, 2, 10, generator=g, dtype=torch.float64)
-    discriminator = torch.randn(1000, 10, 2, generator=g, dtype=torch.float64)
+    generator = torch.randn(QUESTIONS, 2, 10, generator=g, dtype=torch.float64)
+    discriminator = torch.randn(QUESTIONS, 10, 2, generator=g, dtype=torch.float64)
     ours, together = timed(lambda: ranker.rank(generator, discriminator), 1)
 
     def loop() -> list[Tensor]:
         return [ranker.rank(generator[i : i + 1], discriminator[i : i + 1]).policy_d[0] for i in range(GAMES)]
 
     theirs, alone = timed(loop, 1)
-    theirs *= 1000 / GAMES
+    theirs *= QUESTIONS / GAMES
     gap = float((together.policy_d[:GAMES] - torch.stack(alone)).abs().max())
-    return [_row("consensus game, 1,000 x 10, 5,000 iterations", ours, f"loop (from {GAMES} questions)", theirs)], [
+    what = f"consensus game, {QUESTIONS:,} x 10, 5,000 iterations"
+    return [_row(what, ours, f"loop (from {GAMES} questions)", theirs)], [
         Claim(
             text="the consensus game at least 20x faster than a loop over questions, equal to 1e-9",
             held=theirs / ours >= 20 and gap <= 1e-9,
@@ -92,7 +98,7 @@ def equilibrium() -> Measured:
 def prefixes() -> Measured:
     """Four candidates after four examples, with the prompt computed once and with every sequence in full."""
     model, shots = TransformersModel("smollm2"), polarity("movies", "train", 4)
-    queries = polarity("movies", "test", 8)
+    queries = polarity("movies", "test", PROMPTS)
     prompts = [few_shot(q.question, shots, style="text").prompt for q in queries]
     given = [[" negative", " positive", " neither of the two", " I do not know"]] * len(prompts)
 
@@ -102,7 +108,7 @@ def prefixes() -> Measured:
 
     ours, theirs = alternate(lambda: scored(True), lambda: scored(False))
     gap = float(np.abs(np.subtract(scored(True), scored(False))).max())
-    return [_row("SmolLM2 scores, 8 prompts x 4 candidates", ours, "without the shared cache", theirs)], [
+    return [_row(f"SmolLM2 scores, {PROMPTS} prompts x 4 candidates", ours, "without the shared cache", theirs)], [
         Claim(
             text="scoring with shared prefixes at least 2x faster, equal to 1e-3",
             held=theirs / ours >= 2 and gap <= 1e-3,
@@ -112,9 +118,9 @@ def prefixes() -> Measured:
 
 
 def reranking() -> Measured:
-    """LoRe for 1,000 queries of 64 candidates, against an SVD a query."""
+    """LoRe for queries of 64 candidates, against an SVD a query."""
     g = torch.Generator().manual_seed(0)
-    query, candidates = torch.randn(1000, 384, generator=g), torch.randn(1000, 64, 384, generator=g)
+    query, candidates = torch.randn(QUERIES, 384, generator=g), torch.randn(QUERIES, 64, 384, generator=g)
 
     def one_by_one() -> np.ndarray:
         out = []
@@ -127,7 +133,7 @@ def reranking() -> Measured:
 
     ours, theirs = alternate(lambda: lore(query, candidates, 16), one_by_one)
     gap = float(np.abs(lore(query, candidates, 16).numpy() - one_by_one()).max())
-    return [_row("LoRe, 1,000 queries of 64 candidates", ours, "an SVD a query", theirs)], [
+    return [_row(f"LoRe, {QUERIES:,} queries of 64 candidates", ours, "an SVD a query", theirs)], [
         Claim(
             text="LoRe of 1,000 queries in at most 1 s, equal to 1e-3",
             held=ours <= 1 and gap <= 1e-3,

@@ -22,9 +22,11 @@ RECIPE = Recipe(
     name="eva",
     part="text",
     about="EVA against LoRA: convergence, final score, and what its parts contribute",
-    smoke={"seeds": 1, "steps": 6},
+    smoke={"seeds": 1, "steps": 4, "TRAINED": 64, "TESTED": 20},
 )
 
+TRAINED: int | None = None  # sentences at most; all
+TESTED = 500
 VARIANTS = ["lora", "eva", "eva-uniform", "eva-uncentred", "eva-random", "eva-elsewhere", "eva-bottom"]
 
 
@@ -38,7 +40,8 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
         steps=steps,
         batch_size=16,
         max_length=48,
-        eval_limit=500,
+        train_limit=TRAINED,
+        eval_limit=TESTED,
         dropout=0.0,
         precision="fp32",
         baseline=False,
@@ -66,7 +69,7 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
         title="EVA: explained variance adaptation",
         command=f"rankwise bench eva --seeds {seeds}",
         setting=f"MiniLM, movies, rank {found['lora']['rank']} on average, {steps} steps of 16 examples, "
-        f"{seeds} seeds, 500 test sentences; mean ± standard deviation over seeds; steps to LoRA's final "
+        f"{seeds} seeds, {TESTED} test sentences; mean ± standard deviation over seeds; steps to LoRA's final "
         f"validation loss (counted as {2 * steps} where it is not reached)",
         header=["variant", "rate", "trained", "test accuracy", "validation loss", "steps to LoRA's end"],
         rows=rows,

@@ -25,9 +25,11 @@ RECIPE = Recipe(
     name="s2lora",
     part="text",
     about="S2-LoRA against AdaLoRA, LoRA and BitFit: sentiment in four domains",
-    smoke={"seeds": 1, "steps": 6},
+    smoke={"seeds": 1, "steps": 2, "TRAINED": 64, "TESTED": 20},
 )
 
+TRAINED: int | None = None  # sentences at most; all
+TESTED = 500  # a domain
 BUDGETS = {
     "0.5%": [
         "bitfit",
@@ -57,7 +59,8 @@ def settings(budget: str, methods: list[str], seeds: int, steps: int) -> AdaptCo
         steps=steps,
         batch_size=16,
         max_length=48,
-        eval_limit=500,
+        train_limit=TRAINED,
+        eval_limit=TESTED,
         dropout=0.0,
         precision="fp32",
         baseline=budget == "0.5%",
@@ -77,8 +80,8 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
         recipe="s2lora",
         title="S2-LoRA: sparsely shared low-rank adaptation",
         command=f"rankwise bench s2lora --seeds {seeds}",
-        setting=f"MiniLM, movie polarity, {steps} steps of 16 examples, {seeds} seeds, 500 test sentences a domain; "
-        "accuracy in per cent, mean ± standard deviation over seeds",
+        setting=f"MiniLM, movie polarity, {steps} steps of 16 examples, {seeds} seeds, {TESTED} test sentences "
+        "a domain; accuracy in per cent, mean ± standard deviation over seeds",
         header=["variant", "budget", "rank", "trained", "adapter", "movies", "out of domain"],
         rows=_rows(found, scores),
         claims=[

@@ -29,9 +29,10 @@ RECIPE = Recipe(
     figures=(("AdaLoRA's ranks and S2-LoRA's mass by layer", "s2lora_speech_ranks.png"),),
     remark="In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and "
     "what is compared is the coefficients' mass.",
-    smoke={"seeds": 1, "steps": 2},
+    smoke={"seeds": 1, "steps": 1, "TRAINED": 2, "TESTED": 2},
 )
 
+TRAINED, TESTED = 8, 24  # recordings a step, and of each domain
 IN_DOMAIN, OUT_OF_DOMAIN = "speech:child", ["speech:adult", "speech:accents"]
 BUDGETS = {
     "1%": ["bitfit", "lora", "adalora", "s2lora", "s2lora-dense", "s2lora-unshared"],
@@ -60,8 +61,8 @@ def settings(budget: str, seeds: int, steps: int) -> AdaptConfig:
         eval=OUT_OF_DOMAIN,
         seeds=seeds,
         steps=steps,
-        batch_size=8,
-        eval_limit=24,
+        batch_size=TRAINED,
+        eval_limit=TESTED,
         precision="bf16",
         silence_stride=4,
         learning_rates=RATES,
@@ -89,9 +90,9 @@ def run(out: Path, *, seeds: int = 3, steps: int = 16, on_event: OnEvent | None 
         recipe="s2lora_speech",
         title="S2-LoRA on speech: Whisper tiny.en and child-like voices",
         command=f"rankwise bench s2lora --part speech --seeds {seeds}",
-        setting=f"synthetic speech (eSpeak NG), {steps} steps of 8 recordings, {seeds} seeds, 24 test recordings each; "
-        "bfloat16, every fourth silent position encoded; word error rate in per cent, mean ± standard deviation over "
-        "seeds, out of domain: mean of adult voices and accents",
+        setting=f"synthetic speech (eSpeak NG), {steps} steps of {TRAINED} recordings, {seeds} seeds, {TESTED} test "
+        "recordings each; bfloat16, every fourth silent position encoded; word error rate in per cent, mean ± standard "
+        "deviation over seeds, out of domain: mean of adult voices and accents",
         header=["variant", "budget", "rank", "trained", "share", "adapter", "child", "out of domain"],
         rows=_rows(found, scores, untrained),
         claims=[

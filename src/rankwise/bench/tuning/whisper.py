@@ -28,13 +28,15 @@ RECIPE = Recipe(
     name="whisper",
     part="speech",
     about="the bundled Whisper against CTranslate2's, and the encoder that skips silence",
+    smoke={"RECORDINGS": 2},
+    control=False,
 )
 
 MODEL, RECORDINGS = "whisper-tiny.en", 10
 
 
-def run(out: Path, *, seeds: int = 1, on_event: OnEvent | None = None) -> Evidence:
-    """Compare; ``seeds`` is unused (nothing is random)."""
+def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
+    """Compare; nothing is random."""
     start = time.perf_counter()
     corpus = speech("adult").split().test.head(RECORDINGS)
     task = SpeechTask.of(MODEL)
