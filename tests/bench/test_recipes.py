@@ -186,7 +186,10 @@ def test_a_result_fits_eighty_columns_and_no_word_of_it_is_cut(monkeypatch, caps
     monkeypatch.setattr(evidence.console, "width", 80, raising=False)
     wide = [f"held-out-log-likelihood-{i}" for i in range(5)]
     rows = [(f"method {i}", *[f"-552.14±610.0{i}{j}" for j in range(5)]) for i in range(2)]
-    for header, kept in ((["method", *wide], rows), (["method", "score"], [("ours " * 9, "0.25±0.01")] * 2)):
+    tight = ["data", "rule", "bandwidth", "μ", "regime", "points per estimate", "held-out log-density", "AUROC (%)"]
+    numbers = ("movie sentences", "silverman", "0.752", "61467.09", "extreme-value", "1.6", "-51.78±0.11", "50.5±0.1")
+    narrow = (["method", "score"], [("ours " * 9, "0.25±0.01")] * 2)
+    for header, kept in ((["method", *wide], rows), (tight, [numbers] * 2), narrow):
         evidence._print_evidence(made("toy", header, kept, "a claim of many words " * 9, "found " * 30))
         said = capsys.readouterr().out
         assert all(len(line) <= 80 for line in said.splitlines())

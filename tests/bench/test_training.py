@@ -294,6 +294,8 @@ def test_the_first_blocks_are_written_once_and_all_of_them_are_the_model_itself(
     name = language.first_blocks(tmp_path / "model", 1)
     assert name == language.first_blocks(tmp_path / "model", 1) == str(tmp_path / "model")
     assert len(tiny) == len(written) == 1
+    language.keep(llama(), tmp_path / "whole")
+    assert len(LlamaForCausalLM.from_pretrained(tmp_path / "whole").model.layers) == 2
     short = LlamaForCausalLM.from_pretrained(name)
     assert short.config.num_hidden_layers == len(short.model.layers) == 1
     torch.testing.assert_close(short.state_dict(), tiny[0].state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from rankwise.cli.app import Json, Progress, app, console
 from rankwise.reading import printable, read_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rankwise.bench.shared.evidence import Evidence
 
 
@@ -105,23 +108,35 @@ def bench(
 def _print_evidence(evidence: Evidence) -> None:
     from rich.table import Table
 
-    from rankwise.report.tables import terminal
-
     console.print(evidence.title, style="bold")
     console.print(f"{evidence.setting}\n")
-    table = terminal(evidence.header, evidence.rows)
-    if console.measure(table, options=console.options.update(max_width=1000)).minimum <= console.width:
+    if (table := _whole_words(evidence.header, evidence.rows)) is not None:
         console.print(table)
-    else:  # a column would be narrower than its words
+    else:
         for row in evidence.rows:
-            console.print(row[0], style="bold")
-            cells = zip(evidence.header[1:], row[1:], strict=True)
-            console.print(terminal(["", ""], [[f"  {name}", cell] for name, cell in cells]))
+            cells = Table.grid(padding=(0, 2, 0, 0))
+            for i, (name, cell) in enumerate(zip(evidence.header, row, strict=True)):
+                cells.add_row(name, cell, style=None if i else "bold")
+            console.print(cells)
     claims = Table.grid(padding=(0, 1, 0, 0))
     claims.add_column(no_wrap=True)
-    claims.add_column(overflow="fold")
     for claim in evidence.claims:
         verdict = ("HELD", "green") if claim.held else ("NOT HELD", "red")
         claims.add_row(Text(*verdict), Text(printable(f"{claim.text}\n{claim.found}")))
     console.print()
     console.print(claims)
+
+
+def _whole_words(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table | None:
+    """A table whose columns are as wide as their longest word at least, if the console holds it."""
+    from rich.cells import cell_len
+
+    from rankwise.report.tables import terminal
+
+    table, columns = terminal(header, rows), list(zip(header, *rows, strict=True))
+    least = [max(cell_len(word) for cell in cells for word in (cell.split() or [""])) for cells in columns]
+    left = console.width - sum(least) - len(least) + 1
+    for column, cells, width in zip(table.columns, columns, least, strict=True):
+        more = max(0, min(left, max(map(cell_len, cells)) - width))
+        column.width, left = width + more, left - more
+    return table if left >= 0 else None

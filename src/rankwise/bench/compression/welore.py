@@ -71,14 +71,14 @@ def compared(path: Path, name: str, on_event: OnEvent | None = None) -> dict:
     test, train = task.encode(splits.test.head(TESTED)), task.encode(splits.train.head(CALIBRATED))
     found["texts"] = len(test)
     if "dense" not in found:
-        found["dense"] = task.evaluate(load(name), test)["perplexity"]
+        found["dense"] = task.evaluate(load(name, task="causal-lm"), test)["perplexity"]
     for way in WAYS:
         for ratio in RATIOS:
             if str(ratio) in found.setdefault(way, {}):
                 continue
             if on_event is not None:
                 on_event(f"{way} {ratio:.0%}", "compress", 0, 1, float("nan"))
-            model, (method, _, calibrated) = load(name), way.partition("-")
+            model, (method, _, calibrated) = load(name, task="causal-lm"), way.partition("-")
             compress(
                 model,
                 ratio=ratio,

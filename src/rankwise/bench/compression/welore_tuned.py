@@ -93,7 +93,7 @@ def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None 
 def _compressed(folder: Path, name: str) -> Path:
     """The named model after WeLore, as a folder, written once."""
     if not folder.is_dir():
-        model, tokenizer = load(name), load_tokenizer("smollm2")
+        model, tokenizer = load(name, task="causal-lm"), load_tokenizer("smollm2")
         task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=128)
         train = task.encode(documents("nyt").split().train.head(CALIBRATED))
         compress(model, ratio=REDUCTION, method="welore", calibrate=inputs(task, train))

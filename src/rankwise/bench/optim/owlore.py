@@ -117,7 +117,7 @@ def _claims(scores: dict[str, np.ndarray], untrained: float, found: dict, metric
 @torch.no_grad()
 def layer_statistics(name: str) -> dict[str, list[float]]:
     """Of every block of a model: outlier score, heavy-tail index (mean of its matrices), sampling probability."""
-    model = load(name)
+    model = load(name, task="causal-lm")
     stack, layers = blocks(model)
     scores = outlier_scores(model)
     tails = [
