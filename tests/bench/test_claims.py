@@ -40,7 +40,7 @@ def test_claims_on_welore_hold_each_for_its_own_comparison():
 
 def test_uniform_ranks_are_calibrated_too_as_the_control_of_calibrated_welore():
     assert {"uniform-calibrated", "welore-calibrated", "energy-calibrated"} <= set(welore.WAYS)
-    assert {w.partition("-")[0] for w in welore.WAYS} == set(METHODS)
+    assert {w.partition("-")[0] for w in welore.WAYS} <= set(METHODS)  # its own list: not every later method is its
     claims = welore._claims(perplexities(**{"uniform-calibrated": 2.5}))
     assert [(c.control, c.held) for c in claims if c.control] == [(True, False)]
 

@@ -18,7 +18,7 @@ from rankwise.bench.speed import footprint
 from rankwise.bench.tuning import s2lora_speech
 from rankwise.compression.lama import LowRankAttentionPooling
 from rankwise.data import Corpus
-from small_models import llama
+from small_models import bert, llama
 
 
 def entry(*values, status="done", metric="loss"):
@@ -328,7 +328,7 @@ def abilities(monkeypatch, tmp_path):
     monkeypatch.setattr(experts, "_corpora", corpora)
     monkeypatch.setattr(experts, "load_tokenizer", lambda name: None)
     monkeypatch.setattr(experts, "TextTask", lambda **options: SimpleNamespace(encode=lambda c: c.texts, max_length=4))
-    return experts.bench(tmp_path, limits=(5, 2, 3), rates=(0.1, 0.2, 0.3), steps=7)
+    return experts.bench(tmp_path, limits=(5, 2, 3), blocks=1, rates=(0.1, 0.2, 0.3), steps=7)
 
 
 def test_abilities_are_encoded_up_to_their_limits_and_no_text_is_in_two_parts(monkeypatch, tmp_path):
@@ -337,6 +337,23 @@ def test_abilities_are_encoded_up_to_their_limits_and_no_text_is_in_two_parts(mo
         assert (len(rows.train), len(rows.validation), len(rows.test)) == (5, 2, 3)
         assert len({*rows.train, *rows.validation, *rows.test}) == 10
     assert b.steps == 7
+
+
+def test_an_expert_starts_as_the_first_blocks_with_the_head_of_its_seed(monkeypatch, tmp_path):
+    b = abilities(monkeypatch, tmp_path)
+    monkeypatch.setattr(experts, "load", lambda name, **options: bert_of_this_state())
+    first, again, other = (b.base(seed) for seed in (0, 0, 1))
+    assert len(first.bert.encoder.layer) == 1
+    assert torch.equal(first.classifier.weight, again.classifier.weight)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+
+
+def bert_of_this_state():
+    state = torch.get_rng_state()
+    model = bert()  # seeds by itself
+    torch.set_rng_state(state)
+    model.classifier.reset_parameters()
+    return model
 
 
 def test_the_best_rate_is_that_of_the_highest_validation_accuracy_and_is_kept(monkeypatch, tmp_path):

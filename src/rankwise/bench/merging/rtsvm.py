@@ -35,13 +35,14 @@ RECIPE = Recipe(
     part="experts",
     about="R-TSVM against other merges and against mixing the data, on three experts",
     smoke={
-        "seeds": 1, "steps": 1, "TRAINED": 32, "VALIDATED": 4, "TESTED": 4, "RATES": (1e-4,), "SCALES": (1.0,),
-        "LEAST": 1.0, "MOST": 1.0,
+        "seeds": 1, "steps": 1, "BLOCKS": 1, "TRAINED": 32, "VALIDATED": 4, "TESTED": 4, "RATES": (1e-4,),
+        "SCALES": (1.0,), "LEAST": 1.0, "MOST": 1.0,
     },
     figures=(("what summing two experts costs against the overlap of their subspaces", "rtsvm_interference.png"),),
 )  # fmt: skip
 
 TRAINED, VALIDATED, TESTED = 1500, 150, 200  # sentences an ability, at most
+BLOCKS = 6  # of MiniLM, all
 RATES = (1e-4, 3e-4)
 SCALES = (0.3, 0.6, 1.0, 1.5, 2.25)
 STEP, LEAST, MOST = 1.5, 0.03, 40.0  # a grid whose best point is its last goes on by this factor, no further than here
@@ -66,7 +67,9 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
     """Train, merge and score (finished parts are read back), judge the claims."""
     start = time.perf_counter()
     with claimed(out, made_by="bench rtsvm", told={"steps": steps}) as folder:
-        b = bench(folder, limits=(TRAINED, VALIDATED, TESTED), rates=RATES, steps=steps, on_event=on_event)
+        b = bench(
+            folder, limits=(TRAINED, VALIDATED, TESTED), blocks=BLOCKS, rates=RATES, steps=steps, on_event=on_event
+        )
         by_seed = [_scores(b, seed) for seed in range(seeds)]
     names = list(by_seed[0]["test"])
     test = {n: np.array([s["test"][n] for s in by_seed]) for n in names}  # (seeds, tasks)

@@ -48,15 +48,18 @@ class Bench:
 
     task: TextTask
     rows: Mapping[str, Rows]
+    blocks: int
     rates: Sequence[float]
     steps: int
     out: Path
     on_event: OnEvent
 
     def base(self, seed: int) -> nn.Module:
-        """MiniLM with a fresh head of that seed."""
+        """The first blocks of MiniLM with a fresh head of that seed."""
         set_seed(seed)
-        return load("minilm", task="classification", num_labels=len(CLASSES), dropout=0.0)
+        model = load("minilm", task="classification", num_labels=len(CLASSES), dropout=0.0)
+        del model.base_model.encoder.layer[self.blocks :]
+        return model
 
     def trained(self, name: str, examples: Callable[[], list[Example]], *, seed: int, rate: float, steps: int) -> State:
         """Weights after training on examples; read back where they are."""
@@ -107,7 +110,13 @@ class Bench:
 
 
 def bench(
-    out: Path, *, limits: tuple[int, int, int], rates: Sequence[float], steps: int, on_event: OnEvent | None = None
+    out: Path,
+    *,
+    limits: tuple[int, int, int],
+    blocks: int,
+    rates: Sequence[float],
+    steps: int,
+    on_event: OnEvent | None = None,
 ) -> Bench:
     """The data, encoded: of an ability so many rows at most to train, to validate and to test."""
     task = TextTask(kind="classification", tokenizer=load_tokenizer("minilm"), max_length=40)
@@ -115,7 +124,9 @@ def bench(
     for name, corpus in _corpora().items():
         parts = zip(("train", "validation", "test"), corpus.split(), limits, strict=True)
         rows[name] = Rows(**{split: task.encode(part.head(limit)) for split, part, limit in parts})
-    return Bench(task=task, rows=rows, rates=rates, steps=steps, out=out, on_event=on_event or (lambda *_: None))
+    return Bench(
+        task=task, rows=rows, blocks=blocks, rates=rates, steps=steps, out=out, on_event=on_event or (lambda *_: None)
+    )
 
 
 def _corpora() -> dict[str, Corpus]:
