@@ -11,7 +11,6 @@ from torch import nn
 
 from rankwise.compression import Component, Plan, apply, compress, load, plan, to_dense, train_only
 from rankwise.compression import directions as module
-from rankwise.compression.accepted import check_options
 from rankwise.compression.directions import (
     Decomposition,
     damped,
@@ -21,6 +20,7 @@ from rankwise.compression.directions import (
     second_moments,
     weight_of,
 )
+from rankwise.compression.options import check_options
 from rankwise.compression.ranks import (
     METHODS,
     Shares,

@@ -158,7 +158,7 @@ def fit_table(
     return fitted
 
 
-def load_fit(folder: Path) -> Fitted:
+def load_fit(folder: str | Path) -> Fitted:
     """What `fit_table` wrote; nothing in it runs.
 
     Raises
@@ -166,6 +166,7 @@ def load_fit(folder: Path) -> Fitted:
     ValueError
         Not such a folder, a broken one, or one of an earlier version.
     """
+    folder = Path(folder)
     check_fitted(folder)
     model = quantile_saved.load(folder / "model")
     columns = Columns.from_json(read_json(folder / "columns.json"), str(folder / "columns.json"))

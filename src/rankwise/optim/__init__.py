@@ -2,4 +2,4 @@
 
 from rankwise.family import namespace
 
-__all__, __getattr__, __dir__ = namespace(__name__, __path__[0], needs="tuning")
+__all__, __getattr__, __dir__ = namespace(__name__, __path__[0], needs="models")

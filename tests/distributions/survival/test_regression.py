@@ -11,8 +11,8 @@ import pytest
 from lifelines.datasets import load_rossi
 from lifelines.exceptions import StatisticalWarning
 
+from rankwise.distributions.survival import model as survival_model
 from rankwise.distributions.survival import power_weibull as pgw
-from rankwise.distributions.survival.fitter import model as survival_model
 from rankwise.distributions.survival.regression import PGWRegressionFitter
 from survival_samples import drawn
 

@@ -58,7 +58,8 @@ class Bench:
         """The first blocks of MiniLM with a fresh head of that seed."""
         set_seed(seed)
         model = load("minilm", task="classification", num_labels=len(CLASSES), dropout=0.0)
-        del model.base_model.encoder.layer[self.blocks :]
+        encoder = model.get_submodule("bert.encoder")
+        encoder.layer = encoder.get_submodule("layer")[: self.blocks]  # type: ignore[index]  (a ModuleList)
         return model
 
     def trained(self, name: str, examples: Callable[[], list[Example]], *, seed: int, rate: float, steps: int) -> State:
