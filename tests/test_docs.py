@@ -135,3 +135,21 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "<!-- evidence" not in page
     other = (tmp_path / "how-to" / "adapt" / "index.html").read_text(encoding="utf-8")
     assert all(f'href="../../methods/{e.id}/"' in other for e in ready())  # in the navigation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", [e.id for e in ready()])
+def test_what_a_method_page_shows_can_be_pasted(id, tmp_path):
+    (code,) = blocks((DOCS / "methods" / f"{id}.md").read_text(encoding="utf-8"), "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_ten_lines_of_the_readme_print_what_stands_below_them(tmp_path):
+    part = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Ten lines")[2]
+    done = subprocess.run(
+        [sys.executable, "-c", blocks(part, "python")[0]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(blocks(part, "")[0].strip())

@@ -12,4 +12,4 @@ tokenizer = load_tokenizer("minilm")
 batches = [tokenizer(texts[i : i + 32], padding=True, return_tensors="pt") for i in range(0, len(texts), 32)]
 model = initialize(load("minilm"), batches, EvaConfig(r=8, task_type="SEQ_CLS"))
 ranks = {name: len(layer.lora_A["default"].weight) for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
-save(heat_maps({"EVA's ranks": ranks}, label="rank"), Path("eva_ranks.png"))
+save(heat_maps({"EVA's ranks": ranks}, label="rank"), Path("redistributed_ranks.png"))
