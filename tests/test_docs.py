@@ -89,7 +89,9 @@ def test_every_extra_is_named_where_it_is_installed():
 
 @pytest.mark.parametrize("path", PAGES, ids=shown)
 def test_links_and_pictures_of_a_page_are_there(path):
-    text = re.sub(r"```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"^(<{7}|={7}|>{7})", text, flags=re.MULTILINE)  # left by a merge
+    text = re.sub(r"```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (path.parent / target).exists(), target
