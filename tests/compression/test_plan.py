@@ -20,9 +20,8 @@ from rankwise.compression.directions import (
     second_moments,
     weight_of,
 )
-from rankwise.compression.options import check_options
+from rankwise.compression.options import METHODS, check_options
 from rankwise.compression.ranks import (
-    METHODS,
     Shares,
     Threshold,
     energy_spectrum,
