@@ -81,6 +81,10 @@ console = Plain()
 errors = Plain(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Jobs = Annotated[int, typer.Option(help="Runs at once, each in a process of its own; -1: one a core.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Address of a Dask scheduler for the runs instead, e.g. tcp://host:8786.")
+]
 
 
 def typed() -> str:

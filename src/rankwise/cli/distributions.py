@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.app import Json, app, console, continues, errors, names, numbers, typed
+from rankwise.cli.app import Jobs, Json, Scheduler, app, console, continues, errors, names, numbers, typed
 
 quantile = typer.Typer(no_args_is_help=True, help="Prediction intervals for a table, by aggregated quantile models.")
 app.add_typer(quantile, name="quantile")
@@ -28,6 +28,8 @@ def fit(
     leave_out: Annotated[str, typer.Option(help="Columns that are not used, e.g. id,name.")] = "",
     test_share: Annotated[float, typer.Option(help="Share of the rows that only judge.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the fits and the folds.")] = 0,
+    jobs: Jobs = 1,
+    scheduler: Scheduler = None,
     json_: Json = False,
 ) -> None:  # fmt: skip
     """Fit base models and their weights; judge on held-out rows; write model, table and fan plot.
@@ -45,13 +47,15 @@ def fit(
     check_fit(data, out, models=names(models), test_share=test_share)
     continues()
     from rankwise.jobs.quantile import LEVELS, fit_table
+    from rankwise.parallel import spread_over
 
-    fitted = fit_table(
-        data, response, out, quantiles=numbers(levels, "--levels") if levels else LEVELS, models=names(models),
-        weights=weights,
-        conformal=None if conformal == "none" else conformal, leave_out=names(leave_out), test_share=test_share,
-        seed=seed, verbose=console.is_terminal and not json_, page=_write,
-    )  # fmt: skip
+    with spread_over(jobs=jobs, scheduler=scheduler):
+        fitted = fit_table(
+            data, response, out, quantiles=numbers(levels, "--levels") if levels else LEVELS, models=names(models),
+            weights=weights,
+            conformal=None if conformal == "none" else conformal, leave_out=names(leave_out), test_share=test_share,
+            seed=seed, verbose=console.is_terminal and not json_, page=_write,
+        )  # fmt: skip
     _show(fitted, json_=json_)
     if not json_:
         console.print(f"\nmodel     {out}/model\nreport    {out}/report.html\nplot      {out}/fan.png")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from rankwise.cli.app import Json, Progress, app, console
+from rankwise.cli.app import Jobs, Json, Progress, Scheduler, app, console
 from rankwise.reading import printable, read_json
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for runs and results; finished runs are kept.")] = Path(
         "runs/bench"
     ),
+    jobs: Jobs = 1,
+    scheduler: Scheduler = None,
     json_: Json = False,
 ) -> None:
     """Measure a paper's claims on real data, and print the verdicts.
@@ -92,10 +94,14 @@ def bench(
     chosen = [found[recipe][part]] if part else list(found[recipe].values())
     for located in chosen:
         located.check(seeds)
+    if smoke and (jobs != 1 or scheduler is not None):
+        raise ValueError("--smoke is of one process: leave out --jobs and --scheduler")
+    from rankwise.parallel import spread_over
+
     measured = []
     for located in chosen:
         folder = out / ("smoke" if smoke else "") / located.place
-        with Progress(quiet=json_) as progress:
+        with Progress(quiet=json_) as progress, spread_over(jobs=jobs, scheduler=scheduler):
             evidence = located.run(folder, seeds=seeds, smoke=smoke, on_event=progress.event)
         measured.append(read_json(folder / "evidence.json"))
         if not json_:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from rankwise.cli.app import Json, Progress, app, console, continues, names, numbers, typed
+from rankwise.cli.app import Jobs, Json, Progress, Scheduler, app, console, continues, names, numbers, typed
 from rankwise.jobs.adapt.config import DEFAULTS, AdaptConfig
 from rankwise.reading import read_yaml
 
@@ -64,6 +64,8 @@ def adapt(
         str | None, typer.Option(help="Grid for all methods, e.g. 1e-4,3e-4; each method has its own.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    jobs: Jobs = 1,
+    scheduler: Scheduler = None,
     json_: Json = False,
     **given: Any,
 ) -> None:
@@ -84,9 +86,10 @@ def adapt(
 
     inputs = check_early(settings, folder)  # before torch and PEFT are imported, which takes long
     from rankwise.jobs.adapt.job import Job
+    from rankwise.parallel import spread_over
     from rankwise.report.page import write_run
 
-    with Progress(quiet=json_) as progress:
+    with Progress(quiet=json_) as progress, spread_over(jobs=jobs, scheduler=scheduler):
         job = Job(settings, folder, inputs=inputs, on_event=progress.event)
         progress.total(job)
         results = job.run()

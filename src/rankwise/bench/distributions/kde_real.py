@@ -22,6 +22,7 @@ from rankwise.data.images import digits
 from rankwise.distributions.density.estimator import ConcentrationWarning, HighDimKDE
 from rankwise.events import OnEvent, environment
 from rankwise.models.embedding import embed
+from rankwise.parallel import fan_out
 
 RECIPE = Recipe(
     name="kde-large-d",
@@ -49,9 +50,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     splits: dict[str, list[Split]] = {}
     for name, X in points.items():
         others = None if name == "digits" else np.concatenate([embedded[d][:OTHERS] for d in DOMAINS[1:]])
-        for seed in range(seeds):
-            note(name, "train", seed, seeds, float("nan"))
-            splits.setdefault(name, []).append(_split(X, others, seed))
+        note(name, "train", 0, seeds, float("nan"))
+        splits[name] = fan_out(_split, [(X, others, seed) for seed in range(seeds)])
         note(name, "done", 1, 1, float("nan"))
     held = {n: {r: np.array([s[r].held for s in found]) for r in RULES} for n, found in splits.items()}
     auc = {n: {r: np.array([s[r].auc for s in found]) for r in RULES} for n, found in splits.items()}
@@ -92,7 +92,8 @@ class Judged:
 Split = dict[str, Judged]
 
 
-def _split(X: np.ndarray, others: np.ndarray | None, seed: int) -> Split:
+def _split(asked: tuple[np.ndarray, np.ndarray | None, int]) -> Split:
+    X, others, seed = asked
     order = np.random.default_rng(seed).permutation(len(X))
     train, test = X[order[: 4 * len(X) // 5]], X[order[4 * len(X) // 5 :]]
     train, half = np.unique(train, axis=0), len(test) // 2  # repeated sentences make leave-one-out unbounded

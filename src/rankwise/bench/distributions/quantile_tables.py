@@ -25,6 +25,7 @@ from rankwise.distributions.quantiles.bases import GaussianNetwork, predict_base
 from rankwise.distributions.quantiles.linear import LinearQuantile
 from rankwise.distributions.quantiles.metrics import report, weighted_interval_score
 from rankwise.events import OnEvent, environment
+from rankwise.parallel import fan_out
 
 RECIPE = Recipe(
     name="quantile-aggregation",
@@ -81,9 +82,9 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     splits: dict[str, list[Scores]] = {}
     covered: dict[str, list[np.ndarray]] = {}
     for table in TABLES:
-        for seed in range(seeds):
-            note(table, "train", seed, seeds, float("nan"))
-            scores, coverage = _split(table, seed, str(out / "quantile_memory"))
+        note(table, "train", 0, seeds, float("nan"))
+        memory = str(out / "quantile_memory")
+        for scores, coverage in fan_out(_split, [(table, seed, memory) for seed in range(seeds)]):
             splits.setdefault(table, []).append(scores)
             for way, c in coverage.items():
                 covered.setdefault(way, []).append(c)
@@ -109,8 +110,9 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     )
 
 
-def _split(table: str, seed: int, memory: str) -> tuple[Scores, dict[str, np.ndarray]]:
+def _split(asked: tuple[str, int, str]) -> tuple[Scores, dict[str, np.ndarray]]:
     """Weighted interval scores of one split by method, and coverage by way of calibration."""
+    table, seed, memory = asked
     X, y = regression(table)
     order = np.random.default_rng(seed).permutation(len(y))[:ROWS]
     train, test = order[: 4 * len(order) // 5], order[4 * len(order) // 5 :]

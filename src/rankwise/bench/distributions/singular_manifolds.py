@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
@@ -26,6 +26,7 @@ from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.distributions.density.estimator import HighDimKDE
 from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 from rankwise.events import OnEvent, environment
+from rankwise.parallel import fan_out
 from rankwise.report.plots.distributions import clouds, noise_levels
 from rankwise.report.plots.shared import save
 
@@ -121,7 +122,11 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
 
 def _at_once(function: Callable[..., Result], cases: list[tuple]) -> list[Result]:
     """Processes of one thread each: networks this small leave a second thread idle."""
-    return list(Parallel(n_jobs=JOBS)(delayed(function)(*case) for case in cases))  # type: ignore[arg-type]
+    return fan_out(partial(_of, function), cases, jobs=JOBS)
+
+
+def _of(function: Callable[..., Result], case: tuple) -> Result:
+    return function(*case)
 
 
 def _case(name: str, own: float, seed: int) -> dict[str, float]:
