@@ -8,7 +8,7 @@ FAMILY ?= spectral
 N ?= 60
 SEED ?= 0
 
-.PHONY: demo test slow lint mutants bench fuzz kill gallery docs help clean
+.PHONY: demo test slow lint mutants bench fuzz kill gallery docs dist help clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/numpydoc lint $$(git ls-files 'src/rankwise/*.py')
 
 # a sample of small faults in the mathematics of a family, and the share that its tests notice
 mutants: $(VENV)/installed
@@ -70,6 +71,11 @@ help:
 	@echo "bench    speed against the tools that people use"
 	@echo "fuzz     damaged inputs; kill: commands killed at any moment"
 	@echo "gallery  the pictures; docs: the site, into site/"
+	@echo "dist     wheel and source archive, and a try of the wheel in an environment of its own"
+
+# what a release is made of: wheel and source archive build, and the wheel works alone with the least it needs
+dist: $(VENV)/installed
+	$(BIN)/python tools/release.py
 
 clean:
 	rm -rf $(VENV) site build dist
