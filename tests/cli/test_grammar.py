@@ -18,6 +18,7 @@ from rankwise.cli.app import app, names, numbers
 SHARED = {
     "--json": bool,  # one JSON value on standard output
     "--out": "text",  # what is written
+    "--dtype": "text",  # of the weights that are written
     "--model": "text",  # a pretrained model: a bundled name, a folder, a hub id
     "--data": "text",  # rows or texts that are read
     "--target": "text",  # the layers that are meant
