@@ -28,7 +28,7 @@ RECIPE = Recipe(
     name="owlore",
     part="text",
     about="OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: editorials",
-    smoke={"seeds": 1, "steps": 2, "BLOCKS": 3, "TESTED": 2},
+    smoke={"seeds": 1, "steps": 1, "BLOCKS": 3, "TESTED": 2},
 )
 
 TESTED = 60  # texts
