@@ -40,7 +40,7 @@ RECIPE = Recipe(
     name="dq-lore",
     part="text",
     about="DQ-LoRe against random, BM25 and nearest examples: sentiment with rationales",
-    smoke={"seeds": 1, "POOL": 24, "QUERIES": 3, "TRAINED": 4, "CANDIDATES": 4, "BEST": 2, "EPOCHS": 1, "SAID": 6},
+    smoke={"seeds": 1, "POOL": 24, "QUERIES": 3, "TRAINED": 20, "CANDIDATES": 4, "BEST": 2, "EPOCHS": 1, "SAID": 6},
 )
 
 K, POOL, QUERIES = 4, 400, 150
