@@ -22,11 +22,18 @@ RECIPE = Recipe(
     name="eva",
     part="text",
     about="EVA against LoRA: convergence, final score, and what its parts contribute",
-    smoke={"seeds": 1, "steps": 4, "TRAINED": 64, "TESTED": 20},
-)
+    smoke={
+        "seeds": 1, "steps": 2, "TRAINED": 16, "TESTED": 10,
+        "RATES": {
+            "lora": [1e-3], "eva": [1e-3], "eva-uniform": [1e-3], "eva-uncentred": [1e-3], "eva-random": [1e-3],
+            "eva-elsewhere": [1e-3], "eva-bottom": [1e-3],
+        },
+    },
+)  # fmt: skip
 
 TRAINED: int | None = None  # sentences at most; all
 TESTED = 500
+RATES: dict[str, list[float]] = {}  # grids by variant; the methods' own
 VARIANTS = ["lora", "eva", "eva-uniform", "eva-uncentred", "eva-random", "eva-elsewhere", "eva-bottom"]
 
 
@@ -40,6 +47,7 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
         steps=steps,
         batch_size=16,
         max_length=48,
+        learning_rates=RATES,
         train_limit=TRAINED,
         eval_limit=TESTED,
         dropout=0.0,
