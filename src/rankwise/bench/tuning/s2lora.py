@@ -25,11 +25,18 @@ RECIPE = Recipe(
     name="s2lora",
     part="text",
     about="S2-LoRA against AdaLoRA, LoRA and BitFit: sentiment in four domains",
-    smoke={"seeds": 1, "steps": 2, "TRAINED": 64, "TESTED": 20},
-)
+    smoke={
+        "seeds": 1, "steps": 2, "TRAINED": 32, "TESTED": 10,
+        "RATES": {
+            "head": [1e-2], "bitfit": [5e-3], "lora": [1e-3], "adalora": [1e-2], "s2lora": [1e-2],
+            "s2lora-dense": [1e-2], "s2lora-penalty": [1e-2], "s2lora-unshared": [1e-2], "s2lora-frozen": [1e-2],
+        },
+    },
+)  # fmt: skip
 
 TRAINED: int | None = None  # sentences at most; all
 TESTED = 500  # a domain
+RATES: dict[str, list[float]] = {}  # grids by variant; the methods' own
 BUDGETS = {
     "0.5%": [
         "bitfit",
@@ -59,6 +66,7 @@ def settings(budget: str, methods: list[str], seeds: int, steps: int) -> AdaptCo
         steps=steps,
         batch_size=16,
         max_length=48,
+        learning_rates=RATES,
         train_limit=TRAINED,
         eval_limit=TESTED,
         dropout=0.0,
