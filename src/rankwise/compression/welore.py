@@ -26,16 +26,16 @@ What people get wrong: ERR is not memory. A square matrix saves nothing until ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from rankwise.compression.accepted import components
-from rankwise.compression.directions import MEMORY, Progress, all_factors, decompositions
+from rankwise.compression.directions import MEMORY, Decomposition, Progress, all_factors, decompositions
 from rankwise.compression.options import check_options
 from rankwise.compression.plans import Component, Plan
 from rankwise.compression.ranks import Method, Rule, rule
@@ -131,45 +131,63 @@ def plan(
     if calibrate is not None and not calibration:
         raise ValueError("the calibration data is empty: no batch of inputs")
     found = decompositions(model, layers, calibration, memory=memory, progress=progress)
-    given = rule(method, model, list(layers), [d.S for d in found.values()])
     inside = {id(m.weight) for m in layers.values()}
     others = [p for p in model.parameters() if id(p) not in inside]
     saved = model.state_dict().keys()
     buffers = [b for n, b in model.named_buffers() if n in saved]
+    plans = _Plans(
+        layers=layers,
+        found=found,
+        given=rule(method, model, list(layers), [d.S for d in found.values()]),
+        min_ratio=min_ratio,
+        only_if_smaller=only_if_smaller,
+        told={
+            "method": method,
+            "other_parameters": sum(p.numel() for p in others),
+            "other_bytes": sum(t.nbytes for t in [*others, *buffers]),
+            "calibration": calibration,
+        },
+    )
+    if ratio is not None:
+        chosen = plans.at(_removals(ratio, plans.given))
+    elif parameters is not None:
+        chosen = _smallest("parameters", parameters, plans.at, plans.given, lambda p: p.parameters)
+    else:
+        chosen = _smallest("bytes", bytes or 0.0, plans.at, plans.given, lambda p: p.bytes)
+    kept = {
+        c.name: V[:, : c.rank].clone() for c in chosen.components if c.low_rank and (V := found[c.name].V) is not None
+    }
+    return replace(chosen, directions=kept)
 
-    def component(name: str, rank: int) -> Component:
-        shape, S = dense_shape(layers[name]), found[name].S
-        smaller = rank * sum(shape) < shape[0] * shape[1] or not only_if_smaller
+
+@dataclass(frozen=True, kw_only=True)
+class _Plans:
+    """All plans of a model: one for every number of directions that are removed."""
+
+    layers: Mapping[str, nn.Module]
+    found: Mapping[str, Decomposition]
+    given: Rule
+    min_ratio: float
+    only_if_smaller: bool
+    told: dict[str, Any]  # what all have in common
+
+    def at(self, removed: int) -> Plan:
+        ranks = zip(self.layers, self.given.ranks(removed), strict=True)
+        components = tuple(self._component(name, int(rank)) for name, rank in ranks)
+        return Plan(components=components, threshold=self.given.threshold(removed), **self.told)
+
+    def _component(self, name: str, rank: int) -> Component:
+        shape, S = dense_shape(self.layers[name]), self.found[name].S
+        smaller = rank * sum(shape) < shape[0] * shape[1] or not self.only_if_smaller
         return Component(
             name=name,
             shape=shape,
             rank=rank,
             full_rank=len(S),
-            low_rank=(len(S) - rank) / len(S) > min_ratio and smaller,
+            low_rank=(len(S) - rank) / len(S) > self.min_ratio and smaller,
             spectrum=S,
-            item_size=layers[name].weight.element_size(),  # type: ignore[union-attr]
+            item_size=self.layers[name].weight.element_size(),  # type: ignore[union-attr]
         )
-
-    def plan_at(removed: int) -> Plan:
-        return Plan(
-            components=tuple(component(n, int(r)) for n, r in zip(layers, given.ranks(removed), strict=True)),
-            threshold=given.threshold(removed),
-            method=method,
-            other_parameters=sum(p.numel() for p in others),
-            other_bytes=sum(t.nbytes for t in [*others, *buffers]),
-            calibration=calibration,
-        )
-
-    if ratio is not None:
-        chosen = plan_at(_removals(ratio, given))
-    elif parameters is not None:
-        chosen = _smallest("parameters", parameters, plan_at, given, lambda p: p.parameters)
-    else:
-        chosen = _smallest("bytes", bytes or 0.0, plan_at, given, lambda p: p.bytes)
-    kept = {
-        c.name: V[:, : c.rank].clone() for c in chosen.components if c.low_rank and (V := found[c.name].V) is not None
-    }
-    return replace(chosen, directions=kept)
 
 
 def _removals(ratio: float, given: Rule) -> int:
