@@ -17,6 +17,7 @@ from typer.main import get_command
 from rankwise.bench import Located, recipes
 from rankwise.catalogue import CATALOGUE, FAMILIES, Entry, ready
 from rankwise.cli.main import app
+from rankwise.family import names
 from rankwise.report.tables import markdown
 
 HERE = Path(__file__).parent
@@ -31,7 +32,23 @@ def generated() -> dict[Path, str]:
         HERE / "gallery.md": gallery(),
         HERE / "command-line.md": filled(HERE / "command-line.md", {"commands": commands()}),
         ROOT / "README.md": filled(ROOT / "README.md", readme_tables()),
+        **stubs(),
     }
+
+
+def stubs() -> dict[Path, str]:
+    """What each family offers, for editors and type checkers, which do not see names that are looked up late."""
+    source = ROOT / "src" / "rankwise"
+    found = {}
+    for init in sorted(source.rglob("__init__.py")):
+        if "= namespace(" not in init.read_text(encoding="utf-8"):
+            continue
+        package = ".".join(init.parent.relative_to(source.parent).parts)
+        public = names(package, init.parent)
+        order = sorted(public, key=lambda name: (public[name], not name.isupper(), name[0].islower(), name))
+        lines = [f"from {public[name]} import {name} as {name}" for name in order]
+        found[init.with_suffix(".pyi")] = "\n".join([*lines, ""])
+    return found
 
 
 def methods() -> str:

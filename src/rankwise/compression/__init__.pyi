@@ -1,0 +1,12 @@
+from rankwise.compression.lama import LamaClassifier as LamaClassifier
+from rankwise.compression.lama import LamaConfig as LamaConfig
+from rankwise.compression.lama import LowRankAttentionPooling as LowRankAttentionPooling
+from rankwise.compression.plans import Component as Component
+from rankwise.compression.plans import Plan as Plan
+from rankwise.compression.welore import LowRankLinear as LowRankLinear
+from rankwise.compression.welore import apply as apply
+from rankwise.compression.welore import compress as compress
+from rankwise.compression.welore import load as load
+from rankwise.compression.welore import plan as plan
+from rankwise.compression.welore import to_dense as to_dense
+from rankwise.compression.welore import train_only as train_only

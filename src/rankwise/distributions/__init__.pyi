@@ -1,0 +1,9 @@
+from rankwise.distributions.density.estimator import HighDimKDE as HighDimKDE
+from rankwise.distributions.density.regimes import critical_bandwidths as critical_bandwidths
+from rankwise.distributions.quantiles.aggregation import QuantileAggregator as QuantileAggregator
+from rankwise.distributions.quantiles.linear import LinearQuantile as LinearQuantile
+from rankwise.distributions.singular.estimator import SingularGenerativeEstimator as SingularGenerativeEstimator
+from rankwise.distributions.survival.estimator import PGWSurvivalAnalysis as PGWSurvivalAnalysis
+from rankwise.distributions.survival.fitter import PGWFitter as PGWFitter
+from rankwise.distributions.survival.fitter import select_baseline as select_baseline
+from rankwise.distributions.survival.regression import PGWRegressionFitter as PGWRegressionFitter

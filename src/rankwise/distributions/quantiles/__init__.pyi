@@ -1,0 +1,2 @@
+from rankwise.distributions.quantiles.aggregation import QuantileAggregator as QuantileAggregator
+from rankwise.distributions.quantiles.linear import LinearQuantile as LinearQuantile

@@ -1,0 +1,1 @@
+from rankwise.distributions.singular.estimator import SingularGenerativeEstimator as SingularGenerativeEstimator
