@@ -263,7 +263,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for plot and report.html.")] = None,
     json_: Json = False,
 ) -> None:
-    """Do two sets of texts differ, and which texts are central or lie outside?
+    """Tell whether two sets of texts differ, and which texts are central or lie outside.
 
     Examples:
 

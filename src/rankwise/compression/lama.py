@@ -192,7 +192,9 @@ def masked_mean(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
 
 
 def redundancy(weights: Tensor) -> Tensor:
-    """``‖A Aᵀ - I‖_F²`` of weights ``(batch, heads, seq)``, mean over the batch: are heads alike? (Lin et al., 2017)
+    """``‖A Aᵀ - I‖_F²`` of weights ``(batch, heads, seq)``, mean over the batch: large where heads are alike.
+
+    Source: Lin et al., 2017.
 
     Examples
     --------

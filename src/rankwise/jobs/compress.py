@@ -107,6 +107,7 @@ def compress_model(
     calibrate_limit, test_limit, max_length : int
         The most calibration texts (drawn by ``seed``), test texts, and tokens of each.
     seed : int
+        Decides which calibration texts are drawn. Default 0.
     dtype : {"float32", "bfloat16", "float16"}, optional
         Of the written weights, and of what is measured; that of the checkpoint by default.
     target : str

@@ -65,8 +65,8 @@ class GaLoreAdamW(Optimizer):
     params : iterable of Tensor or of dict
         Groups with a ``rank`` key are projected and hold matrices only (`galore_groups` makes them); others get AdamW.
         float32, float64, bfloat16 or float16, any device and layout; sparse gradients are made dense.
-    lr, betas, eps, weight_decay
-        As in `torch.optim.AdamW`, with galore-torch's ``eps=1e-6``.
+    lr : float
+        The learning rate. Default 1e-3.
     rank : int, optional
         Of a plain list of parameters: project all matrices to this rank. At least 1 and at most the larger side; where
         it reaches the projected side the basis is a rotation, and nothing is saved.
@@ -81,6 +81,8 @@ class GaLoreAdamW(Optimizer):
         too), or the change of basis (exact for the mean, squared coefficients for the variance).
     svd : {"subspace", "full", "random"}
         One power iteration from the old basis, LAPACK's full SVD, or random directions (a control).
+    betas, eps, weight_decay
+        As in `torch.optim.AdamW`, with galore-torch's ``eps=1e-6``, and no decay by default.
     stochastic_rounding : bool
         Round updates of bfloat16 weights at random, unbiased, so that small ones are not lost.
     max_skipped : int

@@ -55,7 +55,7 @@ class OwLore(GaLoreAdamW):
         Calibration batches for the scores; without it the weights alone decide.
     threshold : float, optional
         How many times the mean an entry has to be to count as an outlier where scores are computed here. Default 13.
-    mode, active, interval, layers_attribute
+    mode, active, interval
         How blocks are sampled, see `LayerSampler`.
     update_gap : int
         Steps between refreshes of a basis, see `GaLoreAdamW`. Default 100.
@@ -71,6 +71,8 @@ class OwLore(GaLoreAdamW):
         accumulated and clipped.
     max_norm : float, optional
         With ``in_backward``: clip the norm of each gradient tensor to this.
+    layers_attribute : str, optional
+        Dotted name of the list of blocks, where it cannot be found.
     seed : int
         Decides the draws of blocks, and whatever is random in the projection.
     **options

@@ -189,7 +189,7 @@ def depth_rank_test(
     encoder: Encoder | None = None,
     seed: int = 0,
 ) -> DepthTest:
-    """Do the texts of G lie as deep in F as F's own?
+    """Test whether the texts of G lie as deep in F as F's own.
 
     Parameters
     ----------

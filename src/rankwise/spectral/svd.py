@@ -84,12 +84,14 @@ def truncated_svd(
     method : {"auto", "gram", "randomized", "full"}
         ``auto`` takes ``randomized`` when ``8 · rank <= min(m, n)`` and the matrix is larger than 128, else ``gram``
         (``full`` for float64 input).
-    oversample, max_power_iterations, tol, seed
-        For ``randomized``: extra directions, the most power iterations, the relative decrease of the squared error
-        below which they stop, and the seed of the test matrix.
+    oversample, max_power_iterations, tol
+        For ``randomized``: extra directions, the most power iterations, and the relative decrease of the squared error
+        below which they stop.
     start : Tensor, optional
         For ``randomized``: ``(..., k, n)`` rows that already lie near the wanted right singular vectors (those of a
         matrix that changed a little); random directions fill up the rest.
+    seed : int
+        For ``randomized``: decides the test matrix. Default 0.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Bandwidth rules on real points: digits by their principal components, sentences by MiniLM; does knowing help?
+"""Bandwidth rules on real points: digits by their principal components, sentences by MiniLM.
 
-Held-out log-density, and telling other domains' sentences from one's own. Control: two halves of one domain are not
+Does the theory's rule help? Held-out log-density, and telling other domains' sentences from one's own. Control: two halves of one domain are not
 told apart.
 """
 

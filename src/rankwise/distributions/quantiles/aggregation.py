@@ -105,6 +105,7 @@ class QuantileAggregator(BaseEstimator):
     n_jobs : int, optional
         Processes for the fits of bases, see `rankwise.parallel.fan_out`; what they find is the same.
     random_state : int or None
+        Decides calibration rows, folds, the start and the batches. Default 0; None draws anew.
     verbose : bool
         Show how many fits are done.
 

@@ -177,8 +177,11 @@ class GaussianNetwork(_Network):
     Parameters
     ----------
     hidden : tuple of int
+        Widths of the hidden layers. Default (64, 64); empty, the network is linear.
     epochs : int
+        The most passes over the training rows; it stops after 20 without a better loss. Default 200.
     random_state : int or None
+        Decides the rows held out, the start and the batches. Default 0; None draws anew.
     """
 
     def _outputs(self) -> int:
@@ -202,8 +205,11 @@ class QuantileNetwork(_Network):
     Parameters
     ----------
     hidden : tuple of int
+        Widths of the hidden layers. Default (64, 64); empty, the network is linear.
     epochs : int
+        The most passes over the training rows; it stops after 20 without a better loss. Default 200.
     random_state : int or None
+        Decides the rows held out, the start and the batches. Default 0; None draws anew.
     """
 
     _levels = np.linspace(0.01, 0.99, 25)

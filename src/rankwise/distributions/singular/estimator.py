@@ -90,7 +90,9 @@ class SingularGenerativeEstimator(BaseEstimator):
     validation : float
         Share of the rows held out.
     device : str, optional
+        Where the networks are trained and used, such as ``"cuda"``; torch's default device by default.
     random_state : int or None
+        Decides the rows held out, the perturbation, the start and the batches. Default 0; None draws anew.
     verbose : bool
         Show progress.
 
@@ -219,11 +221,13 @@ class SingularGenerativeEstimator(BaseEstimator):
         Parameters
         ----------
         n_samples : int
+            How many points. Default 1.
         noise : float, optional
             By the fit at the level of ``noise_path_`` nearest to this, instead of the chosen one.
         observed : bool
             Add the noise of the fitted law of X, ``(σ̂² - σ̃²)₊^{1/2} ε``.
         random_state : int
+            Decides the draws. Default 0.
         """
         check_is_fitted(self)
         g, member = torch.Generator().manual_seed(random_state), self._member(noise)

@@ -59,6 +59,7 @@ class Ensemble(nn.Module):
     Parameters
     ----------
     members, latent_dim, dim : int
+        How many fits there are, and q and D.
     hidden : sequence of int
         Widths of f; the encoder has them in reverse. Empty: both are linear.
     """

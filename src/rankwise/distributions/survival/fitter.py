@@ -158,6 +158,7 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
     alpha : float
         1 - level of intervals.
     label : str, optional
+        What lifelines calls the curve in tables and plots; the fitter's name by default.
 
     Attributes
     ----------
@@ -312,6 +313,7 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
         at : array_like
             Times; for quantiles survival probabilities.
         alpha : float, optional
+            1 - level of the intervals; the fitter's by default.
 
         Returns
         -------

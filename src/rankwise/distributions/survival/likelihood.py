@@ -80,6 +80,7 @@ class Likelihood:
     Parameters
     ----------
     observations : Observations
+        The ``n`` times, what is known of them, and their weights.
     designs : mapping of str to ndarray or None
         Of the free parameters only, ``(n, p_k)``; None is an intercept alone. Equal arrays are best one object.
     fixed : mapping of str to float

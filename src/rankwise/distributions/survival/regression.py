@@ -122,6 +122,7 @@ class PGWRegressionFitter(RegressionPredictions, FittedSurvival, ParametricRegre
         df : DataFrame
             Durations, events, covariates, and perhaps entries and weights.
         duration_col, event_col : str
+            Names of the columns of durations and of events, 1 (seen) or 0 (censored); all are seen by default.
         formula : str, optional
             Covariates (formulaic), for every parameter that takes covariates; all columns by default.
         ancillary : bool, str or DataFrame, optional

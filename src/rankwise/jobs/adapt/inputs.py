@@ -59,6 +59,7 @@ def read_inputs(config: AdaptConfig, **reading: Any) -> Inputs:
     Parameters
     ----------
     config : AdaptConfig
+        The resolved configuration: what to read, its columns, and how it is split.
     reading
         ``chat`` of `rankwise.data.read_file`, or ``normalize``, ``check`` and ``skip_bad`` of
         `rankwise.data.read_manifest`.

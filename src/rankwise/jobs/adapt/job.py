@@ -57,7 +57,9 @@ class Job:
     Parameters
     ----------
     config : AdaptConfig
+        The resolved configuration.
     out : Path
+        The run folder: new, or that of the same job, which is continued.
     inputs : Inputs, optional
         The rows, where they have been read already.
     on_event : callable, optional

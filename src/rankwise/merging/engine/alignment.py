@@ -295,7 +295,7 @@ def _whole(config: MergeConfig, sources: Mapping[str, Source], lead: Source) -> 
 
 
 def _translation(one: Source, other: Source) -> Callable[[str], str]:
-    """From names of one model to those of another, which may have a prefix more or less: ``bert.``, ``transformer.``"""
+    """From names of one model to those of another, which may have a prefix (``bert.``) more or less."""
     if not set(one.stacks) & set(other.stacks):
         for mine in one.stacks:
             for theirs in other.stacks:
