@@ -181,6 +181,7 @@ def texts_of(spec: str, part: str = "train", *, split: bool = False) -> tuple[Co
     spec : str
         A bundled corpus or a file.
     part : {"train", "test"}
+        Which part of the split. Default "train".
     split : bool
         The part of a file too.
 

@@ -1,7 +1,7 @@
 """Bandwidth rules on real points: digits by their principal components, sentences by MiniLM.
 
-Does the theory's rule help? Held-out log-density, and telling other domains' sentences from one's own. Control: two halves of one domain are not
-told apart.
+Does the theory's rule help? Held-out log-density, and telling other domains' sentences from one's own. Control: two
+halves of one domain are not told apart.
 """
 
 from __future__ import annotations

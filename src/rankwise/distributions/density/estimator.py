@@ -44,7 +44,20 @@ _FEW = 10  # an estimate that rests on fewer points is reported
 
 
 class ConcentrationWarning(UserWarning):
-    """Most estimates rest on a few points."""
+    """Most estimates rest on a few points.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import numpy as np
+    >>> from rankwise.distributions import HighDimKDE
+    >>> X = np.random.default_rng(0).normal(size=(200, 30))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     kde = HighDimKDE("scott").fit(X)
+    >>> [w.category.__name__ for w in caught]
+    ['ConcentrationWarning']
+    """
 
 
 class HighDimKDE(BaseEstimator):
@@ -57,19 +70,33 @@ class HighDimKDE(BaseEstimator):
         ``σ (n (d+2)/4)^{-1/(d+4)}`` (σ² the mean variance); by leave-one-out likelihood; by the mean squared distance
         to the nearest neighbour, a dimension. n is ``n_effective_``, and means are weighted.
     kernel : {"gaussian"}
+        Its shape; there is no other.
 
     Attributes
     ----------
     bandwidth_ : float
+        h, in X's units.
     critical_ : CriticalBandwidths or None
         From the sample covariance; None for a single point or no variance.
     n_effective_ : float
         ``(Σ w)² / Σ w²`` (Kish), the number of rows where they weigh the same; rows of weight 0 are left out.
     n_features_in_ : int
+        Columns of the training rows.
 
     Notes
     -----
     CPU and GPU (data go where torch's default device is); float64 throughout, whatever the input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions import HighDimKDE
+    >>> X = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> kde = HighDimKDE("cv").fit(X)
+    >>> kde.diagnose([[0.0, 0.0], [4.0, 4.0]])["effective_number"].round().tolist()  # points that each rests on
+    [247.0, 1.0]
+    >>> kde.sample(3, random_state=0).shape
+    (3, 2)
     """
 
     def __init__(self, bandwidth: float | str = "theory", *, kernel: str = "gaussian") -> None:

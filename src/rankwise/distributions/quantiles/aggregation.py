@@ -77,6 +77,7 @@ class QuantileAggregator(BaseEstimator):
     normalize : bool
         Convex weights (softmax); False leaves them free.
     monotone : {"sort", "isotonic", "sweep", "none"}
+        How predicted quantiles are put in order, see `quantile_monotone`. Default "sort".
     in_training : bool
         Put quantiles in order inside the training loss too.
     conformal : {"cqr", "cv+", None}
@@ -122,7 +123,20 @@ class QuantileAggregator(BaseEstimator):
     scores_ : list of ndarray
         ``(n_k, intervals)``, conformity scores of each fold's rows.
     seed_ : int
+        What ``random_state`` came to.
     n_features_in_ : int
+        Columns of the training rows.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from rankwise.distributions import LinearQuantile, QuantileAggregator
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> bases = [("linear", LinearQuantile()), ("sparse", LinearQuantile(alpha=0.05))]
+    >>> model = QuantileAggregator(bases, quantiles=[0.1, 0.5, 0.9], cv=2, max_steps=50).fit(X[:350], y[:350])
+    >>> low, high = model.predict_interval(X[350:], alpha=0.2).T
+    >>> bool(0.7 < ((low <= y[350:]) & (y[350:] <= high)).mean() < 0.9)
+    True
     """
 
     def __init__(

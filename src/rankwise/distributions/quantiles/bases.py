@@ -182,6 +182,16 @@ class GaussianNetwork(_Network):
         The most passes over the training rows; it stops after 20 without a better loss. Default 200.
     random_state : int or None
         Decides the rows held out, the start and the batches. Default 0; None draws anew.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.quantiles.bases import GaussianNetwork
+    >>> X = np.random.default_rng(0).uniform(size=(2000, 1))
+    >>> y = X[:, 0] + np.random.default_rng(1).normal(size=2000)  # a standard deviation of 1
+    >>> low, high = GaussianNetwork((8,)).fit(X, y).predict([[0.5]], quantiles=[0.1, 0.9])[0]
+    >>> bool(abs(high - low - 2.56) < 0.3)  # what it is of a normal law
+    True
     """
 
     def _outputs(self) -> int:
@@ -210,6 +220,16 @@ class QuantileNetwork(_Network):
         The most passes over the training rows; it stops after 20 without a better loss. Default 200.
     random_state : int or None
         Decides the rows held out, the start and the batches. Default 0; None draws anew.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.quantiles.bases import QuantileNetwork
+    >>> X = np.random.default_rng(0).uniform(size=(500, 1))
+    >>> y = np.random.default_rng(1).uniform(size=500)  # whose quantile at τ is τ
+    >>> q = QuantileNetwork((8,)).fit(X, y).predict([[0.5]], quantiles=[0.25, 0.5, 0.75])
+    >>> bool(np.abs(q - [0.25, 0.5, 0.75]).max() < 0.1)
+    True
     """
 
     _levels = np.linspace(0.01, 0.99, 25)

@@ -42,12 +42,26 @@ class Cells:
     Attributes
     ----------
     path : Path
+        The file, for messages.
     unit : {"line", "row"}
+        What ``numbers`` count.
     numbers : list of int
         Line or row of each.
     columns : dict of str to list
+        The cells, a list a column, in the file's order.
     semicolons : bool
         Cells are separated by something else than commas.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from rankwise.distributions.quantiles.cells import Cells, numbers_of
+    >>> columns = {"price": ["1,50", None, "12,00"]}
+    >>> cells = Cells(path=Path("prices.csv"), unit="line", numbers=[2, 3, 5], columns=columns, semicolons=True)
+    >>> len(cells), cells.at(2)
+    (3, 'prices.csv, line 5')
+    >>> numbers_of(cells, "price", "comma").tolist()
+    [1.5, nan, 12.0]
     """
 
     path: Path
@@ -177,6 +191,15 @@ def word_of(cell: Any) -> str:
 
 
 def kind_of(cells: Cells, name: str, evidence: set[str]) -> tuple[str, str]:
+    """A column's kind, ``"number"``, ``"date"`` or ``"words"``, and how it is read (words: ``""``).
+
+    Codes and columns that are empty or all true or false are words; ``evidence`` is what `evidence_of` found.
+
+    Raises
+    ------
+    ValueError
+        Numbers or dates that may be read in two ways, and a few other cells among many numbers: with their place.
+    """
     present = [c for c in cells.columns[name] if c is not None]
     if not present or all(isinstance(c, bool) for c in present):
         return "words", ""

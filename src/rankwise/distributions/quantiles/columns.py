@@ -45,7 +45,9 @@ class Column:
     Attributes
     ----------
     name : str
+        Its heading in the file.
     kind : {"number", "date", "words"}
+        What its cells are, see the module.
     reading : str
         Of numbers ``"point"`` or ``"comma"``, of dates their format.
     fill, centre, scale : float
@@ -54,6 +56,19 @@ class Column:
         Of words: those with an indicator.
     rare : float
         Of words: the share of fitted rows that had another one.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from rankwise.distributions.quantiles.cells import Cells
+    >>> from rankwise.distributions.quantiles.columns import Column
+    >>> kinds = {"kind": ["flat", "house", "boat"]}
+    >>> cells = Cells(path=Path("homes.csv"), unit="line", numbers=[2, 3, 4], columns=kinds, semicolons=False)
+    >>> column = Column(name="kind", kind="words", values=["flat", "house"])
+    >>> column.numbers(cells).tolist()  # the last column is shared by all other words
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    >>> column.unseen(cells)
+    Counter({'boat': 1})
     """
 
     name: str
@@ -100,8 +115,21 @@ class Columns:
     Attributes
     ----------
     columns : list of Column
+        Those that are used, in the matrix's order.
     notes : list of str
         What was left out or is doubtful, a sentence each.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from rankwise.distributions.quantiles.cells import Cells
+    >>> from rankwise.distributions.quantiles.columns import Columns
+    >>> homes = {"area": ["80", "120", None, "100"], "kind": ["flat", "house", "flat", "house"]}
+    >>> cells = Cells(path=Path("homes.csv"), unit="line", numbers=[2, 3, 4, 5], columns=homes, semicolons=False)
+    >>> columns = Columns.of(cells, ["area", "kind"], np.arange(4))
+    >>> [(c.name, c.kind) for c in columns.columns], columns.matrix(cells).shape
+    ([('area', 'number'), ('kind', 'words')], (4, 4))
     """
 
     columns: list[Column]

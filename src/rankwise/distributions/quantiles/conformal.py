@@ -28,7 +28,15 @@ _ENTRIES = 1 << 21  # of a block of rows against all scores
 
 
 class Interval(NamedTuple):
-    """Positions of its levels, None for an end at infinity, and α."""
+    """Positions of its levels, None for an end at infinity, and α.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.quantiles.conformal import intervals
+    >>> intervals(np.array([0.1, 0.5, 0.75, 0.9]))
+    [Interval(low=0, high=3, alpha=0.2), Interval(low=None, high=2, alpha=0.25)]
+    """
 
     low: int | None
     high: int | None

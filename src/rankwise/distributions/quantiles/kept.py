@@ -38,6 +38,21 @@ class Kept:
         None keeps nothing.
     X, y, tau : ndarray
         Rows ``(n, d)``, responses ``(n,)``, levels ``(m,)``.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_diabetes
+    >>> from rankwise.distributions import LinearQuantile
+    >>> from rankwise.distributions.quantiles.kept import Kept
+    >>> train, test = np.arange(300), np.arange(300, 442)
+    >>> with TemporaryDirectory() as folder:
+    ...     fits = Kept(Path(folder), *load_diabetes(return_X_y=True), np.array([0.1, 0.9]))
+    ...     once, again = (fits.predicted(LinearQuantile(), train, test) for _ in range(2))
+    ...     len(list(Path(folder).iterdir())), once.shape, bool((once == again).all())
+    (1, (142, 2), True)
     """
 
     def __init__(self, folder: Path | None, X: Array, y: Array, tau: Array) -> None:

@@ -57,13 +57,25 @@ class LinearQuantile(RegressorMixin, BaseEstimator):
     coef_ : ndarray
         ``(d,)``, in the data's units.
     intercept_ : float
+        In the response's unit.
     n_iter_ : int
+        Steps taken.
     n_features_in_ : int
+        Columns of the training rows.
 
     Notes
     -----
     CPU, float64, whatever the input. Columns may be dependent (to a ten-millionth), constant, or more than the rows:
     of the coefficients with the same predictions the smallest are taken.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from rankwise.distributions import LinearQuantile
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> q = LinearQuantile(0.9).fit(X, y).predict(X)
+    >>> float((y <= q).mean().round(2))
+    0.9
     """
 
     def __init__(self, quantile: float = 0.5, *, alpha: float = 1e-3, tol: float = 1e-7) -> None:

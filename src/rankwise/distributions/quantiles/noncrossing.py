@@ -30,6 +30,7 @@ def monotone(Q: Tensor, way: str, *, middle: int | None = None) -> Tensor:
     Q : Tensor
         ``(..., m)``.
     way : {"none", "sort", "isotonic", "sweep"}
+        How they are put in order, see the module; ``"none"`` leaves them.
     middle : int, optional
         For ``"sweep"``: the position of the median, ``m // 2`` by default.
     """

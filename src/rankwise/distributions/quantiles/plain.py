@@ -43,6 +43,18 @@ class Trees:
         ``(nodes,)``, positions in these arrays.
     starts : ndarray of int
         ``(trees + 1,)``, the roots, and the number of nodes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.quantiles.plain import Trees
+    >>> stump = Trees(
+    ...     feature=np.array([0, -1, -1]), threshold=np.array([0.5, 0.0, 0.0]), left=np.array([1, 0, 0]),
+    ...     right=np.array([2, 0, 0]), value=np.array([0.0, 10.0, 20.0]), starts=np.array([0, 3]),
+    ... )
+    >>> stump.check(features=1)
+    >>> stump.leaves(np.array([[0.2], [0.8]])).tolist()
+    [[10.0], [20.0]]
     """
 
     feature: Index
@@ -98,7 +110,15 @@ class Trees:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Linear:
-    """One level as a linear function."""
+    """One level as a linear function.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.quantiles.plain import Linear
+    >>> Linear(coef=np.array([2.0, -1.0]), intercept=0.5).predict([[1.0, 1.0], [0.0, 0.0]]).tolist()
+    [1.5, 0.5]
+    """
 
     coef: Array
     intercept: float
@@ -110,7 +130,19 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Boosting:
-    """One level as a sum of trees, on columns of ``single`` or double precision."""
+    """One level as a sum of trees, on columns of ``single`` or double precision.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.ensemble import GradientBoostingRegressor
+    >>> from rankwise.distributions.quantiles.plain import as_plain
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> fitted = GradientBoostingRegressor(loss="quantile", alpha=0.9, n_estimators=5).fit(X, y)
+    >>> plain = as_plain(fitted)
+    >>> type(plain).__name__, bool((plain.predict(X) == fitted.predict(X)).all())
+    ('Boosting', True)
+    """
 
     trees: Trees
     baseline: float
@@ -127,7 +159,17 @@ class Boosting:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Forest:
-    """All levels as quantiles of a response a tree."""
+    """All levels as quantiles of a response a tree.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.quantiles.plain import Forest, Trees
+    >>> ends, none = np.array([10.0, 20.0, 30.0]), np.zeros(3, dtype=int)  # three trees that are a leaf each
+    >>> trees = Trees(feature=none - 1, threshold=0 * ends, left=none, right=none, value=ends, starts=np.arange(4))
+    >>> Forest(trees=trees).predict([[0.0]], quantiles=[0.25, 0.5]).tolist()
+    [[15.0, 20.0]]
+    """
 
     trees: Trees
 
@@ -142,7 +184,16 @@ Plain = Linear | Boosting | Forest | GaussianNetwork | QuantileNetwork
 
 
 class NotPlainError(ValueError):
-    """A base model that cannot be kept as arrays."""
+    """A base model that cannot be kept as arrays.
+
+    Examples
+    --------
+    >>> from sklearn.dummy import DummyRegressor
+    >>> from rankwise.distributions.quantiles.plain import as_plain
+    >>> as_plain(DummyRegressor(strategy="quantile", quantile=0.5))
+    Traceback (most recent call last):
+    rankwise.distributions.quantiles.plain.NotPlainError: DummyRegressor cannot be kept as plain arrays; ...
+    """
 
 
 def as_plain(fitted: Any) -> Plain:

@@ -28,7 +28,16 @@ _START = 0.3  # of σ and s: from wider ones f and encoder may agree to ignore z
 
 
 class StackedMLP(nn.Module):
-    """ReLU networks of one shape, ``(members, rows, inputs)`` to ``(members, rows, outputs)``."""
+    """ReLU networks of one shape, ``(members, rows, inputs)`` to ``(members, rows, outputs)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.distributions.singular.networks import StackedMLP
+    >>> networks = StackedMLP(members=3, widths=[2, 8, 1])
+    >>> networks(torch.randn(3, 5, 2)).shape  # five rows for each of three networks
+    torch.Size([3, 5, 1])
+    """
 
     def __init__(self, members: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -62,6 +71,15 @@ class Ensemble(nn.Module):
         How many fits there are, and q and D.
     hidden : sequence of int
         Widths of f; the encoder has them in reverse. Empty: both are linear.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.distributions.singular.networks import Ensemble
+    >>> networks = Ensemble(members=3, latent_dim=1, dim=4, hidden=[8])
+    >>> x, draws = torch.randn(3, 5, 4), torch.randn(3, 16, 5, 1)
+    >>> networks.bound(x, draws).shape, networks.quadrature(x).shape
+    (torch.Size([3, 5]), torch.Size([3, 5]))
     """
 
     def __init__(self, members: int, latent_dim: int, dim: int, hidden: Sequence[int]) -> None:

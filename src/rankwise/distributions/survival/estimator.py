@@ -39,6 +39,15 @@ class Curve:
         `power_weibull`'s, of this row.
     survival : bool
         S; False for H.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.survival.estimator import Curve
+    >>> unit = {"phi": 1.0, "lambda_": 1.0, "gamma": 1.0, "kappa": 1.0}  # the unit exponential law
+    >>> S = Curve(x=np.array([1.0, 2.0]), parameters=unit, survival=True)
+    >>> S.y.round(3).tolist(), round(float(S(0.5)), 3)
+    ([0.368, 0.135], 0.607)
     """
 
     x: Array
@@ -70,6 +79,20 @@ class PGWSurvivalAnalysis(BaseEstimator):
     unique_times_ : ndarray
         Training times, ascending.
     n_features_in_ : int
+        Columns of the training rows.
+
+    Examples
+    --------
+    >>> from lifelines.datasets import load_rossi
+    >>> from rankwise.distributions import PGWSurvivalAnalysis
+    >>> df = load_rossi()
+    >>> y = df[["arrest", "week"]].astype({"arrest": bool}).to_records(index=False)
+    >>> X = df[["fin", "age", "prio"]]
+    >>> model = PGWSurvivalAnalysis("weibull", shape_covariates=False).fit(X, y)
+    >>> round(model.score(X, y), 2)
+    0.63
+    >>> model.predict_survival_function(X[:2], times=[26, 52]).shape
+    (2, 2)
     """
 
     def __init__(

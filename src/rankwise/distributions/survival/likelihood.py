@@ -47,9 +47,22 @@ class Observations:
     lower, upper : ndarray
         The event lies between them; equal for an observed event, ``upper = ∞`` for a right-censored one.
     event : ndarray of bool
+        Whether the event was seen at ``lower``.
     entry : ndarray
         When the subject came under observation; 0 for from the start.
     weight : ndarray
+        How many rows one stands for, above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.survival.likelihood import Observations
+    >>> o = Observations(
+    ...     lower=np.array([2.0, 3.0]), upper=np.array([2.0, np.inf]), event=np.array([True, False]),
+    ...     entry=np.zeros(2), weight=np.ones(2),
+    ... )  # an event at 2, and a row that is censored at 3
+    >>> len(o), o.take(o.event).upper.tolist()
+    (2, [2.0])
     """
 
     lower: Array
@@ -67,7 +80,18 @@ class Observations:
 
 
 class Second(NamedTuple):
-    """Value, gradient and Hessian."""
+    """Value, gradient and Hessian.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.survival.likelihood import Likelihood
+    >>> from rankwise.distributions.survival.model import right_censored
+    >>> L = Likelihood(right_censored([1.0, 2.0, 6.0]), {"phi_": None})  # exponential: γ = κ = 1
+    >>> at = L(np.array([-np.log(3.0)]))  # the maximum, where φ is one over the mean
+    >>> bool(abs(at.gradient[0]) < 1e-12), at.hessian.round(6).tolist()
+    (True, [[-1.0]])
+    """
 
     value: float
     gradient: Array
@@ -87,6 +111,16 @@ class Likelihood:
         Linear predictors of the others (0 where left out, but log 2 for kappa_: κ = 1).
     penalizer : float
         ``½ penalizer Σ θ²`` over the scaled columns, intercepts apart, is taken from the mean.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.survival.likelihood import Likelihood, newton
+    >>> from rankwise.distributions.survival.model import right_censored
+    >>> L = Likelihood(right_censored([1.0, 2.0, 6.0]), {"phi_": None})  # exponential: γ = κ = 1
+    >>> top = newton(L, L.start({"phi_": 0.0}))
+    >>> float(np.exp(-top.theta[0]).round(6))  # the mean
+    3.0
     """
 
     def __init__(
@@ -309,7 +343,17 @@ def _add_interval(ell: _Sum, o: Observations, eta: Mapping[str, Array], at: NDAr
 
 
 class ByPredictor(NamedTuple):
-    """A value with its derivatives by linear predictors: ``first[name]``, ``second[name, name]``."""
+    """A value with its derivatives by linear predictors: ``first[name]``, ``second[name, name]``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.survival.likelihood import hazards
+    >>> exponential = {"phi_": 0.0, "lambda_": 0.0, "gamma_": 0.0, "kappa_": np.log(2)}
+    >>> H, log_h = hazards(np.log([2.0]), {n: np.asarray(v) for n, v in exponential.items()}, ["phi_"])
+    >>> H.value.round(6), H.first["phi_"].round(6)  # H(t) = φ t at t = 2, and its derivative by log φ
+    (array([2.]), array([2.]))
+    """
 
     value: Array
     first: dict[str, Array]
@@ -367,11 +411,21 @@ class Optimum:
     Attributes
     ----------
     theta : ndarray
+        The maximiser.
     at : Second
         The mean log-likelihood there.
     iterations : int
+        Steps tried.
     converged : bool
         The gradient's largest entry is at most the tolerance.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.survival.likelihood import Second, newton
+    >>> optimum = newton(lambda x: Second(-(x @ x), -2 * x, -2 * np.eye(2)), np.array([1.0, -1.0]))
+    >>> optimum.theta.tolist(), optimum.iterations, optimum.converged
+    ([0.0, 0.0], 1, True)
     """
 
     theta: Array

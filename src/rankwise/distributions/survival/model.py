@@ -36,12 +36,28 @@ _AROUND = (0.3, 3.0)  # κ at which its profile is looked at, beside 1: it may h
 
 
 class NotANumberError(TypeError, ValueError):
-    """NaN or infinity where a number is needed; lifelines raises ``TypeError`` for these."""
+    """NaN or infinity where a number is needed; lifelines raises ``TypeError`` for these.
+
+    Examples
+    --------
+    >>> from rankwise.distributions import PGWFitter
+    >>> PGWFitter().fit([1.0, float("nan"), 3.0])
+    Traceback (most recent call last):
+    rankwise.distributions.survival.model.NotANumberError: NaNs were detected in the dataset, durations in 1 row: 1
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """Which parameters are estimated, and at what the others stay."""
+    """Which parameters are estimated, and at what the others stay.
+
+    Examples
+    --------
+    >>> from rankwise.distributions.survival.model import form
+    >>> weibull = form("weibull", "ph")
+    >>> weibull.free, weibull.fixed, weibull.scale
+    (('lambda_', 'gamma_'), {'kappa_': 1.0, 'phi_': 1.0}, 'lambda_')
+    """
 
     free: tuple[str, ...]
     fixed: dict[str, float]
@@ -232,9 +248,18 @@ class Fit:
     log_likelihood : float
         Of all observations, without the penalty.
     likelihood : Likelihood
+        Of these observations and designs.
     optimum : Optimum
+        Where Newton's method ended, in coordinates of scaled columns.
     condition_number : float
         Of the information in scaled columns.
+
+    Examples
+    --------
+    >>> from rankwise.distributions import PGWFitter
+    >>> fit = PGWFitter("exponential").fit([1.0, 2.0, 6.0]).fit_
+    >>> fit.coefficients.round(4), fit.covariance.round(4)  # log φ = -log 3, of variance 1 / n
+    (array([-1.0986]), array([[0.3333]]))
     """
 
     coefficients: Array

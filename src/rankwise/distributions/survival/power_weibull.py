@@ -141,7 +141,16 @@ class _Terms(NamedTuple):
 
 
 class Derivatives(NamedTuple):
-    """A function of (z, ν) with its first and second derivatives."""
+    """A function of (z, ν) with its first and second derivatives.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.distributions.survival.power_weibull import growth
+    >>> G, log_D = growth(np.array([0.0]), np.log(2))  # κ = 1, where G = e^z
+    >>> [float(v[0].round(6)) for v in (G.value, G.z, G.zz)]
+    [1.0, 1.0, 1.0]
+    """
 
     value: Array
     z: Array

@@ -25,7 +25,23 @@ Array = NDArray[np.float64]
 
 
 class RegressionPredictions:
-    """Predictions from linear predictors; all of them build the covariates' columns in one place."""
+    """Predictions from linear predictors; all of them build the covariates' columns in one place.
+
+    Examples
+    --------
+    >>> from lifelines.datasets import load_rossi
+    >>> from rankwise.distributions import PGWRegressionFitter
+    >>> df = load_rossi()[["week", "arrest", "fin", "age"]]
+    >>> model = PGWRegressionFitter("weibull", shape_covariates=False).fit(df, "week", "arrest")
+    >>> model.predict_with_interval(df[:1], "survival", at=[26, 52]).round(2)
+                  estimate  lower  upper
+    subject at
+    0       26.0      0.90   0.86   0.93
+            52.0      0.75   0.68   0.81
+    >>> young, old = (df[:1].assign(age=age) for age in (20, 40))
+    >>> bool(model.hazard_ratio(young, old, times=26)["lower"].iloc[0] > 1)
+    True
+    """
 
     fit_: Fit
     form_: Form
@@ -125,8 +141,11 @@ class RegressionPredictions:
         df : DataFrame
             Covariates.
         what : {"survival", "hazard", "cumulative_hazard", "quantile", "rmst", "cure"}
+            What is estimated; rmst is the mean time up to a horizon, cure the share that never has the event.
         at : array_like
             Times; for quantiles survival probabilities.
+        alpha : float, optional
+            1 - level of the intervals; the fitter's by default.
         """
         df, points = _rows(df), np.atleast_1d(np.asarray(at, dtype=float))
         n, (link, back) = len(df), links(what)
