@@ -43,7 +43,7 @@ class Fitted:
     about : dict
         ``target``, how its numbers are written (``target_reading``), ``columns``, ``rows``, ``test_rows``, ``notes`` on
         columns and fits, ``scores`` (weighted interval score by forecast), ``crps``, ``calibration`` and ``intervals``
-        (rows of `quantile_metrics.report`). Forecasts are ``calibrated``, what `predict_table` gives, and in order but
+        (rows of `metrics.report`). Forecasts are ``calibrated``, what `predict_table` gives, and in order but
         before calibration, as they compare: the ``aggregate``, the ``average`` of the bases, and every base.
     observed, quantiles : ndarray
         Of the test rows, ``(n,)`` and ``(n, m)``.

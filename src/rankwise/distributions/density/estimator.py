@@ -6,7 +6,7 @@ Squared distances come from one matrix product a block (data centred first, floa
 log-sum-exp: memory is one block. A grid of bandwidths takes its distances once, and where the precisions 1/h² double,
 squares its exponentials instead of taking them anew.
 
-Source: Biroli & Mézard, "Kernel Density Estimators in Large Dimensions", 2024, arXiv 2408.05807; see `kde_regimes`.
+Source: Biroli & Mézard, "Kernel Density Estimators in Large Dimensions", 2024, arXiv 2408.05807; see `regimes`.
 
 What people get wrong: in tens of dimensions the usual rules (n^{-1/(d+4)}) land wherever they land; `diagnose` says on
 how many points an estimate rests.
@@ -66,9 +66,9 @@ class HighDimKDE(BaseEstimator):
     Parameters
     ----------
     bandwidth : float or {"theory", "scott", "silverman", "cv", "nn"}
-        h, or how to choose it: by the theory from the covariance's spectrum (`kde_regimes`); ``σ n^{-1/(d+4)}``;
-        ``σ (n (d+2)/4)^{-1/(d+4)}`` (σ² the mean variance); by leave-one-out likelihood; by the mean squared distance
-        to the nearest neighbour, a dimension. n is ``n_effective_``, and means are weighted.
+        h, or how to choose it: by the theory from the covariance's spectrum (`critical_bandwidths`);
+        ``σ n^{-1/(d+4)}``; ``σ (n (d+2)/4)^{-1/(d+4)}`` (σ² the mean variance); by leave-one-out likelihood; by the
+        mean squared distance to the nearest neighbour, a dimension. n is ``n_effective_``, and means are weighted.
     kernel : {"gaussian"}
         Its shape; there is no other.
 

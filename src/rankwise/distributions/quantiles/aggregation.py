@@ -10,7 +10,7 @@ global (free parameters) or local (a network of x). Trained on
 
     mean pinball loss + λ mean_{k<l} relu(q̂_k - q̂_l + δ_kl),     δ_kl = c relu(Q_l - Q_k)    Q: the response's quantiles
 
-then put in order (`quantile_monotone`) and calibrated (`quantile_conformal`).
+then put in order (`noncrossing`) and calibrated (`conformal`).
 
 Source: Fakoor, Kim, Mueller, Smola & Tibshirani, "Flexible Model Aggregation for Quantile Regression", JMLR 2023, arXiv
 2103.00083, sections 2 to 5.
@@ -69,7 +69,8 @@ class QuantileAggregator(BaseEstimator):
     Parameters
     ----------
     estimators : list of estimators or (name, estimator), optional
-        Bases, see `quantile_bases`; by default linear quantile regression, gradient boosting and a Gaussian network.
+        Bases, see `rankwise.distributions.quantiles.bases`; by default linear quantile regression, gradient boosting
+        and a Gaussian network.
     quantiles : sequence of float
         Ascending levels in (0, 1).
     weights : str
@@ -77,7 +78,7 @@ class QuantileAggregator(BaseEstimator):
     normalize : bool
         Convex weights (softmax); False leaves them free.
     monotone : {"sort", "isotonic", "sweep", "none"}
-        How predicted quantiles are put in order, see `quantile_monotone`. Default "sort".
+        How predicted quantiles are put in order, see `rankwise.distributions.quantiles.noncrossing`. Default "sort".
     in_training : bool
         Put quantiles in order inside the training loss too.
     conformal : {"cqr", "cv+", None}
@@ -102,7 +103,8 @@ class QuantileAggregator(BaseEstimator):
         What to do with a base that fails or predicts NaN.
     memory : str, optional
         Folder where fits of bases and their out-of-fold predictions are kept as arrays: those of kinds that
-        `quantile_saved` keeps, by their parameters and the data's content. Others are fitted anew.
+        `rankwise.distributions.quantiles.saved` keeps, by their parameters and the data's content. Others are fitted
+        anew.
     n_jobs : int, optional
         Processes for the fits of bases, see `rankwise.parallel.fan_out`; what they find is the same.
     random_state : int or None

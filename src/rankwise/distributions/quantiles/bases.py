@@ -1,5 +1,5 @@
 """Base models for quantile aggregation: adapters of other libraries' regressors, and two small networks of our own
-(linear quantiles are in `quantile_linear`).
+(linear quantiles are in `linear`).
 
 A base gives ``(n, m)`` quantiles. Models whose ``predict`` takes ``quantiles`` (the quantile-forest package) are fitted
 once; models with a level among their parameters (scikit-learn's and LightGBM's) once a level, at no more than

@@ -10,7 +10,7 @@ A level without its partner is an end alone, α = τ below and 1 - τ above; the
 
 Source: Romano, Patterson & Candès, "Conformalized Quantile Regression", NeurIPS 2019; Barber, Candès, Ramdas &
 Tibshirani, "Predictive inference with the jackknife+", Annals of Statistics 2021; Fakoor et al. (see
-`quantile_aggregation`), section 5.
+`aggregation`), section 5.
 """
 
 from __future__ import annotations

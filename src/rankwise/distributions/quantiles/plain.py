@@ -219,7 +219,7 @@ def as_plain(fitted: Any) -> Plain:
 
 
 def kept_kind(estimator: Any) -> str | None:
-    """The kind of an estimator that `plain` takes once it is fitted, None for others."""
+    """The kind of an estimator that `as_plain` takes once it is fitted, None for others."""
     root = type(estimator).__module__.partition(".")[0]
     kind = f"{root}.{type(estimator).__name__}"
     return kind if kind in _KINDS or type(estimator) in NETWORKS.values() else None

@@ -1,6 +1,6 @@
 """A fitted `QuantileAggregator` in a folder, and back: arrays and numbers, nothing that runs.
 
-``model.json`` holds options and numbers, ``model.safetensors`` the arrays (of bases: `quantile_plain`), ``fold-0`` and
+``model.json`` holds options and numbers, ``model.safetensors`` the arrays (of bases: `plain`), ``fold-0`` and
 on the fits of ``"cv+"``. A loaded model predicts the same, to the bit; its bases are the arrays' own.
 """
 

@@ -8,7 +8,7 @@ law. Likelihoods at different σ̃ are of different data; the level is chosen by
 f̂(Z) and held-out rows. All levels train as one batched computation.
 
 Source: Chae, Kim, Kim & Lin, "A Likelihood Approach to Nonparametric Estimation of a Singular Distribution Using Deep
-Generative Models", JMLR 2023, arXiv 2105.04046; networks and bound: `singular_networks`.
+Generative Models", JMLR 2023, arXiv 2105.04046; networks and bound: `networks`.
 
 What people get wrong: reading ``score_samples`` as a density of the data. It is that of the perturbed data.
 """
