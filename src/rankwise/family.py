@@ -44,9 +44,11 @@ def namespace(
 
     Examples
     --------
-    >>> public, get, _ = namespace("rankwise.optim", __import__("rankwise.optim").optim.__path__[0])
-    >>> "GaLoreAdamW" in public
-    True
+    >>> from rankwise import optim
+    >>> from rankwise.family import namespace
+    >>> public, get, _ = namespace(optim.__name__, optim.__path__[0])
+    >>> "GaLoreAdamW" in public, get("GaLoreAdamW") is optim.GaLoreAdamW
+    (True, True)
     """
     home = names(package, Path(folder))
 

@@ -7,6 +7,7 @@ again, once. Ctrl-C stops all of them.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ def spread_over(*, jobs: int = 1, scheduler: str | None = None) -> Iterator[None
 
     Examples
     --------
+    >>> from rankwise.parallel import fan_out, spread_over
     >>> with spread_over(jobs=1):
     ...     fan_out(abs, [-1, 2])
     [1, 2]
@@ -35,6 +37,24 @@ def spread_over(*, jobs: int = 1, scheduler: str | None = None) -> Iterator[None
         yield
     finally:
         _where.reset(token)
+
+
+def threads_each() -> int:
+    """Threads for a run: one where several go on at once, else ``OMP_NUM_THREADS`` or one a core.
+
+    A library that asks the machine instead (LightGBM) starts as many in every process, and they wait for each other.
+
+    Examples
+    --------
+    >>> from rankwise.parallel import spread_over, threads_each
+    >>> with spread_over(jobs=2):
+    ...     threads_each()
+    1
+    """
+    jobs, scheduler = _where.get()
+    if jobs != 1 or scheduler is not None:
+        return 1
+    return int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
 
 
 def fan_out(
@@ -71,6 +91,7 @@ def fan_out(
     Examples
     --------
     >>> from math import factorial
+    >>> from rankwise.parallel import fan_out
     >>> fan_out(factorial, [3, 4, 5])
     [6, 24, 120]
     """

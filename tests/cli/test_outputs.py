@@ -19,12 +19,12 @@ FOLDERS = {
     "export merged": "export adapter --model model --to merged --out",
     "export dense": "export model --to dense --out",
     "adapt": "adapt --model model --data texts.csv --methods lora --budget 10% --steps 1 --out",
-    "quantile fit": "quantile fit data.csv --target price --models linear --out",
+    "quantile fit": "quantile fit data.csv --response price --models linear --out",
     "inspect": "inspect model --out",
     "compare": "compare a.txt b.txt --model model --out",
 }
 FILES = {
-    "select": "select --pool pool.jsonl --queries queries.jsonl --method bm25 --model model --out",
+    "select": "select --pool pool.jsonl --queries queries.jsonl --selector bm25 --model model --out",
     "answer": "answer --model model --questions queries.jsonl --out",
     "quantile predict": "quantile predict fitted new.csv --out",
 }

@@ -276,7 +276,9 @@ def test_regression_and_full_reference(place, tmp_path):
 def test_texts_that_are_cut_or_too_short_are_counted(place, tmp_path):
     rows = [*["great film number a"] * 2, "good", *[f"great film number {'1 ' * i}" for i in range(60)]]
     (tmp_path / "notes.csv").write_text("text,group\n" + "".join(f"{t},{i}\n" for i, t in enumerate(rows)))
-    settings = config(place, task="causal-lm", data=str(tmp_path / "notes.csv"), model=str(place / "llama"))
+    settings = config(
+        place, task="causal-lm", data=str(tmp_path / "notes.csv"), model=str(place / "llama"), methods=["lora"]
+    )
     job = Job(settings, tmp_path / "run")
     told = sum(len(e) for e in job.ready.examples.values())
     assert told == len(rows) - 1
@@ -292,7 +294,9 @@ def test_texts_that_are_cut_or_too_short_are_counted(place, tmp_path):
 def test_chats_are_trained_on_in_the_models_template(place, tmp_path):
     chats = [[{"role": "user", "content": f"film {i}"}, {"role": "assistant", "content": "great"}] for i in range(40)]
     (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": c}) for c in chats))
-    settings = config(place, task="causal-lm", data=str(tmp_path / "chats.jsonl"), model=str(place / "llama"))
+    settings = config(
+        place, task="causal-lm", data=str(tmp_path / "chats.jsonl"), model=str(place / "llama"), methods=["lora"]
+    )
     job = Job(settings, tmp_path / "run")
     texts = {t for part in job.ready.inputs.parts.values() for t in part.texts}
     assert texts == {f"user : film {i} assistant : great" for i in range(40)}

@@ -594,7 +594,7 @@ def test_training_has_these_settings_where_none_are_given(tiny, watched):
     assert [training for training, _ in read] == [False] + [True, False] * 5  # 22 queries, a batch of 16
     assert len(read[1][1]) == 3 * 16
     assert {scale for scale, _ in losses} == {20.0}
-    assert encoder.max_length == 128
+    assert encoder.max_length == 32  # the positions that the tiny model has, of 128
     rates = [rate for rate, _ in Watched.seen]  # of 5 steps none warms up: a tenth is half a step
     assert rates == pytest.approx([2e-5 * (5 - t) / 5 for t in range(5)])
     read.clear()

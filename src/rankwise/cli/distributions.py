@@ -80,10 +80,10 @@ def predict(
     from rankwise.files import check_file
     from rankwise.jobs.early import check_fitted
 
-    check_fitted(run)
     if out is not None:
         kind_of(out)
         check_file(out, inputs=[data])
+    check_fitted(run)
     from rankwise.jobs.quantile import load_fit, predict_table
     from rankwise.report.tables import terminal
 

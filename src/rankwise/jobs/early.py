@@ -51,6 +51,11 @@ def check_fit(path: Path, out: Path, *, models: Sequence[str], test_share: float
         raise ValueError(f"no such data file: {path}")
     if not 0 < test_share < 1:
         raise ValueError(f"test share is {test_share}; between 0 and 1 is accepted")
+    check_models(models)
+
+
+def check_models(models: Sequence[str]) -> None:
+    """Of `rankwise.jobs.quantile.base_models`."""
     for name in models:
         if name not in QUANTILE_MODELS:
             raise unknown("base model", name, QUANTILE_MODELS)

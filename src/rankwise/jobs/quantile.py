@@ -23,8 +23,9 @@ from rankwise.distributions.quantiles.columns import Columns
 from rankwise.distributions.quantiles.linear import LinearQuantile
 from rankwise.distributions.quantiles.metrics import calibration_error, crps, report, weighted_interval_score
 from rankwise.files import content_of, drafted, write_json
-from rankwise.jobs.early import QUANTILES, check_fit, check_fitted
+from rankwise.jobs.early import QUANTILES, check_fit, check_fitted, check_models
 from rankwise.nearest import unknown
+from rankwise.parallel import threads_each
 from rankwise.reading import check_regular, read_json
 
 Array = NDArray[np.float64]
@@ -64,16 +65,24 @@ def base_models(names: Sequence[str], *, seed: int = 0) -> list[tuple[str, Any]]
     ValueError
         Another name than those of `rankwise.jobs.early.QUANTILE_MODELS`, one twice, or none.
     """
+    check_models(names)
+    n = threads_each()
     from lightgbm import LGBMRegressor
     from quantile_forest import ExtraTreesQuantileRegressor, RandomForestQuantileRegressor
 
     made: dict[str, Any] = {
         "linear": LinearQuantile(),
         "boosting": LGBMRegressor(
-            objective="quantile", n_estimators=200, learning_rate=0.05, num_leaves=15, verbose=-1, random_state=seed
+            objective="quantile",
+            n_estimators=200,
+            learning_rate=0.05,
+            num_leaves=15,
+            verbose=-1,
+            random_state=seed,
+            n_jobs=n,
         ),
-        "forest": RandomForestQuantileRegressor(200, min_samples_leaf=5, random_state=seed, n_jobs=-1),
-        "extra-trees": ExtraTreesQuantileRegressor(200, min_samples_leaf=5, random_state=seed, n_jobs=-1),
+        "forest": RandomForestQuantileRegressor(200, min_samples_leaf=5, random_state=seed, n_jobs=n),
+        "extra-trees": ExtraTreesQuantileRegressor(200, min_samples_leaf=5, random_state=seed, n_jobs=n),
         "gaussian": GaussianNetwork(random_state=seed),
         "network": QuantileNetwork(random_state=seed),
     }

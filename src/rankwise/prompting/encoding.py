@@ -47,7 +47,7 @@ def continuations(
     """
     drawn = LogitsProcessorList([Drawn(inputs, sampling)] if sampling.temperature > 0 else [])
     start = inputs["input_ids"].shape[1]
-    stopping = StoppingCriteriaList([Stopping(start, sampling.stop, tokenizer)] if sampling.stop else [])
+    stopping = StoppingCriteriaList([_Stopping(start, sampling.stop, tokenizer)] if sampling.stop else [])
     with _plain_settings(model, padding(tokenizer)) as ends:
         generate: Any = model.generate
         found = generate(
@@ -104,7 +104,7 @@ class Drawn(LogitsProcessor):
         return kept - torch.stack(waits).log().to(kept.device)
 
 
-class Stopping(StoppingCriteria):
+class _Stopping(StoppingCriteria):
     """A row has ended when a stop string stands in what was written, whatever the tokenizer is like."""
 
     def __init__(self, start: int, stop: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> None:
