@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
+from rankwise.files import write_json
 from rankwise.jobs.methods import METHODS, Projection
 from rankwise.jobs.tasks import TextTask
 from rankwise.jobs.trial import Training, TrialResult, last_checkpoint, ordered, rank_map, train
@@ -208,6 +209,24 @@ def test_perplexity_counts_every_predicted_token_once():
     assert scores["perplexity"] == pytest.approx(math.exp(sum(losses) / 4), rel=1e-5)
 
 
-def test_a_result_survives_its_json():
-    result = TrialResult(method="lora", learning_rate=1e-3, seed=1, scores={"a": {"score": 0.5}})
-    assert TrialResult.from_dict(result.as_dict()) == result
+def test_a_result_survives_its_json(tmp_path):
+    result = TrialResult(
+        method="lora",
+        learning_rate=1e-3,
+        seed=1,
+        scores={"a": {"score": 0.5}},
+        loss_curve=[(1, 0.5), (2, float("nan"))],
+    )
+    write_json(tmp_path / "result.json", result.as_dict())
+    assert repr(TrialResult.read(tmp_path / "result.json")) == repr(result)  # a NaN is not itself
+
+
+@pytest.mark.parametrize(
+    ("entries", "place"),
+    [({"loss_curve": [["a", "b"]]}, "loss_curve.0.0"), ({"status": "fine"}, "status"), ({"cost": 3}, "cost")],
+)
+def test_a_result_of_another_form_is_refused_with_its_place(entries, place, tmp_path):
+    result = TrialResult(method="lora", learning_rate=1e-3, seed=1)
+    write_json(tmp_path / "result.json", result.as_dict() | entries)
+    with pytest.raises(ValueError, match=rf"result\.json: {place}"):
+        TrialResult.read(tmp_path / "result.json")

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -301,3 +302,27 @@ def test_a_record_with_bytes_that_are_no_text_is_read_all_the_same(tmp_path):
     with Recorded(Counting(), tmp_path / "r.jsonl") as model:
         assert model.generate(["a"])[0].text == "a!"
     assert len((tmp_path / "r.jsonl").read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("result", [3, ["a"], [["a"]], None, [[]]])
+def test_a_recorded_result_of_another_form_is_refused_by_file(tmp_path, result):
+    path = tmp_path / "asked.jsonl"
+
+    def score(prompts, given):  # nothing is told while it works
+        return [[Score(logprobs=(-1.0,)) for _ in texts] for texts in given]
+
+    model = SimpleNamespace(
+        name="toy",
+        context=None,
+        identity=lambda: "toy",
+        score=lambda prompts, given, on_result: score(prompts, given),
+    )
+    with Recorded(model, path) as recorded:
+        assert recorded.score(["a"], [["b"]]) == [[Score(logprobs=(-1.0,))]]
+    line = json.loads(path.read_text())
+    path.write_text(json.dumps(line | {"result": result}) + "\n")
+    with (
+        Recorded(model, path) as recorded,
+        pytest.raises(ValueError, match=r"asked\.jsonl holds a result of another form|without a token"),
+    ):
+        recorded.score(["a"], [["b"]])

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
@@ -31,11 +33,15 @@ from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
 from rankwise.optim import GaLoreAdamW
-from rankwise.reading import check_regular
+from rankwise.reading import check_regular, read_json
 from rankwise.tuning.eva import EvaConfig, initialize
 from rankwise.tuning.s2lora import S2LoraModel
 
 OnStep = Callable[[int, int, float], None]
+
+
+# JSON has no NaN: it is null there
+Number: TypeAlias = Annotated[float, BeforeValidator(lambda v: float("nan") if v is None else v)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +92,12 @@ class TrialResult:
     learning_rate: float
     seed: int
     rank: int = 0
-    status: str = "done"
+    status: Literal["done", "diverged"] = "done"
     message: str = ""
     cost: Cost = field(default_factory=Cost)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    loss_curve: list[tuple[int, float]] = field(default_factory=list)
-    validation_curve: list[tuple[int, float]] = field(default_factory=list)
+    scores: dict[str, dict[str, Number]] = field(default_factory=dict)
+    loss_curve: list[tuple[int, Number]] = field(default_factory=list)
+    validation_curve: list[tuple[int, Number]] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
     mass: dict[str, float] = field(default_factory=dict)
 
@@ -105,10 +111,13 @@ class TrialResult:
         return {**asdict(self), "cost": self.cost.as_dict()}
 
     @classmethod
-    def from_dict(cls, given: dict) -> TrialResult:
-        """The inverse of `as_dict`."""
-        cost = {k: v for k, v in given["cost"].items() if k != "trainable_share"}
-        return cls(**{**given, "cost": Cost(**cost)})
+    def read(cls, path: Path) -> TrialResult:
+        """What `as_dict` gave to a JSON file; another file is refused by name."""
+        try:
+            return TypeAdapter(cls).validate_python(read_json(path))
+        except ValidationError as error:
+            said = error.errors()[0]
+            raise ValueError(f"{path}: {'.'.join(map(str, said['loc']))}: {said['msg']}") from error
 
 
 def ordered(examples: list[Example], *, task: Task, steps: int, batch_size: int, seed: int) -> list[Example]:

@@ -20,8 +20,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
+
+from pydantic import TypeAdapter
 
 from rankwise.files import check_file, content_of, fingerprint, locked
 from rankwise.reading import byte_lines, parse_json
@@ -319,12 +322,14 @@ class Recorded:
         check_prompts(prompts)
         sampling = sampling or Sampling()
 
-        def ask(missing: list[int], keep: OnResult) -> None:
-            self.model.generate([prompts[i] for i in missing], sampling, on_result=keep)
+        def ask(missing: list[int], keep: OnResult) -> list[Generation]:
+            return self.model.generate([prompts[i] for i in missing], sampling, on_result=keep)
+
+        def generation(stored: object) -> Generation:
+            return self._restored(Generation, stored)
 
         keys = self._keys("generate", prompts, [asdict(sampling)] * len(prompts))
-        stored = self._ask(keys, ask, lambda g: asdict(g), lambda s: Generation(**_tuples(s)), on_result)
-        return [Generation(**_tuples(s)) for s in stored]
+        return [generation(s) for s in self._ask(keys, ask, lambda g: asdict(g), generation, on_result)]
 
     def score(
         self,
@@ -336,13 +341,13 @@ class Recorded:
         """See `LanguageModel`."""
         check_requests(prompts, continuations)
 
-        def ask(missing: list[int], keep: OnResult) -> None:
-            cast(LanguageModel, self.model).score(
+        def ask(missing: list[int], keep: OnResult) -> list[list[Score]]:
+            return cast(LanguageModel, self.model).score(
                 [prompts[i] for i in missing], [continuations[i] for i in missing], on_result=keep
             )
 
-        def scores(stored: list) -> list[Score]:
-            return [Score(logprobs=tuple(s)) for s in stored]
+        def scores(stored: object) -> list[Score]:
+            return [Score(logprobs=s) for s in self._restored(list[tuple[float, ...]], stored)]
 
         keys = self._keys("score", prompts, [list(c) for c in continuations])
         stored = self._ask(keys, ask, lambda found: [list(s.logprobs) for s in found], scores, on_result)
@@ -355,6 +360,13 @@ class Recorded:
     def identity(self) -> object:
         """See `LanguageModel`: the model's own."""
         return self.model.identity()
+
+    def _restored(self, kind: type[Result], stored: object) -> Result:
+        try:
+            return _checker(kind).validate_python(stored)
+        except ValueError as error:
+            said = str(error).splitlines()
+            raise ValueError(f"{self.path} holds a result of another form ({' '.join(said[1:3])})") from error
 
     def _keys(self, what: str, prompts: Sequence[Prompt], options: Sequence[object]) -> list[str]:
         model = fingerprint(self.identity())
@@ -379,12 +391,10 @@ class Recorded:
         for i, key in enumerate(keys):
             if key not in self._known:
                 places.setdefault(key, []).append(i)
+            elif on_result:
+                on_result(i, decode(self._known[key]))
         self.found += len(keys) - len(places)
         missing = [at[0] for at in places.values()]
-        if on_result:
-            for i, key in enumerate(keys):
-                if key in self._known:
-                    on_result(i, decode(self._known[key]))
         if missing:
             with self.path.open("a", encoding="utf-8") as stream:
 
@@ -399,7 +409,9 @@ class Recorded:
                         for place in places[key]:
                             on_result(place, result)
 
-                ask(missing, keep)
+                for i, result in enumerate(ask(missing, keep) or ()):
+                    if keys[missing[i]] not in self._known:  # a model that tells nothing while it works
+                        keep(i, result)
         return [self._known[k] for k in keys]
 
 
@@ -437,5 +449,7 @@ def _by_content(prompt: Prompt) -> object:
     ]
 
 
-def _tuples(stored: dict) -> dict:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+@cache
+def _checker(kind: Any) -> TypeAdapter[Any]:
+    """Reads values of that kind out of plain data, and refuses others."""
+    return TypeAdapter(kind)

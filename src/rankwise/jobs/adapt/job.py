@@ -216,7 +216,7 @@ class Job:
         label = result.label
         self._announced.add(label)
         if (folder / "result.json").exists():
-            return TrialResult.from_dict(read_json(folder / "result.json"))
+            return TrialResult.read(folder / "result.json")
         c, ready = self.config, self.ready
         examples = ready.examples
         self.on_event(label, "start", 0, c.steps, float("nan"))
