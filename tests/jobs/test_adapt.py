@@ -132,6 +132,8 @@ try:
 except ValueError as error:
     said = str(error)
 Path(f"{sys.argv[2]}-{job.process.process_index}").write_text(json.dumps([len(claims), said]))
+job.process.wait_for_everyone()  # one that leaves early breaks the other's connection
+job.process.destroy_process_group()
 """
 
 
