@@ -190,3 +190,13 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path, file, monkeypatch):
     for read in (read_tensors, reading.tensor_shapes):
         with pytest.raises(ValueError, match=r"a\.safetensors cannot be read as safetensors: a header of"):
             read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("text", [r'{"a": "\ud800"}', r'{"\udfff": 1}', r'{"a": ["x\uD83D"]}'])
+def test_half_of_a_character_is_refused(text):
+    with pytest.raises(ValueError, match="half of a character"):
+        parse_json(text, "a.json")
+
+
+def test_two_halves_are_a_character():
+    assert parse_json(r'{"a": "\ud83d\ude00"}', "a.json") == {"a": "\U0001f600"}

@@ -78,6 +78,17 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return parse_json(read_text(path, most=MOST_JSON), str(path), kind)
 
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _is_text(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_json(text: str, source: str, kind: type | tuple[type, ...] = dict) -> Any:
     """The JSON value in ``text``; errors say that it is of ``source``."""
     try:
@@ -88,6 +99,8 @@ def parse_json(text: str, source: str, kind: type | tuple[type, ...] = dict) -> 
         raise ValueError(f"{source} is not valid JSON: {error}") from error
     if _deeper(value, DEEPEST):
         raise ValueError(f"{source} nests deeper than {DEEPEST} levels: not read")
+    if _HALF.search(text) and not _is_text(value):
+        raise ValueError(f"{source} holds half of a character (\\ud800 to \\udfff alone), which is no text")
     if not isinstance(value, kind):
         names = {dict: "an object", list: "a list"}
         wanted = " or ".join(names.get(k, k.__name__) for k in (kind if isinstance(kind, tuple) else (kind,)))

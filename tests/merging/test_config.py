@@ -67,6 +67,7 @@ def test_slices_hold_their_own_parameters():
         ({"models": [{"model": "b"}]}, "at least 1 models besides the base"),
         ({"parameters": {"denisty": 0.2}}, "did you mean density"),
         ({"dtype": "bfloat"}, "did you mean bfloat16"),
+        ({"dtype": ["bfloat16"]}, "unknown dtype"),
         ({"modules": {}}, "'modules' is not read"),
         ({"chat_template": "chatmk"}, "a Jinja template is needed, auto, or one of alpaca, chatml"),
         ({"tokenizer": {}, "tokenizer_source": "union"}, "one of tokenizer and tokenizer_source"),

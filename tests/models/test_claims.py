@@ -346,3 +346,14 @@ def test_texts_longer_than_an_encoder_are_cut_and_longer_than_a_trained_model_re
     assert isinstance(done.exception, ValueError), done.exception
     assert "the model takes 32; give max_length=32 or less" in str(done.exception)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", ["1e9", [1, "2"], {"a": 1}, 1.5])
+def test_what_is_no_number_of_a_token_is_refused(tmp_path, name, value):
+    llama().save_pretrained(tmp_path)
+    path = tmp_path / name
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | {"eos_token_id": value}))
+    with pytest.raises(ValueError, match=rf"{name}: eos_token_id is .* no token's number"):
+        load(str(tmp_path), task="causal-lm")

@@ -51,8 +51,10 @@ def check_model_folder(folder: Path) -> None:
                 )
             if path.name in TOKENS:
                 _check_ids(path)
+    _check_token_ids(folder / "generation_config.json")
     if not (folder / "config.json").is_file():
         return
+    _check_token_ids(folder / "config.json")
     config, shapes = read_json(folder / "config.json"), weights_of(folder)
     if code := next((p for p, v in _values(config) if p.endswith("_implementation") and "/" in str(v)), None):
         raise ValueError(f"{folder / 'config.json'}: {code} names code on a hub, which rankwise never runs")
@@ -68,6 +70,14 @@ def check_model_folder(folder: Path) -> None:
                 f"{folder / 'config.json'}: {place} is {value:,}, but the weights beside it are {len(shapes):,} "
                 f"tensors of {numbers:,} numbers in all: not loaded"
             )
+
+
+def _check_token_ids(path: Path) -> None:
+    """Refuse what is no number where a token's is asked for."""
+    for key, value in (read_json(path) if path.is_file() else {}).items():
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if key.endswith("_token_id") and not all(isinstance(n, int) for n in numbers):
+            raise ValueError(f"{path}: {key} is {str(value)[:80]!r}, which is no token's number")
 
 
 def _check_ids(path: Path) -> None:

@@ -218,7 +218,7 @@ def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
         if str(folder) in str(error):
             raise
         raise ValueError(f"the adapter in {folder} cannot be loaded on this model: {error}") from error
-    except (RuntimeError, TypeError, KeyError, AttributeError, re.error) as error:
+    except (RuntimeError, TypeError, LookupError, AttributeError, re.error) as error:
         raise ValueError(f"the adapter in {folder} cannot be loaded on this model: {error}") from error
 
 

@@ -62,7 +62,7 @@ class AdaptConfig(BaseModel):
         default=[], description="further corpora to score (out of domain): all rows of a file, of others the test part"
     )
     seeds: int = Field(default=1, ge=1, description="training runs a method")
-    steps: int = Field(default=200, ge=1, description="optimiser steps")
+    steps: int = Field(default=200, ge=1, le=1_000_000, description="optimiser steps")
     batch_size: int = Field(default=16, ge=1, description="examples a step, over all processes")
     max_length: int = Field(default=64, ge=2, description="tokens an example; longer texts are cut, and counted")
     train_limit: int | None = Field(default=None, ge=1, description="most training examples")

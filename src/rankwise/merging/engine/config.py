@@ -232,7 +232,7 @@ class TokenizerConfig(_Strict):
 
 def _dtype(value: object) -> object:
     name = value.removeprefix("torch.") if isinstance(value, str) else value
-    if name is not None and name not in DTYPES:
+    if name is not None and not (isinstance(name, str) and name in DTYPES):
         raise unknown("dtype", str(value)[:80], DTYPES)
     return name
 
