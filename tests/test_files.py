@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -553,3 +553,16 @@ def test_rankwises_own_marks_are_no_content(tmp_path):
         for inside in ("x", *marks):
             (tmp_path / name / inside).write_text("1")
     assert content_of(tmp_path / "a") == content_of(tmp_path / "b")
+
+
+def test_a_mark_that_was_cut_short_is_not_among_the_files(tmp_path):
+    cut = tmp_path / ".out.rankwise-draft" / "..rankwise.json.rankwise-draft"
+    with suppress(KeyboardInterrupt), drafted(tmp_path / "out", made_by="test", told=1) as draft:
+        (draft / "a").write_text("a")
+        raise KeyboardInterrupt
+    assert cut.parent.is_dir()
+    cut.write_text('{"made_')
+    with drafted(tmp_path / "out", made_by="test", told=1) as draft:
+        assert (draft / "a").is_file()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".rankwise.json", "a"]
+    assert list(json.loads((tmp_path / "out" / ".rankwise.json").read_text())["files"]) == ["a"]

@@ -405,7 +405,7 @@ def _files(folder: Path) -> dict[str, list]:
     for place, folders, names in os.walk(folder):
         for name in [*names, *(f for f in folders if os.path.islink(os.path.join(place, f)))]:
             path = Path(place, name)
-            if path.name in (MARKER, DRAFT) and path.parent == folder:
+            if path.name in (MARKER, DRAFT, _draft(Path(MARKER)).name) and path.parent == folder:
                 continue
             size = path.lstat().st_size
             small = size < HASHED_BELOW and path.is_file() and not path.is_symlink()

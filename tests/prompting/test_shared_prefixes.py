@@ -14,6 +14,7 @@ from rankwise.prompting.shared_prefixes import (
     Group,
     Request,
     Scorer,
+    _common,
     _Seen,
     _to_the_right,
     batches,
@@ -236,3 +237,26 @@ def test_what_is_asked_of_a_model_without_positions_is_continued_by_length(monke
     monkeypatch.setattr(model, "_continued", lambda b, s: seen.append([len(ids) for ids in b]) or continued(b, s))
     model.generate([text(*drawn(n, n)) for n in (3, 5, 3)], Sampling(max_new_tokens=2))
     assert seen == [[3, 3], [5]]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "limit", "n"), [((1, 2), (3, 2), 2, 0), ((1, 2, 3), (1, 2, 4), 3, 2), ((1,), (1,), 0, 0)]
+)
+def test_what_two_prompts_share_is_their_longest_common_beginning(a, b, limit, n):
+    assert _common(a, b, limit) == n
+
+
+def test_a_model_that_cannot_leave_logits_out_is_scored_alike():
+    model = family("llama")
+    asked = [text(*p) for p in PROMPTS], [[f" {text(*c)}" for c in given] for given in GIVEN]
+    expected, forward = served(model).score(*asked), model.forward
+
+    def without(input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
+        return forward(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, use_cache=use_cache,
+        )  # fmt: skip
+
+    model.forward = without
+    for mine, whole in zip(served(model).score(*asked), expected, strict=True):
+        assert [s.total for s in mine] == pytest.approx([s.total for s in whole], abs=1e-4)

@@ -368,11 +368,12 @@ def test_a_video_with_sound_shows_its_frames(tmp_path):
             noise = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.float32), format="fltp", layout="mono")
             noise.sample_rate = 16000
             frame = av.VideoFrame.from_ndarray(np.full((64, 128, 3), 6 * i, np.uint8), format="rgb24")
-            container.mux([*sound.encode(noise), *stream.encode(frame)])
+            container.mux([*sound.encode(noise), *sound.encode(noise), *stream.encode(frame)])  # it sounds on
         container.mux([*sound.encode(None), *stream.encode(None)])
     found = read_frames(tmp_path / "v.mp4")
     np.testing.assert_allclose(found.seconds, [0, 1, 2, 3], atol=1e-6)
     np.testing.assert_allclose(levels(found), [0, 60, 120, 180], atol=4)
+    assert len(read_frames(tmp_path / "v.mp4", most=2).seconds) == 2  # of the pictures', not of the sound's times
 
 
 def test_a_model_and_its_processor_are_read_by_name(monkeypatch):
