@@ -134,3 +134,8 @@ def test_whole_parts_sum_to_the_total_and_each_is_its_share_rounded(shares, tota
 def test_shares_that_are_none_are_refused(share):
     with pytest.raises(ValueError, match="must be finite and not negative"):
         proportional([1.0, share], 3)
+
+
+def test_the_first_direction_bought_is_the_one_worth_most_for_its_price():
+    values = [torch.tensor([0.5]), torch.tensor([0.9])]
+    assert allocate(values, total=10, cost=[1, 10], min_rank=0) == [1, 0]
