@@ -15,14 +15,13 @@ What people get wrong: packing a GRU's input for speed and then masking by the u
 output is padded back to the mask's length, so that padding changes nothing.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 # (attributes of transformers' classes are only known at run time)
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -364,7 +363,7 @@ class LamaClassifier(PreTrainedModel):
         width = d
         if c.pooling == "lama":
             self.pool = LowRankAttentionPooling(
-                d, c.heads, rank=c.rank, context=c.context, nonlinear=c.nonlinear, normalize=c.normalize
+                d, c.heads, rank=c.rank, context=cast(Context, c.context), nonlinear=c.nonlinear, normalize=c.normalize
             ).requires_grad_(c.train_attention)
             width = c.heads * d
         elif c.pooling == "structured":
@@ -373,7 +372,7 @@ class LamaClassifier(PreTrainedModel):
             ).requires_grad_(c.train_attention)
             width = c.heads * d
         self.drop = nn.Dropout(c.dropout)
-        self.classifier = nn.Linear(width, c.num_labels)
+        self.classifier = nn.Linear(width, int(c.num_labels or 0))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

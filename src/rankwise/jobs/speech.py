@@ -4,9 +4,6 @@ Decoding is greedy with the key-value cache; error rates are jiwer's after Whisp
 one where the language is English, else the basic one), over the whole corpus: edits of all utterances by words of all.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
-# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportAssignmentType=false, reportOptionalMemberAccess=false
 # (examples are plain dictionaries; models and processors are only known at run time)
 
 from __future__ import annotations
@@ -14,12 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationMixin, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import AutoConfig, GenerationMixin, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
 from rankwise.data import Corpus
@@ -168,7 +166,7 @@ class SpeechTask:
         self, model: nn.Module, examples: list[Example], *, bf16: bool, decode: bool, normalize: bool = True
     ) -> tuple[float, list[str]]:
         """Loss a token, and hypotheses in the order given; the encoder runs once a recording for both."""
-        whisper: WhisperForConditionalGeneration = model.get_base_model() if isinstance(model, PeftModel) else model
+        whisper: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         device, training = whisper.device, whisper.training
         whisper.eval()
         order = sorted(range(len(examples)), key=lambda i: self.length(examples[i]))
@@ -191,7 +189,7 @@ class SpeechTask:
         whisper.train(training)
         return losses / max(tokens, 1), heard
 
-    def _decoded(self, whisper: WhisperForConditionalGeneration, states: BaseModelOutput, seconds: float) -> list[str]:
+    def _decoded(self, whisper: Any, states: Any, seconds: float) -> list[str]:
         settings = copy.deepcopy(whisper.generation_config)
         room = whisper.config.max_target_positions - len(self.prompt)
         settings.max_length = len(self.prompt) + min(room, int(TOKENS_A_SECOND * seconds) + MORE_TOKENS)
@@ -199,7 +197,8 @@ class SpeechTask:
         settings.do_sample, settings.num_beams, settings.pad_token_id = False, 1, settings.eos_token_id
         prompt = torch.tensor(self.prompt, device=whisper.device).repeat(len(states.last_hidden_state), 1)
         # Whisper's own generate encodes again and looks for timestamps; plain greedy decoding is what is wanted
-        ids = GenerationMixin.generate(
+        generate: Any = vars(GenerationMixin)["generate"]
+        ids = generate(
             whisper,
             encoder_outputs=states,
             attention_mask=torch.ones(states.last_hidden_state.shape[:2], device=whisper.device),

@@ -5,9 +5,6 @@ method, and for any number of processes), what a method does around a step, and 
 trainable tensors, so that a killed run ends with the numbers of an unbroken one.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
-# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
 # (attributes of torch modules and of PEFT's containers are only known at run time)
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
@@ -143,7 +140,7 @@ def build(
     """The model with a method's adapter on it, trainable parts marked; ``config`` replaces the method's own."""
     chosen = method(name)
     if chosen.config is None:
-        body = getattr(model, model.base_model_prefix, model)
+        body = getattr(model, str(model.base_model_prefix), model)
         if chosen.trains == "head":
             body.requires_grad_(False)
         elif chosen.trains != "all":
@@ -231,7 +228,7 @@ def train(
     trainer.remove_callback(_printer())
     encoder = encoder_of(model)
     if encoder:
-        model.config.use_cache = False  # keys and values for decoding, which training would build and drop
+        cast(Any, model).config.use_cache = False  # keys and values for decoding, which training would build and drop
     with measure(result.cost), encoder.keeping() if encoder else nullcontext():
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     # Trainer's estimate counts tokens; of speech it would count the numbers in the spectrogram
@@ -279,13 +276,15 @@ class AdapterTrainer(Trainer):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
 
-    def save_model(self, output_dir=None, _internal_call=False):
+    def save_model(self, output_dir: Any = None, _internal_call: bool = False):
         """For checkpoints, exactly what trains; PEFT's own saving drops state that resuming needs."""
         if self.is_fsdp_enabled or not _internal_call:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            save_file(_training_state(self.model, self.optimizer), Path(output_dir) / "trainable.safetensors")
+            save_file(
+                _training_state(cast(nn.Module, self.model), self.optimizer), Path(output_dir) / "trainable.safetensors"
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         path = Path(resume_from_checkpoint) / "trainable.safetensors"
@@ -293,7 +292,7 @@ class AdapterTrainer(Trainer):
             if not path.exists():
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
                 return
-            _restore(self.model, load_file(path))
+            _restore(cast(nn.Module, self.model), load_file(path))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         with _named(checkpoint):
@@ -329,32 +328,33 @@ def _training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         if id(p) in known
     }
     if _is_adalora(model):
-        allocator = model.base_model.rankallocator
+        allocator = cast(Any, model).base_model.rankallocator
         for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
             state |= {f"{kind}|{n}": t.detach().cpu().clone() for n, t in getattr(allocator, kind).items()}
-        pattern = model.active_peft_config.rank_pattern or {}
+        pattern = cast(Any, model).active_peft_config.rank_pattern or {}
         state |= {f"pattern|{n}": torch.as_tensor(mask).flatten() for n, mask in pattern.items()}
     return state
 
 
 @torch.no_grad()
 def _restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+    adapted: Any = model
     parameters = dict(model.named_parameters())
     for key, value in state.items():
         kind, _, name = key.partition("|")
         if kind == "p":
             parameters[name].copy_(value)
         elif kind == "pattern":
-            pattern = model.active_peft_config.rank_pattern or {}
-            model.active_peft_config.rank_pattern = {**pattern, name: value.tolist()}
+            pattern = adapted.active_peft_config.rank_pattern or {}
+            adapted.active_peft_config.rank_pattern = {**pattern, name: value.tolist()}
         else:
-            getattr(model.base_model.rankallocator, kind)[name] = value
+            getattr(adapted.base_model.rankallocator, kind)[name] = value
 
 
 class _AdaLoraCallback(TrainerCallback):
     """AdaLoRA moves its budget between the optimiser step and the clearing of the gradients."""
 
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_optimizer_step(self, args, state, control, model: Any = None, **kwargs):
         tuner = (model.module if hasattr(model, "module") else model).base_model
         tuner.update_and_allocate(state.global_step)
 
@@ -364,7 +364,7 @@ class _MarkComplete(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
+            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "complete").touch()
 
 
 class _Watch(TrainerCallback):
@@ -377,7 +377,7 @@ class _Watch(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = (logs or {}).get("loss", self.loss)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, model: Any = None, **kwargs):
         step, points = state.global_step, self.training.validation_points
         if self.on_step is not None:
             self.on_step(step, self.training.steps, self.loss)

@@ -13,7 +13,6 @@ What people get wrong: the silent frames are not zeros but the floor of the log-
 frame; and the convolutions see the end of the recording, so a margin after speech and the last positions stay exact.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 # (attributes of torch modules are only known at run time)
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ def shorten(model: PreTrainedModel, *, stride: int = 2) -> PreTrainedModel:
     """
     if stride < 1:
         raise ValueError(f"stride={stride}; 1 (compute everything) or more is needed")
-    encoder = next((m for m in model.modules() if isinstance(m, WhisperEncoder)), None)
+    encoder: Any = next((m for m in model.modules() if isinstance(m, WhisperEncoder)), None)
     if encoder is None:
         raise ValueError(f"{type(model).__name__} has no Whisper encoder to shorten")
     encoder.__class__ = ShortAudioEncoder
