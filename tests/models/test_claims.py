@@ -357,3 +357,12 @@ def test_what_is_no_number_of_a_token_is_refused(tmp_path, name, value):
     path.write_text(json.dumps(known | {"eos_token_id": value}))
     with pytest.raises(ValueError, match=rf"{name}: eos_token_id is .* no token's number"):
         load(str(tmp_path), task="causal-lm")
+
+
+@pytest.mark.parametrize("value", [1, [1], "LlamaForCausalLM", [["a"]]])
+def test_architectures_that_are_no_names_are_refused(tmp_path, value):
+    llama().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": value}))
+    with pytest.raises(ValueError, match="a list of names is needed"):
+        load(str(tmp_path), task="causal-lm")

@@ -194,7 +194,10 @@ def export_merged(adapter: Path, out: Path, *, model: str | None = None, dtype: 
         if about.task == "asr":  # the encoder as transformers has it
             merged = load_adapted(load(checked_base(adapter, about, model), task="asr"), adapter)
     else:
-        merged = load_adapter(adapter, model=model).merge_and_unload(safe_merge=True)
+        try:
+            merged = load_adapter(adapter, model=model).merge_and_unload(safe_merge=True)
+        except NotImplementedError as error:  # what PEFT cannot merge
+            raise ValueError(f"{adapter} cannot be merged: {error}") from error
     merged.to(getattr(torch, dtype))
     for name, p in merged.named_parameters():
         if not torch.isfinite(p).all():

@@ -51,10 +51,10 @@ def check_model_folder(folder: Path) -> None:
                 )
             if path.name in TOKENS:
                 _check_ids(path)
-    _check_token_ids(folder / "generation_config.json")
+    _check_entries(folder / "generation_config.json")
     if not (folder / "config.json").is_file():
         return
-    _check_token_ids(folder / "config.json")
+    _check_entries(folder / "config.json")
     config, shapes = read_json(folder / "config.json"), weights_of(folder)
     if code := next((p for p, v in _values(config) if p.endswith("_implementation") and "/" in str(v)), None):
         raise ValueError(f"{folder / 'config.json'}: {code} names code on a hub, which rankwise never runs")
@@ -72,9 +72,13 @@ def check_model_folder(folder: Path) -> None:
             )
 
 
-def _check_token_ids(path: Path) -> None:
-    """Refuse what is no number where a token's is asked for."""
-    for key, value in (read_json(path) if path.is_file() else {}).items():
+def _check_entries(path: Path) -> None:
+    """Refuse what is no number where a token's is asked for, and no name where an architecture's is."""
+    said = read_json(path) if path.is_file() else {}
+    kinds = said.get("architectures")
+    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(k, str) for k in kinds)):
+        raise ValueError(f"{path}: architectures is {str(kinds)[:80]!r}; a list of names is needed")
+    for key, value in said.items():
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         if key.endswith("_token_id") and not all(isinstance(n, int) for n in numbers):
             raise ValueError(f"{path}: {key} is {str(value)[:80]!r}, which is no token's number")

@@ -146,7 +146,7 @@ def _causal(auto: Any, name: str, folder: str, config: Any, **options: Any) -> P
     """A language model with the head that its checkpoint has; an error where that would be random, or reads ahead."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    made_for = (config.architectures or [""])[0]
+    made_for = str(next(iter(config.architectures or ()), ""))
     wanted = f"{name} holds a {made_for or config.model_type}: a causal language model is needed, such as smollm2"
     if "For" in made_for and made_for not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise ValueError(wanted)

@@ -31,6 +31,8 @@ WITH_CLASSES = ("classification", "text-to-label")
 MOST = 10**18  # parameters of a model
 HIGHEST_RATE = 1e30  # float32 holds it, and a multiple of it
 
+MOST_EXAMPLES = 100_000_000  # of a run, steps times batch: their order is drawn at the start
+
 
 class AdaptConfig(BaseModel):
     """What a job is asked to do; the keys of a YAML file and the options of ``rankwise adapt``."""
@@ -63,7 +65,7 @@ class AdaptConfig(BaseModel):
     )
     seeds: int = Field(default=1, ge=1, description="training runs a method")
     steps: int = Field(default=200, ge=1, le=1_000_000, description="optimiser steps")
-    batch_size: int = Field(default=16, ge=1, description="examples a step, over all processes")
+    batch_size: int = Field(default=16, ge=1, le=65_536, description="examples a step, over all processes")
     max_length: int = Field(default=64, ge=2, description="tokens an example; longer texts are cut, and counted")
     train_limit: int | None = Field(default=None, ge=1, description="most training examples")
     eval_limit: int | None = Field(default=None, ge=1, description="most examples scored a corpus")
@@ -145,6 +147,13 @@ class AdaptConfig(BaseModel):
     @classmethod
     def _named_once(cls, specs: list[str]) -> list[str]:
         return list(dict.fromkeys(specs))
+
+    @model_validator(mode="after")
+    def _bounded(self) -> AdaptConfig:
+        if self.steps * self.batch_size > MOST_EXAMPLES:
+            seen = f"{self.steps:,} steps of {self.batch_size:,} examples"
+            raise ValueError(f"steps, batch_size: {seen} are more than the {MOST_EXAMPLES:,} that a run may see")
+        return self
 
     @model_validator(mode="after")
     def _whole(self) -> AdaptConfig:
