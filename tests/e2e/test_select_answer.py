@@ -240,7 +240,9 @@ def test_an_interrupted_command_says_truly_whether_it_continues(files):
             running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV)
             while not server.requests and running.poll() is None:
                 time.sleep(0.05)
-            time.sleep(1)  # some prompts are whole by then
+            record = files / "slow.out.record"
+            while said and running.poll() is None and not (record.exists() and record.stat().st_size):
+                time.sleep(0.05)  # until a prompt is whole
             sent = len(server.requests)
             running.send_signal(signal.SIGINT)
             _, errors = running.communicate(timeout=60)
