@@ -35,7 +35,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/numpydoc lint $$(git ls-files 'src/rankwise/*.py')
+	$(BIN)/numpydoc lint $$(find src/rankwise -name '*.py')
 
 # a sample of small faults in the mathematics of a family, and the share that its tests notice
 mutants: $(VENV)/installed

@@ -39,6 +39,11 @@ def spread_over(*, jobs: int = 1, scheduler: str | None = None) -> Iterator[None
         _where.reset(token)
 
 
+def is_spread() -> bool:
+    """Whether a `spread_over` around says where runs go."""
+    return _where.get() != (1, None)
+
+
 def threads_each() -> int:
     """Threads for a run: one where several go on at once, else ``OMP_NUM_THREADS`` or one a core.
 
@@ -51,8 +56,7 @@ def threads_each() -> int:
     ...     threads_each()
     1
     """
-    jobs, scheduler = _where.get()
-    if jobs != 1 or scheduler is not None:
+    if is_spread():
         return 1
     return int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
 

@@ -238,3 +238,22 @@ def test_a_smoke_run_measures_and_judges_without_a_network(located, tmp_path, no
     kept = json.loads((tmp_path / "run" / "evidence.json").read_text(encoding="utf-8"))
     assert kept["rows"] == evidence.rows
     assert no_network == []
+
+
+def test_runs_that_go_one_after_another_are_not_spread():
+    parts = [located for parts in recipes().values() for located in parts.values()]
+    for located in parts:
+        if located.recipe.spreads:
+            located.check(None, spread=True)
+        else:
+            with pytest.raises(ValueError, match="go one after another"):
+                located.check(None, spread=True)
+    assert {located.recipe.spreads for located in parts} == {True, False}
+
+
+def test_recipes_that_spread_hand_their_runs_to_the_fan_out():
+    for parts in recipes().values():
+        for located in parts.values():
+            source = Path(importlib.import_module(located.module).__file__).read_text()
+            hands_over = any(word in source for word in ("fan_out(", "Job(", "trained(out", "owlore.run("))
+            assert located.recipe.spreads == hands_over, located.module

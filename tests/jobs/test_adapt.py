@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,7 @@ def test_a_second_job_on_the_same_folder_is_refused(again):
 LAUNCHED = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from rankwise import files
 from rankwise.jobs.adapt import AdaptConfig, Job, job as module
@@ -392,3 +394,11 @@ def test_trials_in_other_processes_give_the_same_numbers(place, tmp_path):
         assert a["grid"] == b["grid"]
         assert [t["loss_curve"] for t in a["trials"]] == [t["loss_curve"] for t in b["trials"]]
     assert len({e[0] for e in told if e[1] == "done"}) == len(list((tmp_path / "many" / "trials").iterdir()))
+
+
+def test_several_processes_that_train_together_are_not_spread(place, tmp_path):
+    job = Job(config(place, methods=["lora"], baseline=False), tmp_path / "run")
+    job.process = SimpleNamespace(num_processes=2)
+    with spread_over(jobs=2), pytest.raises(ValueError, match="--jobs and --scheduler are of one process"):
+        job.run()
+    assert not (tmp_path / "run").exists()

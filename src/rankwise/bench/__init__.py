@@ -37,6 +37,8 @@ class Recipe:
         For a try of under a minute that needs no network: arguments of ``run`` and, in capitals, sizes of the module.
     control : bool
         Whether one of its claims is a control; comparisons of speed have none.
+    spreads : bool
+        Whether its runs can go to several processes, or to a cluster.
     figures : tuple of (str, str)
         What a picture shows, and its file in ``docs/img``.
     remark : str
@@ -48,6 +50,7 @@ class Recipe:
     about: str
     smoke: Mapping[str, object] = field(default_factory=dict)
     control: bool = True
+    spreads: bool = False
     figures: tuple[tuple[str, str], ...] = ()
     remark: str = ""
 
@@ -64,8 +67,13 @@ class Located:
         """To import."""
         return ".".join(["rankwise.bench", *self.place.parts])
 
-    def check(self, seeds: int | None) -> None:
-        """Refuse a number of seeds where nothing is drawn."""
+    def check(self, seeds: int | None, *, spread: bool = False) -> None:
+        """Refuse a number of seeds where nothing is drawn, and processes where runs go one after another."""
+        if spread and not self.recipe.spreads:
+            raise ValueError(
+                f"the runs of {self.recipe.name} ({self.recipe.part}) go one after another: leave out --jobs and "
+                "--scheduler, or name another part with --part"
+            )
         if seeds is not None and "seeds" not in signature(import_module(self.module).run).parameters:
             raise ValueError(
                 f"{self.recipe.name} ({self.recipe.part}) draws nothing: --seeds does not apply to it; "
@@ -81,7 +89,8 @@ class Located:
         module = import_module(self.module)
         small = self.recipe.smoke if smoke else {}
         options = {k: v for k, v in small.items() if k.islower()} | ({} if seeds is None else {"seeds": seeds})
-        code = content_of(str(module.__file__))
+        here = Path(__file__).parent
+        code = [content_of(str(module.__file__)), *(content_of(str(p)) for p in sorted((here / "shared").glob("*.py")))]
         told = {"recipe": self.module, "smoke": smoke, "code": code, "version": rankwise.__version__}
         with claimed(folder, made_by="bench", told=told):
             sizes: dict[str, Any] = {k: v for k, v in small.items() if k.isupper()}

@@ -93,7 +93,7 @@ def bench(
         raise unknown(f"part of {recipe}", part, found[recipe])
     chosen = [found[recipe][part]] if part else list(found[recipe].values())
     for located in chosen:
-        located.check(seeds)
+        located.check(seeds, spread=jobs != 1 or scheduler is not None)
     if smoke and (jobs != 1 or scheduler is not None):
         raise ValueError("--smoke is of one process: leave out --jobs and --scheduler")
     from rankwise.parallel import spread_over

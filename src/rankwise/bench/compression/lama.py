@@ -27,6 +27,7 @@ RECIPE = Recipe(
     name="lama",
     part="text",
     about="LAMA against other poolings and a Transformer layer on sentiment",
+    spreads=True,
     smoke={"seeds": 1, "steps": 2, "TESTED": 20},
 )
 

@@ -28,6 +28,7 @@ RECIPE = Recipe(
     name="kde-large-d",
     part="real",
     about="kernel density in large dimension: bandwidth rules on digits and sentences",
+    spreads=True,
     smoke={"seeds": 1, "DIGITS": 300, "ROWS": 200, "OTHERS": 50},
 )
 

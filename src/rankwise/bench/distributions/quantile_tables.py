@@ -31,6 +31,7 @@ RECIPE = Recipe(
     name="quantile-aggregation",
     part="tables",
     about="quantile aggregation on twelve tables: six kinds of weights against each base, averages and free weights",
+    spreads=True,
     smoke={
         "seeds": 1, "TABLES": ("cps1988", "diamonds"), "ROWS": 200, "TREES": 5, "EPOCHS": 2, "STEPS": 20, "JOBS": 1,
     },

@@ -26,7 +26,7 @@ from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.distributions.density.estimator import HighDimKDE
 from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 from rankwise.events import OnEvent, environment
-from rankwise.parallel import fan_out
+from rankwise.parallel import fan_out, is_spread
 from rankwise.report.plots.distributions import clouds, noise_levels
 from rankwise.report.plots.shared import save
 
@@ -34,6 +34,7 @@ RECIPE = Recipe(
     name="singular-likelihood",
     part="manifolds",
     about="likelihood of perturbed data near curves and surfaces, against no perturbation and other generators",
+    spreads=True,
     smoke={
         "seeds": 1, "ROWS": 60, "JUDGED": 50, "SIZES": (60, 120), "EPOCHS": 2, "GAN_STEPS": 5, "JOBS": 1,
     },
@@ -122,7 +123,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
 
 def _at_once(function: Callable[..., Result], cases: list[tuple]) -> list[Result]:
     """Processes of one thread each: networks this small leave a second thread idle."""
-    return fan_out(partial(_of, function), cases, jobs=JOBS)
+    return fan_out(partial(_of, function), cases, jobs=None if is_spread() else JOBS)
 
 
 def _of(function: Callable[..., Result], case: tuple) -> Result:

@@ -19,6 +19,7 @@ RECIPE = Recipe(
     name="galore",
     part="text",
     about="GaLore against full AdamW and a random subspace on SmolLM2",
+    spreads=True,
     smoke={"seeds": 1, "steps": 2, "BLOCKS": 2, "TESTED": 2},
 )
 

@@ -14,6 +14,7 @@ RECIPE = Recipe(
     name="owlore",
     part="label",
     about="OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: sentiment as text-to-label",
+    spreads=True,
     smoke={"seeds": 1, "steps": 1, "BLOCKS": 2, "TESTED": 8},
 )
 

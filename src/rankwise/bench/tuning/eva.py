@@ -22,6 +22,7 @@ RECIPE = Recipe(
     name="eva",
     part="text",
     about="EVA against LoRA: convergence, final score, and what its parts contribute",
+    spreads=True,
     smoke={
         "seeds": 1, "steps": 2, "TRAINED": 16, "TESTED": 10,
         "RATES": {

@@ -29,6 +29,7 @@ RECIPE = Recipe(
     figures=(("AdaLoRA's ranks and S2-LoRA's mass by layer", "s2lora_speech_ranks.png"),),
     remark="In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and "
     "what is compared is the coefficients' mass.",
+    spreads=True,
     smoke={"seeds": 1, "steps": 1, "TRAINED": 2, "TESTED": 1},
 )
 

@@ -44,7 +44,7 @@ from rankwise.jobs.trial import Training, TrialResult, build, describe, set_seed
 from rankwise.models import model_fingerprint
 from rankwise.models.loading import quiet_loading
 from rankwise.models.names import check_own_files
-from rankwise.parallel import fan_out
+from rankwise.parallel import fan_out, is_spread
 from rankwise.reading import read_json
 
 SCHEMA = 1
@@ -90,6 +90,8 @@ class Job:
 
     def run(self) -> dict:
         """All trials, then ``results.json``; returns its content."""
+        if self.process.num_processes > 1 and is_spread():
+            raise ValueError("--jobs and --scheduler are of one process; several train each trial together")
         check_claim(self.out, made_by="adapt", told=told(self.config, None))
         check_own_files(base_of(self.config.model))
         ready = self.ready
