@@ -79,6 +79,14 @@ def test_figures_hold_what_they_show():
     assert heat_maps({"t": {"m.0.q": 1.0, "m.1.q": 2.0}}, label="rank").axes[0].get_title() == "t"
 
 
+def test_scales_of_powers_are_labelled_with_numbers():
+    figure = score_versus_parameters(results())
+    figure.canvas.draw()
+    labels = [t.get_text() for axes in figure.axes for t in axes.get_xticklabels()]
+    assert any(label.replace(",", "").isdigit() for label in labels)
+    assert not any("$" in label for label in labels)
+
+
 def test_names_out_of_data_are_no_formulas(tmp_path):
     named = results() | {"in_domain": "a$\\frac_$^.csv", "out_of_domain": ["$b"]}
     for m in named["methods"]:

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 Options = ParamSpec("Options")
 STYLE: Any = {
@@ -46,6 +47,10 @@ def styled(draw: Callable[Options, Figure]) -> Callable[Options, Figure]:
     def inside(*args: Options.args, **options: Options.kwargs) -> Figure:
         with rc_context(STYLE):
             figure = draw(*args, **options)
+            for axis in (part for axes in figure.axes for part in (axes.xaxis, axes.yaxis)):
+                if axis.get_scale() in ("log", "symlog"):  # whose labels are formulas otherwise
+                    axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 1 else f"{value:g}")
+                    axis.set_minor_formatter(NullFormatter())
             figure.tight_layout()
             return figure
 
