@@ -265,9 +265,11 @@ class HighDimKDE(BaseEstimator):
         ax.plot(table["bandwidth"], table["log_density"], color="#0072b2", label="leave-one-out log-density")
         if np.isfinite(table["theory"].to_numpy()).all():
             ax.plot(table["bandwidth"], table["theory"], color="#0072b2", ls=":", label="theory")
-        for h, name in ((c.h_opt, "h_opt"), (c.h_g, "h_G"), (c.h_clt, "h_CLT")):
-            ax.axvline(h, color="#888888", lw=1, ls="--")
-            ax.annotate(name, (h, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7)
+        for h, name, side in ((c.h_opt, "h_opt", "right"), (c.h_g, "h_G", "left"), (c.h_clt, "h_CLT", "left")):
+            ax.axvline(h, color="#888888", lw=1, ls="--")  # the first two lie close together
+            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            shift = (-2 if side == "right" else 2, 1)
+            ax.annotate(name, (h, 1.0), xytext=shift, ha=side, va="bottom", fontsize=7, **place)
         ax.axvline(self.bandwidth_, color="#d55e00", lw=1, label="chosen")
         ax.set_xscale("log")
         ax.set_xlabel("bandwidth")
@@ -276,7 +278,7 @@ class HighDimKDE(BaseEstimator):
         right.plot(table["bandwidth"], table["effective_number"], color="#009e73")
         right.set_yscale("log")
         right.set_ylabel("effective number of points", color="#009e73")
-        ax.legend(frameon=False, fontsize=7, loc="lower center")
+        ax.legend(frameon=False, fontsize=7, loc="center right")
         return ax
 
     def _weights(self) -> Array:
