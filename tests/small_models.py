@@ -1,13 +1,19 @@
-"""Small random models with the shapes that matter: a BERT classifier, a Llama decoder, a GPT-2 (Conv1D)."""
+"""Small random models with the shapes that matter: a BERT classifier, a Llama decoder, a GPT-2, ViTs, a CLIP."""
 
 import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
+    DeiTConfig,
+    DeiTForImageClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
@@ -71,6 +77,47 @@ def whisper(layers=2):
         decoder_start_token_id=1,
     )
     return WhisperForConditionalGeneration(config).eval()
+
+
+SEEING = {
+    "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 4,
+}  # fmt: skip
+
+
+def vit(layers=4, **changes):
+    """An image classifier that sees 64 patches, whose attention is far from uniform."""
+    torch.manual_seed(0)
+    config = ViTConfig(num_hidden_layers=layers, num_labels=5, initializer_range=0.3, **(SEEING | changes))
+    return ViTForImageClassification(config).eval()
+
+
+def deit(layers=4, **changes):
+    """As `vit`, with a distillation token."""
+    torch.manual_seed(0)
+    config = DeiTConfig(num_hidden_layers=layers, num_labels=5, initializer_range=0.3, **(SEEING | changes))
+    return DeiTForImageClassification(config).eval()
+
+
+def clip(layers=4, **changes):
+    """Two towers, of images and of words."""
+    torch.manual_seed(0)
+    words = {
+        "vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32,
+        "max_position_embeddings": 16, "bos_token_id": 47, "eos_token_id": 48, "pad_token_id": 49,
+    }  # fmt: skip
+    sees = SEEING | {"num_hidden_layers": layers, "initializer_factor": 3.0} | changes
+    return CLIPModel(CLIPConfig(text_config=words, vision_config=sees, projection_dim=8)).eval()
+
+
+def saved_with_processor(model, folder):
+    """An image model as a folder that transformers loads, with how its images are prepared."""
+    from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+
+    kind = CLIPImageProcessorPil if model.config.model_type == "clip" else ViTImageProcessorPil
+    side = {"height": SEEING["image_size"], "width": SEEING["image_size"]}
+    model.save_pretrained(folder)
+    kind(size=side, crop_size=side).save_pretrained(folder)
+    return folder
 
 
 def randomise(peft_model, scale=0.3, seed=3):

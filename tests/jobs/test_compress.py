@@ -206,6 +206,14 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(options, match, tmp_pat
 
 
 @pytest.mark.usefixtures("nothing_loaded")
+def test_an_image_model_is_refused_by_name(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="is a vit model: its task is image-classification"):
+        compress_model(str(tmp_path / "model"), tmp_path / "out", data=None, ratio=0.5)
+
+
+@pytest.mark.usefixtures("nothing_loaded")
 def test_an_output_that_would_not_be_replaced_is_said_before_anything_is_loaded(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

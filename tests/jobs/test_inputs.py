@@ -286,3 +286,11 @@ def test_a_run_of_other_data_is_refused_before_the_model_is_loaded(tmp_path):
         check_early(config, tmp_path / "run")
     with pytest.raises(ValueError, match=r"\(steps differ\)"):
         check_early(config.model_copy(update={"steps": 3}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("kind", "tasks"), [("vit", "image-classification"), ("clip", "zero-shot-image")])
+def test_an_image_model_is_refused_by_name(kind, tasks, data, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ValueError, match=f"is a {kind} model: its task is {tasks}"):
+        check_early(AdaptConfig(data=data, model=str(tmp_path / "model")), tmp_path / "out")

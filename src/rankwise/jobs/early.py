@@ -11,6 +11,7 @@ from typing import Any
 
 from rankwise.compression.options import DTYPES, check_options
 from rankwise.files import check_output
+from rankwise.models.names import check_model
 from rankwise.nearest import unknown
 from rankwise.prompting import names
 
@@ -42,6 +43,7 @@ def check_compression(
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     check_output(out, made_by="compress", inputs=[model])
+    check_model(model, "causal-lm")
 
 
 def check_fit(path: Path, out: Path, *, models: Sequence[str], test_share: float) -> None:

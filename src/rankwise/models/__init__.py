@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rankwise.models.names import BUNDLED, check_model, model_fingerprint
 
 if TYPE_CHECKING:
-    from rankwise.models.loading import load, load_processor, load_tokenizer, resolve
+    from rankwise.models.loading import load, load_image_processor, load_processor, load_tokenizer, resolve
     from rankwise.models.targets import blocks, linear_layers, target_modules
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "check_model",
     "linear_layers",
     "load",
+    "load_image_processor",
     "load_processor",
     "load_tokenizer",
     "model_fingerprint",

@@ -19,12 +19,12 @@ from rankwise.archive import Archive, cache_folder, members
 from rankwise.files import cached
 from rankwise.models.claims import check_model_folder, check_size
 from rankwise.models.low_rank import compressed_class, low_rank_layers, record_of
-from rankwise.models.names import BUNDLED, Task, check_task, located, model_fingerprint  # noqa: F401
+from rankwise.models.names import BUNDLED, Task, check_task, located, model_fingerprint, own_task  # noqa: F401
 from rankwise.nearest import unknown
 from rankwise.reading import read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperProcessor
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase, WhisperProcessor
 
 # Whisper's table of British and American spellings, which its English normaliser reads
 _SPELLINGS = Archive(
@@ -66,7 +66,7 @@ def load(
     name_or_path: str,
     *,
     task: Task | None = None,
-    num_labels: int = 2,
+    num_labels: int | None = None,
     dropout: float | None = None,
     dtype: torch.dtype | None = torch.float32,
 ) -> PreTrainedModel:
@@ -77,10 +77,12 @@ def load(
     name_or_path : str
         ``minilm``, ``smollm2``, ``whisper-tiny.en``, a folder that `transformers` or `rankwise.compression` wrote, or a
         hub id.
-    task : {"classification", "causal-lm", "asr", "base"}, optional
-        Which head; by default a bundled model's own, ``asr`` for a speech recogniser, ``base`` (none) for others.
-    num_labels : int
-        Outputs of the classification head; 1 means regression.
+    task : {"classification", "causal-lm", "asr", "image-classification", "zero-shot-image", "base"}, optional
+        Which head; by default a bundled model's own, ``asr`` for a speech recogniser, ``image-classification`` for an
+        image classifier, ``zero-shot-image`` for a CLIP (images and words side by side), ``base`` (none) for others.
+    num_labels : int, optional
+        Outputs of the classification head: for text 2 by default, and 1 means regression; for images those of the
+        checkpoint by default, and another number makes a new head.
     dropout : float, optional
         Replaces every dropout probability of the model's configuration; its own by default.
     dtype : torch.dtype, optional
@@ -112,34 +114,45 @@ def load(
         "classification": transformers.AutoModelForSequenceClassification,
         "causal-lm": transformers.AutoModelForCausalLM,
         "asr": transformers.AutoModelForSpeechSeq2Seq,
+        "image-classification": transformers.AutoModelForImageClassification,
+        "zero-shot-image": transformers.AutoModelForZeroShotImageClassification,
         "base": transformers.AutoModel,
     }
     if task is not None and task not in kinds:
         raise unknown("task", task, kinds)
     folder = resolve(name_or_path)
     config = pretrained(transformers.AutoConfig, folder)
-    speech = config.model_type == "whisper"
     if task is None:
-        task = BUNDLED[name_or_path].task if name_or_path in BUNDLED else "asr" if speech else "base"
+        made_for = str(next(iter(config.architectures or ()), ""))
+        task = BUNDLED[name_or_path].task if name_or_path in BUNDLED else own_task(config.model_type, made_for)
     check_task(name_or_path, config.model_type, task)
+    new_head = task == "classification" or (task == "image-classification" and num_labels is not None)
     if task == "classification":
-        config.num_labels = num_labels
+        config.num_labels = 2 if num_labels is None else num_labels
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+    elif new_head and num_labels != config.num_labels:  # the setter forgets the names of the classes
+        config.num_labels = num_labels
     if dropout is not None:
-        for field in [f for f in config.to_dict() if f.endswith(("dropout", "dropout_prob", "pdrop"))]:
-            setattr(config, field, dropout)
+        _set_dropout(config, dropout)
     with quiet_loading():
         # a saved head of another size is replaced by a new one
-        fresh_head = {"ignore_mismatched_sizes": True} if task == "classification" else {}
+        fresh_head = {"ignore_mismatched_sizes": True} if new_head else {}
         options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, **fresh_head}
         if task == "causal-lm":
             model = _causal(kinds[task], name_or_path, folder, config, **options)
         else:
             loaded = _from_pretrained(kinds[task], folder, config, **options)
-            model = _filled(loaded, folder, head=task == "classification")
+            model = _filled(loaded, folder, head=new_head)
     if task == "classification" and config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name_or_path).pad_token_id
     return model
+
+
+def _set_dropout(config: Any, dropout: float) -> None:
+    """Every dropout probability of a configuration, and of those inside it, becomes ``dropout``."""
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        for field in [f for f in part.to_dict() if f.endswith(("dropout", "dropout_prob", "pdrop"))]:
+            setattr(part, field, dropout)
 
 
 def _causal(auto: Any, name: str, folder: str, config: Any, **options: Any) -> PreTrainedModel:
@@ -165,7 +178,8 @@ def _from_pretrained(auto: Any, folder: str, config: Any, **options: Any) -> tup
     if type(config) not in mapping:
         raise ValueError(f"{folder} is a {config.model_type} model, of which transformers has no {auto.__name__}")
     cls = mapping[type(config)]
-    cls = cls[0] if isinstance(cls, tuple) else cls
+    if isinstance(cls, tuple):  # several heads of one model, as DeiT's with and without a teacher
+        cls = next((c for c in cls if c.__name__ in (config.architectures or ())), cls[0])
     record = record_of(config)
     built = cls if record is None else compressed_class(cls, record)
     if Path(folder).is_dir():
@@ -184,7 +198,12 @@ def _filled(loaded: tuple[PreTrainedModel, list[str]], folder: str, *, head: boo
     """The model, refused where it would be random in more than its pooler and, where allowed, its ``head``."""
     model, missing = loaded
     base = f"{model.base_model_prefix}."
-    absent = [n for n in missing if "pooler" not in n and not (head and not n.startswith(base))]
+    inside = any(n.startswith(base) for n in model.state_dict())  # a CLIP's towers lie beside its head
+    absent = [
+        n
+        for n in missing
+        if "pooler" not in n and not (head and (not n.startswith(base) if inside else n.startswith("classifier.")))
+    ]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise ValueError(
@@ -282,6 +301,39 @@ def load_processor(name_or_path: str) -> WhisperProcessor:
         spellings = members(_SPELLINGS, ["whisper_normalizer/normalizers/english.json"], folder="data/spellings-0.1.15")
         processor.tokenizer.english_spelling_normalizer = read_json(spellings / "english.json")
     return processor
+
+
+def load_image_processor(name_or_path: str) -> BaseImageProcessor:
+    """What turns images into a model's ``pixel_values``: size, cut, mean and deviation as in its checkpoint.
+
+    Images are resized by Pillow whether or not torchvision is installed, so that the numbers are the same everywhere.
+
+    Raises
+    ------
+    ValueError
+        A model that does not see images, or whose folder has no ``preprocessor_config.json``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+    >>> from rankwise.models import load_image_processor
+    >>> config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ViTForImageClassification(config).save_pretrained(folder)
+    ...     _ = ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    ...     processor = load_image_processor(folder)
+    >>> processor(Image.new("RGB", (40, 20)), return_tensors="pt")["pixel_values"].shape
+    torch.Size([1, 3, 32, 32])
+    """
+    import transformers
+
+    folder = resolve(name_or_path)
+    kept = ("preprocessor_config.json", "processor_config.json")
+    if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in kept):
+        raise ValueError(f"{folder} has no {kept[0]}: how its images are prepared is not known")
+    return pretrained(transformers.AutoImageProcessor, folder, backend="pil")
 
 
 def _tokenizer_folder(name_or_path: str) -> str:

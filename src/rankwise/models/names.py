@@ -12,7 +12,25 @@ from rankwise.files import content_of, fingerprint
 from rankwise.nearest import unknown
 from rankwise.reading import read_json
 
-Task = Literal["classification", "causal-lm", "asr", "base"]
+Task = Literal["classification", "causal-lm", "asr", "image-classification", "zero-shot-image", "base"]
+_PICTURES = (
+    "beit bit convnext convnextv2 cvt data2vec-vision deit dinat dinov2 dinov2_with_registers donut-swin efficientnet "
+    "focalnet hgnet_v2 hiera ijepa imagegpt levit mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pp_lcnet "
+    "pvt pvt_v2 regnet resnet segformer swiftformer swin swinv2 textnet timm_wrapper vit vit_msn"
+)
+_PICTURES_AND_WORDS = "clip metaclip_2 siglip siglip2"
+# what a model is for that does not read text, by its type; without a head, as "base", each can be had
+OWN_TASKS: dict[str, tuple[Task, ...]] = {
+    "whisper": ("asr",),
+    **dict.fromkeys(_PICTURES.split(), ("image-classification",)),
+    **dict.fromkeys(_PICTURES_AND_WORDS.split(), ("zero-shot-image", "image-classification")),
+    **dict.fromkeys(["align", "altclip", "chinese_clip"], ("zero-shot-image",)),
+}
+_NEEDED = {
+    "asr": "asr needs a Whisper, e.g. whisper-tiny.en",
+    "image-classification": "image-classification needs an image model, such as a ViT",
+    "zero-shot-image": "zero-shot-image needs a model of images and words, such as a CLIP",
+}
 TEXTS = (".json", ".jinja", ".txt", ".model", ".bpe", ".tiktoken")  # what tokenizers and configurations are kept in
 
 
@@ -101,11 +119,20 @@ def located(name_or_path: str) -> str:
 
 
 def check_task(name: str, model_type: str, task: str) -> None:
-    """``ValueError`` where a speech recogniser is asked for another task, or another model for speech."""
-    speech = model_type == "whisper"
-    if (task == "asr") != speech and task != "base":
-        need = "its task is asr" if speech else "asr needs a Whisper, e.g. whisper-tiny.en"
-        raise ValueError(f"{name} is a {model_type} model: {need}")
+    """``ValueError`` where a model is asked for a task of another kind of model."""
+    own = OWN_TASKS.get(model_type, ())
+    if task in (*own, "base") or (not own and task not in _NEEDED):
+        return
+    need = f"its task is {' or '.join(own)}" if own else _NEEDED[task]
+    raise ValueError(f"{name} is a {model_type} model: {need}")
+
+
+def own_task(model_type: str, architecture: str) -> Task:
+    """What a checkpoint is for that says nothing else: its head's task where text is not read, ``base`` elsewhere."""
+    if "ForImageClassification" in architecture:  # or ForImageClassificationWithTeacher
+        return "image-classification"
+    whole = OWN_TASKS.get(model_type, ("base",))[0]
+    return "base" if whole == "image-classification" else whole
 
 
 def check_model(name_or_path: str, task: str) -> None:
@@ -126,7 +153,8 @@ def check_model(name_or_path: str, task: str) -> None:
     """
     place = located(name_or_path)
     if place in BUNDLED:
-        check_task(place, "whisper" if BUNDLED[place].task == "asr" else "text", task)
+        own = BUNDLED[place].task
+        check_task(place, next((kind for kind, tasks in OWN_TASKS.items() if own in tasks), "text"), task)
     elif Path(place).is_dir():
         config = Path(place) / "config.json"
         kind = read_json(config).get("model_type")
