@@ -13,6 +13,13 @@ PROMISED = {
     "tuning": ["rankwise.tuning", "rankwise.tuning.s2lora", "rankwise.tuning.eva", "rankwise.tuning.export"],
     "models": ["rankwise.models", "rankwise.optim", "rankwise.compression", "rankwise.merging"],
     "data": ["rankwise.data", "rankwise.data.files"],
+    "images": [
+        "rankwise.data.images",
+        "rankwise.data.images.parquet",
+        "sklearn.datasets",
+        "PIL.Image",
+        "huggingface_hub",
+    ],
     "speech": ["rankwise.data.audio", "rankwise.data.synthesis"],
     "prompting": ["rankwise.prompting", "rankwise.prompting.dq_lore", "rankwise.prompting.server_model"],
     "distributions": ["rankwise.distributions", "rankwise.distributions.PGWFitter"],

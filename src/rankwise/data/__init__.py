@@ -1,20 +1,24 @@
-"""Bundled real data sets and user files behind one small type, `Corpus`."""
+"""Bundled real data sets and user files behind two small types, `Corpus` and `Images`."""
 
 from rankwise.data.audio import read_audio, read_manifest
 from rankwise.data.corpus import Corpus, Splits
 from rankwise.data.files import read_file
-from rankwise.data.loading import load
+from rankwise.data.images import Images, read_image
+from rankwise.data.loading import load, read_images
 from rankwise.data.synthesis import speech
 from rankwise.data.texts import DOMAINS, documents, sentiment
 
 __all__ = [
     "DOMAINS",
     "Corpus",
+    "Images",
     "Splits",
     "documents",
     "load",
     "read_audio",
     "read_file",
+    "read_image",
+    "read_images",
     "read_manifest",
     "sentiment",
     "speech",

@@ -1,14 +1,24 @@
-"""A corpus by name or path: which reader serves it."""
+"""A corpus or pictures by name or path: which reader serves it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rankwise.data.corpus import Corpus
 from rankwise.data.files import read_file
+from rankwise.data.images.decoding import SUFFIXES
 from rankwise.data.texts import documents, sentiment
 from rankwise.nearest import unknown
+
+if TYPE_CHECKING:
+    from rankwise.data.images import Images
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PICTURES = ("digits", "mnist", "cifar10")
 
 
 def load(
@@ -91,3 +101,110 @@ def _speech(spec: str, **options) -> Corpus:
             raise ValueError(f"no such manifest: {path}")
         raise unknown("speech data", spec, [f"speech:{d}" for d in DOMAINS])
     return read_manifest(path, **options)
+
+
+def read_images(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    data: str | Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] = (),
+    labelled: bool | None = None,
+) -> Images:
+    """Pictures by name or path.
+
+    Parameters
+    ----------
+    source : str or Path
+        ``digits`` (scikit-learn's, 8 x 8), ``mnist`` (5,000 of them), ``cifar10``; a folder of picture files, with or
+        without a folder a class and a folder a split; a parquet file, or a folder of them in the hub's layout; or a
+        hub id of a data set in parquet, where there is internet. ``./digits`` is a folder of that name.
+    split : str, optional
+        ``train``, ``validation``, ``test``, or how else a split is called; needed where there are several. Of pictures
+        without splits it is the part that a hash of their content puts there (70, 15 and 15 %), which ``notes`` says.
+    data : str or Path, optional
+        For ``cifar10``: the folder that holds it; by default it is fetched from the hub (``uoft-cs/cifar10``).
+    image_column, label_column, class_names
+        Of parquet, see `rankwise.data.images.parquet.read_parquet`.
+    labelled, class_names
+        Of folders, see `rankwise.data.images.folders.read_folder`.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, nothing there, bad pictures (named), bad labels, an option that does not apply.
+    ImportError
+        Pillow, pyarrow, scikit-learn or huggingface_hub is needed and not installed.
+
+    Examples
+    --------
+    >>> from rankwise.data import read_images
+    >>> images = read_images("digits", split="test")
+    >>> images[0].shape, images.label_names[:3]
+    ((8, 8, 3), ['0', '1', '2'])
+    >>> pixels, labels, rows = next(images.batches(32, seed=0))
+    >>> pixels.shape, pixels.dtype, labels.dtype
+    ((32, 8, 8, 3), dtype('uint8'), dtype('int64'))
+    """
+    columns = {"image_column": image_column, "label_column": label_column}
+    if data is not None and source != "cifar10":
+        raise ValueError(f"data={data} is for cifar10; '{source}' is a source itself")
+    if source in ("digits", "mnist"):
+        _refuse(str(source), {**columns, "class_names": class_names, "labelled": labelled})
+        return (_digits() if source == "digits" else _mnist()).part(split)
+    if source == "cifar10":
+        class_names = class_names or CIFAR10
+        source = Path(data) if data is not None else "uoft-cs/cifar10"
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = _from_hub(str(source))
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        from rankwise.data.images.folders import read_folder
+
+        _refuse(f"{path}, a folder of pictures,", columns)
+        return read_folder(path, split=split, labelled=labelled, class_names=class_names)
+    from rankwise.data.images.parquet import read_parquet
+
+    _refuse(f"{path}, which is parquet,", {"labelled": labelled})
+    return read_parquet(path, split=split, class_names=class_names, **columns)
+
+
+def _refuse(where: str, options: dict[str, Any]) -> None:
+    if given := [name for name, value in options.items() if value not in (None, ())]:
+        raise ValueError(f"{where} has no use for {', '.join(given)}")
+
+
+def _digits() -> Images:
+    """1,797 handwritten digits of 8 x 8 pixels, 17 greys scaled to 0 to 255."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("digits are scikit-learn's: pip install 'rankwise[images]'") from error
+    from rankwise.data.images import Images
+
+    found: Any = load_digits()
+    return Images.of((found.images * 255 / 16).round().astype(np.uint8), labels=found.target, name="digits")
+
+
+def _mnist() -> Images:
+    from rankwise.data.images import Images
+    from rankwise.data.moving import digits
+
+    pixels, labels = digits()
+    return Images.of(pixels, labels=labels, name="mnist")
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a data set's parquet files, fetched or cached."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).suffix.lower() in (*SUFFIXES, ".parquet"):
+        raise ValueError(f"no such file or folder: {name}") if "/" in name else unknown("pictures", name, PICTURES)
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError("data sets on the hub need: pip install 'rankwise[images]'") from error
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=["*.parquet"]))
+    except Exception as error:
+        raise OSError(f"{name} cannot be fetched from the hub: {error}") from error

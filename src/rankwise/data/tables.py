@@ -165,7 +165,7 @@ def write_rows(path: Path, written: Iterable[dict[str, Any]]) -> None:
     kind, rows = kind_of(path), list(written)
     with whole_file(path) as draft:
         if kind == ".parquet":
-            _pyarrow().parquet.write_table(_pyarrow().Table.from_pylist(rows), draft)
+            arrow().parquet.write_table(arrow().Table.from_pylist(rows), draft)
             return
         with draft.open("w", encoding="utf-8", newline="") as stream:
             if kind in (".csv", ".tsv"):
@@ -210,7 +210,7 @@ def _json_list(path: Path) -> Iterator[Row]:
 def _parquet(path: Path) -> Iterator[Row]:
     check_regular(path)
     try:
-        opened = _pyarrow().parquet.ParquetFile(path)
+        opened = arrow().parquet.ParquetFile(path)
         _check_header(path, opened.schema_arrow.names)
         index, size, (least, times) = 0, 0, UNFOLDS_TO
         for batch in opened.iter_batches():
@@ -220,11 +220,12 @@ def _parquet(path: Path) -> Iterator[Row]:
             for row in batch.to_pylist():
                 index += 1
                 yield index, row
-    except (OSError, _pyarrow().ArrowException) as error:
+    except (OSError, arrow().ArrowException) as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from error
 
 
-def _pyarrow() -> Any:
+def arrow() -> Any:
+    """The module pyarrow, with its parquet; an error that says how to get it where it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -44,7 +44,7 @@ class Frames:
     >>> import tempfile
     >>> import numpy as np
     >>> from pathlib import Path
-    >>> from rankwise.data.images import write_moving
+    >>> from rankwise.data.moving import write_moving
     >>> from rankwise.prompting import read_frames
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     video = write_moving(Path(folder, "one.mp4"), np.full((28, 28), 255, np.uint8), seed=0)  # 3 seconds
@@ -84,7 +84,7 @@ def read_frames(path: str | Path, *, fps: float = 1.0, most: int = 16, side: int
     >>> import tempfile
     >>> import numpy as np
     >>> from pathlib import Path
-    >>> from rankwise.data.images import write_moving
+    >>> from rankwise.data.moving import write_moving
     >>> from rankwise.prompting import read_frames
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     video = write_moving(Path(folder, "one.mp4"), np.full((28, 28), 255, np.uint8), seed=0)  # 3 seconds

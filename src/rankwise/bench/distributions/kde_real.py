@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.data import sentiment
-from rankwise.data.images import digits
+from rankwise.data.moving import digits
 from rankwise.distributions.density.estimator import ConcentrationWarning, HighDimKDE
 from rankwise.events import OnEvent, environment
 from rankwise.models.embedding import embed

@@ -25,7 +25,7 @@ from rankwise.bench import Recipe
 from rankwise.bench.prompting.videoicl import stopped
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.frozen import silent
-from rankwise.data.images import digits, write_moving
+from rankwise.data.moving import digits, write_moving
 from rankwise.events import OnEvent, environment
 from rankwise.prompting.iterative import Item, IterativeICL, SimilarityIndex
 from rankwise.prompting.language_model import Generation, OnResult, Prompt, Sampling

@@ -1,6 +1,6 @@
 import numpy as np
 
-from rankwise.data.images import digits, write_moving
+from rankwise.data.moving import digits, write_moving
 from rankwise.prompting.video import read_frames
 
 

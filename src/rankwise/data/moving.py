@@ -42,7 +42,7 @@ def write_moving(path: Path, image: NDArray[np.uint8], *, seed: int, frames: int
     >>> import tempfile
     >>> import numpy as np
     >>> from pathlib import Path
-    >>> from rankwise.data.images import write_moving
+    >>> from rankwise.data.moving import write_moving
     >>> from rankwise.prompting import read_frames
     >>> with tempfile.TemporaryDirectory() as folder:  # digits() has real ones
     ...     video = write_moving(Path(folder, "one.mp4"), np.full((28, 28), 255, np.uint8), seed=0)
