@@ -174,6 +174,24 @@ def test_a_number_of_seeds_is_refused_before_any_part_runs(toy):
     assert toy == [("drawing", 5)]
 
 
+def test_a_folder_of_data_goes_to_the_recipes_that_read_one_and_is_refused_by_the_others(toy, tmp_path, monkeypatch):
+    refused = command("toy", "--data", tmp_path)
+    assert "reads no data of yours" in str(refused.exception)
+    assert toy == []
+    reading = []
+
+    def reads(out, *, data=None, on_event=None):
+        reading.append(data)
+        return made("reads")
+
+    module = type("Module", (), {"run": staticmethod(reads), "__file__": __file__})
+    monkeypatch.setattr(rankwise.bench, "import_module", lambda name: module)
+    assert "no such folder of data: nowhere" in str(command("toy", "--part", "fixed", "--data", "nowhere").exception)
+    assert command("toy", "--part", "fixed", "--data", tmp_path, "--out", tmp_path / "a").exit_code == 0
+    assert command("toy", "--part", "fixed", "--out", tmp_path / "b").exit_code == 0
+    assert reading == [tmp_path, None]
+
+
 def test_the_json_of_a_run_is_a_list_with_one_entry_a_part(toy):
     assert [e["recipe"] for e in json.loads(command("toy", "--json").stdout)] == ["drawing", "fixed"]
     (one,) = json.loads(command("toy", "--part", "fixed", "--json").stdout)

@@ -67,8 +67,8 @@ class Located:
         """To import."""
         return ".".join(["rankwise.bench", *self.place.parts])
 
-    def check(self, seeds: int | None, *, spread: bool = False) -> None:
-        """Refuse a number of seeds where nothing is drawn, and processes where runs go one after another."""
+    def check(self, seeds: int | None, *, spread: bool = False, data: Path | None = None) -> None:
+        """Refuse a number of seeds where nothing is drawn, processes where runs go one after another, unread data."""
         if spread and not self.recipe.spreads:
             raise ValueError(
                 f"the runs of {self.recipe.name} ({self.recipe.part}) go one after another: leave out --jobs and "
@@ -79,19 +79,34 @@ class Located:
                 f"{self.recipe.name} ({self.recipe.part}) draws nothing: --seeds does not apply to it; "
                 "leave it out, or name another part with --part"
             )
+        if data is not None:
+            if "data" not in signature(import_module(self.module).run).parameters:
+                raise ValueError(
+                    f"{self.recipe.name} ({self.recipe.part}) reads no data of yours: --data does not apply to it; "
+                    "leave it out, or name another part with --part"
+                )
+            if not data.is_dir():
+                raise ValueError(f"no such folder of data: {data}")
 
-    def run(self, folder: Path, *, seeds: int | None, smoke: bool, on_event: OnEvent | None = None) -> Evidence:
-        """Run it and keep ``evidence.json`` in ``folder``; runs that this code finished there before are read back."""
+    def run(
+        self, folder: Path, *, seeds: int | None, smoke: bool, data: Path | None = None, on_event: OnEvent | None = None
+    ) -> Evidence:
+        """Run it and keep ``evidence.json`` in ``folder``; runs that this code finished there before are read back.
+
+        ``data`` is a folder of what cannot be fetched, for recipes that read such a thing.
+        """
         import rankwise
         from rankwise.files import claimed, content_of
 
-        self.check(seeds)
+        self.check(seeds, data=data)
         module = import_module(self.module)
         small = self.recipe.smoke if smoke else {}
         options = {k: v for k, v in small.items() if k.islower()} | ({} if seeds is None else {"seeds": seeds})
+        options |= {} if data is None else {"data": data}
         here = Path(__file__).parent
         code = [content_of(str(module.__file__)), *(content_of(str(p)) for p in sorted((here / "shared").glob("*.py")))]
         told = {"recipe": self.module, "smoke": smoke, "code": code, "version": rankwise.__version__}
+        told |= {} if data is None else {"data": str(data.resolve())}
         with claimed(folder, made_by="bench", told=told):
             sizes: dict[str, Any] = {k: v for k, v in small.items() if k.isupper()}
             with patch.multiple(module, **sizes) if sizes else nullcontext():

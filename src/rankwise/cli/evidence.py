@@ -56,6 +56,8 @@ def bench(
     recipe: Annotated[str | None, typer.Argument(help="Recipe to run.")] = None,
     part: Annotated[str | None, typer.Option(help="Only one part of it, e.g. speech.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Training runs a variant; the recipe's own number.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of data that cannot be fetched, for recipes that read "
+                                              "some.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="A try of under a minute; its verdicts mean nothing.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for runs and results; finished runs are kept.")] = Path(
@@ -64,7 +66,7 @@ def bench(
     jobs: Jobs = 1,
     scheduler: Scheduler = None,
     json_: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Measure a paper's claims on real data, and print the verdicts.
 
     Examples:
@@ -93,7 +95,7 @@ def bench(
         raise unknown(f"part of {recipe}", part, found[recipe])
     chosen = [found[recipe][part]] if part else list(found[recipe].values())
     for located in chosen:
-        located.check(seeds, spread=jobs != 1 or scheduler is not None)
+        located.check(seeds, spread=jobs != 1 or scheduler is not None, data=data)
     if smoke and (jobs != 1 or scheduler is not None):
         raise ValueError("--smoke is of one process: leave out --jobs and --scheduler")
     from rankwise.parallel import spread_over
@@ -102,7 +104,7 @@ def bench(
     for located in chosen:
         folder = out / ("smoke" if smoke else "") / located.place
         with Progress(quiet=json_) as progress, spread_over(jobs=jobs, scheduler=scheduler):
-            evidence = located.run(folder, seeds=seeds, smoke=smoke, on_event=progress.event)
+            evidence = located.run(folder, seeds=seeds, smoke=smoke, data=data, on_event=progress.event)
         measured.append(read_json(folder / "evidence.json"))
         if not json_:
             _print_evidence(evidence)
