@@ -3,7 +3,7 @@
 from rankwise.data.audio import read_audio, read_manifest
 from rankwise.data.corpus import Corpus, Splits
 from rankwise.data.files import read_file
-from rankwise.data.images import Images, read_image
+from rankwise.data.images import Images, read_image, write_image
 from rankwise.data.loading import load, read_images
 from rankwise.data.synthesis import speech
 from rankwise.data.texts import DOMAINS, documents, sentiment
@@ -22,4 +22,5 @@ __all__ = [
     "read_manifest",
     "sentiment",
     "speech",
+    "write_image",
 ]

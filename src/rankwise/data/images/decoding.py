@@ -7,13 +7,13 @@ bits scaled to eight. What has no agreed range (floats, 32-bit integers) or cann
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,47 +29,21 @@ _NAMES = "avif bmp dib gif jpg jpeg jpe jfif jp2 j2k mpo png apng ppm pgm pbm pn
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 MOST_PIXELS = 178_000_000  # half a gigabyte of RGB
 _ORIENTATION = 0x0112
-_TURNED = range(5, 9)  # orientations that exchange width and height
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-@dataclass(frozen=True)
-class Header:
-    """What is known of a picture without decoding it.
+def read_image(path: str | Path, *, bits: Literal[8, 16] = 8) -> NDArray[np.unsignedinteger]:
+    """A picture file as ``(height, width, 3)``, uint8 or uint16, RGB.
 
-    Attributes
-    ----------
-    height, width : int
-        As it is seen: after the turn that EXIF asks for.
-    notes : tuple of str
-        What decoding will change, e.g. ``more frames than one: the first is taken``.
-
-    Examples
-    --------
-    >>> import io
-    >>> from PIL import Image
-    >>> from rankwise.data.images.decoding import header
-    >>> stream = io.BytesIO()
-    >>> Image.new("L", (4, 2)).save(stream, "PNG")
-    >>> header(stream.getvalue())
-    Header(height=2, width=4, notes=())
-    """
-
-    height: int
-    width: int
-    notes: tuple[str, ...] = ()
-
-
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """A picture file as ``(height, width, 3)``, uint8, RGB.
-
-    Turned as EXIF says; the first frame of an animation or page of a document; transparency over white; sixteen bits
-    scaled to eight; CMYK by the plain formula, and no colour profile is applied.
+    Turned as EXIF says; the first frame of an animation or page of a document; transparency over white; CMYK by the
+    plain formula, and no colour profile is applied.
 
     Parameters
     ----------
     path : str or Path
         AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP, known by its content, whatever its name.
+    bits : {8, 16}
+        Values from 0 to 255 or to 65,535; a file of the other depth is scaled.
 
     Raises
     ------
@@ -90,62 +64,101 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     >>> pixels.shape, pixels[0, 0].tolist()
     ((2, 4, 3), [128, 128, 128])
     """
+    if bits not in (8, 16):
+        raise ValueError(f"bits={bits}; 8 or 16")
     check_regular(Path(path))
     try:
-        return decoded(Path(path))
+        return decoded(Path(path), bits=bits)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
 
 
-def header(source: Path | bytes) -> Header:
-    """Size and peculiarities of an encoded picture; errors say what is wrong, not which picture it is.
+def changed(source: Path | bytes) -> list[str]:
+    """What decoding will change of an encoded picture; errors say what is wrong, not which picture it is.
 
     Raises
     ------
     ValueError
         No picture, too many pixels, or values without an agreed range.
     """
-    with _opened(source) as image:
-        width, height = image.size
-        # of TIFF files the size is already that of the turned picture
-        if _orientation(image) in _TURNED and image.format != "TIFF":
-            width, height = height, width
+    with opened(source) as image:
         notes = []
         if image.format != "MPO" and getattr(image, "is_animated", False):  # a camera's second picture is a preview
             notes.append("with more frames or pages than one: the first is taken")
         if image.mode == "CMYK":
             notes.append("in CMYK: turned to RGB by the plain formula, without a colour profile")
-        return Header(height, width, tuple(notes))
+        return notes
 
 
-def decoded(source: Path | bytes) -> NDArray[np.uint8]:
-    """Pixels of an encoded picture, ``(height, width, 3)``, uint8; errors do not say which picture it is.
+def decoded(source: Path | bytes, *, bits: Literal[8, 16] = 8) -> NDArray[Any]:
+    """Pixels of an encoded picture, ``(height, width, 3)``; errors do not say which picture it is.
 
     Raises
     ------
     ValueError
         As `header`; also cut short or damaged.
     """
-    from PIL.Image import Transpose
-
-    turns = (
-        Transpose.FLIP_LEFT_RIGHT,
-        Transpose.ROTATE_180,
-        Transpose.FLIP_TOP_BOTTOM,
-        Transpose.TRANSPOSE,
-        Transpose.ROTATE_270,
-        Transpose.TRANSVERSE,
-        Transpose.ROTATE_90,
-    )
-    with _opened(source) as image:
+    with opened(source) as image:
+        halves = _lower_halves(image)
         image.load()
         turn = _orientation(image)
-        seen = _rgb(image)
-        return np.asarray(seen.transpose(turns[turn - 2]) if turn > 1 else seen).copy()
+        if halves and "transparency" not in image.info:
+            pixels = _deep(np.asarray(image), source, halves)
+        elif image.mode in (*_GREY_16, "I"):
+            grey = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
+            pixels = np.repeat(grey[..., None], 3, -1)
+        else:
+            pixels = np.asarray(_rgb(image))
+    if pixels.dtype == np.uint16 and bits == 8:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif pixels.dtype == np.uint8 and bits == 16:
+        pixels = pixels * np.uint16(257)
+    return np.ascontiguousarray(upright(pixels, turn)).copy()
+
+
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Pixels ``(height, width, …)`` turned as EXIF's number (1 to 8) asks for."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _lower_halves(image: Any) -> list[Any]:
+    """Pillow keeps the upper halves of 16-bit colours: its decoder's parts with arguments that keep the lower."""
+    if image.mode not in ("RGB", "RGBA"):
+        return []
+    found = []
+    for part in image.tile:
+        args = part.args
+        raw = args if isinstance(args, str) else next(iter(args or ()), "")
+        kind, _, order = str(raw).partition(";16")
+        if kind != image.mode or order not in ("B", "L", "N"):
+            return []
+        little = order == "L" or (order == "N" and sys.byteorder == "little")
+        swapped = f"{kind};16{'B' if little else 'L'}"
+        found.append(part._replace(args=swapped if isinstance(args, str) else (swapped, *args[1:])))
+    return found
+
+
+def _deep(upper: NDArray[np.uint8], source: Path | bytes, halves: list[Any]) -> NDArray[np.uint16]:
+    """Colours of 16 bits, over white."""
+    with opened(source) as again:
+        again.tile = halves  # pyright: ignore[reportAttributeAccessIssue]
+        again.load()
+        pixels = upper * np.uint16(256) + np.asarray(again)
+    if pixels.shape[-1] == 3:
+        return pixels
+    alpha = pixels[..., 3:].astype(np.uint64)
+    return ((pixels[..., :3] * alpha + 65535 * (65535 - alpha) + 32767) // 65535).astype(np.uint16)
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+def opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """An encoded picture, its pixels not yet decoded; what a decoder raises inside becomes a `ValueError`."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -205,9 +218,6 @@ def _orientation(image: Image.Image) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
-    if image.mode in (*_GREY_16, "I"):
-        grey = np.asarray(image).astype(np.uint32).clip(0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -220,6 +230,6 @@ def resized(pixels: NDArray[Any], size: int) -> NDArray[np.uint8]:
 
     height, width = pixels.shape[:2]
     side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    image = Image.fromarray(pixels)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))).copy()
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC)).copy()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rankwise.data.images.collection import SHOWN, Encoded, Images, complain
-from rankwise.data.images.decoding import SUFFIXES, header
+from rankwise.data.images.decoding import SUFFIXES, changed
 from rankwise.data.images.layout import canonical, chosen, is_split
 from rankwise.data.tables import number
 from rankwise.nearest import unknown
@@ -79,7 +79,7 @@ def checked(where: str, sources: Iterable[Path | bytes], names: Sequence[str]) -
     bad, told = [], Counter[str]()
     for source, name in zip(sources, names, strict=True):
         try:
-            told.update(header(source).notes)
+            told.update(changed(source))
         except ValueError as error:
             bad.append(f"{name} {error}")
     complain(where, bad, len(names))
