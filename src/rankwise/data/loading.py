@@ -11,6 +11,7 @@ import numpy as np
 from rankwise.data.corpus import Corpus
 from rankwise.data.files import read_file
 from rankwise.data.images.decoding import SUFFIXES
+from rankwise.data.images.layout import chosen, shards
 from rankwise.data.texts import documents, sentiment
 from rankwise.nearest import unknown
 
@@ -159,7 +160,7 @@ def read_images(
         source = Path(data) if data is not None else "uoft-cs/cifar10"
     path = Path(source).expanduser()
     if not path.exists():
-        path = _from_hub(str(source))
+        path = _from_hub(str(source), split)
     if path.is_dir() and not any(path.rglob("*.parquet")):
         from rankwise.data.images.folders import read_folder
 
@@ -196,15 +197,26 @@ def _mnist() -> Images:
     return Images.of(pixels, labels=labels, name="mnist")
 
 
-def _from_hub(name: str) -> Path:
-    """The folder of a data set's parquet files, fetched or cached."""
+def _from_hub(name: str, split: str | None) -> Path:
+    """The folder of a data set's parquet files, those of the split alone; fetched, or cached where there is no net."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).suffix.lower() in (*SUFFIXES, ".parquet"):
         raise ValueError(f"no such file or folder: {name}") if "/" in name else unknown("pictures", name, PICTURES)
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import HfApi, snapshot_download
     except ImportError as error:
         raise ImportError("data sets on the hub need: pip install 'rankwise[images]'") from error
     try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=["*.parquet"]))
+        for revision in (None, "refs/convert/parquet"):  # where the hub keeps its own conversion
+            there = HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
+            if files := [Path(f) for f in there if f.endswith(".parquet")]:
+                break
     except Exception as error:
-        raise OSError(f"{name} cannot be fetched from the hub: {error}") from error
+        try:
+            return Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
+        except Exception:
+            why = str(error).partition("\n")[0]
+            raise OSError(f"{name} is no folder here and cannot be fetched from the hub: {why}") from error
+    if not files:
+        raise ValueError(f"{name} has no parquet files on the hub")
+    wanted = [str(f) for f in chosen(shards(files, Path()), split, name)]
+    return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted))

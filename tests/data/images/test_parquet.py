@@ -150,3 +150,51 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(ValueError, match=r"a.parquet cannot be read as parquet"):
         read_images(tmp_path / "a.parquet")
+
+
+class Hub:
+    """What huggingface_hub would say, of files that lie here."""
+
+    def __init__(self, monkeypatch, folder, *, revision=None, online=True):
+        self.folder, self.revision, self.online, self.fetched = folder, revision, online, []
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda _, *a, **k: self.listed(*a, **k))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self.download)
+
+    def listed(self, name, *, repo_type, revision):
+        assert (name, repo_type) == ("owner/set", "dataset")
+        if not self.online:
+            raise ConnectionError("no net\nand more")
+        inside = [str(p.relative_to(self.folder)) for p in sorted(self.folder.rglob("*.*"))]
+        return inside if revision == self.revision else ["README.md"]
+
+    def download(self, name, *, repo_type, revision=None, allow_patterns=None, local_files_only=False):
+        if local_files_only and self.folder is None:
+            raise FileNotFoundError("not cached")
+        self.fetched.append((revision, allow_patterns))
+        return str(self.folder)
+
+
+@pytest.mark.parametrize("revision", [None, "refs/convert/parquet"])
+def test_of_a_hub_id_only_the_split_is_fetched(hub, monkeypatch, revision):
+    there = Hub(monkeypatch, hub, revision=revision)
+    assert len(read_images("owner/set", split="train")) == 10
+    shards = [f"data/train-0000{n}-of-00002.parquet" for n in (0, 1)]
+    assert there.fetched == [(revision, shards)]
+    with pytest.raises(ValueError, match="owner/set has the splits test, train; name one"):
+        read_images("owner/set")
+    assert len(there.fetched) == 1
+
+
+def test_without_the_net_the_cache_serves_or_one_line_says_so(hub, monkeypatch):
+    Hub(monkeypatch, hub, online=False)
+    assert len(read_images("owner/set", split="test")) == 3
+    Hub(monkeypatch, None, online=False)
+    with pytest.raises(OSError, match=r"owner/set is no folder here and cannot be fetched from the hub: no net$"):
+        read_images("owner/set", split="test")
+
+
+def test_a_data_set_without_parquet_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("none")
+    Hub(monkeypatch, tmp_path, revision="no such")
+    with pytest.raises(ValueError, match="owner/set has no parquet files on the hub"):
+        read_images("owner/set", split="test")

@@ -259,6 +259,8 @@ class Images:
         return len(self.store)
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
+        if isinstance(row, slice):
+            raise TypeError("one picture by its row; images.taken(range(…)) is a part of them")
         if not -len(self) <= row < len(self):
             raise IndexError(f"picture {row} of {len(self)}")
         return self.store.pixels(row % len(self))

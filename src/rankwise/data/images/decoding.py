@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -164,12 +163,10 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
     except ImportError as error:
         raise ImportError("pictures are read by Pillow: pip install 'rankwise[images]'") from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, which are bounded here, and of odd metadata
-            stream = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(stream, formats=_installed()) as image:
-                _check(image)
-                yield image
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(stream, formats=_installed()) as image:
+            _check(image)
+            yield image
     except (MemoryError, PermissionError):
         raise
     except _Refused as error:
