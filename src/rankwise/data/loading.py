@@ -159,6 +159,10 @@ def read_images(
         class_names = class_names or CIFAR10
         source = Path(data) if data is not None else "uoft-cs/cifar10"
     path = Path(source).expanduser()
+    if not str(source) or (data is not None and not path.exists()):
+        raise ValueError(f"no such file or folder: '{source}'")
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        raise ValueError(f"{path}: pictures are read from a folder or a parquet file; read_image reads one file")
     if not path.exists():
         path = _from_hub(str(source), split)
     if path.is_dir() and not any(path.rglob("*.parquet")):

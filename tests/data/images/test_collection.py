@@ -180,3 +180,28 @@ def test_the_bundled_digits_fill_the_range_and_have_ten_classes(name, count, sid
     assert np.bincount(images.labels).min() > 100
     assert images.label_names == [str(d) for d in range(10)]
     assert sum(len(read_images(name, split=s)) for s in ("train", "validation", "test")) == count
+
+
+def test_the_text_of_a_collection_is_short(images):
+    assert repr(images) == "Images('mine', 100 pictures, 4 classes)"
+
+
+def test_what_batches_and_arrays_take_is_said(images):
+    for options in ({"size": 0}, {"size": 4, "side": 0}, {"size": 4, "seed": -1}):
+        with pytest.raises(ValueError, match="at least 1 picture, 1 pixel and seed 0"):
+            next(images.batches(**options))
+    with pytest.raises(ValueError, match="size=0; at least 1 pixel"):
+        images.stacked(0)
+    with pytest.raises(ValueError, match="mine has no keys to group by"):
+        images.grouped(str)
+    with pytest.raises(TypeError, match=r"images.taken"):
+        images[1:3]
+    assert Images.of(noise(2), labels=np.array([0, 1], np.uint8)).labels.dtype == np.int64
+    assert len(Images.of(noise(0), labels=[]).split().train) == 0
+
+
+def test_torchs_loader_takes_them(images):
+    from torch.utils.data import DataLoader
+
+    batch = next(iter(DataLoader(images, batch_size=4, num_workers=1)))
+    assert batch.shape == (4, 8, 8, 3)

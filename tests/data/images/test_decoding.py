@@ -222,7 +222,7 @@ def test_a_bomb_is_refused_before_it_unfolds(tmp_path, side):
     data = bytearray((tmp_path / "a.png").read_bytes())
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(ValueError, match=r"a.png has .*178,000,000"):
+    with pytest.raises(ValueError, match=r"a.png has .*(178,000,000|than Pillow is told to read)"):
         read_image(tmp_path / "a.png")
 
 

@@ -204,8 +204,32 @@ def test_names_are_told_from_paths_and_hub_ids(tmp_path, monkeypatch):
         read_images("digit")
     with pytest.raises(ValueError, match=r"no such file or folder: pictures/a.parquet"):
         read_images("pictures/a.parquet")
-    with pytest.raises(ValueError, match=r"no such file or folder: .*/gone"):
+    with pytest.raises(ValueError, match=r"no such file or folder: '.*/gone'"):
         read_images("cifar10", data=tmp_path / "gone")
     monkeypatch.chdir(make(tmp_path, "digits/a.png", "digits/b.png"))
     assert len(read_images("./digits")) == 2
     assert len(read_images("digits")) == 1797
+    with pytest.raises(ValueError, match=r"a.png: pictures are read from a folder or a parquet file; read_image"):
+        read_images("digits/a.png")
+    with pytest.raises(ValueError, match="no such file or folder: ''"):
+        read_images("")
+    with pytest.raises(ValueError, match="no such file or folder: 'mnist'"):
+        read_images("cifar10", data="mnist")
+
+
+def test_links_to_nothing_pipes_and_names_that_are_no_text_are_refused(tmp_path):
+    make(tmp_path / "link", "a.png")
+    os.symlink("gone.png", tmp_path / "link/b.png")
+    make(tmp_path / "pipe", "a.png")
+    os.mkfifo(tmp_path / "pipe/b.png")
+    make(tmp_path / "bytes", "a.png")
+    with open(os.fsencode(tmp_path / "bytes") + b"/\xff.png", "wb") as stream:
+        stream.write((tmp_path / "bytes/a.png").read_bytes())
+    for name, odd in (("link", "b.png"), ("pipe", "b.png"), ("bytes", r"\\udcff.png")):
+        with pytest.raises(ValueError, match=f"links to nothing, no regular files or names that are no text: '{odd}'"):
+            read_images(tmp_path / name)
+
+
+def test_a_library_that_fills_up_files_cut_short_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    assert "LOAD_TRUNCATED_IMAGES" in read_images(make(tmp_path, "a.png")).notes[0]

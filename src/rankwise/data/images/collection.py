@@ -76,7 +76,7 @@ class Encoded:
         return Encoded([self.sources[i] for i in rows], [self.names[i] for i in rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stack:
     """Pictures of one size, as an array.
 
@@ -172,7 +172,7 @@ class ImageSplits(NamedTuple):
     test: Images
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Images:
     """Pictures with labels.
 
@@ -250,10 +250,16 @@ class Images:
         """
         array = np.repeat(array[..., None], 3, -1) if array.ndim == 3 else array
         found = None if labels is None else np.asarray(labels)
+        if found is not None and (np.issubdtype(found.dtype, np.integer) or not found.size):
+            found = found.astype(np.int64)
         names = list(label_names)
         if found is not None and not names and found.size and np.issubdtype(found.dtype, np.integer):
             names = [str(i) for i in range(int(found.max()) + 1)]
         return cls(name=name, store=Stack(array), labels=found, label_names=names)
+
+    def __repr__(self) -> str:
+        classes = "no labels" if self.labels is None else f"{len(self.label_names)} classes"
+        return f"Images({self.name!r}, {len(self):,} pictures, {classes})"
 
     def __len__(self) -> int:
         return len(self.store)
@@ -277,6 +283,8 @@ class Images:
 
     def grouped(self, by: Callable[[str], str]) -> Images:
         """The same, pictures whose keys ``by`` maps to the same text being a group (a scene, a patient)."""
+        if not self.keys:
+            raise ValueError(f"{self.name} has no keys to group by; Images(…, keys=…) gives them")
         return replace(self, groups=[by(key) for key in self.keys])
 
     def where(self, keep: Callable[[int], bool]) -> Images:
@@ -360,6 +368,8 @@ class Images:
         ValueError
             Pictures of several sizes, or an array that does not fit into the memory that is free.
         """
+        if size is not None and size < 1:
+            raise ValueError(f"size={size}; at least 1 pixel")
         if isinstance(self.store, Stack) and size is None:
             return self
         if not len(self):
@@ -394,8 +404,10 @@ class Images:
         ValueError
             Pictures of several sizes in one batch.
         """
-        if size < 1:
-            raise ValueError(f"size={size}; at least 1 picture a batch")
+        if size < 1 or (side is not None and side < 1) or (seed is not None and seed < 0):
+            raise ValueError(
+                f"size={size}, side={side}, seed={seed}; at least 1 picture, 1 pixel and seed 0 are needed"
+            )
         order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
         for start in range(0, len(self), size):
             rows = order[start : start + size]

@@ -172,7 +172,7 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
     except _Refused as error:
         raise ValueError(str(error)) from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"has more than {MOST_PIXELS:,} pixels: not read") from error
+        raise ValueError(f"has more pixels than Pillow is told to read: {error}") from error
     except Exception as error:  # decoders raise anything: struct.error, IndexError, SyntaxError …
         known = isinstance(error, Image.UnidentifiedImageError)
         said = f"none of {', '.join(FORMATS)}" if known else str(error) or type(error).__name__

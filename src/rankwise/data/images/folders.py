@@ -83,13 +83,18 @@ def checked(where: str, sources: Iterable[Path | bytes], names: Sequence[str]) -
         except ValueError as error:
             bad.append(f"{name} {error}")
     complain(where, bad, len(names))
-    return [f"{where}: {count} picture{'s' if count > 1 else ''} {what}" for what, count in told.items()]
+    notes = [f"{where}: {count} picture{'s' if count > 1 else ''} {what}" for what, count in told.items()]
+    from PIL import ImageFile
+
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        notes.append(f"{where}: Pillow is told to fill up files that are cut short (LOAD_TRUNCATED_IMAGES)")
+    return notes
 
 
 def _scan(root: Path) -> tuple[list[Path], list[str]]:
     """Pictures below a folder, and what else lies there."""
     home = Path(os.path.realpath(root))
-    files, others, out = [], [], []
+    files, others, out, odd = [], [], [], []
     for place, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
         for name in [*names, *(f for f in folders if os.path.islink(os.path.join(place, f)))]:
@@ -98,13 +103,24 @@ def _scan(root: Path) -> tuple[list[Path], list[str]]:
                 continue
             if path.is_symlink() and (path.is_dir() or not Path(os.path.realpath(path)).is_relative_to(home)):
                 out.append(str(path.relative_to(root)))
-            elif path.suffix.lower() in SUFFIXES and path.is_file():
-                files.append(path)
+            elif path.suffix.lower() in SUFFIXES:
+                (files if path.is_file() and _is_text(name) else odd).append(path)
             else:
                 others.append(str(path.relative_to(root)))
+    if odd:
+        names = _some(ascii(str(p.relative_to(root))) for p in odd)
+        raise ValueError(f"{root}: links to nothing, no regular files or names that are no text: {names}")
     if out:
         raise ValueError(f"{root}: links to folders or out of it: {_some(out)}; put the files themselves there")
     return sorted(files, key=lambda p: p.relative_to(root).parts), sorted(others)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8
+        return False
+    return True
 
 
 def _splits(root: Path, files: list[Path]) -> dict[str, list[tuple[str, Path]]]:

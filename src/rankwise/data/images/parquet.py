@@ -132,7 +132,7 @@ def _check_memory(path: Path, opened: Any, column: str) -> None:
         for c in range(group.num_columns)
         if group.column(c).path_in_schema.split(".")[0] == column
     )
-    if needed > 0.8 * psutil.virtual_memory().available:
+    if 2 * needed > psutil.virtual_memory().available:
         raise ValueError(f"{path}: its pictures need {needed / 1e9:.1f} GB of memory, which is not free")
 
 
