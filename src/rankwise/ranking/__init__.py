@@ -1,0 +1,5 @@
+"""Ranking: personalisation of summaries, and leaderboards with intervals."""
+
+from rankwise.family import namespace
+
+__all__, __getattr__, __dir__ = namespace(__name__, __path__[0])
