@@ -1,0 +1,5 @@
+"""Image models: fewer tokens."""
+
+from rankwise.family import namespace
+
+__all__, __getattr__, __dir__ = namespace(__name__, __path__[0], needs="models")

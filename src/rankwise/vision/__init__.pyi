@@ -1,0 +1,1 @@
+from rankwise.vision.tokens import zero_tprune as zero_tprune
