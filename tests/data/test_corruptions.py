@@ -109,8 +109,12 @@ def test_other_names_shapes_types_and_rows_are_refused(pictures):
     for wrong in (pictures / 255, pictures[..., :1], pictures[0, 0], pictures[:, :4]):
         with pytest.raises(ValueError, match="pictures of shape"):
             corrupt(wrong, "fog", severity=1)
-    with pytest.raises(ValueError, match="24 numbers from 0 on"):
-        corrupt(pictures, "fog", severity=1, rows=[1, 2])
+    for rows in ([1, 2], np.arange(24) / 2, np.arange(24) - 1):
+        with pytest.raises(ValueError, match="24 whole numbers from 0 on"):
+            corrupt(pictures, "fog", severity=1, rows=rows)
+    for seed in (-1, None, 0.5):
+        with pytest.raises(ValueError, match="a whole number from 0 on"):
+            corrupt(pictures, "fog", severity=1, seed=seed)
 
 
 def test_no_pictures_are_no_pictures():

@@ -211,7 +211,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     check_regular(path)
     try:
         opened = arrow().parquet.ParquetFile(path)
-        _check_header(path, opened.schema_arrow.names)
+        check_header(path, opened.schema_arrow.names)
         index, size, (least, times) = 0, 0, UNFOLDS_TO
         for batch in opened.iter_batches():
             size += batch.nbytes
@@ -280,7 +280,7 @@ def _separated(path: Path, separator: str) -> Iterator[Row]:
                 return
             if cells and not header:
                 header = [c.strip() for c in cells]
-                _check_header(path, header)
+                check_header(path, header)
             elif len(cells) > len(header):
                 raise ValueError(f"{path}, line {line}: {len(cells)} cells, more than the {len(header)} columns")
             elif cells:
@@ -296,6 +296,7 @@ def _next(reader: Any) -> list[str] | None:
         csv.field_size_limit(before)
 
 
-def _check_header(path: Path, names: list[str]) -> None:
+def check_header(path: Path, names: list[str]) -> None:
+    """``ValueError`` where two columns have one name."""
     if twice := [n for n, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{path}: column '{twice[0]}' stands {names.count(twice[0])} times in the header; rename it")

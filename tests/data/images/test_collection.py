@@ -112,8 +112,8 @@ def test_parts_keep_what_belongs_to_a_picture(images):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (np.arange(100) % 5, "row 4: label 4, there are classes 0 to 3"),
-        (np.arange(100) % 4 - 1, "row 0: label -1"),
+        (np.arange(100) % 5, "picture 4: label 4, there are classes 0 to 3"),
+        (np.arange(100) % 4 - 1, "picture 0: label -1"),
         (np.arange(99) % 4, "100 integers are needed"),
         (np.arange(100) % 4 / 1, "100 integers are needed"),
     ],

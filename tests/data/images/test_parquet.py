@@ -106,6 +106,13 @@ def test_rows_without_picture_or_label_are_named(tmp_path):
     pq.write_table(pa.table({"image": [*rows, None]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a.parquet, row 4: column 'image' is empty"):
         read_images(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": rows, "label": ["a", "", "b"]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"c.parquet, row 2: column 'label' is empty"):
+        read_images(tmp_path / "c.parquet")
+    twice = pa.Table.from_arrays([pa.array(rows)] * 2, names=["image", "image"])
+    pq.write_table(twice, tmp_path / "d.parquet")
+    with pytest.raises(ValueError, match=r"d.parquet: column 'image' stands 2 times"):
+        read_images(tmp_path / "d.parquet")
     pq.write_table(pa.table({"image": rows, "label": [1, None, 0]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"b.parquet, row 2: column 'label' is empty"):
         read_images(tmp_path / "b.parquet")
@@ -121,10 +128,28 @@ def test_bytes_that_are_no_picture_are_named(tmp_path):
 
 def test_a_label_beyond_the_classes_is_refused_and_a_test_set_of_minus_ones_has_no_labels(tmp_path):
     pq.write_table(table(noise(3), [0, 2, 1], names=["a", "b"]), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="row 1: label 2, there are classes 0 to 1"):
+    with pytest.raises(ValueError, match="picture 1: label 2, there are classes 0 to 1"):
         read_images(tmp_path / "a.parquet")
     pq.write_table(table(noise(3), [-1, -1, -1], names=["a", "b"]), tmp_path / "b.parquet")
     assert read_images(tmp_path / "b.parquet").labels is None
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2**40], pa.array([0, 1, 2**63 + 1], pa.uint64())])
+def test_an_identifier_is_no_class(tmp_path, labels):
+    pq.write_table(table(noise(3), labels), tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"label [\d,]+(; without names there are classes 0 to 99,999| is no class index)"
+    ):
+        read_images(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 0.0], [True, False, True], [[0], [1], [0, 1]]])
+def test_labels_that_are_no_integers_or_texts_are_refused(tmp_path, labels):
+    pq.write_table(table(noise(3), labels), tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"row 1: column 'label' holds (float|bool|list); a label is an integer or text"
+    ):
+        read_images(tmp_path / "a.parquet")
 
 
 def test_a_file_without_a_splits_name_is_split_by_content(tmp_path):
@@ -144,6 +169,9 @@ def test_pictures_beside_the_file_are_read_and_those_elsewhere_are_not(tmp_path)
     pq.write_table(pa.table({"image": ["../a.png"]}), tmp_path / "set/two.parquet")
     with pytest.raises(ValueError, match=r"\.\./a.png does not lie beside the parquet file"):
         read_images(tmp_path / "set/two.parquet")
+    pq.write_table(pa.table({"image": ["https://example.org/a.png"]}), tmp_path / "set/three.parquet")
+    with pytest.raises(ValueError, match=r"row 1: https://example.org/a.png is an address"):
+        read_images(tmp_path / "set/three.parquet")
 
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path):

@@ -34,17 +34,22 @@ def glass(x: Floats, at: tuple[float, int], draws: Draws) -> Floats:
     """Pixels change places with a neighbour, from the lower right on, ``rounds`` times; a Gaussian before and after."""
     sigma, rounds = at
     x = np.asarray(gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest"))
-    count, height, width = len(x), *x.shape[1:3]
-    steps = -np.stack([rng.integers(0, 2, (rounds, height, width, 2)) for rng in draws])  # to the left, up, or neither
-    which = np.arange(count)
-    for turn in range(rounds):
+    orders = [exchanged(x.shape[1], x.shape[2], rounds, rng) for rng in draws]
+    x = np.stack([p.reshape(-1, 3)[order].reshape(p.shape) for p, order in zip(x, orders, strict=True)])
+    return gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
+
+
+def exchanged(height: int, width: int, rounds: int, rng: np.random.Generator) -> list[int]:
+    """Which pixel, counted by rows, comes to lie where: each changes places with itself or one to the left or above."""
+    order = list(range(height * width))
+    for _ in range(rounds):
+        back = (rng.integers(0, 2, (height, width, 2)) @ [width, 1]).tolist()
         for row in range(height - 1, 1, -1):
             for column in range(width - 1, 1, -1):
-                to = which, row + steps[:, turn, row, column, 0], column + steps[:, turn, row, column, 1]
-                moved = x[to]  # a copy
-                x[to] = x[:, row, column]
-                x[:, row, column] = moved
-    return gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
+                here = row * width + column
+                there = here - back[row][column]
+                order[here], order[there] = order[there], order[here]
+    return order
 
 
 def motion(x: Floats, at: tuple[int, float], draws: Draws) -> Floats:

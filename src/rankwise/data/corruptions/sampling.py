@@ -10,28 +10,23 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 
-def magnifier(size: int, factor: float) -> Floats:
-    """The matrix, ``(size, size)``, that enlarges the middle of a line ``factor`` times, by linear interpolation.
-
-    The middle ``⌈size / factor⌉`` values are spread over ``round(⌈size / factor⌉ · factor)``, ends on ends, and the
-    middle ``size`` of these are kept.
-    """
-    inner = math.ceil(size / factor)
-    outer = round(inner * factor)
-    first, trim = (size - inner) // 2, (outer - size) // 2
-    places = np.arange(outer)[trim : trim + size] * ((inner - 1) / max(outer - 1, 1))
-    left = np.minimum(np.floor(places).astype(int), inner - 2)
-    matrix = np.zeros((size, size), np.float32)
-    at = np.arange(size)
-    matrix[at, first + left] = 1 - (places - left)
-    matrix[at, first + left + 1] = places - left
-    return matrix
-
-
 def magnified(x: Floats, factor: float) -> Floats:
-    """The middle of pictures, ``(N, height, width, channels)``, enlarged to their size."""
-    tall, wide = magnifier(x.shape[1], factor), magnifier(x.shape[2], factor)
-    return np.einsum("hi,wj,nijc->nhwc", tall, wide, x, optimize=True)
+    """The middle of pictures, ``(N, height, width, channels)``, enlarged to their size by linear interpolation.
+
+    Of each side the middle ``⌈size / factor⌉`` pixels are spread over ``round(⌈size / factor⌉ · factor)``, ends on
+    ends, and the middle ``size`` of these are kept.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        inner = math.ceil(size / factor)
+        outer = round(inner * factor)
+        trim = (outer - size) // 2
+        places = np.arange(trim, trim + size) * ((inner - 1) / (outer - 1))
+        left = np.minimum(np.floor(places).astype(np.intp), inner - 2)
+        part = np.expand_dims((places - left).astype(np.float32), (0, *({1, 2} - {axis}), 3))
+        left = left + (size - inner) // 2
+        x = np.take(x, left, axis) * (1 - part) + np.take(x, left + 1, axis) * part
+    return x
 
 
 def mirrored(at: NDArray[np.intp], size: int, *, edge_twice: bool) -> NDArray[np.intp]:

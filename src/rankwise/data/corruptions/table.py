@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,12 @@ CORRUPTIONS = tuple(_TABLE)
 
 
 def corrupt(
-    pixels: NDArray[np.uint8], name: str, *, severity: int, seed: int = 0, rows: Sequence[int] | None = None
+    pixels: NDArray[np.uint8],
+    name: str,
+    *,
+    severity: int,
+    seed: int = 0,
+    rows: Sequence[int] | NDArray[np.integer] | None = None,
 ) -> NDArray[np.uint8]:
     """Corrupted pictures.
 
@@ -98,13 +104,15 @@ def corrupt(
         raise ValueError(
             f"pictures of shape {given.shape}, {given.dtype}; uint8 of (N, height, width, 3), at least 8 x 8, is needed"
         )
-    at = range(len(batch)) if rows is None else [int(row) for row in rows]
-    if len(at) != len(batch) or (at and min(at) < 0):
-        raise ValueError(f"rows={rows}; {len(batch)} numbers from 0 on are needed, one a picture")
+    at = np.arange(len(batch)) if rows is None else np.asarray(rows)
+    if at.shape != (len(batch),) or (at.size and (at.dtype.kind not in "iu" or at.min() < 0)):
+        raise ValueError(f"rows={rows}; {len(batch)} whole numbers from 0 on are needed, one a picture")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed}; a whole number from 0 on")
     function, table = _TABLE[name]
     out = np.empty_like(batch)
     for part in _parts(batch):
-        draws = [np.random.default_rng([seed, zlib.crc32(name.encode()), row]) for row in at[part]]
+        draws = [np.random.default_rng([seed, zlib.crc32(name.encode()), int(row)]) for row in at[part]]
         found = function(batch[part].astype(np.float32) / 255, table[severity - 1], draws)
         out[part] = np.rint(np.clip(found, 0, 1) * 255)
     return out.reshape(given.shape)
@@ -134,8 +142,6 @@ def corrupted(images: Images, name: str, *, severity: int, seed: int = 0) -> Ima
     >>> noisy.name, len(noisy), bool((noisy.labels == digits.labels).all())
     ('digits, shot_noise 5', 1797, True)
     """
-    from dataclasses import replace
-
     held = images.stacked()
     assert isinstance(held.store, Stack)
     pixels = corrupt(held.store.array, name, severity=severity, seed=seed)

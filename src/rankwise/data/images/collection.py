@@ -22,6 +22,7 @@ from rankwise.nearest import unknown
 if TYPE_CHECKING:
     from PIL import Image
 
+MOST_CLASSES = 100_000  # that have no names; a larger label is an identifier, not a class
 SHOWN = 5  # pictures named in one message
 
 
@@ -254,7 +255,7 @@ class Images:
             found = found.astype(np.int64)
         names = list(label_names)
         if found is not None and not names and found.size and np.issubdtype(found.dtype, np.integer):
-            names = [str(i) for i in range(int(found.max()) + 1)]
+            names = numbered(found, name)
         return cls(name=name, store=Stack(array), labels=found, label_names=names)
 
     def __repr__(self) -> str:
@@ -436,6 +437,13 @@ def _said(picture: NDArray[np.uint8]) -> str:
     return f"{picture.shape[1]} x {picture.shape[0]} pixels"
 
 
+def numbered(labels: NDArray[np.int64], where: str) -> list[str]:
+    """Names of classes that have none: their indices."""
+    if (most := int(labels.max(initial=-1))) >= MOST_CLASSES:
+        raise ValueError(f"{where}: label {most:,}; without names there are classes 0 to {MOST_CLASSES - 1:,}")
+    return [str(i) for i in range(most + 1)]
+
+
 def check_labels(labels: NDArray[np.int64], count: int, names: Sequence[str], where: str) -> None:
     """``ValueError`` where labels are no class indices, one a picture, or two classes have one name."""
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
@@ -445,7 +453,7 @@ def check_labels(labels: NDArray[np.int64], count: int, names: Sequence[str], wh
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if outside.size:
         row = int(outside[0])
-        raise ValueError(f"{where}, row {row}: label {labels[row]}, there are classes 0 to {len(names) - 1}")
+        raise ValueError(f"{where}, picture {row}: label {labels[row]}, there are classes 0 to {len(names) - 1}")
 
 
 def complain(where: str, bad: Sequence[str], count: int) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from rankwise.data.images.collection import Encoded, Images
+from rankwise.data.images.collection import Encoded, Images, numbered
 from rankwise.data.images.folders import checked
 from rankwise.data.images.layout import SPLITS, chosen, shards, split_of
-from rankwise.data.tables import arrow
+from rankwise.data.tables import arrow, check_header
 from rankwise.nearest import unknown
 from rankwise.reading import check_regular, parse_json
 
@@ -93,6 +93,7 @@ def _add(held: _Held, path: Path, image_column: str | None, label_column: str | 
     try:
         opened = pa.parquet.ParquetFile(path)
         schema = opened.schema_arrow
+        check_header(path, schema.names)
         image = _column(path, schema.names, "image_column", image_column, IMAGE_COLUMNS)
         label = _column(path, schema.names, "label_column", label_column, LABEL_COLUMNS)
         if image is None:
@@ -148,6 +149,8 @@ def _source(where: str, path: Path, column: str, cell: Any) -> tuple[Path | byte
         kind = type(cell).__name__
         raise ValueError(f"{where}: column '{column}' holds {kind}; bytes, a path or a struct of both is needed")
     name = cell.get("path")
+    if cell.get("bytes") is None and "://" in str(name):
+        raise ValueError(f"{where}: {name} is an address; pictures are not fetched one by one")
     if (data := cell.get("bytes")) is not None:
         return data, str(name or "")
     file = path.parent / str(name)
@@ -161,9 +164,9 @@ def _source(where: str, path: Path, column: str, cell: Any) -> tuple[Path | byte
 def _cells(path: Path, column: str, cells: Any) -> list[int | str]:
     found = cells.to_pylist()
     for row, value in enumerate(found, 1):
-        if value is None:
+        if value is None or value == "":
             raise ValueError(f"{path}, row {row}: column '{column}' is empty")
-        if not isinstance(value, int | str):
+        if not isinstance(value, int | str) or isinstance(value, bool):
             kind = type(value).__name__
             raise ValueError(f"{path}, row {row}: column '{column}' holds {kind}; a label is an integer or text")
     return found
@@ -194,7 +197,10 @@ def _labels(held: _Held, given: list[str], where: str) -> tuple[NDArray[np.int64
         if strange := next((label for label in held.labels if label not in index), None):
             raise ValueError(f"{where}: {unknown('class', str(strange), names)}")
         return np.array([index[str(label)] for label in held.labels], np.int64), names
-    labels = np.array(held.labels, np.int64)
+    try:
+        labels = np.array(held.labels, np.int64)
+    except OverflowError as error:
+        raise ValueError(f"{where}: label {max(map(int, held.labels))} is no class index") from error
     if (labels == -1).all():  # how the hub writes a test set whose labels are kept back
         return None, []
-    return labels, given or held.classes or [str(i) for i in range(max(int(labels.max()) + 1, 0))]
+    return labels, given or held.classes or numbered(labels, where)
