@@ -25,6 +25,7 @@ SHARED = {
     "--seed": int,  # decides every draw
     "--seeds": int,  # how many runs
     "--max-length": int,  # tokens of a text
+    "--distance": "text",  # how far two texts are
     "--style": "text",  # how a prompt is written
     "--server": "text",  # address of an OpenAI-compatible server, and what belongs to it
     "--key-variable": "text",
@@ -48,6 +49,7 @@ MISTAKES = {
     "select": ["--pool", "none.csv", "--queries", "none.csv", "--out", "x.jsonl"],
     "answer": ["--questions", "none.jsonl"],
     "compare": ["none.txt", "none.txt"],
+    "perseval": ["none.jsonl", "--out", "x"],
     "quantile fit": ["none.csv", "--response", "y", "--out", "x"],
     "quantile predict": ["none", "none.csv"],
     "quantile report": ["none"],

@@ -22,6 +22,7 @@ FOLDERS = {
     "quantile fit": "quantile fit data.csv --response price --models linear --out",
     "inspect": "inspect model --out",
     "compare": "compare a.txt b.txt --model model --out",
+    "perseval": "perseval readers.csv --simplified --out",
 }
 FILES = {
     "select": "select --pool pool.jsonl --queries queries.jsonl --selector bm25 --model model --out",
@@ -43,6 +44,8 @@ def made(tmp_path_factory):
     folders.table(place / "new.csv")
     for name in ("pool.jsonl", "queries.jsonl"):
         folders.lines(place / name, [{"question": "a good film ?", "answer": "yes", "choices": ["yes", "no"]}] * 4)
+    headlines = [f"N{i},{u},{u} sues,a suit {i}" for i in range(80) for u in ("ann", "bob")]
+    (place / "readers.csv").write_text("\n".join(["doc_id,uid,user,T5", *headlines]))
     for name in ("a.txt", "b.txt"):
         (place / name).write_text("\n".join(folders.TEXTS))
     (place / "mine").mkdir()

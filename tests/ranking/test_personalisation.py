@@ -396,3 +396,9 @@ def test_the_columns_of_a_report_are_a_table_of_json_numbers():
     found = perseval(DOCUMENT, WROTE, SAME)
     assert len({len(column) for column in found.users.values()}) == 1
     json.dumps({k: list(map(str, v)) for k, v in found.documents.items()})
+
+
+def test_one_document_tells_no_interval():
+    found = perseval(DOCUMENT, WROTE, SAME)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)

@@ -17,6 +17,7 @@ from rankwise.prompting import names
 
 QUANTILE_MODELS = ("linear", "boosting", "forest", "extra-trees", "gaussian", "network")
 QUANTILES = "quantile fit"  # what makes the folders of quantile models
+PERSEVAL = "perseval"  # and those of leaderboards of summaries
 
 
 def check_compression(
@@ -98,6 +99,28 @@ def check_answering(method: str, *, length: str, style: str, samples: int) -> No
 def check_comparison(*, distance: str, p_value: str) -> None:
     """Of `rankwise compare`."""
     _known(("distance", distance, names.DISTANCES), ("p-value", p_value, names.P_VALUES))
+
+
+def check_personalisation(
+    path: Path, out: Path | None, *, distance: str, stopwords: str | None, model: str | None, **options: Any
+) -> None:
+    """Of `rankwise.jobs.personalisation.judge_file`."""
+    from rankwise.data.tables import kind_of
+    from rankwise.ranking.distances import DISTANCES
+    from rankwise.ranking.personalisation import check_options
+
+    check_options(simplified=True, **options)
+    _known(("distance", distance, DISTANCES))
+    for name, value, own in (("stopwords", stopwords, "jsd"), ("model", model, "embedding")):
+        if value is not None and distance != own:
+            raise ValueError(f"{name} is of {own}, and the distance is {distance}: leave it out, or name {own}")
+    if stopwords not in (None, "english", "none") and not Path(stopwords).is_file():
+        raise ValueError(f"stopwords '{stopwords}': english, none, or a file with a word a line is accepted")
+    kind_of(path)
+    if not path.is_file():
+        raise ValueError(f"no such data file: {path}")
+    if out is not None:
+        check_output(out, made_by=PERSEVAL, inputs=[path])
 
 
 def _known(*asked: tuple[str, str, Any]) -> None:

@@ -10,9 +10,14 @@ Array = NDArray[np.float64]
 
 def interval(values: Array, *, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap of the mean of ``(n,)`` values."""
-    means = resampled(values[:, None], resamples=resamples, seed=seed)[:, 0]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = quantiles(resampled(values[:, None], resamples=resamples, seed=seed), level=level, n=len(values))
+    return float(low[0]), float(high[0])
+
+
+def quantiles(means: Array, *, n: int, level: float = 0.95) -> tuple[Array, Array]:
+    """Both ends ``(m,)`` of the interval of ``(resamples, m)`` means of n rows; one row has none: NaN."""
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return (low, high) if n > 1 else (low * np.nan, high * np.nan)
 
 
 def resampled(values: Array, *, resamples: int, seed: int) -> Array:

@@ -205,8 +205,8 @@ def _check_texts(names: list[str], documents: Mapping[str, str]) -> None:
     without = [n for n in names if not _filled(documents.get(n, ""), f"document {n}")]
     if without:
         raise ValueError(
-            f"{len(without)} of {len(names)} documents have no text, e.g. {without[0]}: give it, or simplified=True, "
-            "which does not weigh by distances to documents"
+            f"{len(without)} of {len(names)} documents have no text, e.g. {without[0]}: give it, or take "
+            "simplified=True (--simplified), which does not weigh by distances to documents"
         )
 
 

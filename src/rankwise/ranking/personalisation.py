@@ -89,7 +89,7 @@ class Personalisation:
     score : float
         PerSEval in [0, 1]: high is good.
     low, high : float
-        Interval of 95% by a bootstrap over documents.
+        Interval of 95% by a bootstrap over documents; NaN of one document.
     degress, egises : float
         Whether summaries differ as readers do: mean DEGRESS (high is good), and 1 minus it.
     edp : float

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 
-from rankwise.ranking.bootstrap import resampled
+from rankwise.ranking.bootstrap import quantiles, resampled
 from rankwise.ranking.distances import as_distance
 from rankwise.ranking.judged import Array, Judged, Texts
 from rankwise.ranking.personalisation import (
@@ -176,7 +176,7 @@ def leaderboard(
     order = sorted(systems, key=lambda name: -reports[name].score)
     values = np.stack([np.asarray(reports[name].documents["perseval"]) for name in order], 1)
     means = resampled(values, resamples=resamples, seed=seed)
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    low, high = quantiles(means, n=len(values))
     ranks = {
         "perseval": _ranks({n: -reports[n].score for n in order}),
         "accuracy": _ranks({n: reports[n].distance for n in order}),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rankwise.merging import Merge
     from rankwise.prompting import DepthTest
     from rankwise.prompting.answers import RankedAnswers
+    from rankwise.ranking import Leaderboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,17 @@ def corpora(test: DepthTest, names: Sequence[str], texts: Sequence[list[str]]) -
         cells = [f"{q:.3f}" for q in np.quantile(depths, [0.05, 0.5, 0.95])]
         rows.append([name, str(len(own)), f"{words:.1f}", *cells])
     return ["corpus", "texts", "words a text", "depth: 5%", "median", "95%"], rows
+
+
+def personalised(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: systems by PerSEval, with what the other orders say."""
+    rows = []
+    for name in board.systems:
+        r = board.reports[name]
+        between = f"{r.low:.4f} to {r.high:.4f}" if r.low == r.low else "-"
+        cells = [f"{r.score:.4f}", between, f"{r.egises:.4f}", f"{r.distance:.4f}"]
+        rows.append([name, *cells, f"{board.ranks['accuracy'][name]:g}", f"{board.borda[name]:g}"])
+    return ["system", "PerSEval", "95%", "EGISES", "distance", "by accuracy", "Borda"], rows
 
 
 def extreme_texts(
