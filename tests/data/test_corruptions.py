@@ -267,6 +267,17 @@ def test_plasma_without_noise_below_the_first_squares_is_the_mean_of_neighbours(
     np.testing.assert_allclose(field[2:8:4, 2:8:4], middles, atol=1e-6)
 
 
+def test_plasma_strays_as_far_from_its_neighbours_on_edges_as_in_squares():
+    field = plasma(32, 2, generators(40)).astype(float)
+    up, left = np.roll(field, 1, 1), np.roll(field, 1, 2)
+    down, right = np.roll(field, -1, 1), np.roll(field, -1, 2)
+    edges = field - (up + down + left + right) / 4
+    diagonal = (np.roll(up, 1, 2) + np.roll(up, -1, 2) + np.roll(down, 1, 2) + np.roll(down, -1, 2)) / 4
+    squares = (field - diagonal)[:, 1::2, 1::2].std()
+    assert edges[:, ::2, 1::2].std() == pytest.approx(squares, rel=0.1)
+    assert edges[:, 1::2, ::2].std() == pytest.approx(squares, rel=0.1)
+
+
 @pytest.mark.parametrize(("severity", "thick"), zip(SEVERITIES, [0.2, 0.5, 0.75, 1, 1.5], strict=True))
 def test_fog_maps_the_largest_value_to_itself_under_the_thickest_cloud(severity, thick):
     found = corrupt(level(200, side=32), "fog", severity=severity)[0, ..., 0] / 255
