@@ -35,7 +35,7 @@ def _load(task: str) -> Callable[[], object]:
     def call() -> object:
         from rankwise.models import load, load_tokenizer
 
-        return load("model", task=task), load_tokenizer("model")  # type: ignore[arg-type]
+        return load("model", task=task), load_tokenizer("model")
 
     return call
 

@@ -7,7 +7,7 @@ import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -219,7 +219,7 @@ def _told(failed: list[str], rest: str) -> None:
 
 
 def _language_model(
-    model: str, server: str, out: Path | None, inputs: list[Path], *, context: int | None = None, **asked: object
+    model: str, server: str, out: Path | None, inputs: list[Path], *, context: int | None = None, **asked: Any
 ):
     """The model, with a record beside ``out`` where there is one."""
     from rankwise.files import check_file
@@ -237,7 +237,7 @@ def _language_model(
     if server:
         from rankwise.prompting.server_model import ServerModel
 
-        lm = ServerModel(model, server, context=context, **given)  # type: ignore[arg-type]
+        lm = ServerModel(model, server, context=context, **given)
     else:
         from rankwise.prompting.transformers_model import TransformersModel
 
@@ -287,7 +287,8 @@ def compare(
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always", UserWarning)
-        found = depth_rank_test(*texts, distance=distance, method=p_value, encoder=encoder, seed=seed)  # type: ignore[arg-type]
+        by: Any = p_value  # one of those that `check_comparison` takes
+        found = depth_rank_test(*texts, distance=distance, method=by, encoder=encoder, seed=seed)
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
     names = [first.stem, second.stem] if first.stem != second.stem else [str(first), str(second)]
     table, q = corpora(found, names, texts), f"Q = {found.q:.3f} [{found.q_low:.3f}, {found.q_high:.3f}]"

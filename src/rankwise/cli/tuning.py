@@ -24,7 +24,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
             parameters[1:1] = [_option(name) for name in AdaptConfig.model_fields if name != "learning_rates"]
         else:
             parameters.append(parameter)
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters)
     return command
 
 

@@ -104,7 +104,9 @@ def factors(
     if C is None and not calibrated:
         return balanced_factors(W, rank, directions=directions)
     Q, R = _reduced(W)
-    V = (decomposed(W, C).V if directions is None else directions)[:, :rank].double()  # type: ignore[index]
+    found = decomposed(W, C).V if directions is None else directions
+    assert found is not None, "`decomposed` gives directions where they are not declined"
+    V = found[:, :rank].double()
     A = V.mT @ R
     root = A.norm(dim=1).clamp(min=torch.finfo(A.dtype).tiny).sqrt()
     return (V if Q is None else Q @ V) * root, A / root[:, None]
@@ -113,7 +115,7 @@ def factors(
 def _reduced(W: Tensor) -> tuple[Tensor | None, Tensor]:
     """``W = Q R`` in float64 with R of n rows; no Q where W is not tall."""
     W = W.double()
-    return torch.linalg.qr(W) if W.shape[0] > W.shape[1] else (None, W)  # type: ignore[return-value]
+    return torch.linalg.qr(W) if W.shape[0] > W.shape[1] else (None, W)
 
 
 def weight_of(layer: nn.Module) -> Tensor:

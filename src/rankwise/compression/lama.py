@@ -380,8 +380,8 @@ class LamaClassifier(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.1)
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()  # type: ignore[operator]
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token states ``H: (batch, seq, d)``, zero where padded."""

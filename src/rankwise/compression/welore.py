@@ -186,7 +186,7 @@ class _Plans:
             full_rank=len(S),
             low_rank=(len(S) - rank) / len(S) > self.min_ratio and smaller,
             spectrum=S,
-            item_size=self.layers[name].weight.element_size(),  # type: ignore[union-attr]
+            item_size=self.layers[name].get_parameter("weight").element_size(),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import validate_data
 
 Array = NDArray[np.float64]
+# scikit-learn's own types are those of its defaults, among them the word "no_validation"
+_validated: Callable[..., Any] = validate_data
 
 
 def rows_of(estimator: Any, X: ArrayLike, **options: Any) -> Array:
@@ -21,13 +24,13 @@ def rows_of(estimator: Any, X: ArrayLike, **options: Any) -> Array:
         Columns of a frame that hold words or dates (all are named); NaN, another number of columns, no rows.
     """
     _refuse_words(X)
-    return np.asarray(validate_data(estimator, X, dtype=np.float64, **options))  # type: ignore[arg-type]
+    return np.asarray(_validated(estimator, X, dtype=np.float64, **options))
 
 
 def rows_and_response_of(estimator: Any, X: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     """`rows_of` with a response ``(n,)`` of numbers."""
     _refuse_words(X)
-    rows, response = validate_data(estimator, X, y, dtype=np.float64, y_numeric=True)  # type: ignore[arg-type, misc]
+    rows, response = _validated(estimator, X, y, dtype=np.float64, y_numeric=True)
     return np.asarray(rows), np.asarray(response, dtype=np.float64)
 
 

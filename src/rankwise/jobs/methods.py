@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rankwise.nearest import unknown
 
@@ -81,7 +81,7 @@ class Method:
     initialise_on: str = ""
     ablation: bool = False
     speech_rates: tuple[float, ...] = ()
-    trains: str = "all"
+    trains: Literal["all", "head", "lrc", "n-lrc"] = "all"
     optimizer: Callable[[nn.Module, float, Projection], torch.optim.Optimizer] | None = None
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rankwise.jobs.lama import LAMA_RATES, VARIANTS, build_lama
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Untrained:
     base: str
     tasks: tuple[str, ...]
     learning_rates: list[float]
-    build: Callable[..., nn.Module]
+    build: Callable[..., PreTrainedModel]
 
 
 UNTRAINED = {
@@ -53,7 +53,7 @@ def base_of(model: str) -> str:
 
 def fresh(
     name: str, *, task: str, num_labels: int, dropout: float | None = None, source: str | None = None
-) -> nn.Module:
+) -> PreTrainedModel:
     """A model with a new head, drawn from the current random state.
 
     Parameters

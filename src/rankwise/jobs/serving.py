@@ -37,6 +37,7 @@ from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import Task, TextTask
 from rankwise.models import load, load_processor, load_tokenizer
 from rankwise.models.loading import quiet_loading
+from rankwise.models.names import Task as ModelTask
 from rankwise.models.whisper import shorten
 from rankwise.nearest import unknown
 
@@ -159,14 +160,16 @@ def load_adapter(folder: Path, *, model: str | None = None) -> PeftModel:
     """
     if (about := read_about(folder)) is not None:
         base = checked_base(folder, about, model)
-        task = {"asr": "asr", "causal-lm": "causal-lm", "text-to-label": "causal-lm"}.get(about.task, "classification")
+        tasks: dict[str, ModelTask] = {"asr": "asr", "causal-lm": "causal-lm", "text-to-label": "causal-lm"}
+        task = tasks.get(about.task, "classification")
         labels = 1 if about.task == "regression" else len(about.labels) or 2
     else:
         config = checked_config(folder)
         base = model or named_base(folder)
-        task = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}.get(str(config.get("task_type")))
+        tasks = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
+        task = tasks.get(str(config.get("task_type")))
         labels = _outputs(folder) or 2
-    adapted = load_adapted(load(base, task=task, num_labels=labels), folder)  # type: ignore[arg-type]
+    adapted = load_adapted(load(base, task=task, num_labels=labels), folder)
     assert isinstance(adapted, PeftModel)
     if about is not None:
         with_labels(adapted, about)

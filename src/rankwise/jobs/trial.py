@@ -10,7 +10,7 @@ trainable tensors, so that a killed run ends with the numbers of an unbroken one
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from rankwise.compression import train_only
@@ -134,6 +134,11 @@ def ordered(examples: list[Example], *, task: Task, steps: int, batch_size: int,
     return [examples[i] for b in shuffled for i in batches[b]]
 
 
+def dataset(examples: list[Example]) -> Dataset:
+    """A list as Trainer's annotations want it; it has the length and the items that are read."""
+    return cast(Dataset, examples)
+
+
 def build(
     model: nn.Module, name: str, *, rank: int, targets: list[str], steps: int, task: Task, data: Iterator, config=None
 ) -> nn.Module:
@@ -144,7 +149,7 @@ def build(
         if chosen.trains == "head":
             body.requires_grad_(False)
         elif chosen.trains != "all":
-            train_only(model, chosen.trains)  # type: ignore[arg-type]
+            train_only(model, chosen.trains)
         return model
     config = config or chosen.config(rank, targets, steps)
     config.task_type = task.peft_type
@@ -216,7 +221,9 @@ def train(
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
-        train_dataset=ordered(examples, task=task, steps=training.steps, batch_size=training.batch_size, seed=seed),  # type: ignore[arg-type]
+        train_dataset=dataset(
+            ordered(examples, task=task, steps=training.steps, batch_size=training.batch_size, seed=seed)
+        ),
         data_collator=task.collate,
         callbacks=callbacks,
     )
@@ -258,7 +265,7 @@ class AdapterTrainer(Trainer):
     make_optimizer: Callable[[], torch.optim.Optimizer] | None = None
 
     def _get_train_sampler(self, train_dataset=None):
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(cast(Sized, self.train_dataset if train_dataset is None else train_dataset))
 
     def create_optimizer(self, *args, **kwargs):
         """AdamW, or the method's own."""

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -249,9 +250,10 @@ class ShardWriter:
         self._noted = self._journal.open("a", encoding="utf-8")
 
     def _lay_out(self, file: Path, shard: list[Slot]) -> None:
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+        offset = 0
         for slot in shard:
-            header[slot.name] = {  # type: ignore[assignment]
+            header[slot.name] = {
                 "dtype": NAMES[slot.dtype],
                 "shape": list(slot.shape),
                 "data_offsets": [offset, offset + slot.bytes],

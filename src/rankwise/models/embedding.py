@@ -86,7 +86,7 @@ class TextEncoder:
 
     def vectors(self, texts: list[str]) -> Tensor:
         """The same as a tensor through which gradients flow, all texts in one batch."""
-        return self._pooled(self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"])  # type: ignore[arg-type]
+        return self._pooled(self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"])
 
     def save(self, folder: Path) -> None:
         """As a folder that ``TextEncoder(str(folder))`` reads."""

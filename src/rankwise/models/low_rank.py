@@ -153,8 +153,8 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
 
 def dense_shape(layer: nn.Module) -> tuple[int, int]:
     """``(out, in)`` of a linear layer or ``Conv1D``."""
-    shape = tuple(layer.weight.shape)  # type: ignore[union-attr]
-    return shape if isinstance(layer, nn.Linear) else shape[::-1]  # type: ignore[return-value]
+    rows, columns = layer.get_parameter("weight").shape
+    return (rows, columns) if isinstance(layer, nn.Linear) else (columns, rows)
 
 
 def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
@@ -167,6 +167,8 @@ def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> No
 
 def install(model: PreTrainedModel, record: Record) -> None:
     """Swap the recorded layers for empty `LowRankLinear`, ready to take the weights of a checkpoint, but not marks."""
+    from transformers.pytorch_utils import Conv1D
+
     prefix = f"{model.base_model_prefix}."
     modules = dict(model.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
@@ -175,14 +177,16 @@ def install(model: PreTrainedModel, record: Record) -> None:
         if found is None:
             raise ValueError(f"the checkpoint's compressed layer {name} is not in a {type(model).__name__}")
         old = modules[found]
+        if not isinstance(old, nn.Linear | Conv1D):
+            raise ValueError(f"the checkpoint's compressed layer {name} is a {type(old).__name__}, not a linear layer")
         out_features, in_features = dense_shape(old)
         new = LowRankLinear(
             in_features,
             out_features,
             int(rank),
-            bias=old.bias is not None,  # type: ignore[union-attr]
+            bias=old.bias is not None,
             conv1d=name in record["conv1d"],
-            dtype=old.weight.dtype,  # type: ignore[union-attr]
+            dtype=old.get_parameter("weight").dtype,
         )
         new.marked = False
         replacements[old] = new
@@ -195,12 +199,13 @@ def record_of(config: PretrainedConfig) -> Record | None:
     if entry is None:
         return None
     ranks, conv1d = (entry.get("ranks"), entry.get("conv1d", [])) if isinstance(entry, dict) else (None, [])
-    sound = isinstance(ranks, dict) and all(
-        isinstance(r, int) and r >= 1 and re.fullmatch(r"[\w.]+", n) for n, r in ranks.items()
-    )
-    if not sound or not isinstance(conv1d, list):
-        raise ValueError(f"config.json: '{KEY}' must hold 'ranks', a mapping of layer names to positive ranks")
-    return {"ranks": ranks, "conv1d": conv1d}  # type: ignore[typeddict-item]
+    if (
+        isinstance(ranks, dict)
+        and isinstance(conv1d, list)
+        and all(isinstance(r, int) and r >= 1 and re.fullmatch(r"[\w.]+", n) for n, r in ranks.items())
+    ):
+        return Record(ranks=ranks, conv1d=conv1d)
+    raise ValueError(f"config.json: '{KEY}' must hold 'ranks', a mapping of layer names to positive ranks")
 
 
 def compressed_class(cls: type[PreTrainedModel], record: Record) -> type[PreTrainedModel]:

@@ -98,7 +98,7 @@ def outlier_scores(
 
 def _magnitude(layer: nn.Module, norms: Tensor | None) -> Tensor:
     """``A: (out, in)``, float32."""
-    W = layer.weight.detach().float()  # type: ignore[union-attr]
+    W = layer.get_parameter("weight").detach().float()
     W = W if isinstance(layer, nn.Linear) else W.mT
     return W.abs() if norms is None else W.abs() * norms.to(W)
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Batch = Mapping[str, Any]
 Reader = Callable[[Tensor], None]
@@ -64,7 +67,7 @@ class Passes:
         if self.device.type == "meta":
             raise ValueError("the model is on the meta device: load its weights before gathering activations")
         two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        self.encoder = model.get_encoder() if two_sided else None  # type: ignore[operator]
+        self.encoder = cast("PreTrainedModel", model).get_encoder() if two_sided else None
         self._in_encoder, self._encoded = False, None
         self._masks: tuple[Tensor | None, Tensor | None] = None, None
 

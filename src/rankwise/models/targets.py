@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -25,7 +25,7 @@ def plain_modules(module: nn.Module, name: str = "", seen: set[int] | None = Non
     """Every module by the name it had before adapters: an adapter's layer stands for what it wraps."""
     seen = set() if seen is None else seen
     while hasattr(module, "adapter_layer_names"):  # PEFT's layers, and its copies of modules that train whole
-        module = module.original_module if hasattr(module, "original_module") else module.base_layer  # type: ignore[assignment]
+        module = module.get_submodule("original_module" if hasattr(module, "original_module") else "base_layer")
     if id(module) in seen:
         return
     seen.add(id(module))
@@ -50,7 +50,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     from transformers.pytorch_utils import Conv1D
 
     linear = {n: m for n, m in plain_modules(model) if isinstance(m, nn.Linear | Conv1D)}
-    found: dict[str, nn.Linear] = {n: m for n, m in linear.items() if not _HEADS.search(n)}  # type: ignore[misc]
+    found = cast("dict[str, nn.Linear]", {n: m for n, m in linear.items() if not _HEADS.search(n)})
     in_blocks = {n: m for n, m in found.items() if _BLOCK.search(n)}
     return in_blocks or found
 

@@ -181,7 +181,7 @@ class GaLoreAdamW(Optimizer):
         self._number = {id(p): (i, g) for i, (p, g) in enumerate(places)}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient (those updated in the backward pass are done already)."""
         loss = None
         if closure is not None:
@@ -322,14 +322,14 @@ class GaLoreAdamW(Optimizer):
         if p.dtype == _precision(p):
             # one pass without temporaries, over memory as it lies; on a GPU it would want the step there
             fused = p.device.type == "cpu" and p.is_contiguous() and grad.is_contiguous()
-            adamw([p], [grad.to(p.dtype)], [M], [V], [], [step], fused=fused, **options)  # type: ignore[arg-type]
+            adamw([p], [grad.to(p.dtype)], [M], [V], [], [step], fused=fused, **options)
             return
         dense = p.contiguous()
         weights, grads, M, V, now = dense.view(-1), grad.reshape(-1), M.view(-1), V.view(-1), step.clone()
         for start in range(0, len(weights), _CHUNK):
             part = slice(start, start + _CHUNK)
             W, now = weights[part].float(), step.clone()
-            adamw([W], [grads[part].float()], [M[part]], [V[part]], [], [now], **options)  # type: ignore[arg-type]
+            adamw([W], [grads[part].float()], [M[part]], [V[part]], [], [now], **options)
             self._store(weights[part], W, self._seed(p, 1 + start))
         step.copy_(now)
         if not p.is_contiguous():

@@ -150,7 +150,7 @@ class OwLore(GaLoreAdamW):
                 self.release()
                 raise
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Close the step; at every ``interval``-th, switch blocks."""
         refuse_replicas("OwLore")
         loss = super().step(closure)

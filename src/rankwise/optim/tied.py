@@ -63,13 +63,13 @@ class _Head(torch.autograd.Function):
     """``x Wᵀ``, whose backward adds W's gradient to ``W.grad`` instead of handing it on."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, W: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, W: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.weight = W
         return F.linear(x, W)
 
     @staticmethod
-    def backward(ctx, g: Tensor):  # type: ignore[override]
+    def backward(ctx, g: Tensor):
         (x,), W = ctx.saved_tensors, ctx.weight
         rows = g.reshape(-1, g.shape[-1])
         part = (rows.mT @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(W.dtype)

@@ -33,7 +33,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -126,12 +126,13 @@ class TextDepth(BaseEstimator):
     def _embedded(self, X: Sequence[str] | ArrayLike) -> NDArray:
         if isinstance(X, str):
             raise ValueError("one text was given; a list of texts or an array of embeddings is needed")
-        if isinstance(X, Sequence) and len(X) and isinstance(X[0], str):
+        if (texts := _texts(X)) is not None:
             encoder = self.encoder
             if encoder is None:
                 from rankwise.models.embedding import embed as encoder
-            X = encoder(list(X))  # type: ignore[arg-type]
-        return check_array(X, dtype=[np.float64, np.float32])  # type: ignore[arg-type]  (a list of dtypes is documented)
+            X = encoder(texts)
+        dtypes: Any = [np.float64, np.float32]  # scikit-learn documents a list; its default alone is typed
+        return check_array(X, dtype=dtypes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,11 +365,15 @@ def _chords(units: Array, others: Array) -> Iterator[tuple[int, Array]]:
 
 def _in_both(F: object, G: object, units: Array, others: Array) -> int:
     """How many of G are in F too: as texts where texts are given, else as embeddings."""
-    if all(isinstance(X, Sequence) and len(X) and isinstance(X[0], str) for X in (F, G)):
-        known = set(F)  # type: ignore[arg-type]
-        return sum(text in known for text in G)  # type: ignore[union-attr, attr-defined]
-    known = {row.tobytes() for row in units}
-    return sum(row.tobytes() in known for row in others)
+    known, asked = _texts(F), _texts(G)
+    if known is None or asked is None:
+        known, asked = ([row.tobytes() for row in rows] for rows in (units, others))
+    return sum(map(set(known).__contains__, asked))
+
+
+def _texts(X: object) -> list[str] | None:
+    """The texts, where it is texts that are given, and not embeddings."""
+    return list(X) if isinstance(X, Sequence) and len(X) and isinstance(X[0], str) else None
 
 
 def unit_rows(X: NDArray, name: str) -> NDArray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -98,8 +98,8 @@ class Drawn(LogitsProcessor):
         rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True)
         self.generators = [_generator([t for t, real in zip(*row, strict=True) if real], sampling.seed) for row in rows]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        kept = self.nucleus(input_ids, scores.float() / self.temperature)  # type: ignore[arg-type]
+    def __call__(self, input_ids: torch.LongTensor, scores: Tensor) -> Tensor:
+        kept = self.nucleus(input_ids, cast(torch.FloatTensor, scores.float() / self.temperature))
         waits = [torch.empty(kept.shape[1]).exponential_(generator=g) for g in self.generators]
         return kept - torch.stack(waits).log().to(kept.device)
 
@@ -110,7 +110,7 @@ class _Stopping(StoppingCriteria):
     def __init__(self, start: int, stop: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> None:
         self.start, self.stop, self.tokenizer = start, stop, tokenizer
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
         texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
         return torch.tensor([any(s in text for s in self.stop) for text in texts], device=input_ids.device)
 

@@ -31,7 +31,7 @@ from rankwise.reading import byte_lines, parse_json
 
 __all__ = ["Generation", "LanguageModel", "Recorded", "Sampling", "Score", "TextGenerator"]
 
-Message = dict[str, object]
+Message = dict[str, Any]  # of which the content is a text, or a list of parts
 Prompt = str | Sequence[Message]
 
 

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ def can_share(model: nn.Module) -> bool:
     accepted = inspect.signature(model.forward).parameters
     if "position_ids" not in accepted or _cache_name(accepted) is None or getattr(model, "_is_stateful", False):
         return False
-    layers = DynamicCache(config=model.config).layers  # type: ignore[arg-type]
+    layers = DynamicCache(config=getattr(model, "config", None)).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
@@ -224,8 +224,9 @@ def _to_the_right(seen: _Seen, lengths: Tensor) -> _Seen:
     place = torch.arange(int(real.max()), device=real.device) - real.max()
     index = (place + (before + lengths)[:, None]).clamp(min=0)[:, None, :, None]
     for layer in seen.cache.layers:
-        layer.keys = layer.keys.take_along_dim(index, 2)  # type: ignore[union-attr]
-        layer.values = layer.values.take_along_dim(index, 2)  # type: ignore[union-attr]
+        kept = cast(DynamicLayer, layer)  # `can_share` looked
+        keys, values = cast(Tensor, kept.keys), cast(Tensor, kept.values)  # a prefix went in
+        kept.keys, kept.values = keys.take_along_dim(index, 2), values.take_along_dim(index, 2)
     return _Seen(seen.cache, (place >= -real[:, None]).long())
 
 

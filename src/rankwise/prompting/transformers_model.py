@@ -144,13 +144,13 @@ class TransformersModel:
             if not ids:
                 raise ValueError(f"prompt {i} is empty: there is nothing to continue")
             groups.append(Group(0, [Request(tuple(ids), 0, (i, 0))]))
-        out: list[Generation | None] = [None] * len(prompts)
+        out: dict[int, Generation] = {}
         for rows in self._to_continue(by_length(groups), new):
             for request, found in zip(rows, self._continued([r.ids for r in rows], sampling), strict=True):
                 out[request.place[0]] = found
                 if on_result:
                     on_result(request.place[0], found)
-        return out  # type: ignore[return-value]
+        return [out[i] for i in range(len(prompts))]
 
     @torch.no_grad()
     def score(
@@ -169,23 +169,22 @@ class TransformersModel:
         """
         check_requests(prompts, continuations)
         requests = list(self._requests(prompts, continuations))
-        out: list[list[Score | None]] = [[None] * len(c) for c in continuations]
-        left = [len(c) for c in continuations]
+        out: list[dict[int, Score]] = [{} for _ in continuations]
         share = bool(requests) and self.share_prefixes and can_share(self._causal)
         groups = grouped(requests, self.batch_size) if share else by_length([Group(0, [r]) for r in requests])
         for batch in batches(groups, rows=self.batch_size, tokens=self.batch_tokens):
             for request, logprobs in self._scorer.scored(batch):
                 i, j = request.place
                 out[i][j] = Score(logprobs=tuple(logprobs))
-                left[i] -= 1
-                if on_result and not left[i]:
-                    on_result(i, out[i])
-        return out  # type: ignore[return-value]
+                if on_result and len(out[i]) == len(continuations[i]):
+                    on_result(i, _in_order(out[i]))
+        return [_in_order(scores) for scores in out]
 
     @property
     def _causal(self) -> nn.Module:
         """The model without PEFT's wrapping, which hides what its ``forward`` takes."""
-        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model  # type: ignore[operator]
+        unwrapped = getattr(self.model, "get_base_model", None)  # PEFT's alone
+        return unwrapped() if unwrapped else self.model
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -200,7 +199,7 @@ class TransformersModel:
     def _begin(self) -> list[int]:
         """Tokens that the tokenizer puts before a text; what it puts behind one (an end) is no part of a prompt."""
         whole, bare = self.tokenizer("a")["input_ids"], self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        return next(whole[:k] for k in range(len(whole)) if whole[k : k + len(bare)] == bare)  # type: ignore[arg-type, return-value]
+        return next(whole[:k] for k in range(len(whole)) if whole[k : k + len(bare)] == bare)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return self._encoded(prompt, [self.render(prompt)])[0]
@@ -208,7 +207,7 @@ class TransformersModel:
     def _encoded(self, prompt: Prompt, texts: list[str]) -> list[list[int]]:
         """Tokens of texts that begin with the prompt; a template writes its first token itself, a text does not."""
         begin = self._begin if isinstance(prompt, str) else []
-        return [[*begin, *ids] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]  # type: ignore[union-attr]
+        return [[*begin, *ids] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def _fits(self, tokens: int, what: str) -> None:
         if self.context is not None and tokens > self.context:
@@ -305,3 +304,7 @@ def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 def _state(tensor: torch.Tensor) -> tuple[int, int]:
     """Changes when a tensor is replaced or written to."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _in_order(found: dict[int, Score]) -> list[Score]:
+    return [found[j] for j in sorted(found)]

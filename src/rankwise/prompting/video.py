@@ -260,7 +260,7 @@ class VideoModel:
         for n, message in enumerate(messages):
             limits = self.query if n == len(messages) - 1 else self.example
             content = message["content"]
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)  # type: ignore[call-overload]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
             turns.append(
                 {"role": message["role"], "content": [p for part in parts for p in self._part(part, limits, seen)]}
             )

@@ -9,7 +9,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
@@ -248,8 +248,8 @@ def _take(config: TargetedConfig, names: set[str]) -> None:
     if "_filled" in vars(config) and asked != config.target_modules and names != config.target_modules:
         raise ValueError("this configuration belongs to an adapter on other layers; make one for every adapter")
     if asked is None or str(asked).lower() == "all-linear":
-        config.target_modules = names  # type: ignore[assignment]
-        config._filled = names, asked  # type: ignore[attr-defined]
+        config.target_modules = cast("list[str]", names)  # PEFT keeps them as a set
+        vars(config)["_filled"] = names, asked  # no field: it is not saved
 
 
 def _copies(model: nn.Module, options: dict) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from peft import PeftType
@@ -108,7 +109,7 @@ class BitFitLayer(AdapterLayer):
 
     def base_tensor(self) -> nn.Parameter:
         """The base bias."""
-        return self.get_base_layer().bias  # type: ignore[return-value]
+        return cast(nn.Parameter, self.get_base_layer().bias)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The offset δ."""

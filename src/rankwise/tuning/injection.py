@@ -83,7 +83,7 @@ def matched_modules(
     found = {n: modules[n] for n in _names(model, modules, config, default)}
     if found:
         return found
-    targets = config.target_modules  # type: ignore[attr-defined]
+    targets = vars(config)["target_modules"]
     if targets is None:
         options = ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
         given = ", ".join(f"{o}={v!r}" for o in options if (v := getattr(config, o, None)) is not None)
@@ -94,7 +94,7 @@ def matched_modules(
 
 
 def _names(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig, default: Callable) -> list[str]:
-    targets = config.target_modules  # type: ignore[attr-defined]
+    targets = vars(config)["target_modules"]
     if targets is None:
         return [n for n in default(model) if _left(config, n)]
     if isinstance(targets, str) and targets.lower() == "all-linear":
@@ -105,7 +105,7 @@ def _names(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig, 
 def _left(config: PeftConfig, name: str) -> bool:
     """Whether a default target survives the other options, at which PEFT looks only where given an end of a name."""
     probe = copy.copy(config)
-    probe.target_modules = {name.rpartition(".")[2]}  # type: ignore[attr-defined]
+    vars(probe)["target_modules"] = {name.rpartition(".")[2]}
     return bool(check_target_module_exists(probe, name))
 
 

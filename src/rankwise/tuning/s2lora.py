@@ -25,7 +25,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -228,7 +228,7 @@ class S2LoraLayer(AdapterLayer):
 
     def base_tensor(self) -> nn.Parameter:
         """The base weight."""
-        return self.get_base_layer().weight  # type: ignore[return-value]
+        return cast(nn.Parameter, self.get_base_layer().weight)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """``s · P diag(λ) Q`` in the base weight's orientation."""
@@ -326,7 +326,8 @@ class S2LoraModel(AdapterModel):
         for name, shape in shapes.items():
             members.setdefault(_pair_key(name, shape, config.share), []).append(name)
         self._check_members(config, members)
-        config.lambda_modules, config._injected = members, True  # type: ignore[attr-defined]
+        config.lambda_modules = members
+        vars(config)["_injected"] = True  # no field: it is not saved
         factors = nn.ParameterDict(), nn.ParameterDict()
         for key, names in members.items():
             sides = [max(shapes[n][i] for n in names) for i in (0, 1)]

@@ -66,13 +66,13 @@ def _adapters(optimizer: Optimizer) -> Iterator[tuple[S2LoraModel, str, dict[int
 def _add_gradients(optimizer: Optimizer) -> None:
     scale = getattr(optimizer, "grad_scale", None)  # of a loss scaler that leaves unscaling to a fused step
     for tuner, name, own in _adapters(optimizer):
-        moved = [p for p in own.values() if p.grad is not None]
+        moved = {p: p.grad for p in own.values() if p.grad is not None}
         with torch.enable_grad():
             loss = tuner.regularization_loss(name)
-        found = torch.autograd.grad(loss, moved, allow_unused=True) if moved and loss.requires_grad else ()
-        for p, g in zip(moved, found, strict=False):
+        found = torch.autograd.grad(loss, [*moved], allow_unused=True) if moved and loss.requires_grad else ()
+        for (p, grad), g in zip(moved.items(), found, strict=False):
             if g is not None:
-                p.grad += (g if scale is None else g * scale).to(p.dtype)  # type: ignore[operator]
+                grad += (g if scale is None else g * scale).to(p.dtype)  # in place: it is the parameter's own
 
 
 def _apart(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ the factors, and only for the region of a checkpoint that computed it, which is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,8 @@ class SharedProduct:
 
     def pair(self, adapter: str, key: str) -> tuple[Tensor, Tensor]:
         """``P: (out, r)`` and ``Q: (r, in)`` of an adapter's pair."""
-        return self.P[adapter][key], self.Q[adapter][key]  # type: ignore[index,return-value]
+        P, Q = (cast(nn.ParameterDict, side[adapter]) for side in (self.P, self.Q))
+        return P[key], Q[key]
 
     def project(self, layer: S2LoraLayer, adapter: str, x: Tensor, Q: Tensor) -> Tensor:
         """``Q x`` of the layer's input after its dropout, from the last reader of ``x`` where there was one."""
@@ -85,5 +86,5 @@ class SharedProduct:
 
 def _region() -> object:
     """What packs the tensors that are saved here: another one in every checkpoint and in every repetition of it."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]  (private)
     return None if hooks is None else hooks[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from scipy import stats
@@ -158,6 +159,6 @@ def _fluctuations(d: int = 60) -> list[dict[str, float]]:
         value = np.exp(column - column.max())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            statistic = float(stats.anderson(value / value.mean())[0])  # type: ignore[arg-type]
+            statistic = float(cast(Any, stats.anderson(value / value.mean())).statistic)
         out.append({"ratio": float(r), "anderson": statistic, "effective": float(np.median(e)) / n})
     return out

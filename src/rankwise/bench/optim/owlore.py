@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,8 @@ def layer_statistics(name: str) -> dict[str, list[float]]:
 def _tails(layers: dict[str, list[float]]) -> list[Claim]:
     if not layers:
         return []
-    rho, p = (float(x) for x in spearmanr(layers["outliers"], layers["hill_alpha"]))  # type: ignore[arg-type]
+    found: Any = spearmanr(layers["outliers"], layers["hill_alpha"])
+    rho, p = float(found.statistic), float(found.pvalue)
     return [
         Claim(
             text="blocks with more outliers have heavier tails (Spearman correlation with the tail index below -0.3)",

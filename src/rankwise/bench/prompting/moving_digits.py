@@ -85,8 +85,9 @@ class NearestExample:
         """One token: a label."""
         out = []
         for i, prompt in enumerate(prompts):
-            videos = [m["content"][0]["path"] for m in prompt if m["role"] == "user"]  # type: ignore[index]
-            labels = [str(m["content"]) for m in prompt if m["role"] == "assistant"]  # type: ignore[index]
+            assert not isinstance(prompt, str), "`IterativeICL` sends messages"
+            videos = [m["content"][0]["path"] for m in prompt if m["role"] == "user"]
+            labels = [str(m["content"]) for m in prompt if m["role"] == "assistant"]
             vectors = np.stack([self.vector(v) for v in videos])
             logits = SHARPNESS * np.append(vectors[:-1] @ vectors[-1], self.floor)
             p = np.exp(logits - logits.max())

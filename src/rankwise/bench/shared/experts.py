@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class Bench:
         set_seed(seed)
         model = load("minilm", task="classification", num_labels=len(CLASSES), dropout=0.0)
         encoder = model.get_submodule("bert.encoder")
-        encoder.layer = encoder.get_submodule("layer")[: self.blocks]  # type: ignore[index]  (a ModuleList)
+        encoder.layer = cast(nn.ModuleList, encoder.get_submodule("layer"))[: self.blocks]
         return model
 
     def trained(self, name: str, examples: Callable[[], list[Example]], *, seed: int, rate: float, steps: int) -> State:
@@ -184,7 +185,8 @@ def _per_example(b: Bench, state: State, examples: list[Example]) -> tuple[np.nd
     model = b.base(0).eval()
     model.load_state_dict(state)
     seen: list[Tensor] = []
-    hook = model.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))  # type: ignore[union-attr]
+    head = model.get_submodule("classifier")
+    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     losses, gradients = [], []
     for batch in batches(b.task, examples, 64):
         labels = batch.pop("labels")

@@ -23,7 +23,7 @@ from rankwise.data import sentiment, speech
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import TextTask
-from rankwise.jobs.trial import Training, TrialResult, ordered, train
+from rankwise.jobs.trial import Training, TrialResult, dataset, ordered, train
 from rankwise.models import load, load_tokenizer, target_modules
 from rankwise.models.activations import ActivationSpectra
 from rankwise.models.whisper import shorten
@@ -340,7 +340,7 @@ def speech_training() -> Measured:
                     report_to=[],
                     train_sampling_strategy="sequential",
                 ),
-                train_dataset=ordered(examples, task=task, steps=settings.steps, batch_size=TRAINED, seed=0),  # type: ignore[arg-type]
+                train_dataset=dataset(ordered(examples, task=task, steps=settings.steps, batch_size=TRAINED, seed=0)),
                 data_collator=task.collate,
             )
             trainer.remove_callback(PrinterCallback)

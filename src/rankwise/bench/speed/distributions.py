@@ -243,8 +243,8 @@ def _published(x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> torch.nn.Mod
     g, levels, (p, m) = torch.Generator().manual_seed(0), torch.as_tensor(tau).float(), B.shape[1:]
     torch.manual_seed(0)
     net = mlp(x.shape[1], (64, 64), p * m)
-    torch.nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
-    torch.nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
+    for parameter in net[-1].parameters():
+        torch.nn.init.zeros_(parameter)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-7)
     low, high = torch.triu_indices(m, m, 1)
     Q = torch.quantile(y, levels)

@@ -110,7 +110,7 @@ def galore_step() -> Measured:
     settings = {"rank": RANK, "update_proj_gap": GAP, "scale": 0.25, "proj_type": "std"}
     pair = [
         GaLoreAdamW(galore_groups(model, **settings), lr=0.0),
-        Reference(galore_groups(model, **settings), lr=0.0, no_deprecation_warning=True),  # type: ignore[arg-type]
+        Reference(galore_groups(model, **settings), lr=0.0, no_deprecation_warning=True),  # pyright: ignore[reportArgumentType]  (groups are its own use)
     ]
     first = []
     for optimizer in pair:

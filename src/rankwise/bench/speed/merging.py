@@ -123,8 +123,12 @@ def _alternate(recipe: Path, out: Path, times: int, note) -> tuple[tuple[float, 
             shutil.rmtree(out / name, ignore_errors=True)
             measured[name].append(_measured(command))
             shutil.rmtree(out / name, ignore_errors=True)
-    middle = {n: tuple(sorted(x[k] for x in found)[len(found) // 2] for k in (0, 1)) for n, found in measured.items()}
-    return middle["ours"], middle["theirs"]  # type: ignore[return-value]
+
+    def middle(name: str) -> tuple[float, float]:
+        seconds, peak = (sorted(x)[times // 2] for x in zip(*measured[name], strict=True))
+        return seconds, peak
+
+    return middle("ours"), middle("theirs")
 
 
 # A process counts what its parent held when it was forked: a small one in between keeps this one's memory out.

@@ -145,7 +145,7 @@ def runtime_tokens(runtime, task: SpeechTask, example: Example, **options) -> tu
 
 def short_audio(task: SpeechTask, examples: list[Example]) -> tuple[list[list[str]], list[Claim]]:
     """The encoder that computes every second or fourth silent position, against the full one."""
-    model, labels = load(MODEL).eval(), [[*e["tokens"], task.processor.tokenizer.eos_token_id] for e in examples]  # type: ignore[misc]
+    model, labels = load(MODEL).eval(), [[*e["tokens"], task.processor.tokenizer.eos_token_id] for e in examples]
     full = token_log_probabilities(model, task, examples)
     found = {"bfloat16 arithmetic, everything computed": token_log_probabilities(model, task, examples, bf16=True)}
     for stride in (1, 2, 4):

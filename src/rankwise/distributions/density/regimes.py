@@ -21,6 +21,7 @@ same as concentrated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -140,7 +141,7 @@ def critical_bandwidths(spectrum: ArrayLike, n: float) -> CriticalBandwidths:
     low, high = -np.log(s[0]) - 30.0, -np.log(s[0])
     while surplus(high) < 0:
         high += 5.0
-    beta = float(np.exp(brentq(surplus, low, high, xtol=1e-14, rtol=1e-15)))  # type: ignore[arg-type]
+    beta = float(np.exp(cast(float, brentq(surplus, low, high, xtol=1e-14, rtol=np.float64(1e-15)))))
     bs = 1 + beta * s
     e_min = float((s / (2 * bs) + s / (2 * bs**2)).mean())
     h_g = beta**-0.5

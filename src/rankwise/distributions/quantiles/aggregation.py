@@ -445,8 +445,8 @@ class QuantileAggregator(BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_)
             net = mlp(inputs, self.hidden, size, dropout=self.dropout)
-        nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
+        for parameter in net[-1].parameters():
+            nn.init.zeros_(parameter)
         return net
 
     def _ordered(self, X: Array) -> Array:

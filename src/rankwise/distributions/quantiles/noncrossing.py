@@ -71,13 +71,13 @@ class _Isotonic(torch.autograd.Function):
     """The projection's derivative averages within blocks."""
 
     @staticmethod
-    def forward(ctx: Any, Q: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, Q: Tensor) -> Tensor:
         flat, first = isotonic(Q.reshape(-1, Q.shape[-1]))
         ctx.save_for_backward(first)
         return flat.reshape(Q.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (first,) = ctx.saved_tensors
         g = grad.reshape(first.shape)
         sums = torch.zeros_like(g).scatter_add_(1, first, g)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ _STEP = 0.025  # of the trapezoids of a mean time
 
 def quantity(what: str, at: Array, shape: Form, eta: Mapping[str, Array | float]) -> Array:
     """A curve at times (for quantiles: survival probabilities), from linear predictors."""
-    given = natural(shape, eta)  # type: ignore[arg-type]
+    given = natural(shape, eta)
     match what:
         case "survival":
             return np.exp(-pgw.cumulative_hazard(at, **given))
@@ -79,11 +79,11 @@ def delta_variance(f: Callable[[Array], Array], coefficients: Array, covariance:
     return np.einsum("k...,kl,l...->...", np.stack(slopes), covariance[np.ix_(known, known)], np.stack(slopes))
 
 
-def natural(shape: Form, eta: Mapping[str, Array]) -> dict:
+def natural(shape: Form, eta: Mapping[str, Array | float]) -> dict:
     """Parameters from linear predictors."""
-    out = dict(shape.fixed)
+    out: dict[str, Any] = dict(shape.fixed)
     for name, value in eta.items():
-        out[name] = np.expm1(value) if name == "kappa_" else np.exp(value)  # type: ignore[assignment]
+        out[name] = np.expm1(value) if name == "kappa_" else np.exp(value)
     return named(out)
 
 

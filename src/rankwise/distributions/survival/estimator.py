@@ -172,7 +172,7 @@ class PGWSurvivalAnalysis(BaseEstimator):
 
     def _checked(self, X: ArrayLike) -> pd.DataFrame:
         check_is_fitted(self)
-        return self._frame(rows_of(self, X, reset=False))  # type: ignore[arg-type]
+        return self._frame(rows_of(self, X, reset=False))
 
     def _frame(self, X: Array) -> pd.DataFrame:
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -110,7 +110,8 @@ class FittedSurvival:
         if parameter not in accepted:
             raise unknown("parameter with one coefficient", parameter, accepted)
         drop = deviance_limit(self.alpha if alpha is None else alpha) / likelihood.total
-        return tuple(_back(parameter, _profile_end(likelihood, self.fit_, parameter, drop, s)) for s in (-1, 1))  # type: ignore[return-value]
+        low, high = (_back(parameter, _profile_end(likelihood, self.fit_, parameter, drop, s)) for s in (-1, 1))
+        return low, high
 
     def likelihood_ratio_test(self, other: FittedSurvival, *, boundary: bool = False):
         """This model within a larger one: lifelines' ``StatisticalResult``.
@@ -144,7 +145,7 @@ class FittedSurvival:
         r = residuals[residuals["residual"] > 0]
         estimate = NelsonAalenFitter(nelson_aalen_smoothing=False).fit(r["residual"], r["event"], entry=r["entry"])
         curve = estimate.cumulative_hazard_.iloc[:, 0]
-        ax.step(curve.index, curve.values, where="post", lw=1.2, label="Cox-Snell residuals")  # type: ignore[arg-type]
+        ax.step(curve.index, curve.values, where="post", lw=1.2, label="Cox-Snell residuals")
         end = float(r["residual"].max())
         ax.plot([0, end], [0, end], ls="--", lw=1, color="#888888", label="a perfect fit")
         ax.set_xlabel("residual")
@@ -211,7 +212,7 @@ class PGWFitter(FittedSurvival, KnownModelParametricUnivariateFitter):
     ) -> None:
         self.baseline, self.family, self.fixed = baseline, family, fixed
         self._set(form("pgw" if baseline == "auto" else baseline, family, fixed))
-        super().__init__(alpha=alpha, label=label)  # type: ignore[arg-type]
+        super().__init__(alpha=alpha, label=label)
 
     def _set(self, shape: Form) -> None:
         self.form_ = shape
@@ -445,4 +446,4 @@ def _profile_end(likelihood: Likelihood, fit: Fit, parameter: str, drop: float, 
         near, far = far, centre + 2 * (far - centre)
         if abs(far - centre) > 34:  # a factor of 2^49: the limit itself
             return side * np.inf
-    return float(A) * float(brentq(fall, near, far, xtol=1e-6))  # type: ignore[arg-type]
+    return float(A) * cast(float, brentq(fall, near, far, xtol=1e-6))

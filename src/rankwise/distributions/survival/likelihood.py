@@ -161,7 +161,7 @@ class Likelihood:
         for rows in self._rows():
             X = self._standard(rows)
             first = self._observed(theta, rows, X)[1]
-            S = np.concatenate([first[n][:, None] * (1.0 if X[n] is None else X[n]) for n in self.designs], 1)  # type: ignore[operator]
+            S = np.concatenate([first[n][:, None] * (1.0 if (x := X[n]) is None else x) for n in self.designs], 1)
             out += S.T @ S
         return out
 

@@ -492,11 +492,12 @@ def _ratio_test(f: Fit, general: Fit | None, least: float) -> float:
 def bounds_of(Ts, event) -> tuple[Array, Array, Array]:
     """lifelines' pair of times (right: first, left: second, interval: both) as bounds."""
     first, second = (None if t is None else np.asarray(t, dtype=float) for t in Ts)
-    n = len(first if first is not None else second)  # type: ignore[arg-type]
-    marks = np.ones(n) if event is None else np.asarray(event, dtype=float)
-    if first is not None and second is not None:  # lifelines clips to [1e-20, 1e25]
-        lower, upper = np.where(first <= 1e-20, 0.0, first), np.where(second >= 1e25, np.inf, second)
-        return lower, upper, marks
-    if first is not None:
+    times = second if first is None else first
+    assert times is not None, "lifelines gives one of them at least"
+    marks = np.ones(len(times)) if event is None else np.asarray(event, dtype=float)
+    if first is None:
+        return np.where(marks == 1, times, 0.0), times, marks
+    if second is None:
         return first, np.where(marks == 1, first, np.inf), marks
-    return np.where(marks == 1, second, 0.0), second, marks  # type: ignore[return-value]
+    # lifelines clips to [1e-20, 1e25]
+    return np.where(first <= 1e-20, 0.0, first), np.where(second >= 1e25, np.inf, second), marks

@@ -197,11 +197,11 @@ def _series(w: Array) -> tuple[Array, Array, Array]:
     """``(e^w - 1) / w`` and its two derivatives; by Taylor's series where the quotients would cancel."""
     small = np.abs(w) < 0.5
     if np.ndim(w) and small.any() and not small.all():
-        out = tuple(np.empty_like(w) for _ in range(3))
+        out = np.empty_like(w), np.empty_like(w), np.empty_like(w)
         for part in (small, ~small):
             for into, values in zip(out, _series(w[part]), strict=True):
                 into[part] = values
-        return out  # type: ignore[return-value]
+        return out
     if np.all(small):
         f1, f2, term = 0.0 * w, 0.0 * w, 1.0
         for k in range(16):

@@ -155,7 +155,7 @@ class PGWRegressionFitter(RegressionPredictions, FittedSurvival, ParametricRegre
 
     def fit_left_censoring(
         self, df, duration_col=None, event_col=None, *, formula: str | None = None, ancillary=None, **kwargs
-    ):  # type: ignore[override]
+    ):
         """Fit where ``event_col`` 0 means that the event came before ``duration_col``; otherwise as `fit`."""
         df = self._prepared(df, [duration_col], event_col, kwargs, formula, ancillary)
         return super().fit_left_censoring(df, duration_col, event_col, **kwargs)
@@ -163,7 +163,7 @@ class PGWRegressionFitter(RegressionPredictions, FittedSurvival, ParametricRegre
     def fit_interval_censoring(
         self, df, lower_bound_col, upper_bound_col, event_col=None, *, formula: str | None = None, ancillary=None,
         **kwargs,
-    ):  # type: ignore[override]  # fmt: skip
+    ):  # fmt: skip
         """Fit where the event lies between two columns (equal for an exact time, ∞ above for a right-censored one)."""
         df = self._prepared(df, [lower_bound_col, upper_bound_col], event_col, kwargs, formula, ancillary)
         return super().fit_interval_censoring(df, lower_bound_col, upper_bound_col, event_col, **kwargs)

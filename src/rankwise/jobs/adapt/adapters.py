@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,8 +22,11 @@ from rankwise.nearest import unknown
 from rankwise.reading import matching, read_json, read_tensors, tensor_shapes
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import nn
+    from transformers import PreTrainedModel
 
+Model = TypeVar("Model", bound="nn.Module")
 ABOUT, CONFIG, WEIGHTS = "rankwise.json", "adapter_config.json", "adapter_model.safetensors"
 MADE_BY = "export"
 TRAINED = "trained.safetensors"  # of a method without an adapter: what was trained
@@ -169,7 +172,7 @@ def write_about(folder: Path, about: About, tokenizer: Any) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def with_labels(model: nn.Module, about: About) -> nn.Module:
+def with_labels(model: Model, about: About) -> Model:
     """The model with its classes in its configuration, as other tools read them."""
     config: Any = model.config
     if about.task == "classification":
@@ -193,7 +196,7 @@ def save_adapted(model: nn.Module, folder: Path) -> None:
         save_file(trained, folder / TRAINED)
 
 
-def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
+def load_adapted(model: PreTrainedModel, folder: Path) -> PreTrainedModel | PeftModel:
     """Put what `save_adapted` wrote on the base model it was trained from.
 
     Raises
@@ -211,7 +214,7 @@ def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
         if plain:
             return model
         check_patterns(folder / CONFIG, checked_config(folder), [n for n, _ in model.named_modules() if n])
-        adapted = PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
+        adapted = PeftModel.from_pretrained(model, str(folder))
         _check_loaded(adapted, set(shapes(folder / WEIGHTS)))
         return adapted
     except ValueError as error:

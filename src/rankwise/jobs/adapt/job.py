@@ -323,7 +323,7 @@ class Job:
         with quiet_loading(), whole_folder(target, made_by="adapt", told=trial) as draft:
             if method(name).whole_model and not isinstance(self.ready.task, SpeechTask):
                 set_seed(best.seed)
-                load_adapted(self.ready.fresh_model(), source).save_pretrained(draft)  # type: ignore[operator]
+                load_adapted(self.ready.fresh_model(), source).save_pretrained(str(draft))
             else:
                 shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MARKER))
             task = self.ready.task

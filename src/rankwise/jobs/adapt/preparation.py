@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from rankwise.jobs.adapt.adapters import About, with_labels
 from rankwise.jobs.adapt.config import AdaptConfig
@@ -60,7 +60,7 @@ class Prepared:
         """Names of the test corpora."""
         return list(self.inputs.tests)
 
-    def fresh_model(self) -> nn.Module:
+    def fresh_model(self) -> PreTrainedModel:
         """The pretrained model with a new head (drawn from the current random state)."""
         return fresh_model(self.config, self.inputs)
 
@@ -137,14 +137,14 @@ def _plan(c: AdaptConfig, inputs: Inputs, task: Task, examples: Mapping[str, lis
     return Plan(targets=targets, total=total, budget=budget, ranks=ranks)
 
 
-def fresh_model(c: AdaptConfig, inputs: Inputs) -> nn.Module:
+def fresh_model(c: AdaptConfig, inputs: Inputs) -> PreTrainedModel:
     """The model of a job with a new head (drawn from the current random state)."""
     if c.task == "asr":
-        model: nn.Module = shorten(load(c.model, task="asr", dropout=c.dropout), stride=c.silence_stride)
+        model = shorten(load(c.model, task="asr", dropout=c.dropout), stride=c.silence_stride)
     else:
         labels = 1 if c.task == "regression" else max(len(inputs.label_names), 2)
         model = fresh(c.model, task=c.task, num_labels=labels, dropout=c.dropout)
-    model.name_or_path = c.model  # type: ignore[assignment]  (an adapter keeps it: it holds on other machines)
+    model.name_or_path = c.model  # an adapter keeps it: it holds on other machines
     return with_labels(model, _about(c, inputs, ""))
 
 

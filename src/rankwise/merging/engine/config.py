@@ -508,7 +508,7 @@ def _at(setting: Setting, parameter: Parameter, key: str, name: str, t: float) -
         return None
     position = t * (len(setting) - 1)
     if parameter.choices or isinstance(parameter.default, bool):  # words and switches are not mixed
-        return setting[int(position)]  # type: ignore[return-value]
+        return parameter.checked(key, setting[int(position)])
     low = int(position)
     high = min(len(setting) - 1, low + 1)
     first, last = (float(parameter.checked(key, setting[i])) for i in (low, high))

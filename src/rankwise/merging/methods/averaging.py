@@ -79,8 +79,9 @@ def task_arithmetic(
     """
     total = sum(weight) if normalize and abs(sum(weight)) > 1e-8 else 1.0
     factors = [scale * w / total for w in weight]
-    if not any(isinstance(e, LowRank) for e in experts):
-        return fuse(base, experts, factors, [None] * len(experts), dtype=dtype)  # type: ignore[arg-type]
+    whole = [e for e in experts if not isinstance(e, LowRank)]
+    if len(whole) == len(experts):
+        return fuse(base, whole, factors, [None] * len(whole), dtype=dtype)
     out = base.to(torch.float32, copy=True)
     for e, w in zip(experts, factors, strict=True):
         if isinstance(e, LowRank):
