@@ -8,7 +8,7 @@ FAMILY ?= spectral
 N ?= 60
 SEED ?= 0
 
-.PHONY: demo test slow lint mutants bench fuzz kill gallery docs dist help clean
+.PHONY: demo test slow lint mutants bench fuzz kill gallery docs pages dist help clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +63,10 @@ docs: $(VENV)/docs
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
+# the built pages in headless Chromium, at a desk's width and a phone's
+pages: $(VENV)/docs
+	$(BIN)/python -m pytest -m slow tests/e2e/test_docs_in_browser.py
+
 help:
 	@echo "demo     a model adapted by several methods side by side, about 5 minutes"
 	@echo "test     the tests; slow: those that take minutes"
@@ -70,7 +74,7 @@ help:
 	@echo "mutants  small faults in a family's mathematics, and whether tests notice: FAMILY=$(FAMILY)"
 	@echo "bench    speed against the tools that people use"
 	@echo "fuzz     damaged inputs; kill: commands killed at any moment"
-	@echo "gallery  the pictures; docs: the site, into site/"
+	@echo "gallery  the pictures; docs: the site, into site/; pages: its pages as a browser shows them"
 	@echo "dist     wheel and source archive, and a try of the wheel in an environment of its own"
 
 # what a release is made of: wheel and source archive build, and the wheel works alone with the least it needs

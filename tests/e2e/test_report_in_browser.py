@@ -1,29 +1,14 @@
 """The report as a reader meets it: opened in headless Chromium."""
 
-import shutil
 from pathlib import Path
 
-import pytest
-
+from browser import needs_chromium, opened
 from rankwise.jobs.adapt import AdaptConfig, Job
 from rankwise.report.page import write_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the browser test is left out")
+@needs_chromium
 def test_table_and_plots_are_there_and_nothing_is_fetched(tmp_path):
-    from playwright.sync_api import sync_playwright
-
     config = AdaptConfig(
         methods=["lora", "s2lora"],
         eval=["sentiment:tweets"],
@@ -37,8 +22,7 @@ def test_table_and_plots_are_there_and_nothing_is_fetched(tmp_path):
     )
     results = Job(config, tmp_path / "run").run()
     write_run(tmp_path / "run", results, "rankwise adapt <example> & more")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with opened() as browser:
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         asked: list[str] = []
         page.on("request", lambda r: asked.append(r.url))
@@ -55,6 +39,5 @@ def test_table_and_plots_are_there_and_nothing_is_fetched(tmp_path):
         assert all(w > 200 and h > 100 for w, h in sizes)
         assert page.locator("pre").first.inner_text() == "rankwise adapt <example> & more"
         page.screenshot(path=str(tmp_path / "report.png"), full_page=True)
-        browser.close()
     assert [u for u in asked if not u.startswith(("file:", "data:"))] == []
     assert (tmp_path / "report.png").stat().st_size > 20_000

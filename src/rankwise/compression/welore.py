@@ -346,7 +346,7 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
 
 @torch.no_grad()
 def to_dense(model: PreTrainedModel) -> PreTrainedModel:
-    """Multiply the factors out again, in place: a plain model that any tool loads. Returns it.
+    """Multiply the factors out again, in place: a plain `transformers` model. Returns it.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as a `LanguageModel`: vLLM, llama.cpp, LM Studio, hosted ones.
+"""Any OpenAI-compatible server as a `LanguageModel`, on this machine or hosted.
 
 Chat messages go to ``/chat/completions``, plain texts to ``/completions``, both with log-probabilities. Scores come
 from ``/completions`` with ``echo``: the server reads prompt and continuation and returns the log-probability of every

@@ -7,15 +7,14 @@ left with none are dropped too. Truncation changes the model and happens only on
 By default all layers are filled with zeros up to one rank, the next of 8, 16, 32, …, and ``alpha`` equals it. Every
 reader of the format then finds the same scale of 1, whichever rank it divides by:
 
-| reader | scale it applies to a layer of rank ``r_m`` in a file with ``r``, ``lora_alpha`` | unpadded files |
-|---|---|---|
-| PEFT | ``alpha / r_m`` (``rank_pattern``) | right |
-| llama.cpp (``convert_lora_to_gguf.py``, ``get_scale``) | ``alpha`` over the tensor's own rank | right |
-| vLLM (``PEFTHelper``) | ``lora_alpha / r`` for all layers; ``rank_pattern`` is not read | wrong |
+| reader divides ``lora_alpha`` by | unpadded files |
+|---|---|
+| the layer's rank in ``rank_pattern``, else ``r``: PEFT | right |
+| the tensor's own rank | right |
+| ``r`` for all layers; ``rank_pattern`` is not read | wrong |
 
-The last two were read in those programs' sources, not run. Neither takes a file with a saved head
-(``modules_to_save``): vLLM refuses the configuration, llama.cpp's converter stops at the first tensor that is no
-factor. Merge such an adapter into the model for them.
+PEFT is the reader that the tests run; the other two rules are applied there to the written file. A reader that knows of
+factors alone has no place for a saved head (``modules_to_save``): merge such an adapter into the model instead.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from rankwise.tuning.s2lora import S2LoraLayer
 
 __all__ = ["export_lora", "low_rank_factors"]
 
-# what vLLM accepts as max_lora_rank, above 1
+# few sizes, as servers set memory aside for
 SERVING_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # variants of LoRA whose forward pass is plain LoRA's: they differ in training alone
 PLAIN_VARIANTS = ("velora_config",)
@@ -139,7 +138,7 @@ def export_lora(
         Where the adapter is written; an earlier export there is replaced as a whole.
     pad : bool
         One rank for all layers, the next of 8, 16, 32, 64, … (default). ``False`` gives each its own by
-        ``rank_pattern``: a smaller file, which vLLM misreads.
+        ``rank_pattern``: a smaller file, misread where one scale is taken for all layers.
     max_rank : int, optional
         Truncate each delta to this rank by SVD; the error is returned.
 
