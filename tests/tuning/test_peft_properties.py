@@ -212,6 +212,7 @@ def test_active_adapters_add_up_at_a_layer(method):
         model.base_model.set_adapter(active)
         out[str(active)] = layer(X) - base
     close(out["['a', 'b']"], out["a"] + out["b"])
+    assert not torch.allclose(out["a"], out["b"])
 
 
 # --- switching
@@ -422,6 +423,7 @@ def test_saved_modules_of_a_mixed_batch_are_the_rows_own(method):
     found = model(X, adapter_names=NAMES)
     model.set_adapter("b")
     close(found[[0, 4]], model(X)[[0, 4]], 1e-6)
+    assert not torch.isclose(found[1:4], model(X)[1:4]).any()  # of the base and of a
 
 
 def test_mixed_batches_that_cannot_be_served_are_refused(method):

@@ -24,7 +24,7 @@ RATES, CHANNELS = (1_000, 768_000), 16  # Hz, and channels, of files that are re
 SHOWN = 5  # rows named in one message
 
 
-def read_audio(path: Path) -> NDArray[np.float32]:
+def read_audio(path: str | Path) -> NDArray[np.float32]:
     """Samples in [-1, 1], mono, 16 kHz, shape ``(samples,)``, of a file that libsndfile reads (wav, flac, ogg, mp3).
 
     Raises
@@ -37,12 +37,11 @@ def read_audio(path: Path) -> NDArray[np.float32]:
     >>> import tempfile
     >>> import numpy as np
     >>> import soundfile
-    >>> from pathlib import Path
     >>> from rankwise.data import read_audio
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)  # a second at 8 kHz, in stereo
     ...     soundfile.write(f"{folder}/tone.wav", np.stack([tone, tone], 1), 8000)
-    ...     read_audio(Path(folder, "tone.wav")).shape  # mono, 16 kHz
+    ...     read_audio(f"{folder}/tone.wav").shape  # mono, 16 kHz
     (16000,)
     """
     try:
@@ -50,7 +49,7 @@ def read_audio(path: Path) -> NDArray[np.float32]:
         import soxr
     except ImportError as error:
         raise ImportError(f"reading audio needs {error.name}: pip install 'rankwise[speech]'") from error
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ValueError("no such file")
     try:
         with soundfile.SoundFile(path) as stream:
@@ -83,7 +82,7 @@ def _too_long(lasts: str) -> str:
 
 
 def read_manifest(
-    path: Path,
+    path: str | Path,
     *,
     text_column: str = "text",
     audio_column: str = "path",
@@ -95,7 +94,7 @@ def read_manifest(
 
     Parameters
     ----------
-    path : Path
+    path : path
         Manifest, or a folder with ``manifest.csv`` (tsv, jsonl, json, parquet) or ``metadata.csv``.
     text_column, audio_column : str
         Columns of the transcript and of the audio file. A column ``group`` (speaker, session), where there is one,
@@ -126,7 +125,7 @@ def read_manifest(
     >>> corpus.texts, corpus.audio[0].name
     (['Hello there.'], 'one.wav')
     """
-    path = _manifest_of(path)
+    path = _manifest_of(Path(path))
     kept: list[tuple[str, str, Path]] = []
     bad: list[str] = []
     converted: Counter[str] = Counter()
@@ -134,13 +133,8 @@ def read_manifest(
         text, name = row[text_column], row[audio_column]
         file = path.parent / name
         try:
-            if not name:
-                raise ValueError("no audio file is named")
-            read_audio(file)
-            if not normalize(text):
-                raise ValueError(f"the transcript '{text}' is empty after normalisation")
-            if check is not None:
-                check(text)
+            _check_recording(name, file)
+            _check_transcript(text, normalize, check)
         except ValueError as error:
             bad.append(f"row {number}, {name or '(empty)'}: {error}")
             continue
@@ -162,6 +156,19 @@ def read_manifest(
         audio=[f for _, _, f in kept],
         notes=notes,
     )
+
+
+def _check_recording(name: str, file: Path) -> None:
+    if not name:
+        raise ValueError("no audio file is named")
+    read_audio(file)
+
+
+def _check_transcript(text: str, normalize: Callable[[str], str], check: Callable[[str], None] | None) -> None:
+    if not normalize(text):
+        raise ValueError(f"the transcript '{text}' is empty after normalisation")
+    if check is not None:
+        check(text)
 
 
 def _manifest_of(path: Path) -> Path:

@@ -19,7 +19,7 @@ MANY_CLASSES, ROWS_A_CLASS = 20, 3  # more classes than that need so many rows e
 
 
 def read_file(
-    path: Path,
+    path: str | Path,
     *,
     text_column: str = "text",
     label_column: str | None = "label",
@@ -31,6 +31,8 @@ def read_file(
 
     Parameters
     ----------
+    path : path
+        Its suffix says what it is.
     text_column, label_column : str
         Columns (keys, for json); ``label_column=None`` for unlabelled text. A column named ``group``, where there is
         one, names each row's source document; otherwise equal texts share one.
@@ -59,16 +61,12 @@ def read_file(
     ...     read_file(path, label_column="stars", regression=True).labels
     [4.5, 1.0]
     """
-    table = read_table(path)
-    texts: list[str] = []
-    chats = 0
-    groups: list[str] = []
-    labels: list[tuple[int, str]] = []
+    table = read_table(Path(path))
+    texts, groups, labels, chats = [], [], [], 0
     for n, row in table.rows:
-        text = _text(table, n, row, text_column, chat)
-        texts.append(text)
+        texts.append(_text(table, n, row, text_column, chat))
         chats += text_column not in row
-        groups.append((table.text(n, row, "group") if "group" in row else "") or text.casefold())
+        groups.append((table.text(n, row, "group") if "group" in row else "") or texts[-1].casefold())
         if label_column is not None:
             labels.append((n, _label(table, n, row, label_column, regression=regression)))
     if not texts:
@@ -79,18 +77,31 @@ def read_file(
     if label_column is None:
         return corpus
     if regression:
-        commas = any("," in label for _, label in labels)
-        corpus = corpus.noting(*[f"{path}: commas in '{label_column}' are decimal points"] * commas)
-        return corpus.labelled(_numbers(table, label_column, labels))
+        return _with_numbers(corpus, table, label_column, labels)
+    return _with_classes(corpus, table, label_column, labels, classes)
+
+
+Labels = list[tuple[int, str]]  # each with the number of its row
+
+
+def _with_numbers(corpus: Corpus, table: Table, column: str, labels: Labels) -> Corpus:
+    commas = any("," in label for _, label in labels)
+    noted = corpus.noting(*[f"{table.path}: commas in '{column}' are decimal points"] * commas)
+    return noted.labelled(_numbers(table, column, labels))
+
+
+def _with_classes(corpus: Corpus, table: Table, column: str, labels: Labels, classes: Sequence[str] | None) -> Corpus:
+    """By the classes that are known already; else by those in the file, with notes on what is odd about them."""
     if classes is None:
-        names = _classes(path, label_column, [label for _, label in labels])
-        corpus = corpus.noting(*_notes(path, label_column, [label for _, label in labels]))
+        written = [label for _, label in labels]
+        names = _classes(table.path, column, written)
+        corpus = corpus.noting(*_notes(table.path, column, written))
     else:
         names = list(classes)
     index = {name: i for i, name in enumerate(names)}
     for n, label in labels:
         if label not in index:
-            raise ValueError(f"{table.at(n)}, column '{label_column}': {unknown('class', label, names)}")
+            raise ValueError(f"{table.at(n)}, column '{column}': {unknown('class', label, names)}")
     return corpus.labelled([index[label] for _, label in labels], names)
 
 

@@ -131,20 +131,10 @@ def compress_model(
     chosen = _chosen(data, calibrate)
     tokenizer = load_tokenizer(model)
     task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=max_length)
-    test: list[Example] = []
-    drawn: list[Example] = []
-    loader, texts = None, {}
-    if "measured" in chosen:
-        corpus, how = chosen["measured"]
-        test = encoded(task, corpus.head(test_limit), "to measure perplexity on")
-        texts["measured"] = {"from": corpus.name, "rows": len(corpus), "used": len(test), "how": how}
-    if "calibrated" in chosen:
-        corpus, how = chosen["calibrated"]
-        drawn = encoded(task, sample(corpus, calibrate_limit, seed), "to calibrate on")
-        texts["calibrated"] = {"from": corpus.name, "rows": len(corpus), "used": len(drawn), "how": how}
-        loader = inputs(task, drawn)
+    test, drawn, texts = _read(task, chosen, test_limit=test_limit, calibrate_limit=calibrate_limit, seed=seed)
     network = load(model, task="causal-lm", dtype=None if dtype is None else getattr(torch, dtype)).eval()
     check_lengths(task, network, [*test, *drawn])
+    loader = inputs(task, drawn) if drawn else None
     start = time.perf_counter()
     plan = compression.plan(
         network, target=target, calibrate=loader, max_batches=len(loader or ()), progress=progress, **options
@@ -171,6 +161,21 @@ def compress_model(
         write_json(draft / "compression.json", result.as_dict())
         report(draft, result)
     return result
+
+
+def _read(
+    task: TextTask, chosen: dict[str, tuple[Corpus, str]], *, test_limit: int, calibrate_limit: int, seed: int
+) -> tuple[list[Example], list[Example], dict[str, dict[str, Any]]]:
+    """Texts to measure on and to calibrate on, encoded, and what is told of both."""
+    found: dict[str, list[Example]] = {"measured": [], "calibrated": []}
+    told = {}
+    for use, (corpus, how) in chosen.items():
+        if use == "measured":
+            found[use] = encoded(task, corpus.head(test_limit), "to measure perplexity on")
+        else:
+            found[use] = encoded(task, sample(corpus, calibrate_limit, seed), "to calibrate on")
+        told[use] = {"from": corpus.name, "rows": len(corpus), "used": len(found[use]), "how": how}
+    return found["measured"], found["calibrated"], told
 
 
 def texts_of(spec: str, part: str = "train", *, split: bool = False) -> tuple[Corpus, str]:

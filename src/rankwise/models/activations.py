@@ -79,7 +79,7 @@ class ActivationSpectra:
         copy.batches = self.batches
         return copy
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write ``eva_state.safetensors`` into ``folder``: everything needed to reuse or merge the statistics."""
         states = {n: s.state() for n, s in self.streams.items()}
         tensors = {f"{n}|{k}": v.contiguous() for n, s in states.items() for k, v in s.items() if isinstance(v, Tensor)}
@@ -89,7 +89,7 @@ class ActivationSpectra:
             save_file(tensors, draft / _STATE, metadata={"spectra": json.dumps(told)})
 
     @classmethod
-    def load(cls, folder: Path) -> ActivationSpectra:
+    def load(cls, folder: str | Path) -> ActivationSpectra:
         """Read what `save` wrote.
 
         Raises

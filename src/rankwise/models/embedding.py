@@ -88,13 +88,13 @@ class TextEncoder:
         """The same as a tensor through which gradients flow, all texts in one batch."""
         return self._pooled(self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"])
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """As a folder that ``TextEncoder(str(folder))`` reads."""
         check_own_files(self._folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         modes = {"pooling_mode_mean_tokens": self.pooling == "mean", "pooling_mode_cls_token": self.pooling == "cls"}
-        write_json(folder / POOLING, modes)
+        write_json(Path(folder) / POOLING, modes)
 
     def _pooled(self, ids: list[list[int]]) -> Tensor:
         batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)

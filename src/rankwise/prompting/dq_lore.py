@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -129,9 +130,9 @@ class DQLoReSelector(Selector):
         self.candidates, self.rank, self.method, self.similarity = candidates, rank, method, similarity
         self.initial, self.order, self.max_new_tokens, self.style = initial, order, max_new_tokens, style
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Pool, embeddings (float16), settings, and the encoder if it is a `TextEncoder`."""
-        with whole_folder(folder, made_by="DQLoReSelector.save") as draft:
+        with whole_folder(Path(folder), made_by="DQLoReSelector.save") as draft:
             rows = [json.dumps(as_row(e), ensure_ascii=False) for e in self.pool_]
             (draft / "pool.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
             np.save(draft / "embeddings.npy", self.embeddings_.astype(np.float16))
@@ -141,9 +142,10 @@ class DQLoReSelector(Selector):
 
     @classmethod
     def load(
-        cls, folder: Path, language_model: LanguageModel | None = None, encoder: Encoder | None = None
+        cls, folder: str | Path, language_model: LanguageModel | None = None, encoder: Encoder | None = None
     ) -> DQLoReSelector:
         """A saved selector; nothing is embedded again."""
+        folder = Path(folder)
         if encoder is None and (folder / "encoder").is_dir():
             encoder = TextEncoder(str(folder / "encoder"))
         settings = read_json(folder / "settings.json")
@@ -477,38 +479,24 @@ def train_retriever(
         raise ValueError(f"{len(rows)} queries to train on are fewer than batch_size={batch_size}")
     torch.manual_seed(seed)
     model = TextEncoder(encoder, max_length=max_length)
-    texts = [_whole(e) for e in pool]
+    task = _Contrast(model, [_whole(e) for e in pool], pairs, scale)
     each = len(rows) // batch_size
     steps, optimizer = epochs * each, torch.optim.AdamW(model.model.parameters(), lr=learning_rate)
     schedule = get_linear_schedule_with_warmup(optimizer, round(warmup * steps), steps)
-
-    def loss(batch: NDArray, draw: np.random.Generator) -> Tensor:
-        picks = draw.integers(pairs.positives.shape[1], size=(2, len(batch)))
-        chosen = [pairs.queries[batch], pairs.positives[batch, picks[0]], pairs.negatives[batch, picks[1]]]
-        vectors = model.vectors([texts[i] for part in chosen for i in part])
-        return contrastive_loss(*vectors.split(len(batch)), scale=scale)
-
-    @torch.no_grad()
-    def held_out() -> float:
-        model.model.eval()
-        draw, parts = np.random.default_rng(seed), np.array_split(held, max(1, len(held) // batch_size))
-        return float(np.mean([float(loss(p, draw)) for p in parts])) if len(held) else float("nan")
-
-    best, since, kept, step = held_out(), 0, _copied(model), 0
-    for _ in range(epochs):
+    best, since, kept = task.held_out(held, batch_size, seed), 0, _copied(model)
+    for epoch in range(epochs):
         rows = rng.permutation(rows)
         for k in range(each):
             model.model.train()
-            value = loss(rows[k * batch_size : (k + 1) * batch_size], rng)
+            value = task.loss(rows[k * batch_size : (k + 1) * batch_size], rng)
             value.backward()
             torch.nn.utils.clip_grad_norm_(model.model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            step += 1
             if on_step:
-                on_step(step, steps, float(value.detach()))
-        now = held_out()
+                on_step(epoch * each + k + 1, steps, float(value.detach()))
+        now = task.held_out(held, batch_size, seed)
         if not len(held) or now < best:
             best, since, kept = now, 0, _copied(model)
         elif (since := since + 1) >= patience:
@@ -516,6 +504,30 @@ def train_retriever(
     model.model.load_state_dict(kept)
     model.model.eval()
     return model
+
+
+class _Contrast(NamedTuple):
+    """What is trained: an encoder on the pairs of a pool's texts."""
+
+    model: TextEncoder
+    texts: list[str]
+    pairs: Pairs
+    scale: float
+
+    def loss(self, batch: NDArray, draw: np.random.Generator) -> Tensor:
+        """Of these queries, each with a positive and a negative that are drawn."""
+        pairs = self.pairs
+        picks = draw.integers(pairs.positives.shape[1], size=(2, len(batch)))
+        chosen = [pairs.queries[batch], pairs.positives[batch, picks[0]], pairs.negatives[batch, picks[1]]]
+        vectors = self.model.vectors([self.texts[i] for part in chosen for i in part])
+        return contrastive_loss(*vectors.split(len(batch)), scale=self.scale)
+
+    @torch.no_grad()
+    def held_out(self, rows: NDArray, batch_size: int, seed: int) -> float:
+        """The mean loss over these queries, by the same draws each time; NaN where there are none."""
+        self.model.model.eval()
+        draw, parts = np.random.default_rng(seed), np.array_split(rows, max(1, len(rows) // batch_size))
+        return float(np.mean([float(self.loss(p, draw)) for p in parts])) if len(rows) else float("nan")
 
 
 def contrastive_loss(query: Tensor, positive: Tensor, negative: Tensor, *, scale: float = 1.0) -> Tensor:

@@ -101,12 +101,12 @@ class Columns:
     rationale: str = "rationale"
 
 
-def read_examples(path: Path, *, answers: bool = True, columns: Columns | None = None) -> list[Example]:
+def read_examples(path: str | Path, *, answers: bool = True, columns: Columns | None = None) -> list[Example]:
     """Examples from a table (csv, tsv, JSON lines or list, parquet); other columns are kept in ``more``.
 
     Parameters
     ----------
-    path : Path
+    path : path
         JSON lines where its ending names no kind of table.
     answers : bool
         Whether every line needs an answer (a pool does, queries do not).
@@ -131,7 +131,7 @@ def read_examples(path: Path, *, answers: bool = True, columns: Columns | None =
     ('Oslo', {'source': 'atlas'})
     """
     found = []
-    table = table_of(path)
+    table = table_of(Path(path))
     for number, row in table.rows:
         try:
             found.append(as_example(row, answers=answers, columns=columns))

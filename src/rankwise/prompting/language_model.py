@@ -265,7 +265,7 @@ class Recorded:
     ----------
     model : TextGenerator or LanguageModel
         Who is asked what the file does not hold.
-    path : Path
+    path : path
         The record, a ``.jsonl`` file; made where there is none.
 
     Attributes
@@ -295,14 +295,14 @@ class Recorded:
     (-5.0, 1, 1)
     """
 
-    def __init__(self, model: TextGenerator, path: Path) -> None:
-        self.model, self.path = model, path
+    def __init__(self, model: TextGenerator, path: str | Path) -> None:
+        self.model, self.path = model, Path(path)
         self.name, self.context = model.name, model.context
         self.asked = self.found = 0
         self._lock, self._held = threading.Lock(), ExitStack()
         self._holds = False
-        check_file(path)
-        self._known = _read(path)[0]
+        check_file(self.path)
+        self._known = _read(self.path)[0]
 
     def __enter__(self) -> Recorded:
         return self

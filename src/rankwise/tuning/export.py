@@ -39,6 +39,8 @@ from rankwise.tuning.s2lora import S2LoraLayer
 
 __all__ = ["export_lora", "low_rank_factors"]
 
+Factors = tuple[Tensor, Tensor]  # A: (r, in) and B: (out, r)
+
 # few sizes, as servers set memory aside for
 SERVING_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # variants of LoRA whose forward pass is plain LoRA's: they differ in training alone
@@ -173,18 +175,7 @@ def export_lora(
         for n, m in model.named_modules()
         if isinstance(m, BaseTunerLayer) and adapter_name in m._get_available_adapters()
     }
-    factors = {n: low_rank_factors(m, adapter_name) for n, m in layers.items()}
-    error = 0.0
-    if max_rank is not None:
-        errors = {}
-        for name, (A, B) in factors.items():
-            factors[name], errors[name] = _truncated(A, B, max_rank)
-        error = max(errors.values())
-    factors = {n: (A, B) for n, (A, B) in factors.items() if len(A)}
-    if not factors:
-        raise ValueError(
-            "every coefficient of the adapter is zero: it equals the base model, there is nothing to export"
-        )
+    factors, error = _kept({n: low_rank_factors(m, adapter_name) for n, m in layers.items()}, max_rank)
     ranks = {n: len(A) for n, (A, _) in factors.items()}
     alpha = max(ranks.values())
     if pad:
@@ -195,9 +186,7 @@ def export_lora(
     for name, (A, B) in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = A.to(dtype).contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = (B * (ranks[name] / alpha)).to(dtype).contiguous()
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} has NaN or Inf entries in {tensor.dtype}: nothing was written")
+    _check_finite(tensors)
     source: Any = model.peft_config[adapter_name]
     config = LoraConfig(
         r=alpha,
@@ -214,6 +203,26 @@ def export_lora(
         save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(draft))
     return LoraExport(ranks, error)
+
+
+def _kept(factors: dict[str, Factors], max_rank: int | None) -> tuple[dict[str, Factors], float]:
+    """The layers that are left, at no more than this rank, and the largest relative error of truncation."""
+    error = 0.0
+    if max_rank is not None:
+        truncated = {n: _truncated(A, B, max_rank) for n, (A, B) in factors.items()}
+        factors, error = {n: pair for n, (pair, _) in truncated.items()}, max(e for _, e in truncated.values())
+    kept = {n: (A, B) for n, (A, B) in factors.items() if len(A)}
+    if not kept:
+        raise ValueError(
+            "every coefficient of the adapter is zero: it equals the base model, there is nothing to export"
+        )
+    return kept, error
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} has NaN or Inf entries in {tensor.dtype}: nothing was written")
 
 
 def check_exportable(config: PeftConfig) -> None:
