@@ -56,7 +56,7 @@ class Judged:
         asked: list[tuple[NDArray, NDArray]] = []
 
         def ask(left: NDArray, right: NDArray) -> int:
-            asked.append(np.broadcast_arrays(left, right))  # type: ignore[arg-type]
+            asked.append(np.broadcast_arrays(left, right))  # pyright: ignore[reportArgumentType]  (a tuple of two arrays)
             return len(asked) - 1
 
         plans = []

@@ -146,7 +146,7 @@ def _lower_halves(image: Any) -> list[Any]:
 def _deep(upper: NDArray[np.uint8], source: Path | bytes, halves: list[Any]) -> NDArray[np.uint16]:
     """Colours of 16 bits, over white."""
     with opened(source) as again:
-        again.tile = halves  # pyright: ignore[reportAttributeAccessIssue]
+        again.tile = halves  # pyright: ignore[reportAttributeAccessIssue]  (of the library, typed more narrowly)
         again.load()
         pixels = upper * np.uint16(256) + np.asarray(again)
     if pixels.shape[-1] == 3:
