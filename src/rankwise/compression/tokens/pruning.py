@@ -518,7 +518,7 @@ class TokenPruning:
         for block in range(min(self._stages, default=len(self.tower.blocks)), len(self.tower.blocks)):
             hook = _Mask(self.tower.mask, [s for n, s in self._stages.items() if n < block]).narrow
             self._hooks.append(self.tower.blocks[block].register_forward_pre_hook(hook, with_kwargs=True))
-        self.tower.module.token_pruning = self  # pyright: ignore[reportAttributeAccessIssue]  (no module: its own record)
+        self.tower.module.token_pruning = self  # pyright: ignore[reportArgumentType]  (no module: its own record)
 
     def undo(self) -> None:
         """The model as it was; a second time does nothing."""
