@@ -43,6 +43,7 @@ MISTAKES = {
     "predict": ["none", "--text", "a"],
     "inspect": ["minilm", "--threshold", "3"],
     "compress": ["--model", "smollm2", "--out", ".", "--ratio", "0.3"],
+    "tokens": ["none.png", "--model", "owner/model", "--out", "x"],
     "methods": ["--family", "tunning"],
     "bench": ["evaa"],
     "merge": ["none.yaml", "--out", "x"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.app import Json, app, console, typed
+from rankwise.cli.app import Json, app, console, names, typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,3 +203,50 @@ def compress(
     if not any(c.low_rank for c in done.plan.components):
         console.print("* no matrix loses enough to be factorised: raise --ratio, or lower --min-ratio", style="yellow")
     console.print(f"\nmodel     {out}\nreport    {out}/report.html", highlight=False)
+
+
+@app.command()
+def tokens(
+    path: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
+    model: Annotated[str, typer.Option(help="An image classifier or a CLIP: a bundled name, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures, report.html and tokens.json (replaced as a whole).")],
+    flops: Annotated[float, typer.Option(help="Share of the model's cost that is left.")] = 0.65,
+    captions: Annotated[
+        str | None, typer.Option(help="What a CLIP chooses from, e.g. 'a photo of a cat,a photo of a dog'.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Most pictures, chosen by their content.")] = 8,
+    json_: Json = False,
+) -> None:
+    """Which patches of a picture a model needs: kept tokens layer by layer, predictions before and after.
+
+    Examples:
+
+    * rankwise tokens dog.png --model owner/vit --out kept
+    * rankwise tokens photos --model owner/clip --captions 'a cat,a dog' --flops 0.5 --out kept
+    """
+    from rankwise.jobs.early import check_tokens
+
+    check_tokens(path, out, model=model, flops=flops, limit=limit)
+    from rankwise.jobs.tokens import HEADER, prune_pictures
+    from rankwise.report.page import write_tokens
+    from rankwise.report.tables import terminal
+
+    command = typed()
+    done = prune_pictures(
+        path,
+        out,
+        model=model,
+        flops=flops,
+        captions=[] if captions is None else names(captions),
+        limit=limit,
+        report=lambda folder, found: write_tokens(folder, found, command),
+    )
+    if json_:
+        print(json.dumps(done.as_dict(), ensure_ascii=False))
+        return
+    console.print(terminal(HEADER, done.rows()))
+    console.print(
+        f"{done.share:.0%} of the cost; the same said of {done.agreement:.0%} of pictures\n\n"
+        f"report    {out}/report.html\npictures  {out}/*.png",
+        highlight=False,
+    )

@@ -127,3 +127,15 @@ def _known(*asked: tuple[str, str, Any]) -> None:
     for kind, given, accepted in asked:
         if given not in accepted:
             raise unknown(kind, given, accepted)
+
+
+def check_tokens(path: Path, out: Path, *, model: str, flops: float, limit: int) -> None:
+    """Of `rankwise.jobs.tokens.prune_pictures`."""
+    if not path.exists():
+        raise ValueError(f"no such picture or folder of pictures: {path}")
+    if not 0 < flops <= 1:
+        raise ValueError(f"flops={flops}: a share of the dense cost, above 0 and at most 1")
+    if limit < 1:
+        raise ValueError(f"limit={limit}; at least 1 picture")
+    check_output(out, made_by="tokens", inputs=[path, model])
+    check_model(model, "image-classification")

@@ -17,6 +17,7 @@ from rankwise.report.tables import METRICS, comparison, compression_summary, eve
 
 if TYPE_CHECKING:
     from rankwise.jobs.compress import Compression
+    from rankwise.jobs.tokens import TokenReport
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -162,4 +163,28 @@ def write_compression(folder: Path, done: Compression, model: str, command: str)
         ],
         details=matrices,
         details_title="Every matrix",
+    )
+
+
+def write_tokens(folder: Path, done: TokenReport, command: str) -> None:
+    """``report.html`` and a picture each, of `rankwise.jobs.tokens.prune_pictures`."""
+    from rankwise.jobs.tokens import HEADER
+    from rankwise.report.plots.tokens import kept_patches
+
+    def drawn(i: int) -> Figure:
+        seen = done.seen[i]
+        said = seen.before if seen.before == seen.after else f"{seen.before}, then {seen.after}"
+        return kept_patches(done.pixels[i], done.grid, seen.kept, seen.similar, title=said)
+
+    for i in range(len(done.seen)):
+        save(drawn(i), folder / f"{i + 1:02}.png")
+    render(
+        folder / "report.html",
+        title=f"Tokens that {done.model} goes on with",
+        subtitle=f"{done.share:.0%} of the dense cost; the same said of {done.agreement:.0%} of pictures",
+        command=command,
+        header=HEADER,
+        rows=done.rows(),
+        caption="Faded to white: left as unimportant. Tinted: left because a more important patch is like it.",
+        sections=[("Patches, block by block", [(s.image, drawn(i)) for i, s in enumerate(done.seen)])],
     )

@@ -83,9 +83,9 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
         recipe="speed",
         title="Fewer tokens: throughput",
         command="rankwise bench speed --part tokens",
-        setting=f"a ViT of {DEPTH} blocks of {WIDTH} channels on {(SIDE // 16) ** 2 + 1} tokens, drawn weights, batches "
-        f"of {BATCH}, {torch.get_num_threads()} threads; medians of {TIMES} runs in turn; gain: median over rounds of "
-        "dense seconds by own; limit: dense multiply-accumulates by own",
+        setting=f"a ViT of {DEPTH} blocks of {WIDTH} channels on {(SIDE // 16) ** 2 + 1} tokens, drawn weights, "
+        f"batches of {BATCH}, {torch.get_num_threads()} threads; medians of {TIMES} runs in turn; gain: median over "
+        "rounds of dense seconds by own; limit: dense multiply-accumulates by own",
         header=["arm", "share of MACs", "images/s", "gain", "limit"],
         rows=rows,
         claims=_claims(gains, shares, equal=torch.equal(dense, same)),
