@@ -3,6 +3,10 @@ from rankwise.compression.lama import LamaConfig as LamaConfig
 from rankwise.compression.lama import LowRankAttentionPooling as LowRankAttentionPooling
 from rankwise.compression.plans import Component as Component
 from rankwise.compression.plans import Plan as Plan
+from rankwise.compression.thin_attention import thinking as thinking
+from rankwise.compression.think import ThinKCache as ThinKCache
+from rankwise.compression.think import fitting_ratio as fitting_ratio
+from rankwise.compression.think import planned_bytes as planned_bytes
 from rankwise.compression.tokens.baselines import AttentionToCLS as AttentionToCLS
 from rankwise.compression.tokens.baselines import MergeSimilar as MergeSimilar
 from rankwise.compression.tokens.baselines import RandomTokens as RandomTokens
