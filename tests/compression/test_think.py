@@ -429,7 +429,7 @@ def test_bytes_are_those_of_the_formula_and_of_the_plan(llama):
         assert cache.bytes() == planned_bytes(llama.config, tokens=50, batch=3, recent=RECENT, **planned)
     k, indices = 8 - int(0.4 * 8), 8 * 5
     keys, values = (50 - RECENT) * k + RECENT * 8, 50 * 8
-    assert planned_bytes(llama.config, tokens=50, recent=RECENT) == 2 * 2 * ((keys + values) * dtype + indices)
+    assert planned_bytes(llama.config, tokens=50, recent=RECENT) == 2 * (2 * ((keys + values) * dtype + indices) + 8)
 
 
 def test_bytes_count_a_storage_once_and_whole():
@@ -624,11 +624,11 @@ def test_crop_leaves_the_rows_before_as_they_are_across_the_border(llama, n, opt
     ids = prompt(2, 45)
     cache = ThinKCache(llama.config, 0.5, **SHORT, block=None, **options)
     llama(ids, cache=cache)
-    before = [layer._whole() for layer in cache.layers]
+    before = [layer.whole() for layer in cache.layers]
     cache.crop(-n)
     assert cache.get_seq_length() == 45 - n
     for layer, (K, V) in zip(cache.layers, before, strict=True):
-        keys, values = layer._whole()
+        keys, values = layer.whole()
         assert keys.equal(K[:, :, : 45 - n])
         assert values.equal(V[:, :, : 45 - n])
     assert llama(prompt(2, 1), cache=cache).logits.isfinite().all()
@@ -722,7 +722,8 @@ def test_update_without_the_keywords_of_attention_gives_whole_keys():
     layer = ThinKLayer(ThinKCache(made("llama").config, **SHORT).settings)
     K, V = random(2, 2, 30, 8), random(2, 2, 30, 8, seed=1)
     with pytest.warns(UserWarning, match="tells its cache nothing"):
-        keys, values = layer.update(K[:, :, :20], V[:, :, :20])
+        layer.update(K[:, :, :20], V[:, :, :20])
+    with pytest.warns(UserWarning, match="its keys stay whole"):
         keys, values = layer.update(K[:, :, 20:], V[:, :, 20:])
     assert keys.equal(K)
     assert values.equal(V)
@@ -751,7 +752,7 @@ def test_eviction_keeps_the_positions_of_the_tokens_that_are_left(llama):
         at = snapkv(attention_of(Q[:, :, -WINDOW:], K, scaling=8**-0.5), 16)
         assert layer.positions.equal(at.int())
         right = torch.stack([torch.stack([K[b, h, at[b, h]] for h in range(2)]) for b in range(2)])
-        assert layer._whole()[0].equal(right)
+        assert layer.whole()[0].equal(right)
     llama(prompt(2, 1), cache=cache)
     assert cache.layers[0].positions[..., -1].eq(40).all()
     assert cache.get_seq_length() == 41
@@ -813,9 +814,10 @@ def test_bytes_that_no_ratio_reaches_are_refused(llama):
 
 def test_thinking_puts_the_former_attention_back_after_an_error_too():
     model = made("llama", "eager")
-    with pytest.raises(KeyError), thinking(model):
+    with thinking(model):
         assert model.config._attn_implementation == "think_eager"
-        raise KeyError
+    with pytest.raises(ValueError, match=r"ratio=2\.0"), thinking(model):
+        ThinKCache(model.config, 2.0)
     assert model.config._attn_implementation == "eager"
 
 
@@ -867,7 +869,7 @@ def test_torch_compile_gives_the_same(llama):
     compiled = torch.compile(llama, backend="eager")
     cache, plain = ThinKCache(llama.config, **SHORT, block=2), ThinKCache(llama.config, **SHORT, block=2)
     with torch.no_grad():
-        for tokens in (ids, *[prompt(1, 1, seed=i) for i in range(4)]):
+        for tokens in (ids, *[prompt(1, 1, seed=i) for i in range(2)]):
             torch.testing.assert_close(compiled(tokens, cache=cache).logits, llama(tokens, cache=plain).logits)
     assert cache.layers[0].is_thin
 
@@ -919,3 +921,22 @@ def test_another_batch_in_a_used_cache_is_refused(llama):
     llama(prompt(2), cache=cache)
     with pytest.raises(ValueError, match="holds a batch of 2, not of 1: reset"):
         llama(prompt(1), cache=cache)
+
+
+@pytest.mark.parametrize("length", [30, 40])
+def test_another_prompt_in_a_used_cache_is_refused(llama, length):
+    cache = ThinKCache(llama.config, **SHORT)
+    decoded(llama, prompt(), cache)
+    with pytest.raises(ValueError, match="positions of another prompt came: reset"):
+        decoded(llama, prompt(1, length, seed=8), cache)
+
+
+def test_the_same_prompt_with_more_behind_it_goes_on(llama):
+    ids = prompt(2)
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    cache = ThinKCache(llama.config, **SHORT)
+    more = torch.cat([decoded(llama, ids, cache, attention_mask=mask), prompt(2, 9, seed=4)], 1)
+    longer = torch.cat([mask, torch.ones(2, 21, dtype=torch.long)], 1)
+    assert decoded(llama, more, cache, attention_mask=longer).shape == (2, 73)
+    assert cache.get_seq_length() == 72

@@ -1,7 +1,7 @@
 """Rows of a cache ``(batch, heads, n, d)`` as they are held: as they came, or as whole numbers of 8 or 4 bits.
 
 Keys have channels that are large in every row, so a channel of 32 rows shares one scale; values have none, so a row
-does (KIVI, arXiv 2402.02750). A number x becomes ``round((x - low) / step)`` with ``step = (high - low) / (2^bits - 1)``:
+does (KIVI, arXiv 2402.02750). A number x becomes ``round((x - low) / step)``, ``step = (high - low) / (2^bits - 1)``:
 what is read back is at most half a step away.
 """
 

@@ -1,10 +1,10 @@
 """The attention functions that read a `rankwise.compression.ThinKCache`: ``"think"``, and one over any other.
 
-A cache is never shown the queries; the attention function is. While a layer is whole, the function below hands over to
-the attention it stands before (``"sdpa"`` for ``"think"``) and then shows the layer its queries. Once a layer is thin,
-it computes itself, on the thin rows as they are held:
+A cache is never shown the queries; the attention function is. While a layer is whole, the function below hands over
+to the attention it stands before (``"sdpa"`` for ``"think"``) and then shows the layer its queries. Once a layer is
+thin, it computes itself, on the thin rows as they are held:
 
-    logits = [q_idx K_thinᵀ ; q K_tailᵀ] · scaling,    P = softmax(logits) in float32,    out = P_old V_old + P_tail V_tail
+    logits = [q_idx K_thinᵀ ; q K_tailᵀ] · scaling,  P = softmax(logits) in float32,  out = P_old V_old + P_tail V_tail
 
 with the model's own ``scaling`` (of all channels, not of those kept).
 """
@@ -82,6 +82,7 @@ def before_it(attention: str) -> str:
 
 
 def _standing_before(attention: str) -> Callable[..., Attended]:
+    @torch.compiler.disable
     def think(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> Attended:

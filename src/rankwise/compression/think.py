@@ -1,16 +1,17 @@
 """ThinK: a key cache with fewer channels, those that the prompt's last queries use.
 
-A long prompt's cache is ``(batch, key heads, L, D)`` keys and as many values in every layer. Of the keys of the L - recent
-oldest tokens only the channels with the largest scores stay, in every layer, row of the batch and key head apart:
+A long prompt's cache is ``(batch, key heads, L, D)`` keys and as many values in every layer. Of the keys of the
+L - recent oldest tokens only the channels with the largest scores stay, for each layer, row and key head apart:
 
     s_c = mean over the window's queries and the head's group of q_c²  ·  mean over rows of k_c²  ∝  ‖Q_c K_cᵀ‖_F²
     K_thin = K[:L - recent, kept],   kept = the D - ⌊ratio · D⌋ channels of largest s, in ascending order
     logits = [q_kept K_thinᵀ ; q K_recentᵀ] · scaling,     out = softmax(logits) V
 
-After RoPE, without training; nothing changes for the prompt itself, which is read before its cache is thinned. The choice
-is the best for Σ s_c of what is dropped, not for ‖Q Kᵀ - Q_kept K_keptᵀ‖_F, which has cross terms. With ``value_ratio``,
-channels of values go as well, by ‖softmax(Q Kᵀ · scaling) V_c‖_F (the paper's appendix D). With ``budget``, SnapKV first
-drops tokens: those to which the window's queries pay least attention, after pooling over neighbours (arXiv 2404.14469).
+After RoPE, without training; nothing changes for the prompt itself, which is read before its cache is thinned. The
+choice is the best for Σ s_c of what is dropped, not for ‖Q Kᵀ - Q_kept K_keptᵀ‖_F, which has cross terms. With
+``value_ratio``, channels of values go too, by ‖softmax(Q Kᵀ · scaling) V_c‖_F (the paper's appendix D). With
+``budget``, SnapKV first drops the tokens to which the window's queries pay least attention, after pooling over
+neighbours (arXiv 2404.14469).
 
 Source: Xu, Jie, Dong, Wang, Lu, Zhou, Saha, Xiong & Sahoo, "ThinK: Thinner Key Cache by Query-Driven Pruning", ICLR
 2025, arXiv 2407.21018.
@@ -124,7 +125,8 @@ class ThinKCache(Cache):
     Raises
     ------
     ValueError
-        Options outside their range or against each other, encoder-decoder models, models with no full-attention layer or whose layers share their keys (in "fused" mode, or with ``budget``).
+        Options outside their range or against each other, encoder-decoder models, models with no full-attention layer
+        or whose layers share their keys (in "fused" mode, or with ``budget``).
         While it is used: an attention function that is not ours; what the fused computation does not know (attention
         sinks, position biases, masks that are not four-dimensional); rows without a token in the window; another
         batch size; a prompt over ``max_bytes``; a crop into what SnapKV chose.
@@ -218,14 +220,21 @@ class ThinKLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Drop everything: the next prompt is scored anew."""
-        self.keys = self.values = self.queries = self.valid = self.positions = None
-        self.channels = self.value_channels = None
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.queries: Tensor | None = None
+        self.valid: Tensor | None = None
+        self.positions: Tensor | None = None
+        self.channels: Tensor | None = None
+        self.value_channels: Tensor | None = None
         self.old_keys: HeldRows | None = None
         self.old_values: HeldRows | None = None
         self.is_initialized, self.seen, self.heads = False, 0, 0
-        self.scaling = self.softcap = None
+        self.scaling: float | None = None
+        self.softcap: float | None = None
         self.model_config: Any = None
         self.shown = True  # whether the attention function saw the last update
+        self.behind: Tensor | None = None  # by how much a row's positions lag behind its rows: its padding
 
     # -- what transformers asks of a layer
 
@@ -235,28 +244,23 @@ class ThinKLayer(CacheLayerMixin):
         self.shape = (*key_states.shape[:2], key_states.shape[-1], value_states.shape[-1])
         self.heads, self.is_initialized = key_states.shape[1], True
 
-    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Take new rows; the rows that the attention function needs are returned."""
+        return UNCOMPILED(self, key_states, value_states, kwargs.get("kwargs"))
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """New rows at the end of the tail."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self._check_update(key_states)
+            self.lazy_initialization(keys, values)
+        self._check_update(keys)
         if self.record_past:
             self._settle()
-        self.keys = key_states if self.keys is None else torch.cat([self.keys, key_states], 2)
-        self.values = value_states if self.values is None else torch.cat([self.values, value_states], 2)
-        new = key_states.shape[2]
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], 2)
+        self.values = values if self.values is None else torch.cat([self.values, values], 2)
         if self.positions is not None:
-            told = torch.arange(self.seen, self.seen + new, dtype=self.positions.dtype, device=self.device)
-            self.positions = torch.cat([self.positions, told.expand(*self.shape[:2], -1)], 2)
-        self.seen += new
-        shared: dict | None = kwargs.get("kwargs")
-        if shared is None:
-            self._tell_that_nothing_is_thinned()
-            return self._whole()
-        self.shown = False
-        shared["think_layer"] = self
-        return (self.keys, self.values) if self.is_fused else self._whole()
+            at = torch.arange(self.seen, self.seen + keys.shape[2], dtype=self.positions.dtype, device=self.device)
+            self.positions = torch.cat([self.positions, at.expand(*self.shape[:2], -1)], 2)
+        self.seen += keys.shape[2]
 
     def get_seq_length(self) -> int:
         """Tokens seen, those that SnapKV dropped included: the position of the next one."""
@@ -361,8 +365,9 @@ class ThinKLayer(CacheLayerMixin):
         return mask.expand(rows.shape[0], rows.shape[1], -1, -1).gather(-1, rows)
 
     def check_attention(self, module: nn.Module, attention: str, given: dict[str, Any]) -> None:
-        """Refuse what the fused computation does not know; remember the model's configuration."""
-        self.shown, self.model_config = True, getattr(module, "config", None)
+        """Refuse another prompt in a used cache, and what the fused computation does not know."""
+        self.model_config = getattr(module, "config", None)
+        self._check_positions(given.get("position_ids"))
         if self.settings.mode != "fused":
             return
         if attention not in FUSED:
@@ -375,6 +380,7 @@ class ThinKLayer(CacheLayerMixin):
     @torch.no_grad()
     def observe(self, query: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
         """See the queries of the last update ``(batch, query heads, queries, dim)``; thin what is due."""
+        self.shown = True
         if not self.is_thin:
             s, before = self.settings, self.queries
             self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -439,7 +445,7 @@ class ThinKLayer(CacheLayerMixin):
         self.old_values.add(picked(self.values[:, :, :n], self.value_channels))
         self.keys, self.values = self.keys[:, :, n:].clone(), self.values[:, :, n:].clone()
 
-    def _whole(self) -> tuple[Tensor, Tensor]:
+    def whole(self) -> tuple[Tensor, Tensor]:
         """All rows with all channels, zero where one was dropped."""
         assert self.keys is not None and self.values is not None  # noqa: PT018
         if self.old_keys is None or self.old_values is None:
@@ -459,11 +465,33 @@ class ThinKLayer(CacheLayerMixin):
         if not self.shown or (used is not None and used not in NAMES.values()):
             raise ValueError(f"ThinKCache needs an attention that shows it the queries, not '{used}': {NEEDED}")
 
-    def _tell_that_nothing_is_thinned(self) -> None:
-        if not self.is_thin:
-            warnings.warn(
-                "this model tells its cache nothing of the attention (no kwargs): its keys stay whole", stacklevel=4
+    def _check_positions(self, at: Tensor | None) -> None:
+        if at is None or at.dim() != 2 or at.shape[1] == 1:
+            return  # of one token nothing is read, which would cost a synchronisation a layer
+        behind = (self.seen - 1 - at[:, -1]).expand(self.shape[0])
+        if self.behind is None:
+            self.behind = behind.clone()
+        elif bool((behind > self.behind).any()):
+            raise ValueError(
+                f"the cache holds {self.seen - at.shape[1]} tokens, and positions of another prompt came: reset() it"
             )
+
+
+def taken(layer: ThinKLayer, keys: Tensor, values: Tensor, shared: dict | None) -> tuple[Tensor, Tensor]:
+    """Append rows to a layer, and tell the attention function of the layer through the keywords it will be given."""
+    layer.append(keys, values)
+    if shared is None:
+        if not layer.is_thin:
+            told = "this model tells its cache nothing of the attention (no kwargs): its keys stay whole"
+            warnings.warn(told, stacklevel=4)
+        return layer.whole()
+    layer.shown, shared["think_layer"] = False, layer
+    if layer.is_fused and layer.keys is not None and layer.values is not None:
+        return layer.keys, layer.values
+    return layer.whole()
+
+
+UNCOMPILED: Any = torch.compiler.disable(taken)  # a layer's Python changes with its rows
 
 
 # -- the mathematics
@@ -619,7 +647,7 @@ def planned_bytes(
             k, v = dim - int(ratio * dim), dim - int(value_ratio * dim)
             whole = (rows - old) * 2 * dim * size
             chosen = (8 * k + (8 * v if value_ratio else 0)) * bool(old) + (4 * rows if rows < tokens else 0)
-            total += batch * heads * (whole + chosen + _held(old, k, v, bits, size))
+            total += batch * (8 + heads * (whole + chosen + _held(old, k, v, bits, size)))
         elif kind != "dummy":
             total += batch * heads * min(tokens, option["sliding_window"] - 1) * 2 * dim * size
     return total
@@ -672,8 +700,8 @@ def fitting_ratio(config: PreTrainedConfig, *, tokens: int, bytes: float, **opti
             return dropped / dim
     least = planned_bytes(config, tokens=tokens, ratio=(dim - 1) / dim, **options)
     raise ValueError(
-        f"a prompt of {tokens} tokens does not fit {bytes:,.0f} bytes with any ratio: the values, and one channel of the "
-        f"keys, take {least:,}; give value_ratio=, budget= or bits=, or allow more"
+        f"a prompt of {tokens} tokens does not fit {bytes:,.0f} bytes with any ratio: the values, and one channel of "
+        f"the keys, take {least:,}; give value_ratio=, budget= or bits=, or allow more"
     )
 
 

@@ -5,6 +5,7 @@ from rankwise.data.corpus import Corpus, Splits
 from rankwise.data.files import read_file
 from rankwise.data.images import Images, read_image, write_image
 from rankwise.data.loading import load, read_images
+from rankwise.data.papers import papers
 from rankwise.data.synthesis import speech
 from rankwise.data.texts import DOMAINS, documents, sentiment
 
@@ -15,6 +16,7 @@ __all__ = [
     "Splits",
     "documents",
     "load",
+    "papers",
     "read_audio",
     "read_file",
     "read_image",

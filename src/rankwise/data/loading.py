@@ -12,6 +12,7 @@ from rankwise.data.corpus import Corpus
 from rankwise.data.files import read_file
 from rankwise.data.images.decoding import SUFFIXES
 from rankwise.data.images.layout import chosen, shards
+from rankwise.data.papers import papers
 from rankwise.data.texts import documents, sentiment
 from rankwise.nearest import unknown
 
@@ -40,7 +41,7 @@ def load(
     Parameters
     ----------
     spec : str
-        ``sentiment:movies`` (or ``tweets``, ``amazon``, ``nyt``), ``text:nyt`` (or ``amazon``: whole documents),
+        ``sentiment:movies`` (or ``tweets``, ``amazon``, ``nyt``), ``text:nyt`` (``amazon``, ``papers``: whole texts),
         ``speech:child`` (or ``adult``, ``accents``), or a csv, tsv, jsonl, json or parquet file; for ``asr`` a manifest
         of audio, or the folder of one.
     task : {"polarity", "rating", "classification", "text-to-label", "regression", "causal-lm", "asr"}
@@ -71,7 +72,7 @@ def load(
     if spec.startswith("text:"):
         if task != "causal-lm":
             raise ValueError(f"{spec} has no labels: it is for causal-lm; sentiment:{spec[5:]} has them")
-        return documents(spec.partition(":")[2])
+        return papers() if spec == "text:papers" else documents(spec.partition(":")[2])
     if spec.startswith("sentiment:"):
         return sentiment(spec.partition(":")[2], task="rating" if task in ("rating", "regression") else "polarity")
     path = Path(spec).expanduser()
@@ -79,7 +80,7 @@ def load(
         if path.suffix or path.exists():
             raise ValueError(f"no such data file: {path}" if not path.exists() else f"{path} is no regular file")
         known = [f"sentiment:{d}" for d in ("movies", "tweets", "amazon", "nyt")]
-        raise unknown("data", spec, [*known, "text:nyt", "text:amazon"])
+        raise unknown("data", spec, [*known, "text:nyt", "text:amazon", "text:papers"])
     return read_file(
         path,
         text_column=text_column,

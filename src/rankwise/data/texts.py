@@ -54,7 +54,7 @@ def documents(domain: str) -> Corpus:
     ValueError: ...amazon, nyt...
     """
     if domain not in DOCUMENTS:
-        raise unknown("text", domain, DOCUMENTS)
+        raise unknown("text", domain, (*DOCUMENTS, "papers"))
     sentences: dict[str, list[tuple[int, str]]] = {}
     for name, _, text in _rows(domain):
         document, _, number = name.partition("_")
