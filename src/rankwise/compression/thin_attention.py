@@ -82,7 +82,6 @@ def before_it(attention: str) -> str:
 
 
 def _standing_before(attention: str) -> Callable[..., Attended]:
-    @torch.compiler.disable
     def think(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> Attended:
@@ -99,7 +98,8 @@ def _standing_before(attention: str) -> Callable[..., Attended]:
         layer.observe(query, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
         return out
 
-    return think
+    uncompiled: Any = torch.compiler.disable(think)
+    return uncompiled
 
 
 def _whole(module: nn.Module, attention: str, given: dict[str, Any]) -> Callable[..., Attended]:

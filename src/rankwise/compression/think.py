@@ -143,7 +143,7 @@ class ThinKCache(Cache):
     >>> cache = ThinKCache(model.config, ratio=0.5)
     >>> tokens = model.generate(torch.randint(50, (1, 300)), cache=cache, max_new_tokens=4)
     >>> cache, cache.get_seq_length()
-    (ThinKCache(ratio=0.5, 2 of 2 layers thin, 233KB for 303 tokens), 303)
+    (ThinKCache(ratio=0.5, 2 of 2 layers thin, 242,192 bytes for 303 tokens), 303)
     """
 
     def __init__(

@@ -29,7 +29,7 @@ def papers() -> Corpus:
     >>> from rankwise.data import papers
     >>> corpus = papers()
     >>> len(corpus), corpus.texts[0][:30]
-    (250, 'Exploring Correlation of Dependen')
+    (250, 'Exploring Correlation of Depen')
     """
     lists = members(_ARCHIVE, [f"aclsum/dataset/{p}.jsonl" for p in _PARTS], folder="data/aclsum-0.1.2/lists")
     ids = [str(row["id"]) for p in _PARTS for _, row in json_lines(lists / f"{p}.jsonl")]
