@@ -347,6 +347,12 @@ CATALOGUE: tuple[Entry, ...] = (
         paper="Dasgupta, Chander, Borad, Motiyani & Chakraborty, PerSEval, TMLR 2024",
         arxiv="2407.00453",
         claim="Personalisation of summaries is measurable apart from accuracy.",
+        status="ready",
+        command="rankwise perseval",
+        replaces="ROUGE or BERTScore leaderboards",
+        models="summaries of any system",
+        tasks="comparing personalised summarisers",
+        result="leaderboard page, csv",
     ),
     Entry(
         id="flexible-survival",

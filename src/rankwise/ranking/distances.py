@@ -12,10 +12,9 @@ What people get wrong: a distance decides the scores. Published system rankings 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -73,16 +72,15 @@ def jsd(*, words: Words = content_words) -> Distance:
 
     def of(left: Sequence[str], right: Sequence[str]) -> Array:
         counts, (i, j) = _counted(left, right, words)
-        size = counts.sum(axis=1)
-        rows = np.repeat(np.arange(len(size)), np.diff(counts.indptr))
-        shares = csr_array((counts.data / size[rows], counts.indices, counts.indptr), counts.shape)
-        p, q = shares[i], shares[j]
+        size, width = counts.sum(axis=1), int(counts.indices.max(initial=0)) + 1
+        share = counts.data / np.repeat(size, np.diff(counts.indptr))
+        shares = csr_array((share, counts.indices, counts.indptr), counts.shape)
+        (p, at), (q, other) = (_entries(shares[rows], width) for rows in (i, j))
         # a word that one text has alone adds half its share; what both have is all there is to compute
-        both = p.multiply(q.astype(bool)).tocsr()
-        a, b = both.data, q.multiply(p.astype(bool)).tocsr().data
-        gained = np.bincount(
-            np.repeat(np.arange(len(i)), np.diff(both.indptr)), _xlogx(a + b) - _xlogx(a) - _xlogx(b), len(i)
-        )
+        place = np.minimum(np.searchsorted(other, at), max(len(other) - 1, 0))
+        both = other[place] == at if len(other) else np.zeros(len(at), bool)
+        a, b = p[both], q[place[both]]
+        gained = np.bincount(at[both] // width, _xlogx(a + b) - _xlogx(a) - _xlogx(b), len(i))
         return np.where((size[i] == 0) & (size[j] == 0), 0.0, np.clip(1 - gained / 2, 0, 1))
 
     return Distance(name="jsd", of=of, symmetric=True)
@@ -223,13 +221,18 @@ def _counted(
     """Counts ``(different texts, items)``, and the rows of both sides of the pairs."""
     place, pairs = _placed(left, right)
     column: dict[Hashable, int] = {}
-    counts = [Counter(column.setdefault(item, len(column)) for item in items(text)) for text in place]
-    ends = np.cumsum([0, *map(len, counts)])
-    data = np.array([n for c in counts for n in c.values()], dtype=float)
-    indices = np.array([k for c in counts for k in c], dtype=np.int64)
-    matrix = csr_array((data, indices, ends), (len(counts), max(len(column), 1)))
-    matrix.sort_indices()
+    found = [[column.setdefault(item, len(column)) for item in items(text)] for text in place]
+    ends = np.cumsum([0, *map(len, found)])
+    indices = np.fromiter(chain.from_iterable(found), np.int64, int(ends[-1]))
+    matrix = csr_array((np.ones(len(indices)), indices, ends), (len(found), max(len(column), 1)))
+    matrix.sum_duplicates()
     return matrix, pairs
+
+
+def _entries(matrix: csr_array, width: int) -> tuple[Array, NDArray[np.int64]]:
+    """What is not 0, and its places row by row."""
+    rows = np.repeat(np.arange(len(matrix.indptr) - 1, dtype=np.int64), np.diff(matrix.indptr))
+    return np.asarray(matrix.data, dtype=float), rows * width + matrix.indices
 
 
 def _grams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:

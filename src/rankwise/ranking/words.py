@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Collection
+from functools import lru_cache
 
 __all__ = ["STOPWORDS", "content_words", "plain_words", "singular"]
 
@@ -62,6 +63,7 @@ def content_words(
     return [(lemma or singular)(word) for word in found if word not in stopwords]
 
 
+@lru_cache(maxsize=100_000)
 def singular(word: str) -> str:
     """An English word without the ending of the plural (Harman, How effective is suffixing?, JASIS 1991).
 
