@@ -1,4 +1,4 @@
-"""Does PerSEval order systems by how they follow their readers, where EGISES and accuracy do not?
+"""PerSEval orders systems by how they follow their readers, where EGISES and accuracy are fooled.
 
 Systems of known worth on real documents: the sentences that each reader wants, a share of them replaced by others of
 the document, what another reader wants, and the same for all. Controls: EGISES is fooled by another reader's summaries;
