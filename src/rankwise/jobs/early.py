@@ -16,6 +16,7 @@ from rankwise.nearest import unknown
 from rankwise.prompting import names
 
 QUANTILE_MODELS = ("linear", "boosting", "forest", "extra-trees", "gaussian", "network")
+VISION_MODELS = ("vit-cifar10", "clip-cifar10")
 QUANTILES = "quantile fit"  # what makes the folders of quantile models
 PERSEVAL = "perseval"  # and those of leaderboards of summaries
 
@@ -45,6 +46,20 @@ def check_compression(
         raise unknown("dtype", dtype, DTYPES)
     check_output(out, made_by="compress", inputs=[model])
     check_model(model, "causal-lm")
+
+
+def check_pretraining(
+    name: str, out: Path, *, data: str | Path | None, epochs: int, batch_size: int, seed: int
+) -> None:
+    """Of `rankwise.jobs.pretrain.pretrain`."""
+    if name not in VISION_MODELS:
+        raise unknown("vision model", name, VISION_MODELS)
+    for option, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{option}={value}: at least {least}")
+    if data is not None and not Path(data).is_dir():
+        raise ValueError(f"no such data folder: {data}")
+    check_output(out, made_by="pretrain", inputs=[] if data is None else [data])
 
 
 def check_fit(path: Path, out: Path, *, models: Sequence[str], test_share: float) -> None:

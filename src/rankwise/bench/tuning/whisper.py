@@ -21,7 +21,8 @@ from rankwise.data import speech
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import Example
-from rankwise.models import BUNDLED, load, resolve
+from rankwise.models import load, resolve
+from rankwise.models.names import kept_as
 from rankwise.models.whisper import shorten
 
 RECIPE = Recipe(
@@ -61,7 +62,7 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
 def original() -> Path:
     """The CTranslate2 folder as it was published."""
     resolve(MODEL)
-    return cache_folder() / "models" / f"{MODEL}-{BUNDLED[MODEL].archive.version}"
+    return cache_folder() / "models" / kept_as(MODEL)
 
 
 @torch.no_grad()

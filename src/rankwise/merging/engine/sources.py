@@ -15,8 +15,9 @@ from rankwise.files import content_of
 from rankwise.merging.engine.adapters import Adapter, adapted, settings_of
 from rankwise.merging.engine.names import LAYER, is_output, is_words
 from rankwise.merging.shards import Entry, checkpoint_entries
-from rankwise.models.loading import BUNDLED, resolve
+from rankwise.models.loading import resolve
 from rankwise.models.low_rank import KEY
+from rankwise.models.names import BUNDLED, kept_as
 from rankwise.reading import read_json
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "tokenizer*"]
@@ -217,7 +218,7 @@ def _dense(source: Source) -> Source:
 
 def _bundled(named: str) -> str:
     """The bundled name of a cached folder, so that an adapter made here finds its base on another machine."""
-    return next((n for n, b in BUNDLED.items() if f"{n}-{b.archive.version}" in named), named)
+    return next((n for n in BUNDLED if kept_as(n) in named), named)
 
 
 def _folder(reference: str) -> Path:
