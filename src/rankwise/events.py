@@ -8,6 +8,18 @@ from collections.abc import Callable
 OnEvent = Callable[[str, str, int, int, float], None]  # trial, phase, step, steps, loss
 
 
+def counting(note: OnEvent, name: str, total: int) -> Callable[[int, object], None]:
+    """Tell ``note`` how many of ``total`` runs are done, whenever one is: the ``on_done`` of `parallel.fan_out`."""
+    done = 0
+
+    def told(at: int, result: object) -> None:
+        nonlocal done
+        done += 1
+        note(name, "train", done, total, float("nan"))
+
+    return told
+
+
 def environment(precision: str, processes: int) -> dict[str, str | int]:
     """Versions and hardware a result depends on."""
     from importlib.metadata import version

@@ -22,7 +22,7 @@ def test_simulated_samples_have_median_one_and_are_censored():
     t, e = _sample(1.5, 0.4, 0)
     assert 0.6 < e.mean() < 0.95
     assert abs((t[e == 1] < 1).mean() - 0.55) < 0.1
-    log_gamma, *_, median, inside = _one(1.5, 0.4, 0)
+    log_gamma, *_, median, inside = _one((1.5, 0.4, 0))
     assert log_gamma == pytest.approx(np.log(1.5), abs=0.2)
     assert median == pytest.approx(1, abs=0.15)
     assert inside

@@ -23,7 +23,8 @@ from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.data.frames import survival
 from rankwise.distributions.survival.fitter import PGWFitter
 from rankwise.distributions.survival.regression import PGWRegressionFitter
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent, counting, environment
+from rankwise.parallel import fan_out
 from rankwise.report.plots.distributions import hazard_curves
 from rankwise.report.plots.shared import save
 
@@ -31,6 +32,7 @@ RECIPE = Recipe(
     name="flexible-survival",
     part="trials",
     about="power generalised Weibull on four trials against lifelines' models and Cox",
+    spreads=True,
     smoke={"seeds": 1, "FOLDS": 2, "TRIALS": ("veteran", "melanoma")},
     figures=(("hazards of four trials", "flexible_survival.png"),),
 )
@@ -90,12 +92,10 @@ def _judged(name: str, seeds: int, note: OnEvent) -> Trial:
         for seed in range(seeds)
         for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(df, df["event"])
     ]
-    scores: dict[str, list[tuple[float, float]]] = {m: [] for m in MODELS}
-    for i, (_, train, test) in enumerate(folds):
-        note(name, "train", i, len(folds), float("nan"))
-        for model, make in MODELS.items():
-            scores[model].append(_scored(make, df.iloc[train], df.iloc[test]))
+    note(name, "train", 0, len(folds), float("nan"))
+    judged = fan_out(_fold, [(df, *fold) for fold in folds], on_done=counting(note, name, len(folds)))
     note(name, "done", 1, 1, float("nan"))
+    scores = {m: [found[m] for found, _ in judged] for m in MODELS}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice")
         means = {m: np.nanmean(np.reshape(s, (seeds, FOLDS, 2)), axis=1).T for m, s in scores.items()}
@@ -105,8 +105,15 @@ def _judged(name: str, seeds: int, note: OnEvent) -> Trial:
         held={m: ll for m, (ll, _) in means.items()},
         concordance={m: c[np.isfinite(c)] for m, (_, c) in means.items()},
         failed={m: f" ({k} of {len(folds)} folds did not converge)" if k else "" for m, k in failed.items()},
-        control=[_scored(MODELS["PGW, φ"], *_dealt(df, train, test, seed))[1] for seed, train, test in folds],
+        control=[dealt for _, dealt in judged],
     )
+
+
+def _fold(asked: tuple[pd.DataFrame, int, np.ndarray, np.ndarray]) -> tuple[dict[str, tuple[float, float]], float]:
+    """Every model's scores on the fold, and the concordance of the control."""
+    df, seed, train, test = asked
+    scores = {model: _scored(make, df.iloc[train], df.iloc[test]) for model, make in MODELS.items()}
+    return scores, _scored(MODELS["PGW, φ"], *_dealt(df, train, test, seed))[1]
 
 
 def _rows(name: str, trial: Trial) -> list[list[str]]:

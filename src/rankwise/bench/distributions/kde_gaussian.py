@@ -17,7 +17,8 @@ from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.distributions.density.estimator import ConcentrationWarning, HighDimKDE
 from rankwise.distributions.density.regimes import CriticalBandwidths, critical_bandwidths
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent, counting, environment
+from rankwise.parallel import fan_out
 from rankwise.report.plots.distributions import kde_phases
 from rankwise.report.plots.shared import save
 
@@ -25,6 +26,7 @@ RECIPE = Recipe(
     name="kde-large-d",
     part="regimes",
     about="kernel density in large dimension: the regimes against theory, bandwidth rules on Gaussians",
+    spreads=True,
     smoke={
         "seeds": 1, "SIZES": ((60, 100), (80, 200), (100, 400)), "LOW": ((1, 100), (2, 100), (20, 100)),
         "DRAWS": 10, "DRAWN": 100, "QUERIES": 40, "PAIRED": 100,
@@ -43,16 +45,12 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     """Draw, estimate, compare; ``seeds`` data sets a size."""
     start, note = time.perf_counter(), on_event or (lambda *_: None)
     sizes, rows = {}, []
-    for d, n in (*LOW, *SIZES):
-        c, chosen, sets = critical_bandwidths(np.ones(d), n), {}, []
-        for seed in range(seeds):
-            note(f"{n:,} points, {d} dimensions", "train", seed, seeds, float("nan"))
-            rng = np.random.default_rng([seed, d])
-            X, Q = rng.standard_normal((n, d)), rng.standard_normal((QUERIES, d))
-            for rule in RULES:
-                chosen.setdefault(rule, []).append(_chosen(rule, X, chosen.get(rule)))
-            sets.append(_judged(_fitted(X, c.h_g), Q, {r: h[-1] for r, h in chosen.items()}, c))
-        note(f"{n:,} points, {d} dimensions", "done", 1, 1, float("nan"))
+    asked = [(d, n, seeds) for d, n in (*LOW, *SIZES)]
+    note("data sets of all sizes", "train", 0, len(asked), float("nan"))
+    drawn = fan_out(_size, asked, on_done=counting(note, "data sets of all sizes", len(asked)))
+    note("data sets of all sizes", "done", 1, 1, float("nan"))
+    for (d, n, _), (chosen, sets) in zip(asked, drawn, strict=True):
+        c = critical_bandwidths(np.ones(d), n)
         sizes[d] = {k: np.array([s[k] for s in sets]) for k in sets[0]}
         for rule in RULES:
             h = float(np.mean(chosen[rule]))
@@ -75,6 +73,19 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         seconds=time.perf_counter() - start,
         environment=environment("fp64", 1),
     )
+
+
+def _size(asked: tuple[int, int, int]) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
+    """Bandwidths by rule and what was judged, a data set each."""
+    d, n, seeds = asked
+    c, chosen, sets = critical_bandwidths(np.ones(d), n), {}, []
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, d])
+        X, Q = rng.standard_normal((n, d)), rng.standard_normal((QUERIES, d))
+        for rule in RULES:
+            chosen.setdefault(rule, []).append(_chosen(rule, X, chosen.get(rule)))
+        sets.append(_judged(_fitted(X, c.h_g), Q, {r: h[-1] for r, h in chosen.items()}, c))
+    return chosen, sets
 
 
 def _chosen(rule: str, X: np.ndarray, before: list[float] | None) -> float:

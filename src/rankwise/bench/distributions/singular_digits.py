@@ -23,12 +23,14 @@ from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.distributions.density.estimator import HighDimKDE
 from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 from rankwise.distributions.singular.networks import directions, sliced_wasserstein
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent, counting, environment
+from rankwise.parallel import fan_out, is_spread
 
 RECIPE = Recipe(
     name="singular-likelihood",
     part="digits",
     about="likelihood of perturbed data: handwritten digits",
+    spreads=True,
     smoke={"seeds": 1, "TEST": 40, "ROWS": 160, "EPOCHS": 2, "GAN_STEPS": 5, "TREES": 5, "JOBS": 1},
 )
 
@@ -39,34 +41,11 @@ EPOCHS, GAN_STEPS, TREES, JOBS = 300, 2_000, 200, 2
 def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
     """Split ``seeds`` times, fit, judge."""
     start, note = time.perf_counter(), on_event or (lambda *_: None)
-    images = np.asarray(load_digits(return_X_y=True)[0])[:ROWS] / 16.0
-    found: dict[str, list[tuple[float, float]]] = {}
-    chosen = []
-    for seed in range(seeds):
-        note("digits", "train", seed, seeds, float("nan"))
-        X, test = map(np.asarray, train_test_split(images, test_size=TEST, random_state=seed))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = SingularGenerativeEstimator(LATENT, epochs=EPOCHS, random_state=seed).fit(X)
-            kde = HighDimKDE("cv").fit(X + 1e-3 * np.random.default_rng(seed).standard_normal(X.shape))
-        chosen.append(model.noise_path_["relative"].iloc[int(model.noise_path_["wasserstein"].argmin())])
-        samples = {
-            f"likelihood, σ̃ = {r:g}": model.sample(TEST, noise=float(n))
-            for r, n in zip(model.noise_path_["relative"], model.noise_path_["noise"], strict=True)
-        } | {
-            "likelihood, σ̃ chosen": model.sample(TEST),
-            "principal components": _principal(X, seed),
-            "kernel density": kde.sample(TEST, random_state=seed),
-            "Wasserstein GAN": wasserstein_gan.generate(
-                X, TEST, latent_dim=LATENT, hidden=128, steps=GAN_STEPS, seed=seed
-            ),
-            "real images": X[:TEST],
-        }
-        for name, sample in samples.items():
-            grey = np.clip(np.round(16 * sample), 0, 16) / 16  # images have 17 greys: no sample is told apart by others
-            found.setdefault(name, []).append((_sliced(grey, test), _told_apart(grey, test, seed)))
+    note("digits", "train", 0, seeds, float("nan"))
+    splits = fan_out(_split, range(seeds), on_done=counting(note, "digits", seeds))
     note("digits", "done", 1, 1, float("nan"))
-    column = {k: np.array(v) for k, v in found.items()}
+    chosen = [relative for relative, _ in splits]
+    column = {k: np.array([found[k] for _, found in splits]) for k in splits[0][1]}
     auto, none = column["likelihood, σ̃ chosen"], column["likelihood, σ̃ = 0"]
     gain, c2st = paired(none[:, 0], auto[:, 0]), paired(none[:, 1], auto[:, 1])
     real = column["real images"][:, 1]
@@ -107,6 +86,31 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     )
 
 
+def _split(seed: int) -> tuple[float, dict[str, tuple[float, float]]]:
+    """The chosen noise, relative to the data's spread; sliced W1 and two-sample accuracy of every model's samples."""
+    images = np.asarray(load_digits(return_X_y=True)[0])[:ROWS] / 16.0
+    X, test = map(np.asarray, train_test_split(images, test_size=TEST, random_state=seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SingularGenerativeEstimator(LATENT, epochs=EPOCHS, random_state=seed).fit(X)
+        kde = HighDimKDE("cv").fit(X + 1e-3 * np.random.default_rng(seed).standard_normal(X.shape))
+    path = model.noise_path_
+    samples = {
+        f"likelihood, σ̃ = {r:g}": model.sample(TEST, noise=float(n))
+        for r, n in zip(path["relative"], path["noise"], strict=True)
+    } | {
+        "likelihood, σ̃ chosen": model.sample(TEST),
+        "principal components": _principal(X, seed),
+        "kernel density": kde.sample(TEST, random_state=seed),
+        "Wasserstein GAN": wasserstein_gan.generate(X, TEST, latent_dim=LATENT, hidden=128, steps=GAN_STEPS, seed=seed),
+        "real images": X[:TEST],
+    }
+    # images have 17 greys: no sample is told apart by others
+    grey = {name: np.clip(np.round(16 * sample), 0, 16) / 16 for name, sample in samples.items()}
+    judged = {name: (_sliced(sample, test), _told_apart(sample, test, seed)) for name, sample in grey.items()}
+    return float(path["relative"].iloc[int(path["wasserstein"].argmin())]), judged
+
+
 def _principal(X: np.ndarray, seed: int) -> np.ndarray:
     pca = PCA(LATENT).fit(X)
     spread = np.sqrt(np.maximum(pca.explained_variance_ - pca.noise_variance_, 0))
@@ -119,6 +123,6 @@ def _sliced(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _told_apart(a: np.ndarray, b: np.ndarray, seed: int) -> float:
-    forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=JOBS)
+    forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=1 if is_spread() else JOBS)
     labels = np.repeat([0, 1], [len(a), len(b)])
     return float(cross_val_score(forest, np.concatenate([a, b]), labels, cv=5).mean())

@@ -12,12 +12,14 @@ from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.distributions.survival import power_weibull as pgw
 from rankwise.distributions.survival.fitter import PGWFitter, select_baseline
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent, counting, environment
+from rankwise.parallel import fan_out
 
 RECIPE = Recipe(
     name="flexible-survival",
     part="simulation",
     about="power generalised Weibull: bias and coverage in simulation",
+    spreads=True,
     smoke={"seeds": 3, "LEAST": 3, "ROWS": 200},
 )
 
@@ -34,10 +36,8 @@ def run(out: Path, *, seeds: int = 200, on_event: OnEvent | None = None) -> Evid
     start, note, n = time.perf_counter(), on_event or (lambda *_: None), max(seeds, LEAST)
     rows, coverage = [], {}
     for name, (gamma, kappa) in CASES.items():
-        found = []
-        for seed in range(n):
-            note(name, "train", seed, n, float("nan"))
-            found.append(_one(gamma, kappa, seed))
+        note(name, "train", 0, n, float("nan"))
+        found = fan_out(_one, [(gamma, kappa, seed) for seed in range(n)], on_done=counting(note, name, n))
         note(name, "done", 1, 1, float("nan"))
         logs, inside_gamma, inside_kappa, median, inside_median = np.array(found).T
         coverage[name] = inside_kappa.mean(), inside_median.mean()
@@ -46,7 +46,7 @@ def run(out: Path, *, seeds: int = 200, on_event: OnEvent | None = None) -> Evid
             f"{100 * inside_kappa.mean():.1f}", f"{100 * (median.mean() - 1):+.1f}",
             f"{100 * inside_median.mean():.1f}",
         ])  # fmt: skip
-    picked = np.array([_picked(seed) for seed in range(n)])
+    picked = np.array(fan_out(_picked, range(n)))
     weibull, general, four = picked.mean(0)
     slack = 2.6 * np.sqrt(0.16 * 0.84 / n)
     near = 2.6 * np.sqrt(0.05 * 0.95 / n)
@@ -93,7 +93,8 @@ def _sample(gamma: float, kappa: float, seed: int) -> tuple[np.ndarray, np.ndarr
     return np.minimum(t, c), (t <= c).astype(float)
 
 
-def _one(gamma: float, kappa: float, seed: int) -> tuple[float, bool, bool, float, bool]:
+def _one(asked: tuple[float, float, int]) -> tuple[float, bool, bool, float, bool]:
+    gamma, kappa, seed = asked
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit = PGWFitter().fit(*_sample(gamma, kappa, seed))

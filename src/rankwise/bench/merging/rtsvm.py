@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.experts import TASKS, Bench, State, agreeing, bench, clearest
 from rankwise.events import OnEvent, environment
 from rankwise.files import claimed, write_json
+from rankwise.jobs.tasks import Example
 from rankwise.merging import METHODS, merge
+from rankwise.parallel import fan_out, is_spread
 from rankwise.reading import read_json
 from rankwise.report.plots.merging import interference
 from rankwise.report.plots.shared import save
@@ -34,6 +37,7 @@ RECIPE = Recipe(
     name="rtsvm",
     part="experts",
     about="R-TSVM against other merges and against mixing the data, on three experts",
+    spreads=True,
     remark="Recorded before R-TSVM's outlier weights were free of scale and its ranks went by small entries; to be "
     "measured again.",
     smoke={
@@ -72,7 +76,9 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
         b = bench(
             folder, limits=(TRAINED, VALIDATED, TESTED), blocks=BLOCKS, rates=RATES, steps=steps, on_event=on_event
         )
-        by_seed = [_scores(b, seed) for seed in range(seeds)]
+        _rates(b)  # by the first seed, before others ask for them
+        heard = replace(b, on_event=_unheard) if is_spread() else b
+        by_seed = fan_out(_scores, [(heard, seed) for seed in range(seeds)])
     names = list(by_seed[0]["test"])
     test = {n: np.array([s["test"][n] for s in by_seed]) for n in names}  # (seeds, tasks)
     normal = {n: (test[n] / test["experts"]).mean(1) for n in names}
@@ -99,10 +105,25 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
     )
 
 
-def _scores(b: Bench, seed: int) -> dict:
+def _unheard(*_: object) -> None:
+    """What is told in another process stays there."""
+
+
+def _rates(b: Bench) -> tuple[dict[str, float], float]:
+    """Learning rates of the experts and of the mixtures."""
+    experts = {t: b.best_rate(t, lambda t=t: b.rows[t].train, [t], steps=b.steps) for t in TASKS}
+    return experts, b.best_rate("mixture", lambda: _mixture(b), TASKS, steps=3 * b.steps)
+
+
+def _mixture(b: Bench) -> list[Example]:
+    return [e for t in TASKS for e in b.rows[t].train]
+
+
+def _scores(asked: tuple[Bench, int]) -> dict:
+    b, seed = asked
     path = b.out / f"scores-seed{seed}.json"
     found: dict = read_json(path) if path.exists() else {"test": {}, "scale": {}, "at_edge": {}}
-    rates = {t: b.best_rate(t, lambda t=t: b.rows[t].train, [t], steps=b.steps) for t in TASKS}
+    rates, rate = _rates(b)
     experts = {t: b.trained(t, lambda t=t: b.rows[t].train, seed=seed, rate=rates[t], steps=b.steps) for t in TASKS}
     base = b.base(seed).state_dict()
 
@@ -117,11 +138,10 @@ def _scores(b: Bench, seed: int) -> dict:
         for t in TASKS:
             record(f"expert for {t}", b.accuracies(experts[t], "test"))
     mixed = {
-        "mixture": lambda: [e for t in TASKS for e in b.rows[t].train],
+        "mixture": lambda: _mixture(b),
         "clearest mixture": lambda: clearest(b, experts),
         "agreeing mixture": lambda: agreeing(b, base),
     }
-    rate = b.best_rate("mixture", mixed["mixture"], TASKS, steps=3 * b.steps)
     for name, examples in mixed.items():
         if name not in found["test"]:
             record(name, b.accuracies(b.trained(name, examples, seed=seed, rate=rate, steps=3 * b.steps), "test"))

@@ -26,7 +26,8 @@ from rankwise.bench.prompting.videoicl import stopped
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.frozen import silent
 from rankwise.data.moving import digits, write_moving
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent, counting, environment
+from rankwise.parallel import fan_out
 from rankwise.prompting.iterative import Item, IterativeICL, SimilarityIndex
 from rankwise.prompting.language_model import Generation, OnResult, Prompt, Sampling
 from rankwise.prompting.video import read_frames
@@ -35,6 +36,7 @@ RECIPE = Recipe(
     name="videoicl",
     part="digits",
     about="VideoICL's loop against all examples at once: videos of moving digits",
+    spreads=True,
     smoke={"seeds": 1, "POOL": 20, "QUERIES": 10, "VALIDATION": 5, "STEPS": 20},
 )
 
@@ -117,34 +119,13 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     """Write the videos, train an encoder a seed, run the loop, judge the claims."""
     start, note = time.perf_counter(), silent(on_event)
     names = ["first round", "all in one prompt", "iterative", "iterative, all rounds", "dealt anew (control)"]
-    right: dict[str, list[float]] = {n: [] for n in names}
-    seen: dict[str, list[float]] = {n: [] for n in names}
-    for seed in range(seeds):
-        note(f"moving digits seed={seed}", "train", 0, 1, float("nan"))
-        pool, queries, validation = _items(out / f"videos-seed{seed}", seed)
-        encoder = trained(seed, note)
-        model = NearestExample(encoder, _floor(encoder))
-        index = SimilarityIndex(media=_pixels, alpha=1.0).fit(pool)
-        threshold = _threshold(model, index, validation)
-        asked = [replace(q, answer="") for q in queries]
-        gold = np.array([q.answer for q in queries])
-        for name, options in {
-            "first round": {"rounds": 1},
-            "all in one prompt": {"rounds": 1, "shots": SHOTS * ROUNDS},
-            "iterative": {"threshold": threshold},
-            "iterative, all rounds": {"threshold": 1.0},
-        }.items():
-            answers = _loop(model, index, **options).answer_batch(asked)
-            right[name].append(float(np.mean([a.text for a in answers] == gold)))
-            seen[name].append(float(np.mean([a.tokens - a.rounds for a in answers])))
-        # the last ones played all rounds: any confidences can be played on their record
-        sure = np.array([[r.confidence for r in a.trace] for a in answers])
-        hits = np.array([[r.text for r in a.trace] for a in answers]) == gold[:, None]
-        kept, calls = stopped(np.random.default_rng(seed).permutation(sure.ravel()).reshape(sure.shape), threshold)
-        right[names[-1]].append(float(hits[np.arange(len(hits)), kept].mean()))
-        seen[names[-1]].append(float(calls.mean() * (SHOTS + 1)))
-        note(f"moving digits seed={seed}", "done", 1, 1, float("nan"))
-    scores = {n: np.array(v) for n, v in right.items()}
+    digits()  # fetched once, before several processes ask for them
+    note("moving digits", "train", 0, seeds, float("nan"))
+    asked = [(out / f"videos-seed{seed}", seed) for seed in range(seeds)]
+    found = fan_out(_one, asked, on_done=counting(note, "moving digits", seeds))
+    note("moving digits", "done", 1, 1, float("nan"))
+    scores = {n: np.array([s[n][0] for s in found]) for n in names}
+    seen = {n: [s[n][1] for s in found] for n in names}
     gain, control = (paired(scores["iterative"], scores[n]) for n in ("first round", names[-1]))
     cost = float(np.mean(seen["iterative"]) / np.mean(seen["iterative, all rounds"]))
     least = 0.5**seeds + 1e-9
@@ -177,14 +158,43 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
     )
 
 
-def trained(seed: int, note: OnEvent) -> Encoder:
+def _one(asked: tuple[Path, int]) -> dict[str, tuple[float, float]]:
+    """Accuracy and videos a query of every prompt, for one seed."""
+    folder, seed = asked
+    pool, queries, validation = _items(folder, seed)
+    encoder = trained(seed)
+    model = NearestExample(encoder, _floor(encoder))
+    index = SimilarityIndex(media=_pixels, alpha=1.0).fit(pool)
+    threshold = _threshold(model, index, validation)
+    blank, gold = [replace(q, answer="") for q in queries], np.array([q.answer for q in queries])
+    ways = {
+        "first round": {"rounds": 1},
+        "all in one prompt": {"rounds": 1, "shots": SHOTS * ROUNDS},
+        "iterative": {"threshold": threshold},
+        "iterative, all rounds": {"threshold": 1.0},
+    }
+    answers = {name: _loop(model, index, **options).answer_batch(blank) for name, options in ways.items()}
+    judged = {
+        name: (float(np.mean([a.text for a in given] == gold)), float(np.mean([a.tokens - a.rounds for a in given])))
+        for name, given in answers.items()
+    }
+    # the last ones played all rounds: any confidences can be played on their record
+    traces = [a.trace for a in answers["iterative, all rounds"]]
+    sure = np.array([[r.confidence for r in trace] for trace in traces])
+    hits = np.array([[r.text for r in trace] for trace in traces]) == gold[:, None]
+    kept, calls = stopped(np.random.default_rng(seed).permutation(sure.ravel()).reshape(sure.shape), threshold)
+    right = float(hits[np.arange(len(hits)), kept].mean())
+    return judged | {"dealt anew (control)": (right, float(calls.mean() * (SHOTS + 1)))}
+
+
+def trained(seed: int) -> Encoder:
     """The encoder after ``STEPS`` batches of single frames of the digits 0 to 4, moved at random."""
     images, labels = digits()
     rows = np.flatnonzero(labels < 5)
     torch.manual_seed(seed)
     rng, encoder = np.random.default_rng(seed), Encoder().train()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=2e-3)
-    for step in range(STEPS):
+    for _ in range(STEPS):
         picked = rng.choice(rows, 64)
         canvas = rng.integers(0, 60, (64, 64, 64)).astype(np.float32)
         for n, i in enumerate(picked):
@@ -195,8 +205,6 @@ def trained(seed: int, note: OnEvent) -> Encoder:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step % 50 == 0:
-            note(f"encoder seed={seed}", "train", step, STEPS, float(loss.detach()))
     return encoder.eval()
 
 
