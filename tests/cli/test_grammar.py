@@ -45,6 +45,7 @@ MISTAKES = {
     "compress": ["--model", "smollm2", "--out", ".", "--ratio", "0.3"],
     "tokens": ["none.png", "--model", "owner/model", "--out", "x"],
     "methods": ["--family", "tunning"],
+    "pretrain": ["vit-cifar", "--out", "x"],
     "bench": ["evaa"],
     "merge": ["none.yaml", "--out", "x"],
     "select": ["--pool", "none.csv", "--queries", "none.csv", "--out", "x.jsonl"],

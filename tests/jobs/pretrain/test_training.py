@@ -6,7 +6,7 @@ from torch import nn
 from rankwise.jobs.pretrain.models import caption_tokenizer, clip, vit
 from rankwise.jobs.pretrain.training import MEAN, STD, MuonAdamW, jittered, normalised
 
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def test_a_jittered_image_is_a_cut_of_the_mirrored_one_flipped_or_not():

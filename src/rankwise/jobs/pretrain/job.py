@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPTokenizer, TrainerCallback, ViTImageProcessorPil, set_seed
+from transformers.trainer_callback import PrinterCallback
 
 from rankwise.data import read_images
 from rankwise.data.images import Images, Stack
@@ -20,6 +21,7 @@ from rankwise.jobs.checkpoints import MarkComplete, last_checkpoint
 from rankwise.jobs.early import check_pretraining
 from rankwise.jobs.pretrain import models
 from rankwise.jobs.pretrain.training import MEAN, STD, Loss, Pretraining
+from rankwise.models.loading import quiet_loading
 
 _CARD = """---
 license: other
@@ -99,6 +101,7 @@ def pretrain(
             model, *_tensors(train), loss, checkpoints, epochs=epochs, batch_size=batch_size, seed=seed
         )
         watch = _Watch(name, checkpoints / "seconds", on_event)
+        trainer.remove_callback(PrinterCallback)
         for callback in (watch, MarkComplete()):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
@@ -140,7 +143,8 @@ def _tensors(images: Images) -> tuple[Tensor, Tensor]:
 def _write(folder: Path, model: Any, tokenizer: CLIPTokenizer | None) -> None:
     """Weights in float16, image processor and tokenizer."""
     model.set_attn_implementation("sdpa")
-    model.half().save_pretrained(folder)
+    with quiet_loading():
+        model.half().save_pretrained(folder)
     vision = model.config if tokenizer is None else model.config.vision_config
     size = {"height": vision.image_size, "width": vision.image_size}
     options: dict[str, Any] = {"size": size, "image_mean": list(MEAN), "image_std": list(STD)}

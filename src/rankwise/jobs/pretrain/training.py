@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -16,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images, by channel
 MUON, ADAMW = 0.02, 2e-3  # learning rates
 SMOOTHING = 0.1
+WEIGHTS = "weights.safetensors"
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]  # model, images in [0, 1], labels
 
@@ -128,6 +130,7 @@ class Pretraining(Trainer):
             save_total_limit=1,
             logging_strategy="epoch",
             disable_tqdm=True,
+            log_level="error",
             report_to=[],
             seed=seed,
         )
@@ -150,3 +153,15 @@ class Pretraining(Trainer):
         with torch.autocast(inputs["images"].device.type, torch.bfloat16):
             value = self.loss(model, inputs["images"], inputs["labels"])
         return (value, None) if return_outputs else value
+
+    # what `save_pretrained` writes has other names than the model, which the Trainer then does not find
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        assert self.model is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, Path(output_dir) / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        assert self.model is not None
+        self.model.load_state_dict(load_file(Path(resume_from_checkpoint) / WEIGHTS))

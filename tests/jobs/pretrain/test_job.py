@@ -1,0 +1,89 @@
+"""Training, interrupted and whole, and what is written."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from rankwise.jobs.pretrain import pretrain
+from rankwise.models import load, load_image_processor, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Handwritten digits of 8 x 8 pixels in CIFAR-10's layout."""
+    folder = tmp_path_factory.mktemp("cifar10") / "plain_text"
+    folder.mkdir()
+    images, labels = load_digits(return_X_y=True)
+    images = np.repeat((images.reshape(-1, 8, 8, 1) * 15.9).astype(np.uint8), 3, -1)
+    for split, rows in (("train", slice(0, 64)), ("test", slice(64, 96))):
+        cells = []
+        for image in images[rows]:
+            Image.fromarray(image).save(held := io.BytesIO(), "PNG")
+            cells.append({"bytes": held.getvalue(), "path": None})
+        table = pa.table({"img": cells, "label": labels[rows]})
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    return folder.parent
+
+
+def test_a_classifier_is_written_as_transformers_reads_it_and_its_card_tells_the_truth(data, tmp_path):
+    card = pretrain("vit-cifar10", tmp_path / "vit", data=data, epochs=2, batch_size=16)
+    model, processor = load(str(tmp_path / "vit")).eval(), load_image_processor(str(tmp_path / "vit"))
+    assert model.config.id2label[0] == "airplane"
+    assert not list(tmp_path.glob("vit/checkpoints*"))
+    assert json.loads((tmp_path / "vit/card.json").read_text()) == card
+    images, labels = load_digits(return_X_y=True)
+    shown = [np.repeat((i.reshape(8, 8, 1) * 15.9).astype(np.uint8), 3, -1) for i in images[64:96]]
+    with torch.no_grad():
+        found = model(**processor(shown, return_tensors="pt")).logits.argmax(-1)
+    assert card["accuracy"] == pytest.approx(100 * (found.numpy() == labels[64:96]).mean())
+    assert "rankwise pretrain vit-cifar10 --epochs 2" in (tmp_path / "vit/README.md").read_text()
+
+
+def test_a_clip_is_written_with_its_tokenizer(data, tmp_path):
+    card = pretrain("clip-cifar10", tmp_path / "clip", data=data, epochs=1, batch_size=16)
+    model, tokenizer = load(str(tmp_path / "clip")), load_tokenizer(str(tmp_path / "clip"))
+    assert type(model).__name__ == "CLIPModel"
+    encoded = tokenizer(["a backlit photo of a dog", "a dog"], padding=True, return_tensors="pt")
+    pixels = load_image_processor(str(tmp_path / "clip"))([np.zeros((8, 8, 3), np.uint8)], return_tensors="pt")
+    assert model(**encoded, **pixels).logits_per_image.shape == (1, 2)
+    assert 0 <= card["accuracy"] <= 100
+
+
+def test_a_run_that_was_cut_short_ends_with_the_weights_of_an_unbroken_one(data, tmp_path):
+    def cut(name, phase, step, steps, loss):
+        if step == 6:  # in the second pass
+            raise KeyboardInterrupt
+
+    whole = pretrain("vit-cifar10", tmp_path / "whole", data=data, epochs=2, batch_size=16)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("vit-cifar10", tmp_path / "cut", data=data, epochs=2, batch_size=16, on_event=cut)
+    steps = []
+    done = pretrain(
+        "vit-cifar10", tmp_path / "cut", data=data, epochs=2, batch_size=16, on_event=lambda *a: steps.append(a[2])
+    )
+    assert steps[0] == 5
+    assert done["sha256"] == whole["sha256"]
+
+
+def test_another_seed_gives_other_weights_and_a_bad_number_is_refused_before_anything_is_read(data, tmp_path):
+    one, two = (
+        pretrain("vit-cifar10", tmp_path / f"{s}", data=data, epochs=1, batch_size=32, seed=s)["sha256"] for s in (0, 1)
+    )
+    assert one != two
+    for options, said in (
+        ({"epochs": 0}, "epochs=0"), ({"batch_size": 1}, "batch_size=1"), ({"seed": -1}, "seed=-1"),
+        ({"data": tmp_path / "none"}, "no such data folder"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            pretrain("vit-cifar10", tmp_path / "x", **({"data": data} | options))
+    with pytest.raises(ValueError, match="did you mean.*vit-cifar10"):
+        pretrain("vit-cifar", tmp_path / "x", data=data)
+    with pytest.raises(ValueError, match="fewer than batch_size=65"):
+        pretrain("vit-cifar10", tmp_path / "x", data=data, batch_size=65)
