@@ -1,5 +1,6 @@
 """Small whole things to attack: models, adapters, runs, saved quantiles, tables, recordings, recipes, records."""
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -73,6 +74,25 @@ def adapter(folder: Path, base: Path, kind: str) -> Path:
         "s2lora": lambda: S2LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"),
     }[kind]()
     small_models.randomise(get_peft_model(load(str(base), task="classification"), config)).save_pretrained(folder)
+    return folder
+
+
+def cifar(folder: Path, rows: int = 96) -> Path:
+    """Handwritten digits of 8 x 8 pixels in the layout of the hub's CIFAR-10; a third of them are for testing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    (folder / "plain_text").mkdir(parents=True)
+    images, labels = load_digits(return_X_y=True)
+    cells = []
+    for image in (images[:rows].reshape(-1, 8, 8) * 15.9).astype(np.uint8):
+        Image.fromarray(image).convert("RGB").save(held := io.BytesIO(), "PNG")
+        cells.append({"bytes": held.getvalue(), "path": None})
+    for split, part in (("train", slice(0, 2 * rows // 3)), ("test", slice(2 * rows // 3, rows))):
+        table = pa.table({"img": cells[part], "label": labels[:rows][part]})
+        pq.write_table(table, folder / "plain_text" / f"{split}-00000-of-00001.parquet")
     return folder
 
 

@@ -205,6 +205,7 @@ BUILDERS = {
     "adapt cut": _adapt_cut,
     "kept": _kept,
     "tables": _tables,
+    "cifar": lambda: folders.cifar(Path("cifar10")),
 }
 
 

@@ -21,6 +21,7 @@ FOLDERS = {
     "adapt": "adapt --model model --data texts.csv --methods lora --budget 10% --steps 1 --out",
     "quantile fit": "quantile fit data.csv --response price --models linear --out",
     "inspect": "inspect model --out",
+    "pretrain": "pretrain vit-cifar10 --data cifar10 --epochs 1 --batch-size 16 --out",
     "compare": "compare a.txt b.txt --model model --out",
     "perseval": "perseval readers.csv --simplified --out",
 }
@@ -41,6 +42,7 @@ def made(tmp_path_factory):
     (place / "merge.yaml").write_text("merge_method: linear\nmodels: [{model: model}, {model: model}]\n")
     folders.texts(place / "texts.csv")
     folders.table(place / "data.csv")
+    folders.cifar(place / "cifar10")
     folders.table(place / "new.csv")
     for name in ("pool.jsonl", "queries.jsonl"):
         folders.lines(place / name, [{"question": "a good film ?", "answer": "yes", "choices": ["yes", "no"]}] * 4)

@@ -115,13 +115,13 @@ def pretrain(
             "command": command or f"rankwise pretrain {name} --epochs {epochs} --batch-size {batch_size} --seed {seed}",
             "accuracy": accuracy,
             "how": "by the classifier" if tokenizer is None else 'zero-shot, by the caption "a photo of a ..."',
-            "minutes": watch.seconds / 60,
+            "seconds": watch.seconds,
             "parameters": sum(p.numel() for p in model.parameters()),
             "sha256": content_of(draft / "model.safetensors"),
             "environment": environment("bf16 autocast", 1),
         }
         write_json(draft / "card.json", card)
-        write_text(draft / "README.md", _CARD.format(about=_ABOUT[name], **card))
+        write_text(draft / "README.md", _CARD.format(about=_ABOUT[name], minutes=watch.seconds / 60, **card))
     return card
 
 
