@@ -80,9 +80,7 @@ COMMANDS = {
     "adapt": Command(folder="adapt", args=("adapt", "run.yaml")),
     "pretrain": Command(
         folder="cifar",
-        args=tuple(
-            ["pretrain", "vit-cifar10", "--data", "cifar10", "--epochs", "3", "--batch-size", "16", "--out", "vit"]
-        ),
+        args=("pretrain", "vit-cifar10", "--data", "cifar10", "--epochs", "3", "--batch-size", "16", "--out", "vit"),
     ),
     "select": Command(
         folder="select",
