@@ -53,9 +53,9 @@ def clip(tokenizer: CLIPTokenizer, size: int) -> CLIPModel:
 
 def caption_tokenizer(classes: list[str]) -> CLIPTokenizer:
     """A byte-level BPE of CLIP's kind that knows the captions' words whole and spells any other."""
-    fresh = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    fresh.normalizer = CLIPTokenizer().backend_tokenizer.normalizer  # type: ignore[assignment]  # not typed there
-    fresh.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer  # type: ignore[assignment]  # not typed there
+    fresh: Any = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    clips = CLIPTokenizer().backend_tokenizer
+    fresh.normalizer, fresh.pre_tokenizer = clips.normalizer, clips.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=768,
         special_tokens=["<|startoftext|>", "<|endoftext|>"],
@@ -68,11 +68,8 @@ def caption_tokenizer(classes: list[str]) -> CLIPTokenizer:
     vocabulary: dict[str, int] = made["vocab"]
     for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):  # every byte, as a word's last too
         vocabulary.setdefault(f"{byte}</w>", len(vocabulary))
-    return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=[tuple(m) for m in made["merges"]],  # type: ignore[arg-type]  # pairs, as the tokenizers library has them
-        model_max_length=32,
-    )
+    merges: Any = [tuple(m) for m in made["merges"]]  # pairs, as the tokenizers library has them
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=32)
 
 
 def _all_captions(classes: Iterable[str]) -> list[str]:

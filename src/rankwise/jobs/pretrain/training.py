@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,7 +50,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = list(chain.from_iterable(part.param_groups for part in self.parts))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # no overload
+    def step(self, closure: Any = None) -> Any:
         """One step of both."""
         loss = None if closure is None else closure()
         for part in self.parts:
@@ -145,7 +145,7 @@ class Pretraining(Trainer):
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
         """Muon and AdamW."""
         if self.optimizer is None:
-            self.optimizer = MuonAdamW(self.model)  # type: ignore[arg-type]  # a module, as it was given
+            self.optimizer = MuonAdamW(cast(nn.Module, self.model))
         return self.optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
