@@ -24,6 +24,7 @@ SHARED = {
     "--target": "text",  # the layers that are meant
     "--seed": int,  # decides every draw
     "--seeds": int,  # how many runs
+    "--batch-size": int,  # examples a step
     "--max-length": int,  # tokens of a text
     "--distance": "text",  # how far two texts are
     "--style": "text",  # how a prompt is written
