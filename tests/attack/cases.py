@@ -243,6 +243,15 @@ CASES = {
         files=("a.txt", "b.txt"),
         call=command("compare", "a.txt", "b.txt", "--model", "model"),
     ),
+    "perseval": Case(
+        folder="summaries",
+        weight=12,
+        files=("news.jsonl", "news.jsonl", "page/.rankwise.json"),
+        call=command("perseval", "news.jsonl", "--resamples", "20", "--out", "page"),
+    ),
+    "perseval table": Case(
+        folder="summaries", files=("news.csv",), call=command("perseval", "news.csv", "--simplified", "--json")
+    ),
     "quantile predict": Case(
         folder="quantiles",
         weight=24,

@@ -173,6 +173,18 @@ def _quantiles() -> None:
     )  # fmt: skip
 
 
+def _summaries() -> None:
+    texts = {
+        "ann": {"user": "a good film", "T5": "good", "S": "film"},
+        "bob": {"user": "long and dull", "T5": "good", "S": "dull"},
+    }
+    news = {"doc_text": "a good film , long and dull", "m_summary_dict": texts}
+    folders.lines(Path("news.jsonl"), [{"doc_id": f"N{i}", **news} for i in range(4)])
+    rows = [f"N{i},{u},{t['user']},{t['T5']}" for i in range(4) for u, t in texts.items()]
+    Path("news.csv").write_text("\n".join(["doc_id,uid,user,T5", *rows, ""]))
+    folders.command("perseval", "news.jsonl", "--systems", "T5", "--resamples", "20", "--out", "page")
+
+
 def _compare() -> None:
     folders.model(Path("model"), "bert")
     for name in ("a.txt", "b.txt"):
@@ -199,6 +211,7 @@ BUILDERS = {
     "server": lambda: _answering(True),
     "server sampled": lambda: _answering(False),
     "select": _select,
+    "summaries": _summaries,
     "compare": _compare,
     "quantiles": _quantiles,
     "quantiles cut": _quantiles_cut,

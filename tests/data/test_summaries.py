@@ -55,6 +55,8 @@ def test_cells_that_are_empty_are_summaries_that_are_absent(tmp_path):
     assert found.documents == {"N1": ""}
     frame = pd.DataFrame({"doc_id": [1, 1], "uid": [7, 8], "user": ["a", "b"], "T5": [None, "c"]})
     assert Summaries.of_rows(frame).systems == {"T5": {"1": {"7": "", "8": "c"}}}
+    gap = pd.DataFrame({"doc_id": [1.0], "uid": [7.0], "user": ["a"], "T5": ["b"]})
+    assert Summaries.of_rows(gap).users == {"1": {"7": "a"}}
 
 
 def test_systems_are_chosen_by_name(tmp_path):
@@ -76,6 +78,11 @@ def test_systems_are_chosen_by_name(tmp_path):
         ([{**DOCUMENT, "m_summary_dict": {"ann": {"user": 3}}}], "'user' of reader ann is int"),
         ([{**DOCUMENT, "doc_text": ["x"]}], "document's text is list"),
         ([{**DOCUMENT, "m_summary_dict": {"ann": {"user": "x"}}}], "has no system"),
+        ([{**DOCUMENT, "m_summary_dict": {"ann": {"user": "x", " ": "y"}}}], "has no name"),
+        (
+            '{"doc_id": "N1", "m_summary_dict": {"ann": {"user": "a", "T5": "b"}, "ann": {"user": "c"}}}',
+            "'ann' stands twice",
+        ),
         ([], "has no summaries"),
         ("{", "not valid JSON"),
         ("[3]", "line 1.* object is needed, found int|found a list"),
@@ -98,6 +105,7 @@ def test_a_broken_line_is_named(tmp_path, rows, said):
         (TABLE + "N1,cid,Title,Another text.,x,y\n", "line 4: document N1 has another text"),
         (TABLE + ",cid,,,x,y\n", "line 4: 'doc_id' is ''"),
         ("doc_id,uid,user\nN1,ann,x\n", "no system"),
+        (",doc_id,uid,user,T5\n0,N1,ann,x,y\n", "line 2: a column or key has no name"),
         ("doc_id,uid,user,T5\n", "no summaries"),
     ],
 )
@@ -129,6 +137,9 @@ def test_opinosis_is_read_from_its_archive_or_its_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="does not hold Opinosis"):
         opinosis(tmp_path / "empty")
+    (tmp_path / "empty" / "Opinosis.zip").write_text("no archive")
+    with pytest.raises(ValueError, match="cannot be read as an archive"):
+        opinosis(tmp_path / "empty")
 
 
 def test_headlines_are_in_the_order_of_their_lines_and_the_first_of_a_pair_counts(tmp_path):
@@ -141,6 +152,12 @@ def test_headlines_are_in_the_order_of_their_lines_and_the_first_of_a_pair_count
     assert found.systems == {"A": {"N1": {"NT1": "one", "NT2": "three"}}}
     (tmp_path / "hyps_A.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError, match="2 lines where 3 headlines"):
+        pens(tmp_path)
+    (tmp_path / "personalized_test.tsv").write_text(rows.replace(";;again", ""))
+    with pytest.raises(ValueError, match="is not of PENS, or broken"):
+        pens(tmp_path)
+    (tmp_path / "personalized_test.tsv").write_text(rows.replace("posnewID", "x"))
+    with pytest.raises(ValueError, match="is not of PENS, or broken"):
         pens(tmp_path)
     with pytest.raises(ValueError, match="does not hold PENS"):
         pens(tmp_path / "nowhere")

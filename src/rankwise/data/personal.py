@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rankwise.archive import Archive, extract, members
 from rankwise.data.summaries import Summaries
-from rankwise.reading import json_lines, read_text
+from rankwise.reading import MOST_TEXT, json_lines, opened, read_text
 
 _ACLSUM = Archive(
     package="aclsum",
@@ -93,8 +93,11 @@ def opinosis(folder: Path) -> list[Read]:
     """
     if zipped := sorted(folder.glob("Opinosis*.zip")):
         with tempfile.TemporaryDirectory() as scratch:
-            with zipfile.ZipFile(zipped[0]) as archive:
-                names = [n for n in archive.namelist() if n.endswith((".txt.data", ".gold"))]
+            try:
+                with zipfile.ZipFile(zipped[0]) as archive:
+                    names = [n for n in archive.namelist() if n.endswith((".txt.data", ".gold"))]
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{zipped[0]} cannot be read as an archive: {error}") from error
             extract(zipped[0], names, Path(scratch))
             return opinosis(Path(scratch))
     topics = sorted(folder.rglob("*.txt.data"))
@@ -127,12 +130,15 @@ def pens(folder: Path) -> Summaries:
     path = folder / "personalized_test.tsv"
     if not path.is_file():
         raise ValueError(f"{folder} does not hold PENS: personalized_test.tsv is missing")
-    pairs = [
-        (document, row["userid"], title)
-        for row in csv.DictReader(read_text(path).split("\n"), delimiter="\t")
-        for document, title in zip(row["posnewID"].split(","), row["rewrite_titles"].split(";;"), strict=True)
-        if title.strip()
-    ]
+    try:
+        pairs = [
+            (document, row["userid"], title)
+            for row in csv.DictReader(read_text(path).split("\n"), delimiter="\t")
+            for document, title in zip(row["posnewID"].split(","), row["rewrite_titles"].split(";;"), strict=True)
+            if title.strip()
+        ]
+    except (KeyError, AttributeError, csv.Error, ValueError) as error:
+        raise ValueError(f"{path} is not of PENS, or broken: {error}") from error
     systems = {p.stem.removeprefix("hyps_"): read_text(p).rstrip("\n").split("\n") for p in folder.glob("hyps_*.txt")}
     for name, lines in systems.items():
         if len(lines) != len(pairs):
@@ -147,7 +153,9 @@ def pens(folder: Path) -> Summaries:
 
 def _legacy(path: Path) -> str:
     """A text in UTF-8 or, as some of 2010 are, in Windows-1252."""
+    with opened(path) as stream:
+        data = stream.read(MOST_TEXT)
     try:
-        return read_text(path)
-    except ValueError:
-        return path.read_bytes().decode("cp1252", "replace")
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")

@@ -10,6 +10,7 @@ reader wrote), perhaps ``doc_text`` and ``doc_summ``, and one column a system.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,8 @@ class Summaries:
         if reader in self.users.setdefault(document, {}):
             raise ValueError(f"{where}: document {document} and reader {reader} stand there before; each pair once")
         for name, text in texts.items():
+            if not str(name).strip():
+                raise ValueError(f"{where}: a column or key has no name; each is a system's: name it, or leave it out")
             if text is None or text != text:  # an empty cell of a table
                 text = ""
             if not isinstance(text, str):
@@ -163,16 +166,32 @@ def _objects(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if kind_of(path) == ".json" or (len(lines) > 1 and lines[0][1].strip() in ("{", "[")):
         value = parse_json(text, str(path), (dict, list))
+        _check_keys(text, str(path))
         for n, row in enumerate(value if isinstance(value, list) else [value], 1):
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, document {n}: an object is needed, found {type(row).__name__}")
             yield f"{path}, document {n}", row
         return
     for n, line in lines:
-        yield f"{path}, line {n}", parse_json(line, f"{path}, line {n}")
+        row = parse_json(line, f"{path}, line {n}")
+        _check_keys(line, f"{path}, line {n}")
+        yield f"{path}, line {n}", row
+
+
+def _check_keys(text: str, source: str) -> None:
+    """Refuse a key that stands twice in an object, such as a reader: JSON would keep the last."""
+
+    def once(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{source}: '{max(names, key=names.count)}' stands twice in an object; each once")
+
+    json.loads(text, object_pairs_hook=once)
 
 
 def _name(where: str, value: object, column: str) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of a frame that has a gap somewhere
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise ValueError(f"{where}: '{column}' is {value!r}, a name or number is needed")
     return str(value).strip()
