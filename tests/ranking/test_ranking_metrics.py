@@ -1,0 +1,101 @@
+"""Metrics against scikit-learn, sums written out, and closed forms."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss, ndcg_score
+
+from rankwise.ranking import (
+    click_log_likelihood,
+    err,
+    mean_over_queries,
+    mrr,
+    ndcg,
+    place_log_likelihood,
+    ranking_report,
+)
+
+
+def queries(seed=0, ties=True):
+    rng = np.random.default_rng(seed)
+    query = np.repeat(np.arange(40), rng.integers(2, 15, size=40))
+    y = rng.integers(0, 5, size=len(query)).astype(float)
+    s = rng.normal(size=len(query)).round(0 if ties else 6)
+    order = rng.permutation(len(query))
+    return y[order], s[order], query[order]
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, None])
+@pytest.mark.parametrize("ties", [True, False])
+@pytest.mark.parametrize("gain", ["exponential", "linear"])
+def test_ndcg_is_scikit_learns_with_ties_averaged(k, ties, gain):
+    y, s, query = queries(ties=ties)
+    found = ndcg(y, s, query=query, k=k, gain=gain)
+    for q in range(40):
+        own = query == q
+        gains = 2 ** y[own] - 1 if gain == "exponential" else y[own]
+        if gains.any():
+            assert found[q] == pytest.approx(ndcg_score([gains], [s[own]], k=k))
+        else:
+            assert np.isnan(found[q])
+
+
+def test_err_and_mrr_are_their_sums_and_equal_scores_stand_at_their_worst():
+    y, s, query = queries()
+    errs, rrs = err(y, s, query=query, k=5), mrr(y, s, query=query, k=5)
+    for q in range(40):
+        own = sorted(zip(-s[query == q], y[query == q], strict=True))
+        left, total = 1.0, 0.0
+        for i, (_, grade) in enumerate(own[:5], 1):
+            r = (2**grade - 1) / 16
+            total += left * r / i
+            left *= 1 - r
+        assert errs[q] == pytest.approx(total)
+        places = [i for i, (_, grade) in enumerate(own, 1) if grade > 0]
+        if places:
+            assert rrs[q] == (1 / places[0] if places[0] <= 5 else 0)
+        else:
+            assert np.isnan(rrs[q])
+
+
+def test_queries_without_a_relevant_document_are_left_out_or_count_0_as_said():
+    report = ranking_report([0, 1, 0, 0], [2.0, 1.0, 3.0, 4.0], query=["a", "a", "b", "b"])
+    assert (report.queries, report.empty) == (2, 1)
+    for name in report.values:
+        skip, zero = (report.mean(name, empty=e) for e in ("skip", "zero"))
+        assert zero == skip / 2
+    rows = report.rows(resamples=50)
+    assert [r["metric"] for r in rows] == ["nDCG@1", "nDCG@3", "nDCG@5", "nDCG@10", "ERR@10", "MRR"]
+    assert rows[-1]["mean"] == 0.5
+    assert rows[-1]["mean_empty_zero"] == 0.25
+    assert np.isnan(mean_over_queries([np.nan], empty="skip"))
+    with pytest.raises(ValueError, match="unknown treatment of empty queries 'drop'"):
+        mean_over_queries([1.0], empty="drop")
+
+
+def test_click_likelihoods_are_log_loss_and_the_log_of_a_softmax():
+    rng = np.random.default_rng(0)
+    p, c = rng.uniform(0.1, 0.9, (20, 4)), rng.random((20, 4)) < 0.4
+    mask = np.arange(4) < rng.integers(1, 5, (20, 1))
+    assert click_log_likelihood(p, c, mask) == pytest.approx(-log_loss(c[mask], p[mask]))
+    z = rng.normal(size=(20, 4))
+    found = place_log_likelihood(z, c, mask)
+    for i in range(20):
+        own = mask[i]
+        log = np.log(np.exp(z[i, own]) / np.exp(z[i, own]).sum())
+        if c[i, own].any():
+            assert found[i] == pytest.approx(log[c[i, own]].mean())
+        else:
+            assert np.isnan(found[i])
+
+
+def test_what_cannot_be_judged_is_refused():
+    with pytest.raises(ValueError, match="a score is NaN"):
+        ndcg([0, 1], [0.0, np.nan], query=[0, 0])
+    with pytest.raises(ValueError, match="a grade is negative"):
+        mrr([-1, 1], [0.0, 1.0], query=[0, 0])
+    with pytest.raises(ValueError, match="a grade is 5, and max_grade is 4"):
+        err([5], [1.0], query=[0])
+    with pytest.raises(ValueError, match="at least one row"):
+        ndcg([], [], query=[])
+    with pytest.raises(ValueError, match="unknown gain"):
+        ndcg([1], [1.0], query=[0], gain="log")
