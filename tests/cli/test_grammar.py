@@ -26,6 +26,7 @@ SHARED = {
     "--seeds": int,  # how many runs
     "--batch-size": int,  # examples a step
     "--max-length": int,  # tokens of a text
+    "--limit": int,  # how many pictures or texts at most
     "--distance": "text",  # how far two texts are
     "--style": "text",  # how a prompt is written
     "--server": "text",  # address of an OpenAI-compatible server, and what belongs to it
@@ -45,6 +46,7 @@ MISTAKES = {
     "inspect": ["minilm", "--threshold", "3"],
     "compress": ["--model", "smollm2", "--out", ".", "--ratio", "0.3"],
     "tokens": ["none.png", "--model", "owner/model", "--out", "x"],
+    "cache": ["--model", "smollm2", "--ratios", "0,1.5"],
     "methods": ["--family", "tunning"],
     "pretrain": ["vit-cifar", "--out", "x"],
     "bench": ["evaa"],

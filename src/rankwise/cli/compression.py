@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.app import Json, app, console, names, typed
+from rankwise.cli.app import Json, app, console, names, numbers, typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -250,3 +250,54 @@ def tokens(
         f"report    {out}/report.html\npictures  {out}/*.png",
         highlight=False,
     )
+
+
+@app.command()
+def cache(
+    model: Annotated[str, typer.Option(help="smollm2, a folder, or a hub id.")],
+    texts: Annotated[str, typer.Option(help="Long texts: a file, or whole papers.")] = "text:papers",
+    ratios: Annotated[str, typer.Option(help="Shares of key channels to drop.")] = "0,0.2,0.4,0.6",
+    tokens: Annotated[int, typer.Option(help="Tokens of a prompt, whose cache is thinned.")] = 2048,
+    continued: Annotated[int, typer.Option(help="Tokens that are read after it.")] = 64,
+    limit: Annotated[int, typer.Option(help="Most texts, the first that are long enough.")] = 4,
+    budget: Annotated[int | None, typer.Option(help="Tokens that SnapKV keeps.", show_default="all")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Of a number in the thin part: 8 or 4.", show_default="as is")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for cache.json, a plot and a page (replaced).")] = None,
+    json_: Json = False,
+) -> None:
+    """What a thinner key cache (ThinK) saves and costs: bytes, perplexity, next tokens, speed.
+
+    Examples:
+
+    * rankwise cache --model smollm2 --ratios 0,0.2,0.4,0.6 --out runs/cache
+    * rankwise cache --model smollm2 --texts papers.jsonl --tokens 1024 --bits 8
+    """
+    from rankwise.jobs.early import check_caches
+
+    options = {"tokens": tokens, "continued": continued, "limit": limit, "budget": budget, "bits": bits}
+    shares = numbers(ratios, "--ratios")
+    check_caches(model, out, ratios=shares, texts=texts, **options)
+    from rich.progress import track
+
+    from rankwise.jobs.cache import measure_caches
+    from rankwise.report.page import write_caches
+    from rankwise.report.tables import caches, terminal
+
+    quiet, command = json_ or not console.is_terminal, typed()
+    done = measure_caches(
+        model,
+        texts,
+        out=out,
+        ratios=shares,
+        each=lambda items, what: track(items, what, console=console, transient=True, disable=quiet),
+        report=lambda folder, found: write_caches(folder, found, command),
+        **options,
+    )
+    if json_:
+        print(json.dumps(done.as_dict()))
+        return
+    console.print(terminal(*caches(done)))
+    if out is not None:
+        console.print(f"report    {out}/report.html\nplot      {out}/cache.png", highlight=False)

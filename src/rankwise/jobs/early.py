@@ -17,6 +17,7 @@ from rankwise.prompting import names
 
 QUANTILE_MODELS = ("linear", "boosting", "forest", "extra-trees", "gaussian", "network")
 VISION_MODELS = ("vit-cifar10", "clip-cifar10")
+PAPERS = "text:papers"  # whole papers, which are long enough for a cache
 QUANTILES = "quantile fit"  # what makes the folders of quantile models
 PERSEVAL = "perseval"  # and those of leaderboards of summaries
 
@@ -154,3 +155,23 @@ def check_tokens(path: Path, out: Path, *, model: str, flops: float, limit: int)
         raise ValueError(f"limit={limit}; at least 1 picture")
     check_output(out, made_by="tokens", inputs=[path, model])
     check_model(model, "image-classification")
+
+
+def check_caches(
+    model: str, out: Path | None, *, ratios: Sequence[float], tokens: int, continued: int, limit: int,
+    budget: int | None, bits: int | None, texts: str = PAPERS,
+) -> None:  # fmt: skip
+    """Of `rankwise.jobs.cache.measure_caches`."""
+    if not ratios or not all(0 <= r < 1 for r in ratios):
+        said = ", ".join(f"{r:g}" for r in ratios) or "none"
+        raise ValueError(f"ratios {said}: shares of channels are needed, from 0 to below 1, such as 0,0.4")
+    for name, value, least in (("tokens", tokens, 64), ("continued", continued, 1), ("limit", limit, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value}; at least {least}")
+    if bits not in (None, 4, 8):
+        raise ValueError(f"bits={bits}: 8 and 4 are known")
+    if budget is not None and not 64 <= budget < tokens:
+        raise ValueError(f"budget={budget}: from 64 to below the {tokens} tokens of a prompt")
+    if out is not None:
+        check_output(out, made_by="cache", inputs=[p for p in (texts, model) if Path(p).exists()])
+    check_model(model, "causal-lm")

@@ -10,12 +10,13 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from rankwise.files import write_text
-from rankwise.report.plots.compression import singular_spectra
+from rankwise.report.plots.compression import singular_spectra, thin_caches
 from rankwise.report.plots.shared import as_data_uri, heat_maps, save
 from rankwise.report.plots.tuning import loss_curves, score_versus_parameters
-from rankwise.report.tables import METRICS, comparison, compression_summary, every_rank, markdown
+from rankwise.report.tables import METRICS, caches, comparison, compression_summary, every_rank, markdown
 
 if TYPE_CHECKING:
+    from rankwise.jobs.cache import CacheReport
     from rankwise.jobs.compress import Compression
     from rankwise.jobs.tokens import TokenReport
 
@@ -187,4 +188,21 @@ def write_tokens(folder: Path, done: TokenReport, command: str) -> None:
         rows=done.rows(),
         caption="Faded to white: left as unimportant. Tinted: left because a more important patch is like it.",
         sections=[("Patches, block by block", [(s.image, drawn(i)) for i, s in enumerate(done.seen)])],
+    )
+
+
+def write_caches(folder: Path, done: CacheReport, command: str) -> None:
+    """``report.html`` and ``cache.png``, of `rankwise.jobs.cache.measure_caches`."""
+    header, rows = caches(done)
+    write_figure(
+        folder,
+        "cache",
+        lambda: thin_caches(done.as_dict()["rows"], done.whole),
+        section="What is saved, and what it costs",
+        title=f"Key caches of {done.model} with fewer channels",
+        subtitle=f"{done.used} texts of {done.texts}: {done.tokens:,} tokens are thinned, {done.continued} read after",
+        command=command,
+        header=header,
+        rows=rows,
+        caption="cache: the sum over the tensors' storages; resident: what the process takes for a copy of it.",
     )

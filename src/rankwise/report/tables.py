@@ -16,6 +16,7 @@ from rankwise.reading import printable
 
 if TYPE_CHECKING:
     from rankwise.compression.plans import Component, Plan
+    from rankwise.jobs.cache import CacheReport
     from rankwise.jobs.compress import Compression
     from rankwise.merging import Merge
     from rankwise.prompting import DepthTest
@@ -126,6 +127,16 @@ def compression_summary(done: Compression) -> tuple[list[str], list[list[str]]]:
         ]
     rows.append(["seconds to compress", "-", f"{done.seconds:.1f}"])
     return ["model", "before", "after"], rows
+
+
+def caches(done: CacheReport) -> tuple[list[str], list[list[str]]]:
+    """A row a ratio: what the cache takes, and what follows from it."""
+    header = ["ratio", "cache", "of whole", "resident", "perplexity", "same next token", "tokens/s"]
+    rows = []
+    for r in done.rows:
+        cost = [f"{r.perplexity:.2f}", f"{r.agreement:.1%}", f"{r.tokens_per_second:.1f}"]
+        rows.append([f"{r.ratio:.0%}", size(r.bytes), f"{r.bytes / done.whole:.2f}", size(r.resident), *cost])
+    return header, rows
 
 
 def merge_tensors(ready: Merge) -> tuple[list[str], list[list[str]]]:

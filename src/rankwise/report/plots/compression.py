@@ -74,3 +74,23 @@ def attention(tokens: list[str], weights: np.ndarray, *, title: str = "") -> Fig
     axis.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axis, shrink=0.8, label="attention")
     return figure
+
+
+@styled
+def thin_caches(rows: list[dict], whole: int) -> Figure:
+    """Bytes, perplexity, equal next tokens and speed of decoding over the share of key channels dropped."""
+    parts = (
+        ("bytes", "cache, of the whole one", 1 / whole),
+        ("perplexity", "perplexity of what follows", 1.0),
+        ("agreement", "same next token", 1.0),
+        ("tokens_per_second", "decoded tokens a second", 1.0),
+    )
+    figure, axes = panels(1, len(parts), size=(11, 2.6))
+    for axis, (key, title, scale) in zip(axes, parts, strict=True):
+        axis.plot([100 * r["ratio"] for r in rows], [scale * r[key] for r in rows], marker="o")
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("key channels dropped (%)")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylim(0, 1.05)
+    axes[2].set_ylim(min(0.5, *(r["agreement"] for r in rows)), 1.01)
+    return figure
