@@ -260,7 +260,7 @@ def cache(
     tokens: Annotated[int, typer.Option(help="Tokens of a prompt, whose cache is thinned.")] = 2048,
     continued: Annotated[int, typer.Option(help="Tokens that are read after it.")] = 64,
     limit: Annotated[int, typer.Option(help="Most texts, the first that are long enough.")] = 4,
-    budget: Annotated[int | None, typer.Option(help="Tokens that SnapKV keeps.", show_default="all")] = None,
+    keep_tokens: Annotated[int | None, typer.Option(help="Tokens that SnapKV keeps.", show_default="all")] = None,
     bits: Annotated[
         int | None, typer.Option(help="Of a number in the thin part: 8 or 4.", show_default="as is")
     ] = None,
@@ -276,7 +276,7 @@ def cache(
     """
     from rankwise.jobs.early import check_caches
 
-    options = {"tokens": tokens, "continued": continued, "limit": limit, "budget": budget, "bits": bits}
+    options = {"tokens": tokens, "continued": continued, "limit": limit, "budget": keep_tokens, "bits": bits}
     shares = numbers(ratios, "--ratios")
     check_caches(model, out, ratios=shares, texts=texts, **options)
     from rich.progress import track
