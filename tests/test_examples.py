@@ -10,7 +10,9 @@ import pytest
 import rankwise
 
 # families whose public classes all have an example
-SHOWN = ("compression", "data", "distributions", "merging", "models", "optim", "prompting", "spectral", "tuning")
+SHOWN = (
+    "compression", "data", "distributions", "merging", "models", "optim", "prompting", "ranking", "spectral", "tuning"
+)  # fmt: skip
 FOLDER = Path(rankwise.__file__).parent
 FILES = [f for f in sorted(FOLDER.rglob("*.py")) if ">>> " in f.read_text(encoding="utf-8")]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

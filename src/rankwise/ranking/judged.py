@@ -18,7 +18,17 @@ Columns = dict[str, list[str] | Array]
 
 @dataclass(kw_only=True)
 class Block:
-    """Documents with the same number of readers: distances between them as arrays, ``(d, n, n)`` and ``(d, n)``."""
+    """Documents with the same number of readers: distances between them as arrays, ``(d, n, n)`` and ``(d, n)``.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import jsd
+    >>> from rankwise.ranking.judged import Judged
+    >>> wrote = {"rule": {"ann": "states sue", "bob": "states win"}}
+    >>> judged = Judged.of(None, wrote, {"own": wrote}, jsd(), simplified=True, digits=4)
+    >>> judged.blocks[0].between["own"].tolist()
+    [[[0.0, 0.5], [0.5, 0.0]]]
+    """
 
     at: list[int]
     users: list[tuple[str, ...]]
@@ -29,7 +39,17 @@ class Block:
 
 @dataclass(kw_only=True)
 class Judged:
-    """All distances of some systems' summaries of the same documents for the same readers, each computed once."""
+    """All distances of some systems' summaries of the same documents for the same readers, each computed once.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import jsd
+    >>> from rankwise.ranking.judged import Judged
+    >>> wrote = {"rule": {"ann": "states sue", "bob": "states win"}}
+    >>> judged = Judged.of(None, wrote, {"own": wrote}, jsd(), simplified=True, digits=4)
+    >>> judged.documents, judged.by_user({})["user"]
+    (['rule'], ['ann', 'bob'])
+    """
 
     documents: list[str]
     blocks: list[Block]

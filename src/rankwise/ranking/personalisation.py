@@ -71,6 +71,14 @@ class Egises:
         ``between_summaries`` (mean distances).
     left_out : dict
         How many readers or documents could not be judged, by reason.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import egises
+    >>> wrote = {"rule": {"ann": "states sue", "bob": "business glad"}}
+    >>> found = egises(None, wrote, {"rule": {"ann": "states", "bob": "business states"}}, simplified=True)
+    >>> found.users["user"], found.users["degress"].round(4).tolist()
+    (['ann', 'bob'], [0.3113, 0.3113])
     """
 
     score: float
@@ -105,6 +113,14 @@ class Personalisation:
         ``between_summaries`` (mean distances).
     left_out : dict
         How many readers or documents could not be judged, by reason.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import perseval
+    >>> wrote = {"rule": {"ann": "states sue", "bob": "business glad"}}
+    >>> found = perseval(None, wrote, {"rule": {"ann": "states", "bob": "business"}}, simplified=True)
+    >>> found.users["distance"].tolist(), found.documents["best"].tolist(), found.degress
+    ([0.3113, 0.3113], [0.3113], 1.0)
     """
 
     score: float

@@ -49,6 +49,14 @@ class Stability:
         PerSEval by system, the mean of ten draws.
     kendall : float
         Mean of Kendall's τ between the order in a draw and the order by all.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import leaderboard
+    >>> wrote = {f"d{i}": {"ann": f"states {i}a", "bob": f"towns {i}b"} for i in range(5)}
+    >>> board = leaderboard(None, wrote, {"own": wrote}, simplified=True)
+    >>> [(s.by, s.share, s.kendall) for s in board.stability][-1]
+    ('pairs', 0.2, 1.0)
     """
 
     by: Literal["documents", "pairs"]
@@ -80,6 +88,15 @@ class Leaderboard:
         How many readers or documents could not be judged, by reason.
     notes : list of str
         What was warned of.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import leaderboard
+    >>> wrote = {"rule": {"ann": "states sue", "bob": "business glad"}}
+    >>> swapped = {"rule": {"ann": "business glad", "bob": "states sue"}}
+    >>> board = leaderboard(None, wrote, {"own": wrote, "swapped": swapped}, simplified=True)
+    >>> board.systems, board.ranks["egises"]  # EGISES cannot tell them apart
+    (['own', 'swapped'], {'own': 1.5, 'swapped': 1.5})
     """
 
     systems: list[str]
@@ -105,6 +122,12 @@ class Agreement:
     ----------
     pearson, spearman, kendall : float
         In [-1, 1].
+
+    Examples
+    --------
+    >>> from rankwise.ranking import agreement
+    >>> round(agreement({"a": 1, "b": 2, "c": 4}, {"a": 1, "b": 2, "c": 3}).pearson, 3)
+    0.982
     """
 
     pearson: float
