@@ -91,8 +91,8 @@ def test_patches_that_are_kept_are_shown_as_they_are_and_others_faded():
     shown = _faded(pixels, (2, 2), kept=[0, 3], similar=[1])
     np.testing.assert_allclose(shown[:4, :4], pixels[:4, :4])
     np.testing.assert_allclose(shown[4:, 4:], pixels[4:, 4:])
-    assert shown[4:, :4].min() > 0.87  # white
-    assert np.abs(shown[:4, 4:] - pixels[:4, 4:]).min() >= 0
+    assert shown[4:, :4].min() > 0.65  # pale blue
+    assert (shown[4:, :4, 2] > 0.83).all()
     assert shown[:4, 4:, 2].max() < 0.6  # tinted: no blue
 
 

@@ -186,7 +186,7 @@ def write_tokens(folder: Path, done: TokenReport, command: str) -> None:
         command=command,
         header=HEADER,
         rows=done.rows(),
-        caption="Faded to white: left as unimportant. Tinted: left because a more important patch is like it.",
+        caption="Pale blue: left as unimportant. Orange: left because a more important patch is like it.",
         sections=[("Patches, block by block", [(s.image, drawn(i)) for i, s in enumerate(done.seen)])],
     )
 

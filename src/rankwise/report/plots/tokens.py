@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rankwise.report.plots.shared import panels, styled
 
-SIMILAR = np.array([0.84, 0.37, 0.0])  # of patches that left because another is like them
+UNIMPORTANT, SIMILAR = np.array([0.75, 0.85, 0.95]), np.array([0.84, 0.37, 0.0])  # what patches that left fade to
 
 
 @styled
@@ -31,7 +31,8 @@ def kept_patches(
     grid : (int, int)
         Rows and columns of patches.
     kept, similar : dict of int to list of int
-        Patches left after a layer, and those that left there for a likeness, which are tinted; the others are white.
+        Patches left after a layer, and those that left there for a likeness: these fade to orange, others to pale
+        blue.
     title : str
         Above the picture.
     """
@@ -51,8 +52,8 @@ def kept_patches(
 def _faded(
     pixels: NDArray[np.floating], grid: tuple[int, int], kept: Sequence[int], similar: Sequence[int]
 ) -> NDArray[np.floating]:
-    """The picture with what is not kept faded: to a tint where it was like another patch, else to white."""
-    strength, tint = np.full(grid[0] * grid[1], 0.12), np.ones((grid[0] * grid[1], 3))
+    """The picture with what is not kept faded: to orange where it was like another patch, else to pale blue."""
+    strength, tint = np.full(grid[0] * grid[1], 0.12), np.tile(UNIMPORTANT, (grid[0] * grid[1], 1))
     tint[list(similar)], strength[list(similar)], strength[list(kept)] = SIMILAR, 0.55, 1.0
 
     def spread(values: NDArray[np.floating]) -> NDArray[np.floating]:
