@@ -1,3 +1,7 @@
+from rankwise.ranking.click_baselines import IPWRanker as IPWRanker
+from rankwise.ranking.click_baselines import LabelRanker as LabelRanker
+from rankwise.ranking.click_baselines import PairDebiasRanker as PairDebiasRanker
+from rankwise.ranking.click_baselines import RegressionEMRanker as RegressionEMRanker
 from rankwise.ranking.click_losses import list_log_probabilities as list_log_probabilities
 from rankwise.ranking.click_losses import list_loss as list_loss
 from rankwise.ranking.click_losses import relative_weights as relative_weights
@@ -8,6 +12,11 @@ from rankwise.ranking.click_models import ClickModel as ClickModel
 from rankwise.ranking.click_models import attraction as attraction
 from rankwise.ranking.click_ranker import ClickRanker as ClickRanker
 from rankwise.ranking.click_ranker import NaiveRanker as NaiveRanker
+from rankwise.ranking.debiasing import Debiased as Debiased
+from rankwise.ranking.debiasing import PropensityCurve as PropensityCurve
+from rankwise.ranking.debiasing import debias as debias
+from rankwise.ranking.debiasing import propensity_curve as propensity_curve
+from rankwise.ranking.debiasing import randomised_propensity as randomised_propensity
 from rankwise.ranking.distances import DISTANCES as DISTANCES
 from rankwise.ranking.distances import Distance as Distance
 from rankwise.ranking.distances import bleu as bleu
