@@ -1,5 +1,6 @@
 """PerSEval and EGISES against closed forms, a loop of their definitions, and published figures."""
 
+import inspect
 import json
 import math
 import os
@@ -24,8 +25,10 @@ from rankwise.ranking import (
     inaccuracy_discount,
     inaccuracy_penalty,
     jsd,
+    leaderboard,
     perseval,
 )
+from rankwise.ranking.personalisation import check_options
 
 DATA = Path(os.environ.get("RANKWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 DOCUMENT = {"rule": "States sue over the pollution rule. Critics say the rule is lax; business and towns are glad."}
@@ -402,3 +405,26 @@ def test_one_document_tells_no_interval():
     found = perseval(DOCUMENT, WROTE, SAME)
     assert math.isnan(found.low)
     assert math.isnan(found.high)
+
+
+def test_the_mathematics_refuses_a_penalty_that_it_does_not_know():
+    for of in (consistency_penalty, inaccuracy_discount):
+        with pytest.raises(ValueError, match="did you mean relative"):
+            of(np.array([0.1, 0.2]), acp="relativ")
+
+
+def test_readers_without_a_pair_that_counts_have_no_degress_and_no_warning():
+    X = np.array([[0.0, 0.2], [0.2, 0.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = degress(X, X, pairs=np.array([[True, True], [False, True]]))
+    assert found[0] == 1
+    assert math.isnan(found[1])
+
+
+def test_defaults_are_the_published_ones_wherever_they_stand():
+    published = {"alpha": 3.0, "beta": 1.0, "gamma": 4.0, "acp": "relative", "digits": 4, "simplified": False}
+    for of in (perseval, leaderboard, egises, check_options, inaccuracy_discount, inaccuracy_penalty,
+               consistency_penalty):  # fmt: skip
+        given_ = {k: p.default for k, p in inspect.signature(of).parameters.items()}
+        assert {k: v for k, v in given_.items() if k in published}.items() <= published.items(), of

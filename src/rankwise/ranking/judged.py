@@ -176,7 +176,7 @@ def common_readers(
             "summaries follow readers cannot be seen from one reader"
         )
     if left_out:
-        warnings.warn(f"left out: {_counts(left_out)}", stacklevel=2)
+        warnings.warn(f"left out: {_counts(left_out)}", stacklevel=4)
     return readers, left_out
 
 

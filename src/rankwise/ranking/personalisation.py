@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 Given = str | Distance | Callable[[Sequence[str], Sequence[str]], ArrayLike]
+PENALTIES = ("relative", "absolute")
 EPSILON, SMALL = 1e-5, 1e-7  # of DEGRESS; of the penalties
 NARROW, OFTEN = 0.02, 0.05  # readers' distances that differ by less are as good as equal; share of documents
 
@@ -297,7 +298,9 @@ def inaccuracy_penalty(accuracy: Array, *, gamma: float = 4.0) -> Array:
 
 
 def consistency_penalty(accuracy: Array, *, gamma: float = 4.0, acp: str = "relative") -> Array:
-    """ACP ``(…, n)``: how much worse each reader is served than the best one."""
+    """ACP ``(…, n)``: how much worse each reader is served than the best one; ``acp`` is that of `perseval`."""
+    if acp not in PENALTIES:
+        raise unknown("acp", acp, PENALTIES)
     excess = accuracy - accuracy.min(-1, keepdims=True)
     return _step(_odds(excess) if acp == "absolute" else excess / (excess.mean(-1, keepdims=True) + SMALL), gamma, 1.0)
 
@@ -369,8 +372,8 @@ def check_options(
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
         if not 0 <= value <= 10:
             raise ValueError(f"{name}={value}; a number from 0 to 10 is accepted")
-    if acp not in ("relative", "absolute"):
-        raise unknown("acp", acp, ("relative", "absolute"))
+    if acp not in PENALTIES:
+        raise unknown("acp", acp, PENALTIES)
     if digits is not None and not 1 <= digits <= 15:
         raise ValueError(f"digits={digits}; 1 to 15, or None, are accepted")
     if resamples < 1:
