@@ -1,0 +1,352 @@
+"""Data of rankers: judged documents by query, and click logs.
+
+Judged documents are svmlight lines with a query's id and perhaps a document's name, or ULTRA's three files::
+
+    2 qid:7 1:0.5 3:0.1 # GX001
+    settings.json, train/train.feature (name i:x …), train.init_list (query rows …), train.labels (query grades …)
+
+A click log is a table with columns ``query, doc, position, click``, perhaps ``session`` or ``timestamp`` (a query
+that was shown several times needs one), and the features: in a judged file beside it, or in all further columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwise.data.tables import Table, number, read_table
+from rankwise.nearest import unknown
+from rankwise.reading import byte_lines, decoded, read_json
+
+Array = NDArray[np.float64]
+NEEDED = ("query", "doc", "position", "click")
+SHOWINGS = ("session", "timestamp")
+MOST_CELLS = 500_000_000  # of a matrix of features: 4 GB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Documents of queries.
+
+    Attributes
+    ----------
+    features : ndarray
+        ``(m, d)``; column i is svmlight's feature i, so that files that number from 1 have a first column of zeros.
+    relevance : ndarray
+        ``(m,)`` grades.
+    query, document : ndarray
+        ``(m,)`` names; a document without one has its number within the query, from 1.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from rankwise.data.clicks import read_judged
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "docs.svm")
+    ...     _ = path.write_text("2 qid:7 1:0.5 # GX001\\n0 qid:7 2:1\\n")
+    ...     docs = read_judged(path)
+    >>> docs.features.tolist(), docs.document.tolist()
+    ([[0.0, 0.5, 0.0], [0.0, 0.0, 1.0]], ['GX001', '2'])
+    """
+
+    features: Array
+    relevance: Array
+    query: NDArray[Any]
+    document: NDArray[Any]
+
+    def with_features(self, d: int) -> Judged:
+        """The same with ``d`` columns, zeros added.
+
+        Raises
+        ------
+        ValueError
+            There are more.
+        """
+        have = self.features.shape[1]
+        if have > d:
+            raise ValueError(f"there are {have} features, numbered from 0, and {d} are known")
+        wide = np.pad(self.features, ((0, 0), (0, d - have)))
+        return Judged(features=wide, relevance=self.relevance, query=self.query, document=self.document)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClickLog:
+    """What was shown and clicked; arrays are ``(rows,)`` but for the features.
+
+    Attributes
+    ----------
+    features : ndarray
+        ``(m, d)``.
+    document : ndarray
+        Which row of the features was shown.
+    clicks, position : ndarray
+        0 or 1; from 1 on.
+    showing : ndarray
+        A number a list that somebody saw.
+    query : ndarray
+        The query's name.
+    """
+
+    features: Array
+    document: NDArray[np.int64]
+    clicks: NDArray[np.int64]
+    position: NDArray[np.int64]
+    showing: NDArray[np.int64]
+    query: NDArray[Any]
+
+
+def read_judged(path: str | Path) -> Judged:
+    """A file of svmlight lines with ``qid``; without, LightGBM's group sizes in ``FILE.query`` beside it.
+
+    Raises
+    ------
+    ValueError
+        A line that is none, a feature twice, a query or document that comes twice, group sizes that do not add up.
+    """
+    path = Path(path)
+    names: list[str] = []
+    cells: list[tuple[list[int], list[float]]] = []
+    grades, queries = [], []
+    for where, line in _lines(path):
+        line, _, comment = line.partition("#")
+        grade, query, columns, values = _svmlight(line.split(), where)
+        grades.append(grade)
+        queries.append(query)
+        cells.append((columns, values))
+        names.append(_document(comment))
+    if not grades:
+        raise ValueError(f"{path} has no documents")
+    query = _queries(path, queries)
+    return Judged(
+        features=_dense(path, cells), relevance=np.array(grades), query=query, document=_named(path, query, names)
+    )
+
+
+def read_ultra(folder: str | Path, part: str) -> Judged:
+    """One part (``train``, ``valid``, ``test``) of a folder in ULTRA's format, in the order of the initial lists.
+
+    Raises
+    ------
+    ValueError
+        A file that is missing or broken, lists and labels of other lengths, a row that is not there.
+    """
+    root = Path(folder)
+    settings = read_json(root / "settings.json")
+    d = settings.get("feature_size")
+    if not isinstance(d, int) or isinstance(d, bool) or d < 1:
+        raise ValueError(f"{root / 'settings.json'}: feature_size is {d!r}, a whole number from 1 on is needed")
+    removed = settings.get("removed_feature_ids", [])
+    files = {kind: root / part / f"{part}.{kind}" for kind in ("feature", "init_list", "labels")}
+    names, cells = [], []
+    for where, line in _lines(files["feature"]):
+        name, *pairs = line.split()
+        names.append(name)
+        columns, values = _pairs([p for p in pairs if not p.startswith(("qid:",))], where)
+        cells.append((columns, values))
+    features = _dense(files["feature"], cells)[:, 1 : d + 1]
+    features = np.pad(features, ((0, 0), (0, d - features.shape[1])))
+    features = np.delete(features, [i - 1 for i in removed if i <= d], axis=1)
+    rows, grades, queries = [], [], []
+    labels = {q: values for _, q, values in _by_query(files["labels"])}
+    for where, query, listed in _by_query(files["init_list"]):
+        given = labels.get(query, [])
+        if len(given) != len(listed):
+            raise ValueError(f"{where}: query {query} has {len(listed)} documents and {len(given)} labels")
+        for row, grade in zip(listed, given, strict=True):
+            if row < 0:  # padding
+                continue
+            if row >= len(names) or row != int(row):
+                raise ValueError(f"{where}: row {row:g} is asked for, and there are {len(names)}, from 0 on")
+            rows.append(int(row))
+            grades.append(grade)
+            queries.append(query)
+    return Judged(
+        features=features[rows], relevance=np.array(grades, dtype=np.float64), query=np.array(queries),
+        document=np.array(names)[rows],
+    )  # fmt: skip
+
+
+def read_click_log(path: str | Path, documents: Judged | None = None) -> ClickLog:
+    """A table of clicks, with its features or those of ``documents``.
+
+    Raises
+    ------
+    ValueError
+        A column that is missing, a cell that is none, a document that ``documents`` lacks or that changes its features,
+        a query that was shown several times without a session or timestamp.
+    """
+    table = read_table(Path(path))
+    known = None if documents is None else {
+        pair: row for row, pair in enumerate(zip(documents.query.tolist(), documents.document.tolist(), strict=True))
+    }  # fmt: skip
+    own: dict[tuple[str, str], int] = {}
+    features: list[list[float]] = []
+    columns: list[str] | None = None
+    showings: dict[tuple[str, ...], int] = {}
+    seen: set[tuple[int, int]] = set()
+    rows: list[tuple[int, int, int, int]] = []
+    queries: list[str] = []
+    for n, row in table.rows:
+        query, doc, position, click = (_needed(table, n, row, c) for c in NEEDED)
+        showing = showings.setdefault((query, *(table.text(n, row, c) for c in SHOWINGS if c in row)), len(showings))
+        place = _whole(table, n, position, "position")
+        if (showing, place) in seen:
+            raise ValueError(
+                f"{table.at(n)}: query {query} has position {place} twice: where it was shown several times, a column "
+                "session or timestamp has to tell the showings apart"
+            )
+        seen.add((showing, place))
+        if known is not None:
+            if (query, doc) not in known:
+                raise ValueError(f"{table.at(n)}: {unknown(f'document of query {query}', doc, _of(known, query))}")
+            about = known[query, doc]
+        else:
+            columns = columns or [c for c in row if c not in (*NEEDED, *SHOWINGS)]
+            about = _own(table, n, row, columns, own, features, (query, doc))
+        rows.append((about, _whole(table, n, click, "click"), place, showing))
+        queries.append(query)
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    about, clicks, place, showing = np.array(rows, dtype=np.int64).T
+    return ClickLog(
+        features=np.array(features) if documents is None else documents.features, document=about, clicks=clicks,
+        position=place, showing=showing, query=np.array(queries),
+    )  # fmt: skip
+
+
+def _own(
+    table: Table, n: int, row: dict[str, Any], columns: list[str], own: dict[tuple[str, str], int],
+    features: list[list[float]], pair: tuple[str, str],
+) -> int:  # fmt: skip
+    if not columns:
+        raise ValueError(f"{table.at(n)}: there is no column of features: name a file of features beside the log")
+    try:
+        values = [number(table.text(n, row, c), decimal_comma=table.decimal_comma) for c in columns]
+    except ValueError as error:
+        raise ValueError(f"{table.at(n)}: a feature is no number: {error}") from error
+    if pair not in own:
+        own[pair] = len(features)
+        features.append(values)
+    elif features[own[pair]] != values:
+        raise ValueError(f"{table.at(n)}: document {pair[1]} of query {pair[0]} has other features than before")
+    return own[pair]
+
+
+def _needed(table: Table, n: int, row: dict[str, Any], column: str) -> str:
+    text = table.text(n, row, column)
+    if not text:
+        raise ValueError(f"{table.at(n)}: '{column}' is empty")
+    return text
+
+
+def _whole(table: Table, n: int, text: str, column: str) -> int:
+    least, accepted = (1, "a whole number from 1 on") if column == "position" else (0, "0 or 1")
+    value = {"true": "1", "false": "0"}.get(text.lower(), text)
+    if not re.fullmatch(r"\d{1,9}(\.0+)?", value, re.ASCII) or (found := int(float(value))) < least or (
+        column == "click" and found > 1
+    ):  # fmt: skip
+        raise ValueError(f"{table.at(n)}: '{column}' is {text}, {accepted} is accepted")
+    return found
+
+
+def _of(known: dict[tuple[str, str], int], query: str) -> list[str]:
+    return [doc for q, doc in known if q == query]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    for n, raw in byte_lines(path):
+        if line := decoded(path, raw, n).strip():
+            yield f"{path}, line {n}", line
+
+
+def _svmlight(words: list[str], where: str) -> tuple[float, str, list[int], list[float]]:
+    if not words:
+        raise ValueError(f"{where}: a grade is needed before the comment")
+    try:
+        grade = number(words[0])
+    except ValueError as error:
+        raise ValueError(f"{where}: the grade is {words[0]!r}: {error}") from error
+    query = ""
+    if len(words) > 1 and words[1].startswith("qid:"):
+        query = words.pop(1).removeprefix("qid:")
+    return grade, query, *_pairs(words[1:], where)
+
+
+def _pairs(words: list[str], where: str) -> tuple[list[int], list[float]]:
+    columns, values = [], []
+    for word in words:
+        at, _, value = word.partition(":")
+        if not re.fullmatch(r"\d{1,9}", at, re.ASCII):
+            raise ValueError(f"{where}: {word!r} is no feature: NUMBER:VALUE is accepted")
+        columns.append(int(at))
+        try:
+            values.append(number(value))
+        except ValueError as error:
+            raise ValueError(f"{where}: feature {at} is {value!r}: {error}") from error
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{where}: a feature stands there twice")
+    return columns, values
+
+
+def _dense(path: Path, cells: list[tuple[list[int], list[float]]]) -> Array:
+    d = 1 + max((max(columns) for columns, _ in cells if columns), default=0)
+    if len(cells) * d > MOST_CELLS:
+        raise ValueError(
+            f"{path}: {len(cells):,} documents of {d:,} features are too many to hold: {MOST_CELLS:,} cells"
+        )
+    out = np.zeros((len(cells), d))
+    for row, (columns, values) in enumerate(cells):
+        out[row, columns] = values
+    return out
+
+
+def _document(comment: str) -> str:
+    found = re.search(r"docid\s*=\s*(\S+)", comment)
+    return found[1] if found else comment.strip().split(" ")[0]
+
+
+def _queries(path: Path, queries: list[str]) -> NDArray[Any]:
+    if all(queries):
+        return np.array(queries)
+    if any(queries):
+        raise ValueError(f"{path}: some lines have a qid and some have none")
+    beside = path.with_name(f"{path.name}.query")
+    if not beside.is_file():
+        raise ValueError(f"{path} has no qid, and there is no file of group sizes {beside}")
+    sizes = []
+    for where, line in _lines(beside):
+        if not re.fullmatch(r"\d{1,9}", line, re.ASCII) or int(line) < 1:
+            raise ValueError(f"{where}: {line!r} is no group size")
+        sizes.append(int(line))
+    if sum(sizes) != len(queries):
+        raise ValueError(f"{beside}: group sizes add up to {sum(sizes):,}, and {path} has {len(queries):,} rows")
+    return np.repeat([str(k) for k in range(1, len(sizes) + 1)], sizes)
+
+
+def _named(path: Path, query: NDArray[Any], names: list[str]) -> NDArray[Any]:
+    counts: dict[str, int] = {}
+    out, seen = [], set()
+    for q, name in zip(query.tolist(), names, strict=True):
+        counts[q] = counts.get(q, 0) + 1
+        name = name or str(counts[q])
+        if (q, name) in seen:
+            raise ValueError(f"{path}: document {name} of query {q} stands there twice")
+        seen.add((q, name))
+        out.append(name)
+    return np.array(out)
+
+
+def _by_query(path: Path) -> Iterator[tuple[str, str, list[float]]]:
+    for where, line in _lines(path):
+        query, *rest = line.split()
+        try:
+            yield where, query, [float(x) for x in rest]
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error

@@ -1,0 +1,137 @@
+"""Judged documents and click logs in every form, against scikit-learn's reader and what was written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_svmlight_file
+
+from rankwise.data.clicks import read_click_log, read_judged, read_ultra
+
+LINES = "2 qid:7 1:0.5 3:-1e-1 # docid = GX001 inc = 1\n0 qid:7 2:1\n\n1 qid:b 1:2 # d9\n"
+LOG = "query,doc,position,click,session\n7,GX001,2,1,s\n7,2,1,0,s\n7,GX001,1,1,t\nb,d9,1,false,s\n"
+
+
+def written(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_svmlight_lines_are_read_as_scikit_learn_reads_them_with_names_of_documents(tmp_path):
+    path = written(tmp_path / "docs.svm", LINES)
+    docs = read_judged(path)
+    X, y, qid = load_svmlight_file(str(written(tmp_path / "n.svm", LINES.replace("qid:b", "qid:8"))), query_id=True,
+                                   zero_based=True)  # fmt: skip
+    assert np.array_equal(docs.features, X.toarray())
+    assert np.array_equal(docs.relevance, y)
+    assert docs.query.tolist() == ["7", "7", "b"]
+    assert qid.tolist() == [7, 7, 8]
+    assert docs.document.tolist() == ["GX001", "2", "d9"]
+    assert docs.with_features(6).features.shape == (3, 6)
+    with pytest.raises(ValueError, match="4 features, numbered from 0, and 2 are known"):
+        docs.with_features(2)
+
+
+def test_lightgbms_groups_stand_beside_and_have_to_add_up(tmp_path):
+    path = written(tmp_path / "rank.train", "0 1:1\n1 1:2\n2 1:3\n")
+    with pytest.raises(ValueError, match="no qid, and there is no file of group sizes"):
+        read_judged(path)
+    written(tmp_path / "rank.train.query", "1\n2\n")
+    assert read_judged(path).query.tolist() == ["1", "2", "2"]
+    written(tmp_path / "rank.train.query", "1\n3\n")
+    with pytest.raises(ValueError, match=r"add up to 4, and .* has 3 rows"):
+        read_judged(path)
+
+
+def test_lightgbms_own_example_is_read():
+    path = Path(__file__).parents[3] / "shared/data/lightgbm-rank/rank.test"
+    if not path.is_file():
+        pytest.skip("shared data are absent")
+    docs = read_judged(path)
+    assert len(set(docs.query.tolist())) == 50
+    assert set(docs.relevance) <= {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x qid:1 1:1", "line 1: the grade is 'x'"),
+        ("1 qid:1 a:1", "line 1: 'a:1' is no feature"),
+        ("1 qid:1 1:nan", "line 1: feature 1 is 'nan'"),
+        ("1 qid:1 1:1 1:2", "a feature stands there twice"),
+        ("# nothing", "a grade is needed"),
+        ("", "has no documents"),
+        ("1 qid:1 1:1 # a\n1 qid:1 1:1 # a", "document a of query 1 stands there twice"),
+        ("1 qid:1 1:1\n1 1:1", "some lines have a qid"),
+        ("1 qid:1 999999999:1", "documents of"),
+    ],
+)
+def test_lines_that_are_none_are_refused_with_their_number(tmp_path, line, said):
+    extra = "\n0 qid:2 1:1" if "999999999" in line else ""
+    with pytest.raises(ValueError, match=said):
+        read_judged(written(tmp_path / "docs.svm", line + extra))
+
+
+def test_a_log_is_lists_of_documents_with_the_features_of_a_file(tmp_path):
+    docs = read_judged(written(tmp_path / "docs.svm", LINES))
+    log = read_click_log(written(tmp_path / "log.csv", LOG), docs)
+    assert log.document.tolist() == [0, 1, 0, 2]
+    assert log.clicks.tolist() == [1, 0, 1, 0]
+    assert log.position.tolist() == [2, 1, 1, 1]
+    assert log.showing.tolist() == [0, 0, 1, 2]
+    assert log.query.tolist() == ["7", "7", "7", "b"]
+
+
+def test_features_may_be_columns_and_the_file_parquet(tmp_path):
+    import pandas as pd
+
+    table = pd.DataFrame({"query": [1, 1, 1], "doc": ["a", "b", "a"], "position": [1, 2, 1], "click": [1, 0, 0],
+                          "timestamp": [5, 5, 6], "bm25": [0.5, 1.5, 0.5], "age": [1, 2, 1]})  # fmt: skip
+    table.to_parquet(tmp_path / "log.parquet")
+    log = read_click_log(tmp_path / "log.parquet")
+    assert log.features.tolist() == [[0.5, 1.0], [1.5, 2.0]]
+    assert log.document.tolist() == [0, 1, 0]
+    assert log.showing.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (",click", ",clicked", "unknown column 'click'; did you mean clicked"),
+        ("2,1,s", "2,2,s", "line 2: 'click' is 2, 0 or 1 is accepted"),
+        ("2,1,s", "0,1,s", "line 2: 'position' is 0, a whole number from 1 on"),
+        ("2,1,s", ",1,s", "line 2: 'position' is empty"),
+        ("2,1,s", "1.5,1,s", "line 2: 'position' is 1.5"),
+        (",t", ",s", "query 7 has position 1 twice: .* session or timestamp"),
+        ("b,d9", "b,d8", "unknown document of query b 'd8'; did you mean d9"),
+    ],
+)
+def test_logs_that_are_wrong_are_refused_with_the_line(tmp_path, old, new, said):
+    docs = read_judged(written(tmp_path / "docs.svm", LINES))
+    with pytest.raises(ValueError, match=said):
+        read_click_log(written(tmp_path / "log.csv", LOG.replace(old, new)), docs)
+
+
+def test_a_log_without_features_or_with_changing_ones_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no column of features"):
+        read_click_log(written(tmp_path / "log.csv", "query,doc,position,click\n1,a,1,0\n"))
+    with pytest.raises(ValueError, match="has other features than before"):
+        read_click_log(written(tmp_path / "log.csv", "query,doc,position,click,session,x\n1,a,1,0,s,1\n1,a,1,0,t,2\n"))
+    with pytest.raises(ValueError, match="has no rows"):
+        read_click_log(written(tmp_path / "log.csv", "query,doc,position,click,x\n"))
+
+
+def test_ultras_format_is_read_in_the_order_of_its_lists_without_padding_and_removed_features(tmp_path):
+    written(tmp_path / "settings.json", '{"feature_size": 3, "max_label": 4, "removed_feature_ids": [2]}')
+    written(tmp_path / "train/train.feature", "d0 1:1 2:9 3:3\nd1 1:2\nd2 3:4\n")
+    written(tmp_path / "train/train.init_list", "q1 2 0 -1\nq2 1\n")
+    written(tmp_path / "train/train.labels", "q1 3 0 0\nq2 1\n")
+    docs = read_ultra(tmp_path, "train")
+    assert docs.features.tolist() == [[0, 4], [1, 3], [2, 0]]
+    assert docs.relevance.tolist() == [3, 0, 1]
+    assert docs.query.tolist() == ["q1", "q1", "q2"]
+    assert docs.document.tolist() == ["d2", "d0", "d1"]
+    written(tmp_path / "train/train.labels", "q1 3 0\nq2 1\n")
+    with pytest.raises(ValueError, match="query q1 has 3 documents and 2 labels"):
+        read_ultra(tmp_path, "train")
