@@ -208,8 +208,10 @@ def compress(
 @app.command()
 def tokens(
     path: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
-    model: Annotated[str, typer.Option(help="An image classifier or a CLIP: a bundled name, a folder, or a hub id.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures, report.html and tokens.json (replaced as a whole).")],
+    model: Annotated[
+        str, typer.Option(help="An image classifier or a CLIP: a bundled name, a folder, or a hub id.")
+    ] = "vit-cifar10",
     flops: Annotated[float, typer.Option(help="Share of the model's cost that is left.")] = 0.65,
     captions: Annotated[
         str | None, typer.Option(help="What a CLIP chooses from, e.g. 'a photo of a cat,a photo of a dog'.")
@@ -221,7 +223,7 @@ def tokens(
 
     Examples:
 
-    * rankwise tokens dog.png --model owner/vit --out kept
+    * rankwise tokens dog.png --out kept
     * rankwise tokens photos --model owner/clip --captions 'a cat,a dog' --flops 0.5 --out kept
     """
     from rankwise.jobs.early import check_tokens
