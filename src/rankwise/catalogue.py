@@ -259,6 +259,12 @@ CATALOGUE: tuple[Entry, ...] = (
         paper="Xu et al., ThinK: Thinner Key Cache by Query-Driven Pruning, ICLR 2025",
         arxiv="2407.21018",
         claim="Key channels that the queries do not use can leave the cache.",
+        status="ready",
+        command="rankwise cache",
+        replaces="whole and quantised caches, zeroed channels",
+        models="decoders",
+        tasks="long prompts",
+        result="a transformers Cache",
     ),
     Entry(
         id="equilibrium-ranking",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -93,4 +95,16 @@ def thin_caches(rows: list[dict], whole: int) -> Figure:
         axis.grid(alpha=0.25)
     axes[0].set_ylim(0, 1.05)
     axes[2].set_ylim(min(0.5, *(r["agreement"] for r in rows)), 1.01)
+    return figure
+
+
+@styled
+def kept_channels(layers: Sequence[Any], *, channels: int) -> Figure:
+    """How many heads of each block keep a channel; ``layers``: indices ``(heads, kept)`` of each block."""
+    shares = np.array([[np.mean([c in head for head in np.asarray(k)]) for c in range(channels)] for k in layers])
+    figure, axis = panels(size=(8, 3.6))
+    image = axis.imshow(shares, aspect="auto", cmap="magma", vmin=0, vmax=1)
+    axis.set_xlabel("channel of the key")
+    axis.set_ylabel("block")
+    figure.colorbar(image, ax=axis, label="share of key heads that keep it")
     return figure
