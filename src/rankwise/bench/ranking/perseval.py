@@ -63,7 +63,7 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEven
         boards[name] = fan_out(_judged, [(documents, seed, "jsd") for seed in range(seeds)])
         note(name, "done", 1, 1, float("nan"))
     few = collections["papers"][:COMPARED]
-    by = dict(zip(DISTANCES, fan_out(_judged, [(few, 0, d) for d in DISTANCES]), strict=True))
+    by: dict[str, Leaderboard] = dict(zip(DISTANCES, fan_out(_judged, [(few, 0, d) for d in DISTANCES]), strict=True))
     power = {name: _power(found[0]) for name, found in boards.items()}
     return Evidence(
         recipe="perseval",
