@@ -12,7 +12,7 @@ from rankwise.data.corpus import Corpus
 from rankwise.data.files import read_file
 from rankwise.data.images.decoding import SUFFIXES
 from rankwise.data.images.layout import chosen, shards
-from rankwise.data.papers import papers
+from rankwise.data.literature import papers
 from rankwise.data.texts import documents, sentiment
 from rankwise.nearest import unknown
 

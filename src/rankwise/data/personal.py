@@ -11,15 +11,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankwise.archive import Archive, extract, members
+from rankwise.archive import extract, members
+from rankwise.data.literature import ACLSUM
 from rankwise.data.summaries import Summaries
 from rankwise.reading import MOST_TEXT, json_lines, opened, read_text
 
-_ACLSUM = Archive(
-    package="aclsum",
-    version="0.1.2",
-    sha256="c75ffc48d3eabc5f37c68ea087943780a85950087957759e89746f21111f2213",
-)
 ASPECTS = ("challenge", "approach", "outcome")
 
 
@@ -58,7 +54,7 @@ def aclsum() -> list[Read]:
     """
     parts = ("train", "val", "test")
     folder = members(
-        _ACLSUM, [f"aclsum/dataset/{p}.jsonl" for p in parts], folder=f"data/aclsum-summaries-{_ACLSUM.version}"
+        ACLSUM, [f"aclsum/dataset/{p}.jsonl" for p in parts], folder=f"data/aclsum-summaries-{ACLSUM.version}"
     )
     found = []
     for part in parts:

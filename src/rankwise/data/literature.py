@@ -13,7 +13,7 @@ from rankwise.archive import Archive, members
 from rankwise.data.corpus import Corpus
 from rankwise.reading import json_lines, read_json
 
-_ARCHIVE = Archive(
+ACLSUM = Archive(
     package="aclsum",
     version="0.1.2",
     sha256="c75ffc48d3eabc5f37c68ea087943780a85950087957759e89746f21111f2213",
@@ -31,10 +31,10 @@ def papers() -> Corpus:
     >>> len(corpus), corpus.texts[0][:30]
     (250, 'Exploring Correlation of Depen')
     """
-    lists = members(_ARCHIVE, [f"aclsum/dataset/{p}.jsonl" for p in _PARTS], folder="data/aclsum-0.1.2/lists")
+    lists = members(ACLSUM, [f"aclsum/dataset/{p}.jsonl" for p in _PARTS], folder="data/aclsum-0.1.2/lists")
     ids = [str(row["id"]) for p in _PARTS for _, row in json_lines(lists / f"{p}.jsonl")]
     names = [f"aclsum/dataset/paper_jsons/{i}.json" for i in ids]
-    folder = members(_ARCHIVE, names, folder="data/aclsum-0.1.2/papers")
+    folder = members(ACLSUM, names, folder="data/aclsum-0.1.2/papers")
     return Corpus(name="text:papers", texts=[_text(folder / f"{i}.json") for i in ids], labels=[], groups=ids)
 
 
