@@ -133,7 +133,7 @@ def _arms(model: nn.Module) -> tuple[list[Arm], dict[str, float]]:
 def _sampling(share: float) -> dict[str, nn.Module]:
     """vit-pytorch's adaptive token sampling and the same model without; nothing where that is not installed."""
     try:
-        from vit_pytorch.ats_vit import ViT  # pyright: ignore[reportMissingImports]
+        from vit_pytorch.ats_vit import ViT  # pyright: ignore[reportMissingImports]  (an optional peer)
     except (ImportError, RuntimeError):  # torchvision of another torch raises the latter
         return {}
     patches, stages = (SIDE // 16) ** 2, 3 * DEPTH // 4
