@@ -1,6 +1,7 @@
 """Leaderboards: orders, intervals, stability, and agreement with people."""
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from rankwise.data.personal import pens
-from rankwise.ranking import agreement, borda, leaderboard, perseval, reasons
+from rankwise.ranking import agreement, borda, jsd, leaderboard, perseval, reasons
 
 DATA = Path(os.environ.get("RANKWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 # published scores of ten systems on PENS, by people and with InfoLM as the distance
@@ -172,7 +173,8 @@ def test_accuracy_is_flat_where_personalisation_differs_tenfold():
     news = pens(DATA / "pens")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = leaderboard(None, news.users, news.systems, simplified=True)
+        words = jsd(words=lambda text: re.findall("[a-z]+", text.lower()))
+        found = leaderboard(None, news.users, news.systems, distance=words, simplified=True)
     assert set(found.systems[:3]) == {"NAML", "NRMS", "EBNR"}
     distances, scores = ([getattr(r, k) for r in found.reports.values()] for k in ("distance", "score"))
     assert max(distances) - min(distances) < 0.02
