@@ -23,6 +23,8 @@ SHARED = {
     "--data": "text",  # rows or texts that are read
     "--target": "text",  # the layers that are meant
     "--seed": int,  # decides every draw
+    "--steps": int,  # of training
+    "--resamples": int,  # draws for an interval
     "--seeds": int,  # how many runs
     "--batch-size": int,  # examples a step
     "--max-length": int,  # tokens of a text
@@ -55,6 +57,9 @@ MISTAKES = {
     "answer": ["--questions", "none.jsonl"],
     "compare": ["none.txt", "none.txt"],
     "perseval": ["none.jsonl", "--out", "x"],
+    "rank fit": ["none.csv", "--out", "x"],
+    "rank score": ["none", "none.svm"],
+    "rank evaluate": ["none.csv", "none.txt"],
     "quantile fit": ["none.csv", "--response", "y", "--out", "x"],
     "quantile predict": ["none", "none.csv"],
     "quantile report": ["none"],

@@ -24,11 +24,13 @@ FOLDERS = {
     "pretrain": "pretrain vit-cifar10 --data cifar10 --epochs 1 --batch-size 16 --out",
     "compare": "compare a.txt b.txt --model model --out",
     "perseval": "perseval readers.csv --simplified --out",
+    "rank fit": "rank fit clicks.csv --network linear --steps 2 --out",
 }
 FILES = {
     "select": "select --pool pool.jsonl --queries queries.jsonl --selector bm25 --model model --out",
     "answer": "answer --model model --questions queries.jsonl --out",
     "quantile predict": "quantile predict fitted new.csv --out",
+    "rank score": "rank score fitted docs.svm --out",
 }
 
 
@@ -48,6 +50,8 @@ def made(tmp_path_factory):
         folders.lines(place / name, [{"question": "a good film ?", "answer": "yes", "choices": ["yes", "no"]}] * 4)
     headlines = [f"N{i},{u},{u} sues,a suit {i}" for i in range(80) for u in ("ann", "bob")]
     (place / "readers.csv").write_text("\n".join(["doc_id,uid,user,T5", *headlines]))
+    shown = [f"{s % 9},{s % 9}-{d},{d},{int(s % 3 == d)},{s},{s % 9 * d}" for s in range(40) for d in (1, 2)]
+    (place / "clicks.csv").write_text("\n".join(["query,doc,position,click,session,bm25", *shown]))
     for name in ("a.txt", "b.txt"):
         (place / name).write_text("\n".join(folders.TEXTS))
     (place / "mine").mkdir()

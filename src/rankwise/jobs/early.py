@@ -20,6 +20,7 @@ VISION_MODELS = ("vit-cifar10", "clip-cifar10")
 PAPERS = "text:papers"  # whole papers, which are long enough for a cache
 QUANTILES = "quantile fit"  # what makes the folders of quantile models
 PERSEVAL = "perseval"  # and those of leaderboards of summaries
+RANK = "rank fit"  # and those of rankers from clicks
 
 
 def check_compression(
@@ -137,6 +138,31 @@ def check_personalisation(
         raise ValueError(f"no such data file: {path}")
     if out is not None:
         check_output(out, made_by=PERSEVAL, inputs=[path])
+
+
+def check_ranking(
+    path: Path, features: Path | None, out: Path, *, ranker: str, held_out: float, steps: int, list_size: int
+) -> None:
+    """Of `rankwise.jobs.clicks.fit_log`."""
+    from rankwise.data.tables import kind_of
+
+    _known(("ranker", ranker, ("dnn", "linear")))
+    for name, value in (("steps", steps), ("list_size", list_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: at least 1")
+    if not 0 < held_out < 1:
+        raise ValueError(f"held-out share is {held_out}; between 0 and 1 is accepted")
+    kind_of(path)
+    for given in filter(None, (path, features)):
+        if not given.is_file():
+            raise ValueError(f"no such data file: {given}")
+    check_output(out, made_by=RANK, inputs=[p for p in (path, features) if p is not None])
+
+
+def check_ranking_run(folder: Path) -> None:
+    """Of `rankwise.jobs.clicks.score_documents`."""
+    if not (folder / "ranker.json").is_file():
+        raise ValueError(f"{folder} holds no ranker of `rankwise {RANK}`: ranker.json is missing")
 
 
 def _known(*asked: tuple[str, str, Any]) -> None:

@@ -12,6 +12,8 @@ from rankwise.ranking.click_models import ClickModel as ClickModel
 from rankwise.ranking.click_models import attraction as attraction
 from rankwise.ranking.click_ranker import ClickRanker as ClickRanker
 from rankwise.ranking.click_ranker import NaiveRanker as NaiveRanker
+from rankwise.ranking.click_saved import load_ranker as load_ranker
+from rankwise.ranking.click_saved import save_ranker as save_ranker
 from rankwise.ranking.debiasing import Debiased as Debiased
 from rankwise.ranking.debiasing import PropensityCurve as PropensityCurve
 from rankwise.ranking.debiasing import debias as debias

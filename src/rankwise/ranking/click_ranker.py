@@ -32,7 +32,15 @@ OPTIMIZERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": t
 
 @dataclass(kw_only=True)
 class Batch:
-    """Some lists as tensors ``(B, n)``; ``context`` is ``(B, n, c)``."""
+    """Some lists as tensors ``(B, n)``; ``context`` is ``(B, n, c)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.ranking.click_ranker import Batch
+    >>> Batch(clicks=torch.zeros(2, 3), mask=torch.ones(2, 3, dtype=torch.bool)).context is None
+    True
+    """
 
     clicks: Tensor
     mask: Tensor

@@ -164,7 +164,15 @@ random_state
 
 
 class Positions(nn.Module):
-    """A free logit a position."""
+    """A free logit a position.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.ranking.dla import Positions
+    >>> Positions(3)(torch.eye(3)[None]).shape
+    torch.Size([1, 3])
+    """
 
     def __init__(self, n: int) -> None:
         super().__init__()

@@ -1,0 +1,179 @@
+"""Rankers from click logs."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.app import Json, app, console, errors, numbers, typed
+
+if TYPE_CHECKING:
+    from rankwise.jobs.clicks import Learned
+
+rank = typer.Typer(no_args_is_help=True, help="Rankers from click logs, by dual learning.")
+app.add_typer(rank, name="rank")
+
+
+@rank.command()
+def fit(
+    log: Annotated[Path, typer.Argument(help="A table with columns query, doc, position, click, perhaps session or "
+                                        "timestamp, and features.")],
+    out: Annotated[Path, typer.Option(help="Folder to write (appears when it is whole).")],
+    features: Annotated[Path | None, typer.Option(help="svmlight lines with qid and the documents' names; all other "
+                                                  "columns of the log by default.")] = None,
+    network: Annotated[str, typer.Option(help="dnn or linear.")] = "dnn",
+    hidden: Annotated[str, typer.Option(help="Units of each hidden layer of dnn.")] = "64,32",
+    list_size: Annotated[int, typer.Option(min=1, help="Positions that are learned from.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Of training, 256 lists each.")] = 1000,
+    max_weight: Annotated[float, typer.Option(help="Larger weights of clicks are cut to it.")] = 10.0,
+    held_out: Annotated[float, typer.Option(help="Share of the queries that only judge.")] = 0.2,
+    resamples: Annotated[int, typer.Option(min=1, help="Draws of queries for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the fits and the draws.")] = 0,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Learn a ranker and the propensity of each position from clicks, and say what debiasing changed.
+
+    Two fits with and two without debiasing: a change of the ranking counts when it is larger than that between seeds.
+
+    Examples:
+
+    * rankwise rank fit clicks.csv --features docs.svm --out ranker
+    * rankwise rank fit clicks.parquet --network linear --out ranker
+    """
+    from rankwise.jobs.early import check_ranking
+
+    check_ranking(log, features, out, ranker=network, held_out=held_out, steps=steps, list_size=list_size)
+    units = tuple(int(n) for n in numbers(hidden, "--hidden"))
+    from rankwise.jobs.clicks import fit_log
+    from rankwise.report.tables import terminal
+
+    with console.status("fitting") if console.is_terminal and not json_ else nullcontext():
+        learned = fit_log(
+            log, out, features=features, ranker=network, hidden=units, list_size=list_size, steps=steps,
+            max_weight=max_weight, held_out=held_out, resamples=resamples, seed=seed, page=_write,
+        )  # fmt: skip
+    if json_:
+        print(json.dumps(learned.as_json(), ensure_ascii=False))
+        return
+    for note in learned.notes:
+        errors.print(f"note: {note}", style="yellow", soft_wrap=True)
+    console.print(terminal(*_curve(learned)))
+    console.print(terminal(*_likelihood(learned)))
+    console.print(f"\n{learned.verdict}\n\nranker    {out}\nreport    {out}/report.html", soft_wrap=True)
+
+
+@rank.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="A folder written by `rankwise rank fit`.")],
+    documents: Annotated[Path, typer.Argument(help="svmlight lines with qid.")],
+    out: Annotated[Path | None, typer.Option(help="A csv, tsv, jsonl, json or parquet file to write; the terminal "
+                                             "otherwise.")] = None,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Scores of documents: the higher, the earlier.
+
+    Examples:
+
+    * rankwise rank score ranker docs.svm
+    * rankwise rank score ranker docs.svm --out scores.csv
+    """
+    from rankwise.data.tables import kind_of, write_rows
+    from rankwise.files import check_file
+    from rankwise.jobs.early import check_ranking_run
+
+    if out is not None:
+        kind_of(out)
+        check_file(out, inputs=[documents])
+    check_ranking_run(run)
+    if not documents.is_file():
+        raise ValueError(f"no such data file: {documents}")
+    from rankwise.jobs.clicks import score_documents
+    from rankwise.report.tables import terminal
+
+    rows = score_documents(run, documents)
+    if out is not None:
+        write_rows(out, rows)
+    if json_:
+        print(json.dumps(rows, ensure_ascii=False))
+    elif out is None:
+        console.print(terminal(["query", "doc", "score"], [[r["query"], r["doc"], f"{r['score']:.4f}"] for r in rows]))
+    else:
+        console.print(f"{len(rows):,} documents\nscores    {out}")
+
+
+@rank.command()
+def evaluate(
+    scores: Annotated[Path, typer.Argument(help="A table with columns query, doc, score.")],
+    qrels: Annotated[Path, typer.Argument(help="Grades: svmlight lines with qid, or lines 'query 0 doc grade'.")],
+    resamples: Annotated[int, typer.Option(min=1, help="Draws of queries for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """nDCG, ERR and MRR of a ranking against grades, with intervals over queries.
+
+    Queries without a relevant document are left out of the means, and count 0 in the last column.
+
+    Examples:
+
+    * rankwise rank evaluate scores.csv qrels.txt
+    * rankwise rank evaluate scores.csv docs.svm --json
+    """
+    from rankwise.data.tables import kind_of
+
+    kind_of(scores)
+    for path in (scores, qrels):
+        if not path.is_file():
+            raise ValueError(f"no such data file: {path}")
+    from rankwise.jobs.clicks import evaluate_scores
+    from rankwise.report.tables import terminal
+
+    report = evaluate_scores(scores, qrels)
+    rows = report.rows(resamples=resamples, seed=seed)
+    if json_:
+        plain = [{k: v if v == v else None for k, v in row.items()} for row in rows]  # JSON has no NaN
+        print(json.dumps({"queries": report.queries, "empty": report.empty, "metrics": plain}))
+        return
+    header = ["metric", "mean", "95% interval", "with empty queries as 0"]
+    cells = [[r["metric"], f"{r['mean']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", f"{r['mean_empty_zero']:.4f}"]
+             for r in rows]  # fmt: skip
+    console.print(terminal(header, cells))
+    console.print(f"\n{report.queries:,} queries, {report.empty:,} without a relevant document")
+
+
+def _curve(learned: Learned) -> tuple[list[str], list[list[str]]]:
+    c = learned.curve
+    return ["position", "propensity", "95% interval"], [
+        [str(k), f"{p:.3f}", f"{low:.3f} to {high:.3f}"]
+        for k, (p, low, high) in enumerate(zip(c.propensity, c.low, c.high, strict=True), 1)
+    ]
+
+
+def _likelihood(learned: Learned) -> tuple[list[str], list[list[str]]]:
+    return ["held-out clicks by", "log-likelihood of a click's place", "95% interval"], [
+        [name, f"{mean:.4f}", f"{low:.4f} to {high:.4f}"] for name, (mean, low, high) in learned.likelihood.items()
+    ]
+
+
+def _write(learned: Learned, out: Path) -> None:
+    """The page and the plot."""
+    from rankwise.report.page import render
+    from rankwise.report.plots.clicks import propensities
+    from rankwise.report.plots.shared import save
+
+    c = learned.curve
+
+    def figure():
+        return propensities({"propensity": c.propensity}, low=c.low, high=c.high)
+
+    save(figure(), out / "propensity.png")
+    header, rows = _likelihood(learned)
+    render(
+        out / "report.html", title="A ranker from clicks", subtitle=learned.verdict, command=typed(), header=header,
+        rows=rows, caption="Mean log-probability of where a held-out click fell, by query; high is good.",
+        notes=learned.notes, sections=[("Propensity by position", [("propensity by position", figure())])],
+        details="\n".join(f"{k}: {v:,}" for k, v in learned.counts.items()), details_title="The log",
+    )  # fmt: skip

@@ -1,0 +1,111 @@
+"""From a log to a ranker, its scores and their judgement; what is said, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rankwise.jobs.clicks import evaluate_scores, fit_log, score_documents
+from rankwise.ranking import PBM, DualLearningRanker, NaiveRanker, attraction, load_ranker, save_ranker
+
+SMALL = {"ranker": "linear", "steps": 40, "resamples": 50}
+
+
+def write_log(folder, *, by_relevance=0.0, sessions=300, queries=12, documents=6, seed=0):
+    """Judged documents and clicks; shown by a second feature and, as asked for, by relevance."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(queries, documents, 2)).round(4)
+    y = np.clip(np.round(X[..., 0] + 1), 0, 4)
+    lines = [f"{int(y[q, d])} qid:{q} 1:{X[q, d, 0]} 2:{X[q, d, 1]} # d{d}" for q in range(queries)
+             for d in range(documents)]  # fmt: skip
+    (folder / "docs.svm").write_text("\n".join(lines))
+    rows = ["query,doc,position,click,session"]
+    for s in range(sessions):
+        q = rng.integers(queries)
+        order = np.argsort(-(by_relevance * X[q, :, 0] + rng.normal(size=documents)))
+        clicks = PBM(eta=0.5).simulate(attraction(y[q, order])[None], seed=s)[0]
+        rows += [f"{q},d{d},{k},{c},{s}" for k, (d, c) in enumerate(zip(order, clicks, strict=True), 1)]
+    (folder / "clicks.csv").write_text("\n".join(rows))
+    return y
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log")
+    write_log(folder)
+    learned = fit_log(folder / "clicks.csv", folder / "ranker", features=folder / "docs.svm", **SMALL)
+    return folder, learned
+
+
+def test_a_fit_keeps_ranker_curve_and_results_and_scores_rank_well(fitted):
+    folder, learned = fitted
+    assert learned.curve.propensity.shape == (6,)
+    assert (learned.curve.low <= learned.curve.high).all()
+    assert learned.counts["lists"] == 300
+    assert learned.counts["queries"] == 12
+    said = json.loads((folder / "ranker/results.json").read_text())
+    assert said["verdict"] == learned.verdict
+    assert len((folder / "ranker/propensity.csv").read_text().splitlines()) == 7
+    rows = score_documents(folder / "ranker", folder / "docs.svm")
+    assert [r["score"] for r in rows] == load_ranker(folder / "ranker").predict(
+        [[0, *map(float, (w.split(":")[1] for w in line.split()[2:4]))] for line in
+         (folder / "docs.svm").read_text().splitlines()]).tolist()  # fmt: skip
+    (folder / "scores.csv").write_text("query,doc,score\n" + "\n".join(f"{r['query']},{r['doc']},{r['score']}"
+                                                                      for r in rows))  # fmt: skip
+    assert evaluate_scores(folder / "scores.csv", folder / "docs.svm").mean("nDCG@10", empty="skip") > 0.85
+
+
+def test_the_verdict_is_that_of_the_interval(fitted):
+    _, learned = fitted
+    changed = "Debiasing changed the ranking" in learned.verdict
+    assert changed == (learned.excess[0] > 0)
+    assert f"{learned.change:.3f}" in learned.verdict
+
+
+def test_a_policy_that_ranks_by_relevance_is_warned_of_and_a_random_one_is_not(fitted, tmp_path):
+    write_log(tmp_path, by_relevance=3.0)
+    learned = fit_log(tmp_path / "clicks.csv", tmp_path / "ranker", features=tmp_path / "docs.svm", **SMALL)
+    assert learned.agreement > 0.5
+    assert any("logging policy confounds" in note and "2212.13937" in note for note in learned.notes)
+    assert abs(fitted[1].agreement) < 0.2
+    assert not any("confounds" in note for note in fitted[1].notes)
+
+
+def test_grades_may_be_trecs_and_every_document_needs_both(tmp_path):
+    (tmp_path / "scores.csv").write_text("query,doc,score\n1,a,0.5\n1,b,0.7\n")
+    (tmp_path / "qrels.txt").write_text("1 0 a 1\n1 0 b -2\n")
+    report = evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
+    assert report.mean("nDCG@10", empty="skip") == pytest.approx(1 / np.log2(3))
+    (tmp_path / "qrels.txt").write_text("1 0 a 1\n")
+    with pytest.raises(ValueError, match="1 documents have no grade: the first is b of query 1"):
+        evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
+    (tmp_path / "qrels.txt").write_text("1 0 a 1\n1 0 b 0\n1 0 c 0\n")
+    with pytest.raises(ValueError, match="1 documents have no score: the first is c"):
+        evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
+
+
+def test_a_saved_ranker_predicts_the_same_and_broken_ones_are_refused(tmp_path):
+    X = np.random.default_rng(0).normal(size=(8, 3))
+    model = DualLearningRanker(hidden=(3,), steps=2, released=True, max_weight=None, max_norm=None)
+    model.fit(X, [0, 1] * 4, query=np.repeat(range(4), 2))
+    save_ranker(model, tmp_path / "a")
+    again = load_ranker(tmp_path / "a")
+    assert np.array_equal(again.predict(X), model.predict(X))
+    assert np.array_equal(again.propensity_, model.propensity_)
+    text = (tmp_path / "a/ranker.json").read_text()
+    for old, new in (('"DualLearningRanker"', '"os.system"'), ('"features": 3', '"features": 4'), ("3\n  ]", "5\n  ]")):
+        (tmp_path / "a/ranker.json").write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match="holds a broken ranker"):
+            load_ranker(tmp_path / "a")
+    with pytest.raises(ValueError, match="not fitted"):
+        save_ranker(NaiveRanker(), tmp_path / "b")
+
+
+def test_too_few_queries_and_options_out_of_range_are_refused_before_work(tmp_path):
+    write_log(tmp_path, queries=2, sessions=10)
+    with pytest.raises(ValueError, match="2 queries: too few to hold out"):
+        fit_log(tmp_path / "clicks.csv", tmp_path / "x", features=tmp_path / "docs.svm", **SMALL)
+    for options, said in (({"held_out": 1.0}, "held-out share is 1.0"), ({"ranker": "tree"}, "unknown ranker 'tree'")):
+        with pytest.raises(ValueError, match=said):
+            fit_log(tmp_path / "clicks.csv", tmp_path / "x", **options)
+    assert not (tmp_path / "x").exists()
