@@ -10,9 +10,15 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     Cache,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
     DynamicCache,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Phi3Config,
@@ -940,3 +946,117 @@ def test_the_same_prompt_with_more_behind_it_goes_on(llama):
     longer = torch.cat([mask, torch.ones(2, 21, dtype=torch.long)], 1)
     assert decoded(llama, more, cache, attention_mask=longer).shape == (2, 73)
     assert cache.get_seq_length() == 72
+
+
+# -- models whose attention is another one
+
+
+def gpt_oss():
+    return GptOssForCausalLM(
+        GptOssConfig(**sizes(), num_local_experts=2, num_experts_per_tok=1, sliding_window=16, rope_scaling=None)
+    )
+
+
+def latent():
+    ranks = {"q_lora_rank": 8, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**SIZES, **ranks, hidden_size=32, num_attention_heads=4,
+                                                  num_key_value_heads=4, first_k_dense_replace=2))  # fmt: skip
+
+
+def differential():
+    return DiffLlamaForCausalLM(DiffLlamaConfig(**{k: v for k, v in sizes().items() if k != "head_dim"}))
+
+
+def stepwise(model, ids, cache, first=30):
+    with torch.no_grad():
+        return torch.cat([model(x, cache=cache).logits for x in (ids[:, :first], *ids[:, first:].split(1, 1))], 1)
+
+
+@pytest.mark.parametrize("mode", ["fused", "storage"])
+def test_attention_sinks_that_sdpa_leaves_out_are_refused(mode):
+    model = gpt_oss().eval()
+    model.set_attn_implementation("think")
+    for cache in (ThinKCache(model.config, **SHORT, mode=mode), None):
+        with pytest.raises(ValueError, match="GptOssAttention gives s_aux"):
+            model(prompt(), cache=cache)
+
+
+def test_attention_sinks_are_read_over_the_models_own_attention():
+    model, ids = gpt_oss().eval(), prompt(2)
+    model.set_attn_implementation("eager")
+    dense = stepwise(model, ids, DynamicCache(config=model.config))
+    with thinking(model):
+        assert torch.allclose(
+            stepwise(model, ids, ThinKCache(model.config, 0, **SHORT, mode="storage")), dense, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("mode", ["fused", "storage"])
+def test_keys_that_are_unfolded_after_the_cache_are_refused(mode):
+    model = latent().eval()
+    model.set_attn_implementation("think")
+    with pytest.raises(ValueError, match="DeepseekV3Attention does not attend to the keys of its cache"):
+        model(prompt(), cache=ThinKCache(model.config, **SHORT, mode=mode))
+
+
+def test_values_that_are_split_after_the_cache_are_refused_or_left_to_the_model():
+    model, ids = differential().eval(), prompt(2)
+    dense = stepwise(model, ids, DynamicCache(config=model.config))
+    model.set_attn_implementation("think")
+    for options in ({}, {"mode": "storage", "value_ratio": 0.5}):
+        with pytest.raises(ValueError, match="DiffLlamaAttention does not attend to the values of its cache"):
+            model(ids, cache=ThinKCache(model.config, **SHORT, **options))
+    cache = ThinKCache(model.config, 0, **SHORT, mode="storage")
+    assert torch.allclose(stepwise(model, ids, cache), dense, atol=1e-5)
+    thin = ThinKCache(model.config, 0.5, **SHORT, mode="storage")
+    stepwise(model, ids, thin)
+    assert all(layer.is_thin for layer in thin.layers)
+
+
+# -- drafts and chunks
+
+
+def test_a_draft_that_is_taken_back_leaves_the_whole_window(llama):
+    ids = prompt(2)
+    drafted, plain = (ThinKCache(llama.config, 0.5, **SHORT) for _ in range(2))
+    drafted.activate_past_recording()
+    with torch.no_grad():
+        llama(torch.cat([ids, prompt(2, WINDOW + 3, seed=2)], 1), cache=drafted)
+        drafted.crop(-WINDOW - 3)
+        llama(ids, cache=plain)
+        for cache in (drafted, plain):
+            llama(ids[:, :1], cache=cache)
+    for a, b in zip(drafted.layers, plain.layers, strict=True):
+        assert a.channels.equal(b.channels)
+    ids = prompt(2, 8)  # too short to be thinned when it is cropped
+    short, plain = (ThinKCache(llama.config, 0.5, **SHORT) for _ in range(2))
+    with torch.no_grad():
+        llama(torch.cat([ids, ids[:, :2]], 1), cache=short)
+        short.crop(-2)
+        llama(ids, cache=plain)
+    assert all(a.queries.allclose(b.queries, atol=1e-5) for a, b in zip(short.layers, plain.layers, strict=True))
+
+
+@pytest.mark.parametrize("padding", [3, 16, 20, 33])
+def test_padding_may_fill_whole_chunks_of_a_prompt(llama, padding):
+    ids, mask = prompt(2, 50), torch.ones(2, 50, dtype=torch.long)
+    ids[0, :padding], mask[0, :padding] = 0, 0
+    whole = decoded(llama, ids, ThinKCache(llama.config, **SHORT), attention_mask=mask)
+    cache = ThinKCache(llama.config, **SHORT, prompt=50)
+    assert decoded(llama, ids, cache, attention_mask=mask, prefill_chunk_size=8).equal(whole)
+    with pytest.raises(ValueError, match="another prompt"):
+        decoded(llama, ids, cache, attention_mask=mask)
+
+
+@pytest.mark.parametrize("options", [{"ratio": "0.4"}, {"value_ratio": None}])
+def test_a_ratio_is_a_number(llama, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        ThinKCache(llama.config, **options)
+
+
+def test_an_adapted_models_attention_can_be_chosen(llama):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(made(attention="sdpa"), peft.LoraConfig(target_modules=["q_proj"]))
+    with thinking(adapted):
+        assert adapted.config._attn_implementation == "think"
+    assert adapted.config._attn_implementation == "sdpa"

@@ -28,6 +28,7 @@ __all__ = ["thinking"]
 
 NAMES = {"sdpa": "think"}  # the attention stood before, and the name of ours
 FUSED = ("sdpa", "eager")  # whose masks the fused computation reads
+SINKS = ("s_aux", "sinks")  # keywords that sdpa and the fused computation would ignore
 Attended = tuple[Tensor, Tensor | None]
 
 
@@ -58,6 +59,8 @@ def thinking(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     >>> tokens.shape, model.config._attn_implementation
     (torch.Size([1, 43]), 'sdpa')
     """
+    adapted: Any = getattr(model, "get_base_model", None)  # peft's
+    model = adapted() if adapted else model
     if not isinstance(model, PreTrainedModel) or not model._can_set_attn_implementation():
         raise ValueError(f"{type(model).__name__} does not let its attention be chosen: ThinK cannot read its queries")
     config = model.config
@@ -89,7 +92,9 @@ def _standing_before(attention: str) -> Callable[..., Attended]:
         whole = _whole(module, attention, kwargs)
         if layer is None:  # no cache, another one, or a layer that is left alone
             return whole(module, query, key, value, attention_mask, **kwargs)
-        layer.check_attention(module, attention, kwargs)
+        if layer.shown:  # DiffLlama attends twice with the same keys
+            return whole(module, query, key, value, attention_mask, **kwargs)
+        layer.check_attention(module, attention, kwargs, (key, value))
         if layer.is_fused:
             mask = layer.mask_of(attention_mask, layer.heads)
             out = attend(query, layer.parts(), mask, training=module.training, **_numbers(kwargs)), None
@@ -104,6 +109,11 @@ def _standing_before(attention: str) -> Callable[..., Attended]:
 
 def _whole(module: nn.Module, attention: str, given: dict[str, Any]) -> Callable[..., Attended]:
     """The attention that is stood before; "sdpa" of a model with a softcap, which torch's has not, is computed here."""
+    if attention == "sdpa" and (sinks := [k for k in SINKS if given.get(k) is not None]):
+        raise ValueError(
+            f"{type(module).__name__} gives {sinks[0]} to its attention, which sdpa leaves out: use mode='storage' and "
+            "`with thinking(model):` after model.set_attn_implementation('eager')"
+        )
     if attention == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     if attention == "sdpa" and given.get("softcap") is not None:

@@ -36,13 +36,14 @@ from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, CacheLayerMixin, get_layer_types_and_kwargs
 
 from rankwise.compression.held_rows import GROUP, Bits, HeldRows
-from rankwise.compression.thin_attention import FUSED, NAMES, Part
+from rankwise.compression.thin_attention import FUSED, NAMES, SINKS, Part
 from rankwise.nearest import unknown
 
 __all__ = ["ThinKCache", "fitting_ratio", "planned_bytes"]
 
 Rows = Literal["thinned", "all"]
 Mode = Literal["fused", "storage"]
+DRAFTED = 64  # tokens that may be taken back before a prompt is scored: so many more queries are held until then
 NEEDED = "call model.set_attn_implementation('think'), or use `with thinking(model):`"
 
 
@@ -127,9 +128,11 @@ class ThinKCache(Cache):
     ValueError
         Options outside their range or against each other, encoder-decoder models, models with no full-attention layer
         or whose layers share their keys (in "fused" mode, or with ``budget``).
-        While it is used: an attention function that is not ours; what the fused computation does not know (attention
-        sinks, position biases, masks that are not four-dimensional); rows without a token in the window; another
-        batch size; a prompt over ``max_bytes``; a crop into what SnapKV chose.
+        While it is used: an attention function that is not ours; attention to other keys than the cache's (latent)
+        and, in "fused" mode, to other values (differential); attention sinks, which need "storage" over the model's
+        "eager" attention; what the fused computation does not know (position biases, masks that are not
+        four-dimensional); rows without a token in the window; another batch size; a prompt over ``max_bytes``; a crop
+        into what SnapKV chose.
 
     Examples
     --------
@@ -234,6 +237,7 @@ class ThinKLayer(CacheLayerMixin):
         self.softcap: float | None = None
         self.model_config: Any = None
         self.shown = True  # whether the attention function saw the last update
+        self.handed: tuple[Tensor, Tensor] | None = None  # what the attention function is to be given
         self.behind: Tensor | None = None  # by how much a row's positions lag behind its rows: its padding
 
     # -- what transformers asks of a layer
@@ -364,15 +368,18 @@ class ThinKLayer(CacheLayerMixin):
         rows = rows.expand(-1, -1, mask.shape[2], -1)
         return mask.expand(rows.shape[0], rows.shape[1], -1, -1).gather(-1, rows)
 
-    def check_attention(self, module: nn.Module, attention: str, given: dict[str, Any]) -> None:
-        """Refuse another prompt in a used cache, and what the fused computation does not know."""
+    def check_attention(
+        self, module: nn.Module, attention: str, given: dict[str, Any], read: tuple[Tensor, Tensor]
+    ) -> None:
+        """Refuse another prompt in a used cache, other keys than it gave, and what the fused computation ignores."""
         self.model_config = getattr(module, "config", None)
+        self._check_read(type(module).__name__, *read)
         self._check_positions(given.get("position_ids"))
         if self.settings.mode != "fused":
             return
         if attention not in FUSED:
             raise ValueError(f"mode='fused' stands in for {' or '.join(FUSED)}, not for '{attention}': mode='storage'")
-        if strange := [k for k in ("s_aux", "position_bias") if given.get(k) is not None]:
+        if strange := [k for k in (*SINKS, "position_bias") if given.get(k) is not None]:
             raise ValueError(
                 f"{type(module).__name__} gives {strange[0]} to its attention: only mode='storage' knows it"
             )
@@ -385,8 +392,9 @@ class ThinKLayer(CacheLayerMixin):
             s, before = self.settings, self.queries
             self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
             self.softcap = softcap
-            query = query[:, :, -s.window :]
-            self.queries = (query if before is None else torch.cat([before, query], 2))[:, :, -s.window :].clone()
+            query = query[:, :, -s.window - DRAFTED :]
+            queries = query if before is None else torch.cat([before, query], 2)
+            self.queries = queries[:, :, -s.window - DRAFTED :].clone()
             self.valid = _tokens(mask)
             if query.shape[2] == 1 and s.block is None and self.seen > 1:
                 return
@@ -407,6 +415,7 @@ class ThinKLayer(CacheLayerMixin):
     def _thin(self) -> None:
         s, Q, K, V, valid = self.settings, self.queries, self.keys, self.values, self.valid
         assert Q is not None and K is not None and V is not None  # noqa: PT018
+        Q = Q[:, :, -s.window :]
         n = min(s.budget or K.shape[2], K.shape[2]) - s.recent
         n -= n % GROUP if s.bits else 0
         if n <= 0:
@@ -465,13 +474,29 @@ class ThinKLayer(CacheLayerMixin):
         if not self.shown or (used is not None and used not in NAMES.values()):
             raise ValueError(f"ThinKCache needs an attention that shows it the queries, not '{used}': {NEEDED}")
 
+    def _check_read(self, name: str, keys: Tensor, values: Tensor) -> None:
+        """Refuse models that make others of the keys and values between the cache and the attention."""
+        handed, self.handed = self.handed, None
+        if handed is None:
+            return
+        if not _same(handed[0], keys):
+            raise ValueError(f"{name} does not attend to the keys of its cache as they are: they cannot be thinned")
+        if not _same(handed[1], values) and (self.settings.mode == "fused" or self.settings.value_ratio):
+            raise ValueError(
+                f"{name} does not attend to the values of its cache as they are: use mode='storage' without value_ratio"
+            )
+
     def _check_positions(self, at: Tensor | None) -> None:
         if at is None or at.dim() != 2 or at.shape[1] == 1:
             return  # of one token nothing is read, which would cost a synchronisation a layer
-        behind = (self.seen - 1 - at[:, -1]).expand(self.shape[0])
+        behind = self.seen - 1 - at[:, -1]
+        padding = at[:, -1] == at[:, 0]  # nothing else came yet
+        behind = behind.masked_fill(padding, torch.iinfo(at.dtype).max).expand(self.shape[0])
         if self.behind is None:
             self.behind = behind.clone()
-        elif bool((behind > self.behind).any()):
+        elif not bool((behind > self.behind).any()):
+            self.behind = torch.minimum(behind, self.behind)
+        else:
             raise ValueError(
                 f"the cache holds {self.seen - at.shape[1]} tokens, and positions of another prompt came: reset() it"
             )
@@ -486,9 +511,9 @@ def taken(layer: ThinKLayer, keys: Tensor, values: Tensor, shared: dict | None) 
             warnings.warn(told, stacklevel=4)
         return layer.whole()
     layer.shown, shared["think_layer"] = False, layer
-    if layer.is_fused and layer.keys is not None and layer.values is not None:
-        return layer.keys, layer.values
-    return layer.whole()
+    fused = layer.is_fused and layer.keys is not None and layer.values is not None
+    layer.handed = (layer.keys, layer.values) if fused else layer.whole()  # pyright: ignore[reportAttributeAccessIssue]
+    return layer.handed  # pyright: ignore[reportReturnType]
 
 
 UNCOMPILED: Any = torch.compiler.disable(taken)  # a layer's Python changes with its rows
@@ -705,6 +730,10 @@ def fitting_ratio(config: PreTrainedConfig, *, tokens: int, bytes: float, **opti
     )
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr())
+
+
 def _tokens(mask: Any) -> Tensor | None:
     """Which rows are no padding, ``(batch, rows)``: those that the last query sees."""
     if mask is None:
@@ -732,7 +761,7 @@ def _tensors(held: Any) -> list[Tensor]:
 def _check(s: Settings, config: PreTrainedConfig) -> None:
     ratios: dict[str, float] = {"ratio": 0.0 if s.ratio is None else s.ratio, "value_ratio": s.value_ratio}
     for name, value in ratios.items():
-        if not 0 <= value < 1:
+        if isinstance(value, str) or value is None or not 0 <= value < 1:
             raise ValueError(f"{name}={value} is outside [0, 1): the share of channels to drop, such as 0.4")
     if s.max_bytes is not None and (s.ratio is not None or not 0 < s.max_bytes < float("inf")):
         raise ValueError(f"max_bytes={s.max_bytes} must be above 0, and stands in place of ratio")
