@@ -356,6 +356,11 @@ def test_the_planner_keeps_what_is_given():
     ({"keep": 0.9, "layers": [12]}, r"layer 12 of 12 blocks"),
     ({"keep": 0.9, "layers": [3, 3]}, "ascending, each once"),
     ({"iterations": 0}, "iterations=0"),
+    ({"iterations": 2.5}, "iterations=2.5: whole numbers"),
+    ({"similar": 2.5}, "similar=2.5: whole numbers"),
+    ({"keep": 0.9, "layers": [3.0]}, "layers=3.0: whole numbers"),
+    ({"keep": float("nan")}, "keep=.*a number"),
+    ({"keep": "0.9", "layers": [1, 2, 3]}, "keep='0.9': a number"),
 ])  # fmt: skip
 def test_schedules_that_cannot_be_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
@@ -852,3 +857,9 @@ def test_timms_attention_is_what_the_choice_is_made_from(of_timm):
         q, k, _ = block.attn.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
     torch.testing.assert_close(got["seen"].attention, (q @ k.mT / 8**0.5).softmax(-1))
     torch.testing.assert_close(got["seen"].key, k)
+
+
+def test_a_compiled_model_is_pruned_before():
+    compiled = torch.compile(torch.nn.Linear(2, 2), backend="eager")
+    with pytest.raises(ValueError, match=r"given to torch\.compile"):
+        zero_tprune(compiled)  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +110,9 @@ class TokenSchedule:
     iterations: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        for name in ("layers", "similar", "iterations"):
+            if wrong := [n for n in getattr(self, name) if not isinstance(n, Integral)]:
+                raise ValueError(f"{name}={wrong[0]!r}: whole numbers are accepted")
         for name in ("keep", "similar", "iterations"):
             if (n := len(getattr(self, name))) != len(self.layers):
                 raise ValueError(f"{name} has {n} entries for {len(self.layers)} pruning layers {self.layers}")
@@ -253,8 +257,12 @@ def _check_target(target: float | None, keep: object, similar: object) -> None:
 
 def _per_layer(name: str, given, layers: tuple[int, ...]) -> tuple | None:
     """One entry a pruning layer."""
-    if given is None or isinstance(given, (int, float)):
-        return None if given is None else (given,) * len(layers)
+    if given is None or isinstance(given, Real):
+        given = None if given is None else (given,) * len(layers)
+    if given is None:
+        return None
+    if isinstance(given, str) or not all(isinstance(n, Real) and n == n for n in given):
+        raise ValueError(f"{name}={given!r}: a number, or one for each pruning layer, is accepted")
     if len(given) != len(layers):
         raise ValueError(f"{name} has {len(given)} entries for {len(layers)} pruning layers {layers}")
     return tuple(given)

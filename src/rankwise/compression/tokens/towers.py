@@ -152,6 +152,8 @@ def tower_of(model: nn.Module) -> Tower:
             return _transformers(model.get_submodule(place) if place else model)
         if cls.__module__ == "timm.models.vision_transformer" and cls.__name__ == "VisionTransformer":
             return _timm(model)
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("tokens of a compiled model cannot be pruned: prune the model that was given to torch.compile")
     kind = getattr(getattr(model, "config", None), "model_type", "")
     why = f": {_REASONS[kind]}" if kind in _REASONS else ""
     raise ValueError(
