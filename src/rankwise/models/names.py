@@ -99,6 +99,10 @@ BUNDLED = {
         title="ViT on CIFAR-10 (image classifier, 1.5M parameters)",
         task="image-classification",
     ),
+    "clip-cifar10": Bundled(
+        title="CLIP on CIFAR-10 (images and captions, 1.3M parameters)",
+        task="zero-shot-image",
+    ),
 }
 TRAINED = Path(__file__).parent / "trained"  # a folder a model that `rankwise pretrain` made
 
