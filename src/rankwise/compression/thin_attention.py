@@ -39,7 +39,8 @@ def thinking(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     Parameters
     ----------
     model : PreTrainedModel
-        With any attention implementation; ``"sdpa"`` and ``"eager"`` are fused, others serve ``mode="storage"``.
+        ``"sdpa"`` and ``"eager"`` attention are fused; others with masks of numbers serve ``mode="storage"``, and
+        ``"flex_attention"`` is refused.
 
     Raises
     ------

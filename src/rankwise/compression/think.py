@@ -85,7 +85,8 @@ class ThinKCache(Cache):
 
     It needs an attention function that shows it the queries: ``model.set_attn_implementation("think")``, or
     `thinking` around the calls, which puts the former one back. Layers with a sliding window, linear attention or a
-    state are left as they are in a `transformers.DynamicCache`.
+    state are left as they are in a `transformers.DynamicCache`. Rows of a batch are thinned together, one with few tokens
+    beside its padding too.
 
     Parameters
     ----------
@@ -119,7 +120,8 @@ class ThinKCache(Cache):
         the model's dtype.
     prompt : int, optional
         Tokens of the prompt (padding included) where it comes in chunks: until they are there the layers stay whole.
-        Default: the first forward pass of at least ``window + recent`` tokens is the prompt.
+        Default: the first forward pass of at least ``window + recent`` tokens is the prompt. In assisted decoding the
+        tokens of the first draft that are accepted belong to the prompt that is scored.
     max_bytes : float, optional
         In place of ``ratio``: the smallest ratio with which the prompt's cache takes no more.
 
