@@ -295,6 +295,9 @@ class Cascade(ClickModel):
     array([[0.5 , 0.25, 0.25]])
     """
 
+    def __repr__(self) -> str:
+        return "Cascade()"
+
     def examination(self, clicks: ArrayLike) -> Array:
         """1 up to the first click, 0 after it."""
         return (_last_click(np.asarray(clicks)) == 0).astype(np.float64)
