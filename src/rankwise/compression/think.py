@@ -85,8 +85,8 @@ class ThinKCache(Cache):
 
     It needs an attention function that shows it the queries: ``model.set_attn_implementation("think")``, or
     `thinking` around the calls, which puts the former one back. Layers with a sliding window, linear attention or a
-    state are left as they are in a `transformers.DynamicCache`. Rows of a batch are thinned together, one with few tokens
-    beside its padding too.
+    state are left as they are in a `transformers.DynamicCache`. Rows of a batch are thinned together, one with few
+    tokens beside its padding too.
 
     Parameters
     ----------
