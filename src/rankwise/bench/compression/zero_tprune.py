@@ -46,8 +46,8 @@ RECIPE = Recipe(
     name="zero-tprune",
     part="accuracy",
     about="Zero-TPrune on CIFAR-10: accuracy and throughput by share of the cost, against the paper's ladder",
-    remark="Random tokens, the control, lose less than what the votes choose: with this model and small pictures of one "
-    "object each the recipe cannot tell whether the paper's claim holds for larger ones.",
+    remark="Random tokens, the control, lose less than what the votes choose: with this model and small pictures, "
+    "one object each, the recipe cannot tell whether the paper's claim holds for larger ones.",
     smoke={"MODEL": "", "TESTED": 200, "TARGETS": (0.65,), "ROUNDS": (1, 5), "STEPS": 120, "seeds": 1},
 )
 
