@@ -862,4 +862,4 @@ def test_timms_attention_is_what_the_choice_is_made_from(of_timm):
 def test_a_compiled_model_is_pruned_before():
     compiled = torch.compile(torch.nn.Linear(2, 2), backend="eager")
     with pytest.raises(ValueError, match=r"given to torch\.compile"):
-        zero_tprune(compiled)  # pyright: ignore[reportArgumentType]
+        zero_tprune(compiled)

@@ -29,6 +29,15 @@ class HeldRows:
         Of a number. Default: as they are.
     shared : {"rows", "channels"}
         What shares a scale: 32 rows of a channel, or the channels of a row.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.compression.held_rows import HeldRows
+    >>> rows = torch.linspace(0, 255, 64).view(1, 1, 2, 32)
+    >>> held = HeldRows(rows, bits=8, shared="channels")
+    >>> len(held), bool((held.read() - rows).abs().max() < 0.3)  # half of a step of 127/255
+    (2, True)
     """
 
     def __init__(self, rows: Tensor, *, bits: Bits | None = None, shared: Axis = "rows") -> None:

@@ -48,7 +48,7 @@ NEEDED = "call model.set_attn_implementation('think'), or use `with thinking(mod
 
 
 @dataclass
-class Settings:
+class _Settings:
     """What the layers of a cache share; the fields are the options of `ThinKCache`."""
 
     ratio: float | None
@@ -172,7 +172,7 @@ class ThinKCache(Cache):
         if ratio is None and max_bytes is None:
             ratio = 0.4
         text = config.get_text_config(decoder=True)
-        self.settings = Settings(
+        self.settings = _Settings(
             ratio, window, recent, score_rows, value_ratio, mode, block, budget, pooling, kernel, bits, prompt,
             max_bytes, text,
         )  # fmt: skip
@@ -212,13 +212,22 @@ class ThinKLayer(CacheLayerMixin):
         ``(batch, key heads, kept)``, ascending; None for all channels.
     positions : Tensor
         With SnapKV: the position of every row, ``(batch, key heads, rows)``; None where none is missing.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig
+    >>> from rankwise.compression import ThinKCache
+    >>> config = LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+    >>> layer = ThinKCache(config, ratio=0.5).layers[0]
+    >>> layer.is_thin, layer.get_seq_length()
+    (False, 0)
     """
 
     is_croppable = True
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: _Settings) -> None:
         super().__init__()
         self.settings, self.record_past = settings, False
         self.reset()
@@ -389,6 +398,7 @@ class ThinKLayer(CacheLayerMixin):
     @torch.no_grad()
     def observe(self, query: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
         """See the queries of the last update ``(batch, query heads, queries, dim)``; thin what is due."""
+        self.handed = None
         self.shown = True
         if not self.is_thin:
             s, before = self.settings, self.queries
@@ -504,18 +514,20 @@ class ThinKLayer(CacheLayerMixin):
             )
 
 
-def taken(layer: ThinKLayer, keys: Tensor, values: Tensor, shared: dict | None) -> tuple[Tensor, Tensor]:
+def taken(layer: ThinKLayer, new_keys: Tensor, new_values: Tensor, shared: dict | None) -> tuple[Tensor, Tensor]:
     """Append rows to a layer, and tell the attention function of the layer through the keywords it will be given."""
-    layer.append(keys, values)
+    layer.append(new_keys, new_values)
     if shared is None:
         if not layer.is_thin:
             told = "this model tells its cache nothing of the attention (no kwargs): its keys stay whole"
             warnings.warn(told, stacklevel=4)
         return layer.whole()
     layer.shown, shared["think_layer"] = False, layer
-    fused = layer.is_fused and layer.keys is not None and layer.values is not None
-    layer.handed = (layer.keys, layer.values) if fused else layer.whole()  # pyright: ignore[reportAttributeAccessIssue]
-    return layer.handed  # pyright: ignore[reportReturnType]
+    keys, values = layer.keys, layer.values
+    if keys is None or values is None or not layer.is_fused:
+        keys, values = layer.whole()
+    layer.handed = keys, values
+    return keys, values
 
 
 UNCOMPILED: Any = torch.compiler.disable(taken)  # a layer's Python changes with its rows
@@ -760,7 +772,7 @@ def _tensors(held: Any) -> list[Tensor]:
     return _tensors(vars(held)) if isinstance(held, (CacheLayerMixin, HeldRows)) or hasattr(held, "conv_states") else []
 
 
-def _check(s: Settings, config: PreTrainedConfig) -> None:
+def _check(s: _Settings, config: PreTrainedConfig) -> None:
     ratios: dict[str, float] = {"ratio": 0.0 if s.ratio is None else s.ratio, "value_ratio": s.value_ratio}
     for name, value in ratios.items():
         if isinstance(value, str) or value is None or not 0 <= value < 1:
@@ -792,7 +804,7 @@ def _check(s: Settings, config: PreTrainedConfig) -> None:
     _check_config(s, config)
 
 
-def _check_config(s: Settings, config: PreTrainedConfig) -> None:
+def _check_config(s: _Settings, config: PreTrainedConfig) -> None:
     if config.is_encoder_decoder:
         raise ValueError(f"{config.model_type} is an encoder-decoder: its decoder's cache is not thinned")
     types, _ = get_layer_types_and_kwargs(s.config)

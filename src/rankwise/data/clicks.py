@@ -92,6 +92,15 @@ class ClickLog:
         A number a list that somebody saw.
     query : ndarray
         The query's name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.data.clicks import ClickLog
+    >>> log = ClickLog(features=np.eye(2), document=np.arange(2), clicks=np.array([1, 0]), position=np.array([1, 2]),
+    ...                showing=np.zeros(2, int), query=np.array(["q", "q"]))
+    >>> float(log.clicks.mean())
+    0.5
     """
 
     features: Array
