@@ -124,3 +124,10 @@ def test_what_is_no_probability_is_refused():
         PBM().simulate([[0.0, 0.0]], seed=0, keep_empty=False)
     with pytest.raises(ValueError, match="grades lie between 0 and 5"):
         attraction([0, 5])
+
+
+def test_clicks_are_independent_of_data_that_the_same_seed_drew():
+    grades = np.random.default_rng(0).integers(0, 5, size=(20_000, 10))
+    a = attraction(grades)
+    found, wanted = PBM().simulate(a, seed=0).mean(0), PBM().of(10) * a.mean(0)
+    np.testing.assert_allclose(found, wanted, atol=5 * np.sqrt(0.25 / 20_000))

@@ -106,7 +106,8 @@ class ClickModel:
         """
         a = self._attractive(attractive)
         a = a if mask is None else a * np.asarray(mask, dtype=bool)
-        rng = np.random.default_rng(seed)
+        # a stream of its own: data drawn by a caller from the same seed would be correlated with its clicks
+        rng = np.random.default_rng([seed, 1])
         clicks = self._draw(a, rng)
         if keep_empty:
             return clicks

@@ -38,7 +38,7 @@ RECIPE = Recipe(
 )
 
 SHORT, LONG = 2048, 8120  # tokens of a prompt; SmolLM2 has 8,192 positions
-STEPS, TIMES = 24, 3  # tokens decoded, and prefills
+STEPS, TIMES = 24, 9  # tokens decoded, and prefills
 RATIO = 0.4
 BACKENDS = {"optimum.quanto": "quanto", "hqq": "hqq"}
 
