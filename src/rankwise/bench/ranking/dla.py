@@ -20,7 +20,7 @@ from sklearn.linear_model import Ridge
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent, counting, environment
 from rankwise.parallel import fan_out
 from rankwise.ranking import (
     PBM,
@@ -79,12 +79,12 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEven
     train, test = (
         (_generated(seed) for seed in (0, 1)) if data is None else (_mq2008(data, p) for p in ("train", "test"))
     )
-    found: dict[float, list[Found]] = {}
-    for eta in ETAS:
-        note(f"η {eta:g}", "train", 0, seeds, float("nan"))
-        found[eta] = fan_out(_judged, [(train, test, eta, seed) for seed in range(seeds)])
-        note(f"η {eta:g}", "done", 1, 1, float("nan"))
-    turned = fan_out(_turned, [(train, seed) for seed in range(seeds)])
+    asked = [(train, test, eta, seed) for eta in ETAS for seed in range(seeds)]
+    note("severities", "train", 0, len(asked), float("nan"))
+    judged = fan_out(_judged, asked, on_done=counting(note, "severities", len(asked)))
+    found = {eta: judged[i * seeds : (i + 1) * seeds] for i, eta in enumerate(ETAS)}
+    turned = fan_out(_turned, [(train, seed) for seed in range(seeds)], on_done=counting(note, "a change", seeds))
+    note("severities", "done", 1, 1, float("nan"))
     return Evidence(
         recipe="dla",
         title="DLA: clicks of growing position bias (simulated)",
