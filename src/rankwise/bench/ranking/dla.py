@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import clone
 from sklearn.linear_model import Ridge
 
 from rankwise.bench import Recipe
@@ -40,7 +41,7 @@ RECIPE = Recipe(
     part="clicks",
     about="DLA: simulated clicks of growing position bias, nDCG against naive, known and other propensities",
     spreads=True,
-    smoke={"seeds": 1, "SHOWN": 400, "STEPS": 30, "TREES": 5, "PASSES": 2, "ETAS": (0.0, 1.0)},
+    smoke={"seeds": 1, "SHOWN": 400, "STEPS": 30, "TREES": 5, "PASSES": 2, "RATES": (0.05,), "ETAS": (0.0, 1.0)},
     remark="Clicks are simulated, grades and features are real: MQ2008 is read from the folder that --data names; "
     "without it lists are generated, which shows that the recipe runs and nothing about the method.",
 )
@@ -49,6 +50,7 @@ ETAS = (0.0, 0.5, 1.0, 1.5, 2.0)
 SHOWN = 20_000  # lists
 STEPS, PASSES = 1000, 10  # of training; over each half of a log whose bias changes
 HIDDEN = (64, 32)
+RATES = (0.002, 0.01, 0.05)  # of learning; each ranker's is chosen on validation queries
 TREES = 100
 PLACES = 10
 LABELLED = 0.01  # share of the grades that the first ranker sees
@@ -76,10 +78,12 @@ class Found:
 def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
     """Simulate ``seeds`` times at each severity, train, judge on test grades."""
     start, note = time.perf_counter(), on_event or (lambda *_: None)
-    train, test = (
-        (_generated(seed) for seed in (0, 1)) if data is None else (_mq2008(data, p) for p in ("train", "test"))
+    train, validation, test = (
+        (_generated(seed) for seed in range(3))
+        if data is None
+        else (_mq2008(data, p) for p in ("train", "vali", "test"))
     )
-    asked = [(train, test, eta, seed) for eta in ETAS for seed in range(seeds)]
+    asked = [(train, validation, test, eta, seed) for eta in ETAS for seed in range(seeds)]
     note("severities", "train", 0, len(asked), float("nan"))
     judged = fan_out(_judged, asked, on_done=counting(note, "severities", len(asked)))
     found = {eta: judged[i * seeds : (i + 1) * seeds] for i, eta in enumerate(ETAS)}
@@ -113,8 +117,9 @@ def _setting(train: Lists, test: Lists, seeds: int, generated: bool) -> str:
     return (
         f"{'generated lists, not MQ2008' if generated else 'MQ2008 fold 1'}: {queries[0]} training and {queries[1]} "
         f"test queries; {SHOWN:,} lists of {PLACES} shown by a ridge on {LABELLED:.0%} of the grades, position-based "
-        f"clicks with 10% noise; {seeds} seeds; networks {HIDDEN}, {STEPS:,} steps; nDCG@10 over test queries with a "
-        f"relevant document{'' if find_spec('xgboost') else '; XGBoost is not installed'}"
+        f"clicks with 10% noise; {seeds} seeds; networks {HIDDEN}, {STEPS:,} steps, "
+        f"learning rates of {', '.join(map(str, RATES))} by nDCG@10 of the grades of validation queries; nDCG@10 over "
+        f"test queries with a relevant document{'' if find_spec('xgboost') else '; XGBoost is not installed'}"
     )
 
 
@@ -155,20 +160,21 @@ def _log(lists: Lists, eta: float, seed: int, shown: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _judged(asked: tuple[Lists, Lists, float, int]) -> Found:
-    train, test, eta, seed = asked
+def _judged(asked: tuple[Lists, Lists, Lists, float, int]) -> Found:
+    train, validation, test, eta, seed = asked
     log, truth = _log(train, eta, seed, SHOWN), PBM(eta=eta).of(PLACES)
     options: dict[str, Any] = {"hidden": HIDDEN, "steps": STEPS, "random_state": seed}
-    rankers = {
+    rankers: dict[str, Any] = {
         "naive": NaiveRanker(**options),
         "DLA": DualLearningRanker(**options),
         "true propensities": IPWRanker(propensity=truth, **options),
         "regression-EM": RegressionEMRanker(**options),
         "PairDebias": PairDebiasRanker(**options),
     }
-    predicted = {name: r.fit(train.X, **log).predict(test.X) for name, r in rankers.items()}
-    graded = LabelRanker(**options, list_size=1000).fit(train.X, train.y, query=train.query)
-    predicted["grades"] = graded.predict(test.X)
+    rankers = {name: _tuned(r, lambda r: r.fit(train.X, **log), validation) for name, r in rankers.items()}
+    graded = LabelRanker(**options, list_size=1000)
+    rankers["grades"] = _tuned(graded, lambda r: r.fit(train.X, train.y, query=train.query), validation)
+    predicted = {name: r.predict(test.X) for name, r in rankers.items()}
     predicted |= {name: model(train, log, seed)(test.X) for name, model in _trees().items()}
     values = {name: ndcg(test.y, s, query=test.query) for name, s in predicted.items()}
     return Found(
@@ -176,6 +182,13 @@ def _judged(asked: tuple[Lists, Lists, float, int]) -> Found:
         {n: r.propensity_ for n, r in rankers.items() if hasattr(r, "propensity_")},
         truth / truth[0],
     )
+
+
+def _tuned(ranker: Any, fit: Callable[[Any], Any], validation: Lists) -> Any:
+    """The fit whose learning rate is best by the grades of the validation queries."""
+    fits = [fit(clone(ranker).set_params(learning_rate=rate)) for rate in RATES]
+    scores = [ndcg(validation.y, f.predict(validation.X), query=validation.query) for f in fits]
+    return fits[int(np.argmax([mean_over_queries(v, empty="skip") for v in scores]))]
 
 
 def _trees() -> dict[str, Callable[[Lists, dict[str, Any], int], Callable[[Array], Any]]]:
