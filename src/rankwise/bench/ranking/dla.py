@@ -51,6 +51,7 @@ SHOWN = 20_000  # lists
 STEPS, PASSES = 1000, 10  # of training; over each half of a log whose bias changes
 HIDDEN = (64, 32)
 RATES = (0.002, 0.01, 0.05)  # of learning; each ranker's is chosen on validation queries
+PUBLISHED = 0.05  # learning rate of the propensity
 TREES = 100
 PLACES = 10
 LABELLED = 0.01  # share of the grades that the first ranker sees
@@ -166,7 +167,7 @@ def _judged(asked: tuple[Lists, Lists, Lists, float, int]) -> Found:
     options: dict[str, Any] = {"hidden": HIDDEN, "steps": STEPS, "random_state": seed}
     rankers: dict[str, Any] = {
         "naive": NaiveRanker(**options),
-        "DLA": DualLearningRanker(**options),
+        "DLA": DualLearningRanker(**options, propensity_learning_rate=PUBLISHED),
         "true propensities": IPWRanker(propensity=truth, **options),
         "regression-EM": RegressionEMRanker(**options),
         "PairDebias": PairDebiasRanker(**options),
