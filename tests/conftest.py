@@ -17,6 +17,15 @@ settings.register_profile("rankwise", max_examples=25, deadline=None, suppress_h
 settings.load_profile("rankwise")
 
 
+def pytest_configure(config):
+    """Workers' warnings are made again by several threads of the process that collects them, each importing their class.
+
+    lifelines' imports go in a circle, of which two threads make a deadlock: they are done before.
+    """
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        import lifelines  # noqa: F401
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
