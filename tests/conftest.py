@@ -18,7 +18,7 @@ settings.load_profile("rankwise")
 
 
 def pytest_configure(config):
-    """Workers' warnings are made again by several threads of the process that collects them, each importing their class.
+    """Workers' warnings are made again by several threads of the process that collects them, each importing a class.
 
     lifelines' imports go in a circle, of which two threads make a deadlock: they are done before.
     """
