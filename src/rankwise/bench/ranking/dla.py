@@ -189,7 +189,8 @@ def _judged(asked: tuple[Lists, Lists, Lists, float, int]) -> Found:
 
 def _tuned(ranker: Any, fit: Callable[[Any], Any], validation: Lists) -> Any:
     """The fit whose learning rate is best by the grades of the validation queries."""
-    fits = [fit(clone(ranker).set_params(learning_rate=rate)) for rate in RATES]
+    fresh: list[Any] = [clone(ranker) for _ in RATES]
+    fits = [fit(one.set_params(learning_rate=rate)) for one, rate in zip(fresh, RATES, strict=True)]
     scores = [ndcg(validation.y, f.predict(validation.X), query=validation.query) for f in fits]
     return fits[int(np.argmax([mean_over_queries(v, empty="skip") for v in scores]))]
 

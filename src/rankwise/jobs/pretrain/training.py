@@ -91,6 +91,7 @@ class Pretraining(Trainer):
     Parameters
     ----------
     model : nn.Module
+        What is trained, in place.
     images : Tensor
         ``(n, height, width, 3)``, uint8.
     labels : Tensor
@@ -100,6 +101,7 @@ class Pretraining(Trainer):
     folder : Path
         Of the checkpoints.
     epochs, batch_size, seed : int
+        Passes over the images, images a step, and what decides order, cuts and flips.
     """
 
     def __init__(
