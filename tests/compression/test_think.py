@@ -31,10 +31,10 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as gemma2_attention
 
 from rankwise.compression import ThinKCache, fitting_ratio, planned_bytes, thinking
-from rankwise.compression.held_rows import GROUP, HeldRows, packed, quantised, unpacked
-from rankwise.compression.thin_attention import attend
-from rankwise.compression.think import (
-    ThinKLayer,
+from rankwise.compression.thin.attention import attend
+from rankwise.compression.thin.layer import ThinKLayer
+from rankwise.compression.thin.rows import GROUP, HeldRows, packed, quantised, unpacked
+from rankwise.compression.thin.scores import (
     attention_of,
     channel_scores,
     filled,

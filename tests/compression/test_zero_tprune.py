@@ -21,14 +21,8 @@ from rankwise.compression import (
     prune_tokens,
     zero_tprune,
 )
-from rankwise.compression.tokens.pruning import (
-    combined,
-    filtered_heads,
-    most_important,
-    similar_tokens,
-    start,
-    votes,
-)
+from rankwise.compression.tokens.choosing import most_important
+from rankwise.compression.tokens.graph import combined, filtered_heads, similar_tokens, start, votes
 from rankwise.compression.tokens.towers import NAME, Seen, register, tower_of
 from small_models import bert, clip, deit, vit
 

@@ -217,7 +217,7 @@ def _one(
 def thinned(prompt: ThinKCache, ratio: float, **options: Any) -> ThinKCache:
     """A cache that is given what another one, which waits for more of its prompt, has seen."""
     from rankwise.compression import ThinKCache
-    from rankwise.compression.think import ThinKLayer
+    from rankwise.compression.thin.layer import ThinKLayer
 
     s = prompt.settings
     cache = ThinKCache(s.config, ratio, s.window, s.recent, **{k: v for k, v in options.items() if v is not None})

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rankwise.compression.tokens.pruning import zero_tprune
+    from rankwise.compression.tokens.graph import zero_tprune
 
 __all__ = ["zero_tprune"]
 

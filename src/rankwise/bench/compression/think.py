@@ -28,7 +28,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.compression import ThinKCache, thinking
-from rankwise.compression.think import ThinKLayer, channel_scores, filled, kept, picked
+from rankwise.compression.thin.layer import ThinKLayer
+from rankwise.compression.thin.scores import channel_scores, filled, kept, picked
 from rankwise.data import papers
 from rankwise.events import OnEvent, environment
 from rankwise.files import write_json

@@ -22,7 +22,7 @@ from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.bench.speed.core import Measured, alternate, side_by_side
 from rankwise.compression import ThinKCache, thinking
-from rankwise.compression.think import ThinKLayer
+from rankwise.compression.thin.layer import ThinKLayer
 from rankwise.data import papers
 from rankwise.events import OnEvent
 from rankwise.jobs.cache import thinned

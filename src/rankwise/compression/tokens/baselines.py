@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from rankwise.compression.tokens.pruning import Choice, most_important
+from rankwise.compression.tokens.choosing import Choice, most_important
 from rankwise.compression.tokens.schedule import TokenSchedule, TowerShape
 from rankwise.compression.tokens.towers import Seen
 

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if TYPE_CHECKING:
-    from rankwise.compression.think import ThinKLayer
+    from rankwise.compression.thin.layer import ThinKLayer
 
 __all__ = ["thinking"]
 

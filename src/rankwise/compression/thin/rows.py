@@ -33,7 +33,7 @@ class HeldRows:
     Examples
     --------
     >>> import torch
-    >>> from rankwise.compression.held_rows import HeldRows
+    >>> from rankwise.compression.thin.rows import HeldRows
     >>> rows = torch.linspace(0, 255, 64).view(1, 1, 2, 32)
     >>> held = HeldRows(rows, bits=8, shared="channels")
     >>> len(held), bool((held.read() - rows).abs().max() < 0.3)  # half of a step of 127/255
@@ -92,7 +92,7 @@ def quantised(x: Tensor, bits: int, *, dim: int) -> tuple[Tensor, Tensor, Tensor
     Examples
     --------
     >>> import torch
-    >>> from rankwise.compression.held_rows import quantised
+    >>> from rankwise.compression.thin.rows import quantised
     >>> codes, step, low = quantised(torch.tensor([[-1.0, 0.0, 2.0]]), 2, dim=-1)
     >>> codes.tolist(), float(step), float(low)
     ([[0, 1, 3]], 1.0, -1.0)
