@@ -1060,3 +1060,38 @@ def test_an_adapted_models_attention_can_be_chosen(llama):
     with thinking(adapted):
         assert adapted.config._attn_implementation == "think"
     assert adapted.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"score_rows": "all"}, {"value_ratio": 0.3}, {"budget": 16}, {"bits": 8}, {"mode": "storage"}]
+)
+def test_a_prompt_that_waits_serves_several_ratios_as_caches_of_their_own_do(options):
+    model = MODELS["llama"]().eval()
+    ids = torch.randint(1, 60, (2, 60), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[1, :20] = 0
+    short = {"window": WINDOW, "recent": RECENT}
+    with thinking(model), torch.no_grad():
+        waits = ThinKCache(model.config, prompt=1000, **short)
+        model(ids, cache=waits, attention_mask=mask)
+        for ratio in (0.0, 0.3, 0.6):
+            alone, copied = ThinKCache(model.config, ratio, **short, **options), waits.thinned(ratio, **options)
+            model(ids, cache=alone, attention_mask=mask)
+            more = F.pad(mask, (0, 1), value=1)
+            one, two = (model(ids[:, :1], cache=c, attention_mask=more).logits for c in (alone, copied))
+            assert one.equal(two)
+            assert all(isinstance(layer, ThinKLayer) and not layer.is_thin for layer in waits.layers)
+
+
+def test_a_prompt_that_does_not_wait_serves_no_other_ratio():
+    model = MODELS["llama"]().eval()
+    cache = ThinKCache(model.config, **SHORT)
+    with pytest.raises(ValueError, match="or none is there"):
+        cache.thinned(0.5)
+    with thinking(model), torch.no_grad():
+        model(torch.randint(1, 60, (1, 40)), cache=cache)
+    with pytest.raises(ValueError, match="the prompt is thin already"):
+        cache.thinned(0.5)
+    gemma = MODELS.get("gemma3") or MODELS["gemma2"]
+    with pytest.raises(ValueError, match="layers that are not thinned"):
+        ThinKCache(gemma().config, **SHORT).thinned(0.5)

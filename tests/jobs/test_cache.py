@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from rankwise.compression import ThinKCache, planned_bytes, thinking
-from rankwise.jobs.cache import measure_caches, thinned
+from rankwise.compression import planned_bytes
+from rankwise.jobs.cache import measure_caches
 from rankwise.report.tables import caches
 from small_models import WORDS, saved
 
@@ -62,19 +62,6 @@ def test_options_reach_the_caches(folder, texts):
     planned = planned_bytes(config, tokens=TOKENS, ratio=0.0, budget=64, bits=8)
     assert done.rows[0].bytes == planned - 2 * 8
     assert done.whole == planned_bytes(config, tokens=TOKENS, ratio=0.0) - 2 * 8
-
-
-def test_a_cache_that_waits_serves_several_ratios(folder):
-    model, ids = AutoModelForCausalLM.from_pretrained(folder), torch.arange(1, 41)[None].repeat(1, 2)
-    with thinking(model), torch.no_grad():
-        waits = ThinKCache(model.config, prompt=200)
-        model(ids, cache=waits)
-        for ratio in (0.2, 0.6):
-            alone = ThinKCache(model.config, ratio)
-            model(ids, cache=alone)
-            copied = thinned(waits, ratio)
-            assert copied.layers[1].channels.equal(alone.layers[1].channels)
-            assert model(ids[:, :1], cache=copied).logits.equal(model(ids[:, :1], cache=alone).logits)
 
 
 def test_a_report_is_written_as_a_whole(folder, texts, tmp_path):

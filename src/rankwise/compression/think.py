@@ -151,6 +151,38 @@ class ThinKCache(Cache):
         held = f"{self.bytes():,} bytes for {self.get_seq_length()} tokens"
         return f"ThinKCache({wanted}, {sum(thin)} of {len(thin)} layers thin, {held})"
 
+    def thinned(self, ratio: float | None = None, **options: Any) -> ThinKCache:
+        """Another cache of the same prompt, thinned by these options; this one, which waits for more, stays whole.
+
+        So a prompt is read once for several ratios. A cache waits when its ``prompt`` is of more tokens than come.
+
+        Parameters
+        ----------
+        ratio : float, optional
+            Share of the key's channels to drop.
+        **options
+            As the class takes them; ``window`` and ``recent`` are those of this cache.
+
+        Raises
+        ------
+        ValueError
+            This cache is empty or thin already, or has layers that are not thinned.
+        """
+        s = self.settings
+        cache = ThinKCache(s.config, ratio, s.window, s.recent, **options)
+        for old, new in zip(self.layers, cache.layers, strict=True):
+            if not isinstance(old, ThinKLayer) or not isinstance(new, ThinKLayer):
+                raise ValueError(
+                    f"{s.config.model_type} has layers that are not thinned: a prompt cannot serve two ratios"
+                )
+            if old.is_thin or old.keys is None or old.values is None or old.queries is None:
+                raise ValueError(
+                    "the prompt is thin already, or none is there: wait for it with prompt= of more tokens"
+                )
+            new.update(old.keys, old.values, kwargs={})
+            new.observe(old.queries, old.valid, old.scaling, old.softcap)
+        return cache
+
     def bytes(self) -> int:
         """Bytes of all tensors that are held: the sum over their storages, each counted once."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self.layers)}

@@ -195,7 +195,7 @@ def _one(
 
     prompt = ThinKCache(network.config, prompt=tokens + 1)
     network(ids[:, :tokens], cache=prompt, logits_to_keep=1)
-    caches = [thinned(prompt, 0.0)] + [thinned(prompt, r, **given) for r in ratios]
+    caches = [prompt.thinned(0.0)] + [prompt.thinned(r, **given) for r in ratios]
     whole = caches[0].bytes()
     told: list[dict[str, Any]] = [
         {"whole": whole, "bytes": c.bytes(), "loss": [], "next": [], "seconds": []} for c in caches
@@ -212,23 +212,6 @@ def _one(
     for kept in told[1:]:
         kept["same"] = [a == b for a, b in zip(kept["next"], told[0]["next"], strict=True)]
     return told[1:]
-
-
-def thinned(prompt: ThinKCache, ratio: float, **options: Any) -> ThinKCache:
-    """A cache that is given what another one, which waits for more of its prompt, has seen."""
-    from rankwise.compression import ThinKCache
-    from rankwise.compression.thin.layer import ThinKLayer
-
-    s = prompt.settings
-    cache = ThinKCache(s.config, ratio, s.window, s.recent, **{k: v for k, v in options.items() if v is not None})
-    for old, new in zip(prompt.layers, cache.layers, strict=True):
-        if not isinstance(old, ThinKLayer) or not isinstance(new, ThinKLayer):
-            raise ValueError(f"{s.config.model_type} has layers that are not thinned: a prompt cannot serve two ratios")
-        if old.keys is None or old.values is None or old.queries is None:
-            raise ValueError("the prompt has been thinned already")
-        new.update(old.keys, old.values, kwargs={})
-        new.observe(old.queries, None, old.scaling, old.softcap)
-    return cache
 
 
 def resident(cache: ThinKCache) -> int:

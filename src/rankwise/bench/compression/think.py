@@ -142,18 +142,8 @@ def cache_of(way: str, ratio: float, prompt: ThinKCache) -> Cache:
     if way in ("think", "all", "snapkv"):
         rows = "all" if way == "all" else "thinned"
         budget = BUDGET if way == "snapkv" and prompt.get_seq_length() > BUDGET else None
-        return thinned(prompt, ratio, score_rows=rows, budget=budget)
+        return prompt.thinned(ratio, score_rows=rows, budget=budget, block=None)
     return replaced(prompt, CHANGES[way](ratio))
-
-
-def thinned(prompt: ThinKCache, ratio: float, **options: Any) -> ThinKCache:
-    """A `ThinKCache` that is given the prompt's keys, values and queries."""
-    cache = ThinKCache(prompt.settings.config, ratio, WINDOW, RECENT, block=None, **options)
-    for old, new in zip(layers(prompt), layers(cache), strict=True):
-        queries, keys, values = held(old)
-        new.update(keys, values, kwargs={})
-        new.observe(queries, None, old.scaling, old.softcap)
-    return cache
 
 
 def layers(cache: ThinKCache) -> list[ThinKLayer]:
@@ -165,7 +155,7 @@ def held(layer: ThinKLayer) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of the window, keys and values of a layer that waits."""
     if layer.queries is None or layer.keys is None or layer.values is None:
         raise ValueError("the layer is thin already")
-    return layer.queries, layer.keys, layer.values
+    return layer.queries[:, :, -WINDOW:], layer.keys, layer.values  # more queries are held, for a crop
 
 
 Change = Callable[[Tensor, Tensor], Tensor]  # of queries and keys: other keys

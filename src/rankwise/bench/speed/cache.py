@@ -25,7 +25,6 @@ from rankwise.compression import ThinKCache, thinking
 from rankwise.compression.thin.layer import ThinKLayer
 from rankwise.data import papers
 from rankwise.events import OnEvent
-from rankwise.jobs.cache import thinned
 from rankwise.models import load, load_tokenizer
 from rankwise.report.tables import size
 
@@ -122,9 +121,9 @@ def ways() -> dict[str, Callable[[ThinKCache], Cache]]:
     """Every cache by name, made of a prompt; quantised ones where their libraries are installed."""
     found: dict[str, Callable[[ThinKCache], Cache]] = {
         "DynamicCache": lambda p: filled(p, DynamicCache(config=p.settings.config)),
-        "ThinK, fused": lambda p: thinned(p, RATIO),
-        "ThinK, storage": lambda p: thinned(p, RATIO, mode="storage"),
-        "ThinK, 8 bits": lambda p: thinned(p, RATIO, bits=8),
+        "ThinK, fused": lambda p: p.thinned(RATIO),
+        "ThinK, storage": lambda p: p.thinned(RATIO, mode="storage"),
+        "ThinK, 8 bits": lambda p: p.thinned(RATIO, bits=8),
         "zeros (kvpress)": lambda p: filled(p, DynamicCache(config=p.settings.config), zeros=True),
     }
     for module, backend in BACKENDS.items():
@@ -137,7 +136,7 @@ def ways() -> dict[str, Callable[[ThinKCache], Cache]]:
 
 def filled(prompt: ThinKCache, cache: Cache, *, zeros: bool = False) -> Cache:
     """A stock cache with the prompt's keys and values; with zeros in the channels that ThinK would drop."""
-    thin = thinned(prompt, RATIO, mode="storage") if zeros else prompt
+    thin = prompt.thinned(RATIO, mode="storage") if zeros else prompt
     for i, layer in enumerate(thin.layers):
         if isinstance(layer, ThinKLayer):
             cache.update(*layer.whole(), i)
