@@ -143,6 +143,7 @@ def _manifold() -> object:
 
 
 ASK = ("--question", "a good film ?", "--choices", "yes", "--choices", "no", "--style", "text")
+SHORT = ("--ratios", "0,0.5", "--tokens", "64", "--continued", "2", "--limit", "2")
 CASES = {
     "merge": Case(
         folder="merge",
@@ -286,6 +287,44 @@ CASES = {
     ),
     "adapt from a checkpoint": Case(
         folder="adapt cut", weight=5, files=("run/**/*", "run/trials/**/*"), call=command("adapt", "run.yaml")
+    ),
+    "tokens": Case(
+        folder="pictures",
+        weight=16,
+        files=("photos/*",) * 6 + ("photos/kept/.rankwise.json", "vit/config.json", "vit/*"),
+        call=command("tokens", "photos", "--model", "vit", "--out", "photos/kept"),
+    ),
+    "tokens of one": Case(
+        folder="pictures",
+        files=("photos/a.png",),
+        call=command("tokens", "photos/a.png", "--model", "vit", "--out", "o"),
+    ),
+    "pretrain": Case(
+        folder="cifar",
+        weight=8,
+        files=("cifar10/*/*",),
+        call=command(
+            "pretrain", "vit-cifar10", "--data", "cifar10", "--epochs", "1", "--batch-size", "64", "--out", "vit"
+        ),
+    ),
+    "pretrain goes on": Case(
+        folder="cifar cut",
+        weight=5,
+        files=(".vit.rankwise-draft/*", ".vit.rankwise-draft/checkpoints/**/*"),
+        call=command(
+            "pretrain", "vit-cifar10", "--data", "cifar10", "--epochs", "2", "--batch-size", "32", "--out", "vit"
+        ),
+    ),
+    "cache": Case(
+        folder="long texts",
+        weight=14,
+        files=("long.jsonl",) * 4 + (*MODEL, "out/.rankwise.json"),
+        call=command("cache", "--model", "model", "--texts", "long.jsonl", *SHORT, "--out", "out"),
+    ),
+    "cache csv": Case(
+        folder="long texts",
+        files=("long.csv",),
+        call=command("cache", "--model", "model", "--texts", "long.csv", *SHORT, "--json"),
     ),
     "spectra": Case(folder="kept", weight=8, files=("spectra/*",), call=_spectra),
     "selector": Case(folder="kept", weight=8, files=("selector/*", "selector/encoder/config.json"), call=_selector),

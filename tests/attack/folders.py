@@ -96,6 +96,27 @@ def cifar(folder: Path, rows: int = 96) -> Path:
     return folder
 
 
+def pictures(folder: Path) -> Path:
+    """A picture of each kind that is read."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (24, 32, 4)).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colours, grey = Image.fromarray(noise[..., :3]), Image.fromarray(noise[..., 0])
+    colours.save(folder / "a.png")
+    Image.fromarray(noise).save(folder / "alpha.png")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    colours.save(folder / "turned.jpg", exif=turned)
+    colours.save(folder / "moves.gif", save_all=True, append_images=[grey.convert("RGB")])
+    colours.save(folder / "b.webp", lossless=True)
+    grey.save(folder / "c.tif", compression="tiff_lzw")
+    colours.save(folder / "d.bmp")
+    return folder
+
+
 def table(path: Path, rows: int = 60) -> Path:
     """Numbers, words and a target; by the file's ending."""
     import pandas as pd

@@ -22,10 +22,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from attack.cases import SHORT
 from attack.children import run
 from attack.places import build, imports
 
-PASSING = re.compile(r"second|time|date|memory|speed|wall|created|python|platform|environment|started|finished")
+PASSING = re.compile(
+    r"second|time|resident|date|memory|speed|wall|created|python|platform|environment|started|finished"
+)
 PICTURES = (".html", ".png", ".svg", ".md")
 
 
@@ -81,6 +84,12 @@ COMMANDS = {
     "pretrain": Command(
         folder="cifar",
         args=("pretrain", "vit-cifar10", "--data", "cifar10", "--epochs", "3", "--batch-size", "16", "--out", "vit"),
+    ),
+    "tokens": Command(
+        folder="pictures", args=("tokens", "photos", "--model", "vit", "--flops", "0.7", "--out", "photos/kept")
+    ),
+    "cache": Command(
+        folder="long texts", args=("cache", "--model", "model", "--texts", "long.jsonl", *SHORT, "--out", "out")
     ),
     "select": Command(
         folder="select",

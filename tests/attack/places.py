@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import small_models
 from attack import children, folders
 from attack.cases import ASK
 
@@ -185,6 +186,33 @@ def _summaries() -> None:
     folders.command("perseval", "news.jsonl", "--systems", "T5", "--resamples", "20", "--out", "page")
 
 
+def _pictures() -> None:
+    """Pictures of several kinds, a vision transformer, and what the command wrote before."""
+    folders.pictures(Path("photos"))
+    small_models.saved_with_processor(small_models.vit(), Path("vit"))
+    folders.command("tokens", "photos", "--model", "vit", "--out", "photos/kept")
+
+
+def _long_texts() -> None:
+    folders.model(Path("model"), "llama")
+    long = [" ".join([*folders.TEXTS, f"w{i}"] * 6) for i in range(3)]
+    folders.lines(Path("long.jsonl"), [{"text": t} for t in long])
+    Path("long.csv").write_text("text\n" + "".join(f'"{t}"\n' for t in long))
+    folders.command(
+        "cache", "--model", "model", "--texts", "long.jsonl", "--ratios", "0", "--tokens", "64", "--continued", "2",
+        "--out", "out",
+    )  # fmt: skip
+
+
+PRETRAIN = ("pretrain", "vit-cifar10", "--data", "cifar10", "--epochs", "2", "--batch-size", "32", "--out", "vit")
+
+
+def _cifar_cut() -> None:
+    """A training that was killed after its first pass."""
+    folders.cifar(Path("cifar10"))
+    _cut_in_the_middle(*PRETRAIN, out="vit")
+
+
 def _compare() -> None:
     folders.model(Path("model"), "bert")
     for name in ("a.txt", "b.txt"):
@@ -219,6 +247,9 @@ BUILDERS = {
     "kept": _kept,
     "tables": _tables,
     "cifar": lambda: folders.cifar(Path("cifar10")),
+    "cifar cut": _cifar_cut,
+    "pictures": _pictures,
+    "long texts": _long_texts,
 }
 
 
@@ -232,10 +263,13 @@ def imports() -> None:
     import transformers.models.llama.modeling_llama
 
     import rankwise.cli.main
+    import rankwise.jobs.cache
     import rankwise.jobs.compress
+    import rankwise.jobs.pretrain
     import rankwise.jobs.prompting
     import rankwise.jobs.quantile
     import rankwise.jobs.serving
+    import rankwise.jobs.tokens
     import rankwise.merging
     import rankwise.prompting.server_model
     import rankwise.report.page

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from rankwise.compression import planned_bytes
 from rankwise.jobs.cache import measure_caches
@@ -81,6 +90,7 @@ def test_a_report_is_written_as_a_whole(folder, texts, tmp_path):
     [
         ({"ratios": ()}, "ratios none"),
         ({"ratios": (0.2, 1.0)}, "ratios 0.2, 1"),
+        ({"ratios": (0.2, 0.4, 0.2)}, "ratios 0.2, 0.4, 0.2: each once"),
         ({"tokens": 10}, "tokens=10; at least 64"),
         ({"continued": 0}, "continued=0"),
         ({"limit": 0}, "limit=0"),
@@ -93,3 +103,34 @@ def test_a_report_is_written_as_a_whole(folder, texts, tmp_path):
 def test_what_cannot_be_measured_is_refused(folder, texts, options, said):
     with pytest.raises(ValueError, match=said):
         measure_caches(folder, texts, **options)
+
+
+def test_a_model_whose_logits_are_nan_is_refused(folder, texts, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.k_proj.weight[0, 0] = float("nan")
+    broken = str(saved(model, tmp_path / "broken"))
+    with pytest.raises(ValueError, match="logits are nan or inf"):
+        measure_caches(broken, texts, tokens=TOKENS, continued=2, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cannot_be_measured_are_refused_by_what_they_are(texts, tmp_path):
+    torch.manual_seed(0)
+    small = {
+        "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
+        "max_position_embeddings": 128,
+    }  # fmt: skip
+    neox, gemma = GPTNeoXConfig(**small), Gemma2Config(**small, num_key_value_heads=2, head_dim=8, sliding_window=16)
+    for model, said in (
+        (GPTNeoXForCausalLM(neox), "gpt_neox does not tell its cache who reads it"),
+        (Gemma2ForCausalLM(gemma), "gemma2 has layers that are not thinned, with windows"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            measure_caches(str(saved(model, tmp_path / type(model).__name__)), texts, tokens=TOKENS, continued=2)
+
+
+def test_how_many_texts_were_read_is_told_and_ratios_are_printed_as_they_are(folder, texts):
+    done = measure_caches(folder, texts, ratios=(0.125,), tokens=TOKENS, continued=2, limit=1)
+    assert done.told() == f"1 text of {texts}: 80 tokens are thinned, 2 read after"
+    assert caches(done)[1][0][0] == "12.5%"

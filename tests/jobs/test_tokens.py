@@ -1,6 +1,8 @@
 """Pictures through a model with fewer tokens: what is said before and after, what is drawn and written."""
 
 import json
+import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from matplotlib.image import imread
 from PIL import Image
 from typer.testing import CliRunner
 
+from attack import folders
 from rankwise.cli.main import app
 from rankwise.compression import zero_tprune
+from rankwise.data import Images
 from rankwise.jobs.tokens import prune_pictures
 from rankwise.models import load, load_image_processor
 from rankwise.report.plots.tokens import _faded
@@ -123,3 +127,71 @@ def test_a_folder_of_something_else_is_not_replaced(place, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match=r"thesis\.txt"):
         prune_pictures(place / "photos", tmp_path / "mine", model=str(place / "vit"))
+
+
+def test_large_pictures_are_held_one_at_a_time(place, tmp_path, monkeypatch):
+    held, most = [], []
+    original = Images.pil
+
+    def counted(self, row):
+        picture = original(self, row)
+        held.append(weakref.ref(picture))
+        most.append(sum(r() is not None for r in held))
+        return picture
+
+    monkeypatch.setattr(Images, "pil", counted)
+    prune_pictures(place / "photos", tmp_path / "out", model=str(place / "vit"))
+    assert len(most) == 5
+    assert max(most) <= 2  # one that is read, one that is about to be let go
+
+
+def test_an_output_among_the_pictures_is_not_read_when_the_command_is_given_again(place, tmp_path):
+    shutil.copytree(place / "photos", tmp_path / "photos")
+    first, again = (
+        prune_pictures(tmp_path / "photos", tmp_path / "photos" / "kept", model=str(place / "vit"), limit=20)
+        for _ in range(2)
+    )
+    assert [s.image for s in again.seen] == [s.image for s in first.seen] == [f"{i}.png" for i in range(5)]
+
+
+def test_a_split_is_chosen_and_what_was_passed_over_is_told(place, tmp_path):
+    for split, name in (("train", "0.png"), ("test", "1.png")):
+        (tmp_path / "sets" / split).mkdir(parents=True)
+        shutil.copy(place / "photos" / name, tmp_path / "sets" / split)
+    (tmp_path / "sets" / "test" / "notes.txt").write_text("of mine")
+    words = ["tokens", str(tmp_path / "sets"), "--model", str(place / "vit"), "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="has the splits test, train"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    done = CliRunner().invoke(app, [*words, "--split", "test"], catch_exceptions=False)
+    assert "test/1.png" in done.output
+    assert "notes.txt" in done.output
+    assert json.loads((tmp_path / "out" / "tokens.json").read_text())["notes"]
+    with pytest.raises(ValueError, match="one picture, which has no splits"):
+        prune_pictures(place / "photos" / "0.png", tmp_path / "x", model=str(place / "vit"), split="test")
+
+
+def test_pictures_in_parquet_are_read_as_other_folders_are(place, tmp_path):
+    folders.cifar(tmp_path / "cifar", rows=12)
+    done = prune_pictures(tmp_path / "cifar", tmp_path / "out", model=str(place / "vit"), split="test", limit=20)
+    assert len(done.seen) == 4
+
+
+def test_captions_are_each_given_once_and_read_whole(place, tmp_path):
+    picture = place / "photos" / "0.png"
+    for captions, said in (
+        (["a cat", "a dog", "a cat"], "caption 'a cat' is given twice"),
+        (["a cat", "a dog " * 30], r"has 6\d tokens; clip-cifar10 reads up to 32"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            prune_pictures(picture, tmp_path / "x", model="clip-cifar10", captions=captions)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_that_says_nothing_finite_is_refused(place, tmp_path):
+    model = vit()
+    with torch.no_grad():
+        model.vit.layers[0].attention.q_proj.weight[0, 0] = float("nan")
+    saved_with_processor(model, tmp_path / "broken")
+    with pytest.raises(ValueError, match="nan or inf of a picture"):
+        prune_pictures(place / "photos", tmp_path / "x", model=str(tmp_path / "broken"))
+    assert not (tmp_path / "x").exists()

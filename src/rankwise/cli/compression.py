@@ -216,6 +216,7 @@ def tokens(
     captions: Annotated[
         str | None, typer.Option(help="What a CLIP chooses from, e.g. 'a photo of a cat,a photo of a dog'.")
     ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a folder that has several, e.g. test.")] = None,
     limit: Annotated[int, typer.Option(help="Most pictures, chosen by their content.")] = 8,
     json_: Json = False,
 ) -> None:
@@ -240,6 +241,7 @@ def tokens(
         model=model,
         flops=flops,
         captions=[] if captions is None else names(captions),
+        split=split,
         limit=limit,
         report=lambda folder, found: write_tokens(folder, found, command),
     )
@@ -247,6 +249,8 @@ def tokens(
         print(json.dumps(done.as_dict(), ensure_ascii=False))
         return
     console.print(terminal(HEADER, done.rows()))
+    for note in done.notes:
+        console.print(f"* {note}", style="dim")
     console.print(
         f"{done.share:.0%} of the cost; the same said of {done.agreement:.0%} of pictures\n\n"
         f"report    {out}/report.html\npictures  {out}/*.png",
@@ -301,5 +305,6 @@ def cache(
         print(json.dumps(done.as_dict()))
         return
     console.print(terminal(*caches(done)))
+    console.print(f"* {done.told()}", style="dim")
     if out is not None:
         console.print(f"report    {out}/report.html\nplot      {out}/cache.png", highlight=False)

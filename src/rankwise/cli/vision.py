@@ -51,5 +51,7 @@ def pretrain(
     if json_:
         print(json.dumps(card))
         return
+    for note in card["notes"]:
+        console.print(f"* {note}", style="dim")
     console.print(f"accuracy  {card['accuracy']:.1f} % of {card['tested']:,} test images, {card['how']}")
     console.print(f"model     {out}\ncard      {out}/README.md", highlight=False)

@@ -214,7 +214,11 @@ def read_click_log(path: str | Path, documents: Judged | None = None) -> ClickLo
         seen.add((showing, place))
         if known is not None:
             if (query, doc) not in known:
-                raise ValueError(f"{table.at(n)}: {unknown(f'document of query {query}', doc, _of(known, query))}")
+                there = _of(known, query)
+                kind, given, accepted = (
+                    (f"document of query {query}", doc, there) if there else ("query", query, sorted({q for q, _ in known}))
+                )
+                raise ValueError(f"{table.at(n)}, not among the features: {unknown(kind, given, accepted)}")
             about = known[query, doc]
         else:
             columns = columns or [c for c in row if c not in (*NEEDED, *SHOWINGS)]

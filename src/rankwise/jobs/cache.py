@@ -81,6 +81,11 @@ class CacheReport:
     whole: int
     rows: list[Measured]
 
+    def told(self) -> str:
+        """What was read."""
+        texts = f"{self.used} text{'s' if self.used > 1 else ''}"
+        return f"{texts} of {self.texts}: {self.tokens:,} tokens are thinned, {self.continued} read after"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
@@ -195,6 +200,7 @@ def _one(
 
     prompt = ThinKCache(network.config, prompt=tokens + 1)
     network(ids[:, :tokens], cache=prompt, logits_to_keep=1)
+    _check_seen(prompt)
     caches = [prompt.thinned(0.0)] + [prompt.thinned(r, **given) for r in ratios]
     whole = caches[0].bytes()
     told: list[dict[str, Any]] = [
@@ -207,11 +213,27 @@ def _one(
             start = time.perf_counter()
             logits = network(ids[:, at : at + 1], cache=cache).logits[0, -1].float()
             kept["seconds"].append(time.perf_counter() - start)
+            if not logits.isfinite().all():
+                raise ValueError("the model's logits are nan or inf: are its weights whole?")
             kept["loss"].append(float(torch.nn.functional.cross_entropy(logits, ids[0, at + 1])))
             kept["next"].append(int(logits.argmax()))
     for kept in told[1:]:
         kept["same"] = [a == b for a, b in zip(kept["next"], told[0]["next"], strict=True)]
     return told[1:]
+
+
+def _check_seen(prompt: ThinKCache) -> None:
+    """Refuse what `ThinKCache.thinned` would, by what the model is."""
+    from rankwise.compression.think import ThinKLayer
+
+    kind = prompt.settings.config.model_type
+    if not all(isinstance(layer, ThinKLayer) for layer in prompt.layers):
+        raise ValueError(
+            f"{kind} has layers that are not thinned, with windows or states: models whose layers all attend to "
+            "everything are measured"
+        )
+    if any(isinstance(layer, ThinKLayer) and layer.queries is None for layer in prompt.layers):
+        raise ValueError(f"{kind} does not tell its cache who reads it: nothing would be thinned")
 
 
 def resident(cache: ThinKCache) -> int:

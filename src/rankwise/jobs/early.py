@@ -59,6 +59,8 @@ def check_pretraining(
     for option, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{option}={value}: at least {least}")
+    if seed >= 2**32:
+        raise ValueError(f"seed={seed}: below {2**32}")
     if data is not None and not Path(data).is_dir():
         raise ValueError(f"no such data folder: {data}")
     check_output(out, made_by="pretrain", inputs=[] if data is None else [data])
@@ -191,6 +193,8 @@ def check_caches(
     if not ratios or not all(0 <= r < 1 for r in ratios):
         said = ", ".join(f"{r:g}" for r in ratios) or "none"
         raise ValueError(f"ratios {said}: shares of channels are needed, from 0 to below 1, such as 0,0.4")
+    if len(set(ratios)) < len(ratios):
+        raise ValueError(f"ratios {', '.join(f'{r:g}' for r in ratios)}: each once")
     for name, value, least in (("tokens", tokens, 64), ("continued", continued, 1), ("limit", limit, 1)):
         if value < least:
             raise ValueError(f"{name}={value}; at least {least}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class TokenReport:
         The pictures as the model sees them, ``(height, width, 3)``, from 0 to 1.
     grid : (int, int)
         Rows and columns of patches.
+    notes : list of str
+        What was changed or passed over when the pictures were read.
     """
 
     model: str
@@ -72,6 +75,7 @@ class TokenReport:
     seen: list[Pictured]
     pixels: list[NDArray[np.float32]]
     grid: tuple[int, int]
+    notes: list[str]
 
     @property
     def agreement(self) -> float:
@@ -84,7 +88,7 @@ class TokenReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        told = {"model": self.model, "share": self.share, "agreement": self.agreement}
+        told = {"model": self.model, "share": self.share, "agreement": self.agreement, "notes": self.notes}
         return told | {"schedule": asdict(self.schedule), "images": [asdict(s) for s in self.seen]}
 
 
@@ -95,6 +99,7 @@ def prune_pictures(
     model: str,
     flops: float = 0.65,
     captions: Sequence[str] = (),
+    split: str | None = None,
     limit: int = 8,
     report: Callable[[Path, TokenReport], None] | None = None,
 ) -> TokenReport:
@@ -112,6 +117,8 @@ def prune_pictures(
         Share of the dense cost that is left.
     captions : sequence of str
         What a CLIP chooses from; for a classifier, which has its own labels, none.
+    split : str, optional
+        Of a folder that has several, as for `rankwise.data.read_images`.
     limit : int
         Most pictures; of a folder with more, some are chosen by their content.
     report : callable, optional
@@ -120,8 +127,8 @@ def prune_pictures(
     Raises
     ------
     ValueError
-        As `check_tokens`; pictures that cannot be read; a target out of reach; captions where the model has labels,
-        none where it has not.
+        As `check_tokens`; pictures that cannot be read; a target out of reach; a model that says nothing finite of a
+        picture; captions where the model has labels, none where it has not, and captions that are equal or too long.
     """
     check_tokens(path, out, model=model, flops=flops, limit=limit)
     import torch
@@ -129,11 +136,12 @@ def prune_pictures(
     from rankwise.compression import zero_tprune
     from rankwise.models import load, load_image_processor
 
-    pictures, network = _pictures(path, limit), load(model).eval()
+    pictures, network = _pictures(path, split, limit), load(model).eval()
     says = _speaker(network, model, captions)
     processor = load_image_processor(model)
-    images = [pictures.pil(i) for i in range(len(pictures))]
-    batch = processor(images, return_tensors="pt")["pixel_values"]
+    # one at a time: a photograph takes a hundred times what the model sees of it
+    prepared = [processor(pictures.pil(i), return_tensors="pt")["pixel_values"] for i in range(len(pictures))]
+    batch = torch.cat(prepared)
     with whole_folder(out, made_by="tokens", inputs=[path, model]) as draft, torch.inference_mode():
         before = says(batch)
         with zero_tprune(network, target_flops=flops) as pruned:
@@ -144,6 +152,7 @@ def prune_pictures(
                 seen=_seen(pictures.keys, before, says(batch), pruned, batch),
                 pixels=_shown(batch, processor),
                 grid=_grid(pruned, batch),
+                notes=pictures.notes,
             )
         write_json(draft / "tokens.json", done.as_dict())
         if report is not None:
@@ -151,18 +160,17 @@ def prune_pictures(
     return done
 
 
-def _pictures(path: Path, limit: int) -> Images:
+def _pictures(path: Path, split: str | None, limit: int) -> Images:
     from rankwise.data import Images, read_images
     from rankwise.data.images import read_image
 
     if path.is_dir():
-        found = read_images(path if path.is_absolute() else Path.cwd() / path, labelled=False).head(limit)
-        return (
-            found
-            if found.keys
-            else Images(name=found.name, store=found.store, keys=[str(i) for i in range(len(found))])
-        )
-    pixels = read_image(path).astype(np.uint8)
+        parquet = any(path.rglob("*.parquet"))
+        options: dict[str, Any] = {} if parquet else {"labelled": False}
+        return read_images(path.absolute(), split=split, **options).head(limit)
+    if split is not None:
+        raise ValueError(f"{path} is one picture, which has no splits: leave split out")
+    pixels = read_image(path).astype(np.uint8, copy=False)
     single = Images.of(pixels[None], name=str(path))
     return Images(name=single.name, store=single.store, keys=[path.name])
 
@@ -178,14 +186,22 @@ def _speaker(network: Any, model: str, captions: Sequence[str]) -> Callable[[Ten
         return lambda pixels: _likeliest(network(pixel_values=pixels).logits, labels)
     if len(captions) < 2:
         raise ValueError(f"{model} is a CLIP and chooses among captions: give two or more")
+    if twice := [c for c, n in Counter(captions).items() if n > 1]:
+        raise ValueError(f"caption '{twice[0]}' is given twice: each once, since their probabilities add up to one")
     from rankwise.models import load_tokenizer
 
-    words = load_tokenizer(model)(list(captions), padding=True, truncation=True, return_tensors="pt")
+    words = load_tokenizer(model)(list(captions), padding=True, return_tensors="pt")
+    lengths, most = words["attention_mask"].sum(1), network.config.text_config.max_position_embeddings
+    if (longest := int(lengths.max())) > most:
+        said = captions[int(lengths.argmax())]
+        raise ValueError(f"caption '{said[:40]}…' has {longest} tokens; {model} reads up to {most}")
     given = {k: words[k] for k in ("input_ids", "attention_mask")}
     return lambda pixels: _likeliest(network(pixel_values=pixels, **given).logits_per_image, dict(enumerate(captions)))
 
 
 def _likeliest(logits: Tensor, labels: dict[int, str]) -> list[tuple[str, float]]:
+    if not logits.isfinite().all():
+        raise ValueError("the model says nan or inf of a picture: are its weights whole?")
     p, which = logits.softmax(-1).max(-1)
     return [(labels[int(i)], float(x)) for x, i in zip(p, which, strict=True)]
 

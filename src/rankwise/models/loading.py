@@ -254,6 +254,8 @@ def _one_line(folder: str | Path, what: str) -> Iterator[None]:
                 "of transformers, or load it yourself and pass the object"
             ) from error
         said = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, OSError) and error.errno is None and not Path(folder).is_dir():  # of the hub's library
+            raise OSError(f"{folder} is no folder here and cannot be fetched from the hub: {said}") from error
         if isinstance(error, OSError) or (isinstance(error, ValueError) and str(folder) in said):
             raise
         if "safetensor" in type(error).__name__.lower() or "header" in said.lower():

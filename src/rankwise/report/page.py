@@ -200,7 +200,7 @@ def write_caches(folder: Path, done: CacheReport, command: str) -> None:
         lambda: thin_caches(done.as_dict()["rows"], done.whole),
         section="What is saved, and what it costs",
         title=f"Key caches of {done.model} with fewer channels",
-        subtitle=f"{done.used} texts of {done.texts}: {done.tokens:,} tokens are thinned, {done.continued} read after",
+        subtitle=done.told(),
         command=command,
         header=header,
         rows=rows,

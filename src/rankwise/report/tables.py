@@ -135,7 +135,7 @@ def caches(done: CacheReport) -> tuple[list[str], list[list[str]]]:
     rows = []
     for r in done.rows:
         cost = [f"{r.perplexity:.2f}", f"{r.agreement:.1%}", f"{r.tokens_per_second:.1f}"]
-        rows.append([f"{r.ratio:.0%}", size(r.bytes), f"{r.bytes / done.whole:.2f}", size(r.resident), *cost])
+        rows.append([f"{100 * r.ratio:.3g}%", size(r.bytes), f"{r.bytes / done.whole:.2f}", size(r.resident), *cost])
     return header, rows
 
 

@@ -233,3 +233,12 @@ def test_links_to_nothing_pipes_and_names_that_are_no_text_are_refused(tmp_path)
 def test_a_library_that_fills_up_files_cut_short_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     assert "LOAD_TRUNCATED_IMAGES" in read_images(make(tmp_path, "a.png")).notes[0]
+
+
+def test_what_a_command_wrote_among_the_pictures_is_passed_over_and_is_no_class(tmp_path):
+    make(tmp_path, "cat/1.png", "dog/1.png", "kept/01.png")
+    (tmp_path / "kept" / ".rankwise.json").write_text("{}")
+    images = read_images(tmp_path)
+    assert images.label_names == ["cat", "dog"]
+    assert images.keys == ["cat/1.png", "dog/1.png"]
+    assert read_images(tmp_path / "kept").keys == ["01.png"]  # named, it is read

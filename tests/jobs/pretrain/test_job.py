@@ -1,14 +1,18 @@
 """Training, interrupted and whole, and what is written."""
 
+import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from attack import folders
-from rankwise.jobs.pretrain import pretrain
+from rankwise.jobs.pretrain import models, pretrain
 from rankwise.models import load, load_image_processor, load_tokenizer
 
 
@@ -64,6 +68,7 @@ def test_another_seed_gives_other_weights_and_a_bad_number_is_refused_before_any
     assert one != two
     for options, said in (
         ({"epochs": 0}, "epochs=0"), ({"batch_size": 1}, "batch_size=1"), ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**32}, "seed=4294967296: below"),
         ({"data": tmp_path / "none"}, "no such data folder"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
@@ -72,3 +77,56 @@ def test_another_seed_gives_other_weights_and_a_bad_number_is_refused_before_any
         pretrain("vit-cifar", tmp_path / "x", data=data)
     with pytest.raises(ValueError, match="fewer than batch_size=65"):
         pretrain("vit-cifar10", tmp_path / "x", data=data, batch_size=65)
+
+
+def pictures(place, *, train=(8, 8), test=(8, 8), labels=(0, 1), named=True):
+    """A folder in the hub's layout, of pictures of some size and labels."""
+    (place / "plain_text").mkdir(parents=True)
+    for split, size in (("train", train), ("test", test)):
+        Image.new("RGB", size, "red").save(held := io.BytesIO(), "PNG")
+        cells = {"img": [{"bytes": held.getvalue(), "path": None}] * 32}
+        given = {"label": [labels[i % len(labels)] for i in range(32)]} if named else {}
+        pq.write_table(pa.table(cells | given), place / "plain_text" / f"{split}-00000-of-00001.parquet")
+    return place
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"test": (12, 12)}, "train is of 8 x 8 pixels, test of 12 x 12"),
+    ({"train": (16, 8), "test": (16, 8)}, "pictures of 16 x 8 pixels; squares"),
+    ({"train": (10, 10), "test": (10, 10)}, "pictures of 10 x 10 pixels; squares .* multiple of 4"),
+    ({"train": (4, 4), "test": (4, 4)}, "pictures of 4 x 4 pixels; .* at least 8"),
+    ({"labels": (3,)}, "of one class"),
+    ({"named": False}, "data has no labels"),
+    ({"labels": (-1,)}, "data, train: no labels"),
+    ({"labels": (10, 1)}, "10"),
+])  # fmt: skip
+def test_pictures_that_cannot_be_trained_on_or_tested_are_refused_before_training(given, said, tmp_path):
+    steps = []
+    with pytest.raises(ValueError, match=said):
+        pretrain(
+            "vit-cifar10", tmp_path / "x", data=pictures(tmp_path / "data", **given), epochs=1, batch_size=16,
+            on_event=lambda *a: steps.append(a),
+        )  # fmt: skip
+    assert not steps
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_fails_after_training_goes_on_from_its_last_pass(data, tmp_path, monkeypatch):
+    def fails(*_args, **_options):
+        raise OSError("no space left")
+
+    accuracy = models.accuracy
+    monkeypatch.setattr(models, "accuracy", fails)
+    with pytest.raises(OSError, match="no space"):
+        pretrain("vit-cifar10", tmp_path / "vit", data=data, epochs=1, batch_size=32)
+    monkeypatch.setattr(models, "accuracy", accuracy)
+    steps = []
+    pretrain("vit-cifar10", tmp_path / "vit", data=data, epochs=1, batch_size=32, on_event=lambda *a: steps.append(a))
+    assert not steps
+    assert (tmp_path / "vit" / "card.json").is_file()
+    assert not (tmp_path / "vit" / "checkpoints").exists()
+
+
+def test_a_card_says_cifar_10_of_cifar_10_alone(data, tmp_path):
+    card = pretrain("vit-cifar10", tmp_path / "vit", data=data, epochs=1, batch_size=32)
+    assert card["data"] == "pictures of 8 x 8 pixels of CIFAR-10's classes, 64 training images"

@@ -14,6 +14,7 @@ from rankwise.data.images.collection import SHOWN, Encoded, Images, complain
 from rankwise.data.images.decoding import SUFFIXES, changed
 from rankwise.data.images.layout import canonical, chosen, is_split
 from rankwise.data.tables import number
+from rankwise.files import MARKER
 from rankwise.nearest import unknown
 
 
@@ -24,7 +25,7 @@ def read_folder(
 
     ``root/CLASS/…/picture``, ``root/SPLIT/CLASS/…/picture``, ``root/SPLIT/picture`` or ``root/picture``. Classes are in
     the order of numbers where all are numbers, else of the alphabet, and the same in every split. Names that begin
-    with a dot are passed over; what is no picture by its name is told in ``notes``.
+    with a dot and folders that rankwise wrote are passed over; what is no picture by its name is told in ``notes``.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def _scan(root: Path) -> tuple[list[Path], list[str]]:
     home = Path(os.path.realpath(root))
     files, others, out, odd = [], [], [], []
     for place, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+        folders[:] = sorted(f for f in folders if not _passed_over(Path(place, f)))
         for name in [*names, *(f for f in folders if os.path.islink(os.path.join(place, f)))]:
             path = Path(place, name)
             if name.startswith("."):
@@ -113,6 +114,11 @@ def _scan(root: Path) -> tuple[list[Path], list[str]]:
     if out:
         raise ValueError(f"{root}: links to folders or out of it: {_some(out)}; put the files themselves there")
     return sorted(files, key=lambda p: p.relative_to(root).parts), sorted(others)
+
+
+def _passed_over(folder: Path) -> bool:
+    """Whether a folder is hidden, an archive's, or what a command made, which may lie among the pictures it read."""
+    return folder.name.startswith((".", "__MACOSX")) or (folder / MARKER).is_file()
 
 
 def _is_text(name: str) -> bool:
@@ -159,7 +165,7 @@ def _classes(
             raise unknown("class", top, given)
         return given
     bases = [root] if "" in splits else [p for p in root.iterdir() if p.is_dir() and is_split(p.name)]
-    all_ = {p.name for base in bases for p in base.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))}
+    all_ = {p.name for base in bases for p in base.iterdir() if p.is_dir() and not _passed_over(p)}
     if empty := sorted(all_ - tops):
         raise ValueError(f"{root} has no pictures of the class{'es' if len(empty) > 1 else ''} {_some(empty)}")
     if len(tops) == 1:

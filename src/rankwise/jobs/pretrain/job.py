@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ library_name: transformers
 
 {about}
 
-- **Data**: {data}. CIFAR-10 is free for research use; these weights are for research and tests.
+- **Data**: {data}. CIFAR-10 itself is free for research use; these weights are for research and tests.
 - **Command**: `{command}`
 - **Result**: {accuracy:.1f} % of the {tested:,} test images ({how}).
 - **Cost**: {minutes:.0f} minutes on {environment[threads]} thread(s).
@@ -89,9 +89,7 @@ def pretrain(
         The loss became NaN or infinite.
     """
     check_pretraining(name, out, data=data, epochs=epochs, batch_size=batch_size, seed=seed)
-    train, test = (read_images("cifar10", split=s, data=data).stacked() for s in ("train", "test"))
-    if len(train) < batch_size:
-        raise ValueError(f"{train.name} has {len(train)} images: fewer than batch_size={batch_size}")
+    train, test = _images(data, batch_size)
     told = {"name": name, "epochs": epochs, "batch": batch_size, "seed": seed, "data": train.fingerprint()}
     with drafted(out, made_by="pretrain", told=told, inputs=[] if data is None else [data]) as draft:
         set_seed(seed)
@@ -105,13 +103,13 @@ def pretrain(
         for callback in (watch, MarkComplete()):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-        shutil.rmtree(checkpoints)
         accuracy = models.accuracy(model.half().float(), *_tensors(test), tokenizer=tokenizer, classes=test.label_names)
         _write(draft, model, tokenizer)
         card = {
             "name": name,
-            "data": f"CIFAR-10, {len(train):,} training images",
+            "data": f"{_called(train)}, {len(train):,} training images",
             "tested": len(test),
+            "notes": list(dict.fromkeys([*train.notes, *test.notes])),
             "command": command or f"rankwise pretrain {name} --epochs {epochs} --batch-size {batch_size} --seed {seed}",
             "accuracy": accuracy,
             "how": "by the classifier" if tokenizer is None else 'zero-shot, by the caption "a photo of a ..."',
@@ -122,7 +120,39 @@ def pretrain(
         }
         write_json(draft / "card.json", card)
         write_text(draft / "README.md", _CARD.format(about=_ABOUT[name], minutes=watch.seconds / 60, **card))
+        shutil.rmtree(checkpoints)  # last: what failed until here goes on from them
     return card
+
+
+def _images(data: str | Path | None, batch_size: int) -> tuple[Images, Images]:
+    """Train and test pictures as arrays, after all that could stop hours of training at their end."""
+    parts = {s: read_images("cifar10", split=s, data=data) for s in ("train", "test")}
+    for split, images in parts.items():
+        if images.labels is None or not len(images):
+            raise ValueError(f"{images.name}, {split}: no {'pictures' if not len(images) else 'labels'}")
+    train, test = (images.stacked() for images in parts.values())
+    (height, width, _), tested = train[0].shape, test[0].shape
+    least, step = models.LEAST, models.PATCH
+    if (height, width) != tested[:2]:
+        raise ValueError(f"{train.name}: train is of {width} x {height} pixels, test of {tested[1]} x {tested[0]}")
+    if height != width or height % step or height < least:
+        raise ValueError(
+            f"{train.name}: pictures of {width} x {height} pixels; squares are needed whose side is a multiple of "
+            f"{step}, at least {least}"
+        )
+    if len(train) < batch_size:
+        raise ValueError(f"{train.name} has {len(train)} images: fewer than batch_size={batch_size}")
+    if len(set(cast(Any, train.labels).tolist())) < 2:
+        raise ValueError(f"{train.name}: all training pictures are of one class")
+    return train, test
+
+
+def _called(train: Images) -> str:
+    """What the card says of the pictures: not that they are CIFAR-10's where they cannot be."""
+    side = train[0].shape[0]
+    if (len(train), side) == (50_000, 32):
+        return "CIFAR-10"
+    return f"pictures of {side} x {side} pixels of CIFAR-10's classes"
 
 
 def _untrained(name: str, images: Images) -> tuple[Any, CLIPTokenizer | None, Loss]:

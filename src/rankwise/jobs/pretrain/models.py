@@ -16,6 +16,7 @@ from rankwise.data.looks import NAMES, PLAIN, article, captions, in_looks
 from rankwise.jobs.pretrain.training import SMOOTHING, normalised
 
 PATCH = 4  # 64 patches of a 32 x 32 image
+LEAST = 8  # pixels of a side: shifts by up to four pixels mirror the edges
 
 
 def vit(classes: list[str], size: int) -> ViTForImageClassification:
