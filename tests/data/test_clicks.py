@@ -105,6 +105,7 @@ def test_features_may_be_columns_and_the_file_parquet(tmp_path):
         ("2,1,s", "1.5,1,s", "line 2: 'position' is 1.5"),
         (",t", ",s", "query 7 has position 1 twice: .* session or timestamp"),
         ("b,d9", "b,d8", "unknown document of query b 'd8'; did you mean d9"),
+        ("b,d9", "q7,d9", "not among the features: unknown query 'q7'"),
     ],
 )
 def test_logs_that_are_wrong_are_refused_with_the_line(tmp_path, old, new, said):

@@ -216,7 +216,9 @@ def read_click_log(path: str | Path, documents: Judged | None = None) -> ClickLo
             if (query, doc) not in known:
                 there = _of(known, query)
                 kind, given, accepted = (
-                    (f"document of query {query}", doc, there) if there else ("query", query, sorted({q for q, _ in known}))
+                    (f"document of query {query}", doc, there)
+                    if there
+                    else ("query", query, sorted({q for q, _ in known}))
                 )
                 raise ValueError(f"{table.at(n)}, not among the features: {unknown(kind, given, accepted)}")
             about = known[query, doc]
