@@ -972,6 +972,7 @@ def test_methods_are_registered_once_under_their_names(monkeypatch):
     assert {n: (c.__name__, m.__name__) for n, (c, m) in METHODS.items()} == {
         "s2lora": ("S2LoraConfig", "S2LoraModel"),
         "bitfit": ("BitFitConfig", "BitFitModel"),
+        "vida": ("VidaConfig", "VidaModel"),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")

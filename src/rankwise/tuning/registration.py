@@ -11,10 +11,12 @@ from peft.utils import register_peft_method
 
 from rankwise.tuning.bitfit import BitFitConfig, BitFitModel
 from rankwise.tuning.s2lora import S2LoraConfig, S2LoraModel
+from rankwise.tuning.vida import VidaConfig, VidaModel
 
 METHODS: dict[str, tuple[type[PeftConfig], type[BaseTuner]]] = {
     "s2lora": (S2LoraConfig, S2LoraModel),
     "bitfit": (BitFitConfig, BitFitModel),
+    "vida": (VidaConfig, VidaModel),
 }
 
 
