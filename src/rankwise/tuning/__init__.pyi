@@ -6,3 +6,4 @@ from rankwise.tuning.eva import initialize as initialize
 from rankwise.tuning.export import export_lora as export_lora
 from rankwise.tuning.export import low_rank_factors as low_rank_factors
 from rankwise.tuning.s2lora import S2LoraConfig as S2LoraConfig
+from rankwise.tuning.vida import VidaConfig as VidaConfig

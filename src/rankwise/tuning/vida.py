@@ -100,7 +100,9 @@ class VidaConfig(TargetedConfig):
         self.peft_type = PeftType["VIDA"]
         for name in ("r", "r_high"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}; a rank from 0 on is needed, and 0 leaves the branch out")
+                raise ValueError(
+                    f"{name}={getattr(self, name)}; a rank from 0 on is needed, and 0 leaves the branch out"
+                )
         if not self.r + self.r_high:
             raise ValueError("r=0 and r_high=0 leave nothing to train; one of them must be at least 1")
         for name in ("scale_low", "scale_high"):
@@ -163,7 +165,8 @@ class VidaLayer(AdapterLayer):
         """Take ``D`` from another layer instead of one's own."""
         self.leader[adapter_name] = leader
         for branch in BRANCHES:
-            self._side(branch, "down").pop(adapter_name, None)
+            if adapter_name in (own := self._side(branch, "down")):
+                del own[adapter_name]
 
     def branches(self, adapter_name: str) -> list[tuple[Tensor, Tensor, Scale]]:
         """``D: (r, in)``, ``U: (out, r)`` and the scale of each branch that there is, the narrow one first."""
