@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Replace ``path`` by ``value`` as indented JSON in one step; NaN and infinities become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check_file(path: Path, *, inputs: Iterable[Path | str] = ()) -> Path:
@@ -534,11 +534,11 @@ def _disk_errors() -> Iterator[None]:
         raise
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.datasets import load_svmlight_file
 
 from rankwise.data.clicks import read_click_log, read_judged, read_ultra
 
-LINES = "2 qid:7 1:0.5 3:-1e-1 # docid = GX001 inc = 1\n0 qid:7 2:1\n\n1 qid:b 1:2 # d9\n"
+LINES = "# from 2008\n2 qid:7 1:0.5 3:-1e-1 # docid = GX001 inc = 1\n0 qid:7 2:1\n\n1 qid:b 1:2 # d9\n"
 LOG = "query,doc,position,click,session\n7,GX001,2,1,s\n7,2,1,0,s\n7,GX001,1,1,t\nb,d9,1,false,s\n"
 
 
@@ -60,7 +61,7 @@ def test_lightgbms_own_example_is_read():
         ("1 qid:1 a:1", "line 1: 'a:1' is no feature"),
         ("1 qid:1 1:nan", "line 1: feature 1 is 'nan'"),
         ("1 qid:1 1:1 1:2", "a feature stands there twice"),
-        ("# nothing", "a grade is needed"),
+        ("# nothing", "has no documents"),
         ("", "has no documents"),
         ("1 qid:1 1:1 # a\n1 qid:1 1:1 # a", "document a of query 1 stands there twice"),
         ("1 qid:1 1:1\n1 1:1", "some lines have a qid"),
@@ -84,8 +85,6 @@ def test_a_log_is_lists_of_documents_with_the_features_of_a_file(tmp_path):
 
 
 def test_features_may_be_columns_and_the_file_parquet(tmp_path):
-    import pandas as pd
-
     table = pd.DataFrame({"query": [1, 1, 1], "doc": ["a", "b", "a"], "position": [1, 2, 1], "click": [1, 0, 0],
                           "timestamp": [5, 5, 6], "bm25": [0.5, 1.5, 0.5], "age": [1, 2, 1]})  # fmt: skip
     table.to_parquet(tmp_path / "log.parquet")
@@ -106,6 +105,7 @@ def test_features_may_be_columns_and_the_file_parquet(tmp_path):
         (",t", ",s", "query 7 has position 1 twice: .* session or timestamp"),
         ("b,d9", "b,d8", "unknown document of query b 'd8'; did you mean d9"),
         ("b,d9", "q7,d9", "not among the features: unknown query 'q7'"),
+        ("2,1,s\n7,2,1", "3,1,s\n7,2,1", "query 7, session s has position 3 and no position 2: every place"),
     ],
 )
 def test_logs_that_are_wrong_are_refused_with_the_line(tmp_path, old, new, said):
@@ -133,6 +133,41 @@ def test_ultras_format_is_read_in_the_order_of_its_lists_without_padding_and_rem
     assert docs.relevance.tolist() == [3, 0, 1]
     assert docs.query.tolist() == ["q1", "q1", "q2"]
     assert docs.document.tolist() == ["d2", "d0", "d1"]
-    written(tmp_path / "train/train.labels", "q1 3 0\nq2 1\n")
-    with pytest.raises(ValueError, match="query q1 has 3 documents and 2 labels"):
+    for labels, said in (("q1 3 0\nq2 1\n", "query q1 has 3 documents and 2 labels"),
+                         ("q1 3 0 nan\nq2 1\n", "line 1: is not a finite number: 'nan'")):  # fmt: skip
+        written(tmp_path / "train/train.labels", labels)
+        with pytest.raises(ValueError, match=said):
+            read_ultra(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ('{"feature_size": 0}', "feature_size is 0, a whole number from 1 on"),
+        ('{"feature_size": 2}', "there is a feature 3, and feature_size is 2"),
+        ('{"feature_size": 3, "removed_feature_ids": [4]}', r"removed_feature_ids is \[4\], a list of 1 to 3"),
+        ('{"feature_size": 3, "removed_feature_ids": "2"}', "removed_feature_ids is '2'"),
+        ('{"feature_size": 3, "removed_feature_ids": [true]}', r"removed_feature_ids is \[True\]"),
+    ],
+)
+def test_settings_of_ultra_that_the_files_do_not_bear_out_are_refused(tmp_path, settings, said):
+    written(tmp_path / "settings.json", settings)
+    written(tmp_path / "train/train.feature", "d0 1:1 3:3\n")
+    written(tmp_path / "train/train.init_list", "q1 0\n")
+    written(tmp_path / "train/train.labels", "q1 3\n")
+    with pytest.raises(ValueError, match=said):
         read_ultra(tmp_path, "train")
+
+
+def test_whole_numbers_that_a_gap_made_decimal_name_the_documents_of_the_features(tmp_path):
+    docs = read_judged(written(tmp_path / "docs.svm", "1 qid:7 1:1 # 10\n0 qid:7 1:2 # 11\n"))
+    table = pd.DataFrame({"query": [7.0, 7.0], "doc": [11.0, 10.0], "position": [1.0, 2.0], "click": [1.0, 0.0]})
+    table.to_parquet(tmp_path / "log.parquet")
+    log = read_click_log(tmp_path / "log.parquet", docs)
+    assert log.document.tolist() == [1, 0]
+    assert log.query.tolist() == ["7", "7"]
+
+
+def test_a_feature_that_is_no_number_is_said_with_its_column(tmp_path):
+    with pytest.raises(ValueError, match="line 2: 'bm25' is not a finite number: 'high'"):
+        read_click_log(written(tmp_path / "log.csv", "query,doc,position,click,bm25\n1,a,1,0,high\n"))

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rankwise.jobs.clicks import evaluate_scores, fit_log, score_documents
@@ -84,6 +85,41 @@ def test_grades_may_be_trecs_and_every_document_needs_both(tmp_path):
         evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
 
 
+def test_scores_and_grades_are_finite_numbers_and_said_with_their_place(tmp_path):
+    (tmp_path / "qrels.txt").write_text("# of 2008\n1 0 a 1\n1 0 b 0\n")
+    for score, said in (("nan", "'nan'"), ("high", "'high'"), ("", "''")):
+        (tmp_path / "scores.csv").write_text(f"query,doc,score\n1,a,0.5\n1,b,{score}\n")
+        with pytest.raises(ValueError, match=f"line 3: 'score' is not a finite number: {said}"):
+            evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
+    (tmp_path / "scores.csv").write_text("query,doc,score\n1,a,0.5\n1,b,0.7\n")
+    assert evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt").queries == 1
+    (tmp_path / "qrels.txt").write_text("1 0 a 1\n1 0 b nan\n")
+    with pytest.raises(ValueError, match="line 2: 'query 0 doc grade' with a number is accepted"):
+        evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
+
+
+def test_numbers_that_a_gap_made_decimal_name_the_same_queries_and_documents(tmp_path):
+    pd.DataFrame({"query": [1.0, 1.0], "doc": [10.0, 11.0], "score": [2, 1]}).to_parquet(tmp_path / "scores.parquet")
+    (tmp_path / "qrels.txt").write_text("1 0 10 1\n1 0 11 0\n")
+    assert evaluate_scores(tmp_path / "scores.parquet", tmp_path / "qrels.txt").mean("MRR", empty="skip") == 1
+
+
+def test_one_held_out_query_cannot_tell(tmp_path):
+    write_log(tmp_path, queries=3, sessions=30)
+    learned = fit_log(tmp_path / "clicks.csv", tmp_path / "ranker", features=tmp_path / "docs.svm", **SMALL)
+    assert learned.verdict.startswith("One held-out query cannot tell whether debiasing changed the ranking (1 - ")
+    assert json.loads((tmp_path / "ranker/results.json").read_text())["excess"] == [None, None]
+
+
+def test_a_log_without_a_click_at_the_first_place_has_no_curve_and_says_so(tmp_path):
+    rows = [f"{s % 6},{s % 6}-{d},{d},{int(d == 2 + s % 2)},{s},{s % 6 * d % 5}" for s in range(60) for d in (1, 2, 3)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["query,doc,position,click,session,bm25", *rows]))
+    learned = fit_log(tmp_path / "clicks.csv", tmp_path / "ranker", **SMALL)
+    assert np.isnan(learned.curve.propensity).all()
+    assert any("no training list was clicked at its first place" in note for note in learned.notes)
+    assert json.loads((tmp_path / "ranker/results.json").read_text())["propensity"]["propensity"] == [None] * 3
+
+
 def test_a_saved_ranker_predicts_the_same_and_broken_ones_are_refused(tmp_path):
     X = np.random.default_rng(0).normal(size=(8, 3))
     model = DualLearningRanker(hidden=(3,), steps=2, released=True, max_weight=None, max_norm=None)
@@ -99,13 +135,25 @@ def test_a_saved_ranker_predicts_the_same_and_broken_ones_are_refused(tmp_path):
             load_ranker(tmp_path / "a")
     with pytest.raises(ValueError, match="not fitted"):
         save_ranker(NaiveRanker(), tmp_path / "b")
+    for learn in (again.fit, again.partial_fit):
+        with pytest.raises(ValueError, match="was loaded: it scores, and is not trained on"):
+            learn(X, [0, 1] * 4, query=np.repeat(range(4), 2))
 
 
 def test_too_few_queries_and_options_out_of_range_are_refused_before_work(tmp_path):
     write_log(tmp_path, queries=2, sessions=10)
     with pytest.raises(ValueError, match="2 queries: too few to hold out"):
         fit_log(tmp_path / "clicks.csv", tmp_path / "x", features=tmp_path / "docs.svm", **SMALL)
-    for options, said in (({"held_out": 1.0}, "held-out share is 1.0"), ({"ranker": "tree"}, "unknown ranker 'tree'")):
+    for options, said in (
+        ({"held_out": 1.0}, "held-out share is 1.0"),
+        ({"ranker": "tree"}, "unknown ranker 'tree'"),
+        ({"ranker": "linear", "hidden": (4,)}, "hidden layers are of dnn, and the network is linear"),
+        ({"hidden": ()}, "hidden layers are none"),
+        ({"hidden": (4, 0)}, "hidden layers are 4, 0: whole numbers from 1 on"),
+        ({"hidden": (1.5,)}, "hidden layers are 1.5"),
+        ({"max_weight": 0}, "max_weight=0: it has to be above 0"),
+        ({"max_weight": float("nan")}, "max_weight=nan"),
+    ):
         with pytest.raises(ValueError, match=said):
             fit_log(tmp_path / "clicks.csv", tmp_path / "x", **options)
     assert not (tmp_path / "x").exists()

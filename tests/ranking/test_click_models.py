@@ -124,6 +124,10 @@ def test_what_is_no_probability_is_refused():
         PBM().simulate([[0.0, 0.0]], seed=0, keep_empty=False)
     with pytest.raises(ValueError, match="grades lie between 0 and 5"):
         attraction([0, 5])
+    for model in (PBM, UBM):
+        for eta in (-1, np.nan, np.inf):
+            with pytest.raises(ValueError, match=f"eta={eta}: a power from 0 on"):
+                model(eta=eta)
 
 
 def test_clicks_are_independent_of_data_that_the_same_seed_drew():

@@ -1,5 +1,7 @@
 """Curves and weights against closed forms, finite differences of the likelihood, and LightGBM."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -76,11 +78,35 @@ def test_lightgbm_takes_the_weights():
     assert np.corrcoef(model.predict(X), X[:, 0])[0, 1] > 0.3
 
 
+def test_features_of_other_rows_than_the_log_are_refused():
+    with pytest.raises(ValueError, match="X has 3 rows for 2 clicks"):
+        debias(np.zeros((3, 1)), [1, 0], query=[0, 0], propensity=[1.0, 0.5])
+
+
+def test_a_curve_without_a_click_at_the_first_place_is_nan_without_a_warning():
+    lists = lists_of([0, 1, 0, 1], query=[0, 0, 1, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        curve = propensity_curve(lists, np.zeros((2, 2)), resamples=5)
+    assert np.isnan(curve.propensity).all()
+    assert np.isnan(curve.low).all()
+
+
+def test_a_curve_takes_scores_of_its_lists_and_draws_at_least_once():
+    lists = lists_of([1, 1], query=[0, 0])
+    for scores, resamples in ((np.zeros((2, 2)), 5), (np.zeros((1, 2)), 0)):
+        with pytest.raises(ValueError, match=r"\(1, 2\), and at least 1, are needed"):
+            propensity_curve(lists, scores, resamples=resamples)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"propensity": [1.0]}, "2 values above 0"),
         ({"propensity": [1.0, 0.0]}, "2 values above 0"),
+        ({"propensity": [1.0, np.nan]}, "2 values above 0 are needed, and finite ones"),
+        ({"propensity": [1.0, np.inf]}, "2 values above 0 are needed, and finite ones"),
+        ({"propensity": [1.0, 0.5], "document": [0, 2]}, "X has 2 rows for 2 clicks: give document, or a row for each"),
         ({"propensity": [1.0, 0.5], "steps": 3}, "steps: options of an estimate"),
         ({"propensity": [1.0, 0.5], "max_weight": 0}, "max_weight=0"),
     ],

@@ -192,6 +192,32 @@ def test_it_is_a_scikit_learn_estimator():
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"max_weight": 0.0}, "max_weight=0.0"),
         ({"l2": -1.0}, "l2=-1.0"),
+        ({"l2": np.nan}, "l2=nan"),
+        ({"l2": np.inf}, "l2=inf"),
+        ({"learning_rate": np.nan}, "learning_rate=nan"),
+        ({"learning_rate": np.inf}, "learning_rate=inf"),
+        ({"learning_rate": 1e39}, r"learning_rate=1e\+39"),
+        ({"propensity_learning_rate": np.inf}, "propensity_learning_rate=inf"),
+        ({"learning_rate": "0.1"}, "learning_rate='0.1'"),
+        ({"learning_rate": None}, "learning_rate=None: a number above 0 is accepted"),
+        ({"max_norm": np.nan}, "max_norm=nan: a number above 0, or None, is accepted"),
+        ({"max_weight": "10"}, "max_weight='10'"),
+        ({"propensity_learning_rate": np.nan}, "propensity_learning_rate=nan"),
+        ({"propensity_learning_rate": 0}, "propensity_learning_rate=0"),
+        ({"steps": True}, "steps=True"),
+        ({"steps": 1.0}, "steps=1.0"),
+        ({"random_state": None}, "random_state=None"),
+        ({"random_state": 2**64}, "random_state=18446744073709551616"),
+        ({"hidden": 64}, "hidden=64: a sequence of whole numbers from 1 on"),
+        ({"hidden": "64"}, "hidden='64'"),
+        ({"hidden": (4, 0)}, r"hidden=\(4, 0\)"),
+        ({"hidden": (10**6, 10**6)}, r"hidden=\(1000000, 1000000\) makes 1,000,004,000,000 weights of 3 features"),
+        ({"scale": "no"}, "scale='no'"),
+        ({"ranker": 3}, "unknown ranker '3'"),
+        ({"loss": None}, "unknown loss 'None'"),
+        ({"propensity": ["position"]}, "unknown propensity"),
+        ({"device": "tpu9"}, "device='tpu9' is not there"),
+        ({"device": 1.5}, "device=1.5 is not there"),
         ({"released": True}, "give max_weight=None and max_norm=None"),
         ({"released": True, "max_weight": None, "max_norm": None, "loss": "sigmoid"}, "released=True is"),
     ],
@@ -219,6 +245,58 @@ def test_data_are_refused_by_name(change, said):
     given = {"X": X, **data, **change}
     with pytest.raises(ValueError, match=said):
         DualLearningRanker(**TINY).fit(given.pop("X"), **given)
+
+
+def test_weights_and_norms_may_be_infinite_which_is_none():
+    X, data = log(lists=4)
+    cut, free = (DualLearningRanker(**TINY, max_weight=w, max_norm=w).fit(X, **data) for w in (np.inf, None))
+    assert np.array_equal(cut.predict(X), free.predict(X))
+
+
+def test_a_module_that_draws_is_decided_by_the_seed_alone():
+    X, data = log()
+    net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    nn.init.normal_(net[0].weight)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(found))
+        before = torch.get_rng_state()
+        found.append(NaiveRanker(net, steps=4, batch_size=100, random_state=seed).fit(X, **data).predict(X))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
+def test_modules_of_double_precision_are_trained_in_single():
+    X, data = log()
+    net, exam = nn.Linear(3, 1).double(), nn.Linear(5, 1).double()
+    model = DualLearningRanker(net, propensity=exam, **TINY).fit(X, **data)
+    assert model.net_.weight.dtype == torch.float32
+    assert net.weight.dtype == torch.float64
+
+
+def test_an_examination_model_of_another_shape_is_refused():
+    X, data = log()
+    with pytest.raises(ValueError, match=r"the examination model gave \(8, 5, 3\) for \(8, 5, 5\): \(B, n\) is needed"):
+        DualLearningRanker(propensity=nn.Linear(5, 3), **TINY).fit(X, **data)
+
+
+@pytest.mark.parametrize(("steps", "said"), [(1, "weights are not finite"), (9, r"the loss of step \d is (nan|inf)")])
+def test_a_training_that_leaves_finite_numbers_ends_by_name(steps, said):
+    X, data = log()
+    ranker = NaiveRanker("linear", optimizer="sgd", learning_rate=2e38, max_norm=None, steps=steps, scale=False)
+    with pytest.raises(ValueError, match=rf"{said}: a learning_rate below 2e\+38"):
+        ranker.fit(1e3 * X, **data)
+
+
+def test_partial_fit_goes_on_with_as_many_columns_of_context_as_it_began_with():
+    X, data = log()
+    model = DualLearningRanker(propensity="contextual", **TINY).partial_fit(X, **data, context=X)
+    for context, columns in ((X[:, :2], 2), (None, 0)):
+        with pytest.raises(ValueError, match=f"context has {columns} features, and the ranker was begun with 3"):
+            model.partial_fit(X, **data, context=context)
+    with pytest.raises(ValueError, match="X has 2 features, and the ranker was begun with 3"):
+        model.partial_fit(X[:, :2], **data, context=X)
 
 
 def test_other_features_than_fitted_are_refused():

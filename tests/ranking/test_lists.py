@@ -45,13 +45,27 @@ def test_a_short_log_makes_no_wider_lists_than_it_needs():
         ({"position": [1]}, "position has shape"),
         ({"document": [-1, 0]}, "document of row 0 is -1"),
         ({"query": [0]}, "query has shape"),
-        ({"query": [0, np.nan]}, "query holds NaN"),
+        ({"query": [0, np.nan]}, "query holds nan in row 1"),
+        ({"query": ["a", None]}, "query holds None in row 1"),
+        ({"query": np.array(["a", 1], object)}, "query holds int and str: ids of one kind"),
+        ({"clicks": ["0", "1"]}, r"clicks holds str\w* such as \['0'\]: 0 and 1 are accepted"),
+        ({"clicks": np.array([0, None], object)}, "click of row 1 is nan"),
+        ({"clicks": np.array([0, "1"], object)}, "clicks holds object"),
+        ({"position": ["1", "2"]}, "position holds str"),
+        ({"clicks": [0, 101], "graded": True}, "grade of row 1 is 101: numbers from 0 to 100"),
         ({"list_size": 0}, "list_size=0"),
     ],
 )
 def test_bad_logs_are_refused_by_name(options, said):
     with pytest.raises(ValueError, match=said):
         lists_of(options.pop("clicks", [0, 1]), **{"query": [0, 0], **options})
+
+
+def test_columns_of_a_frame_that_are_objects_are_taken_for_what_they_hold():
+    lists = lists_of(np.array([0, 1.0, True], object), query=np.array(["b", "a", "b"], object),
+                     position=np.array([2, 1, 1], object))  # fmt: skip
+    assert lists.query.tolist() == ["a", "b"]
+    assert lists.clicks.tolist() == [[1, 0], [1, 0]]
 
 
 def test_group_sizes_are_numbers_of_lists_and_have_to_add_up():

@@ -91,8 +91,13 @@ def test_click_likelihoods_are_log_loss_and_the_log_of_a_softmax():
 def test_what_cannot_be_judged_is_refused():
     with pytest.raises(ValueError, match="a score is NaN"):
         ndcg([0, 1], [0.0, np.nan], query=[0, 0])
-    with pytest.raises(ValueError, match="a grade is negative"):
-        mrr([-1, 1], [0.0, 1.0], query=[0, 0])
+    for grade, said in ((-1, "-1"), (np.nan, "nan"), (np.inf, "inf"), (101, "101")):
+        with pytest.raises(ValueError, match=f"a grade is {said}: numbers from 0 to 100 are accepted"):
+            mrr([grade, 1], [0.0, 1.0], query=[0, 0])
+    assert ndcg([100, 0], [0.0, 1.0], query=[0, 0]) == pytest.approx(1 / np.log2(3))
+    for most in (np.nan, 2000):
+        with pytest.raises(ValueError, match=f"a grade is 1, and max_grade is {most}: from that grade to 100"):
+            err([1], [1.0], query=[0], max_grade=most)
     with pytest.raises(ValueError, match="a grade is 5, and max_grade is 4"):
         err([5], [1.0], query=[0])
     with pytest.raises(ValueError, match="at least one row"):

@@ -10,6 +10,7 @@ import pytest
 
 from rankwise.data.personal import pens
 from rankwise.ranking import agreement, borda, jsd, leaderboard, perseval, reasons
+from rankwise.ranking.standings import _tau
 
 DATA = Path(os.environ.get("RANKWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 # published scores of ten systems on PENS, by people and with InfoLM as the distance
@@ -147,6 +148,15 @@ def test_no_system_is_refused_and_one_alone_is_its_score():
     alone = leaderboard(None, wrote, {"a": wrote}, simplified=True)
     assert alone.systems == ["a"]
     assert {s.kendall for s in alone.stability} == {1.0}
+
+
+def test_an_order_that_is_all_ties_agrees_with_ties_alone():
+    wrote = texts(0, documents=4)
+    alike = leaderboard(None, wrote, {"a": wrote, "b": wrote}, simplified=True, resamples=2)
+    assert {s.kendall for s in alike.stability} == {1.0}
+    assert _tau(np.array([1.0, 1.0]), np.array([1.0, 2.0])) == 0
+    assert _tau(np.array([1.0, 2.0]), np.array([1.0, 1.0])) == 0
+    assert _tau(np.array([1.0, 2.0]), np.array([2.0, 1.0])) == -1
 
 
 def test_each_document_has_its_reason():

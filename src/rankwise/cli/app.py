@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -85,6 +87,28 @@ Jobs = Annotated[int, typer.Option(help="Runs at once, each in a process of its 
 Scheduler = Annotated[
     str | None, typer.Option(help="Address of a Dask scheduler for the runs instead, e.g. tcp://host:8786.")
 ]
+
+
+RowsOut = Annotated[
+    Path | None, typer.Option(help="A csv, tsv, jsonl, json or parquet file to write; the terminal otherwise.")
+]
+
+
+def check_rows_out(out: Path | None, *, inputs: list[Path]) -> None:
+    """Before the work: whether a table can be written there."""
+    from rankwise.data.tables import kind_of
+    from rankwise.files import check_file
+
+    if out is not None:
+        kind_of(out)
+        check_file(out, inputs=inputs)
+
+
+def print_json(value: object) -> None:
+    """One line; JSON has no NaN and no infinity: null."""
+    from rankwise.files import finite
+
+    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
 
 
 def typed() -> str:

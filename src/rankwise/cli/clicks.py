@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.app import Json, app, console, errors, numbers, typed
+from rankwise.cli.app import Json, RowsOut, app, check_rows_out, console, errors, numbers, print_json, typed
 
 if TYPE_CHECKING:
     from rankwise.jobs.clicks import Learned
@@ -26,7 +25,7 @@ def fit(
     features: Annotated[Path | None, typer.Option(help="svmlight lines with qid and the documents' names; all other "
                                                   "columns of the log by default.")] = None,
     network: Annotated[str, typer.Option(help="dnn or linear.")] = "dnn",
-    hidden: Annotated[str, typer.Option(help="Units of each hidden layer of dnn.")] = "64,32",
+    hidden: Annotated[str | None, typer.Option(help="Units of each hidden layer of dnn; 64,32 by default.")] = None,
     list_size: Annotated[int, typer.Option(min=1, help="Positions that are learned from.")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Of training, 256 lists each.")] = 1000,
     max_weight: Annotated[float, typer.Option(help="Larger weights of clicks are cut to it.")] = 10.0,
@@ -46,18 +45,20 @@ def fit(
     """
     from rankwise.jobs.early import check_ranking
 
-    check_ranking(log, features, out, ranker=network, held_out=held_out, steps=steps, list_size=list_size)
-    units = tuple(int(n) for n in numbers(hidden, "--hidden"))
+    units = None if hidden is None else numbers(hidden, "--hidden")
+    check_ranking(log, features, out, ranker=network, hidden=units, held_out=held_out, steps=steps, list_size=list_size,
+                  max_weight=max_weight)  # fmt: skip
     from rankwise.jobs.clicks import fit_log
     from rankwise.report.tables import terminal
 
     with console.status("fitting") if console.is_terminal and not json_ else nullcontext():
         learned = fit_log(
-            log, out, features=features, ranker=network, hidden=units, list_size=list_size, steps=steps,
-            max_weight=max_weight, held_out=held_out, resamples=resamples, seed=seed, page=_write,
+            log, out, features=features, ranker=network, hidden=tuple(map(int, units)) if units else None,
+            list_size=list_size, steps=steps, max_weight=max_weight, held_out=held_out, resamples=resamples, seed=seed,
+            page=_write,
         )  # fmt: skip
     if json_:
-        print(json.dumps(learned.as_json(), ensure_ascii=False))
+        print_json(learned.as_json())
         return
     for note in learned.notes:
         errors.print(f"note: {note}", style="yellow", soft_wrap=True)
@@ -70,10 +71,9 @@ def fit(
 def score(
     run: Annotated[Path, typer.Argument(help="A folder written by `rankwise rank fit`.")],
     documents: Annotated[Path, typer.Argument(help="svmlight lines with qid.")],
-    out: Annotated[Path | None, typer.Option(help="A csv, tsv, jsonl, json or parquet file to write; the terminal "
-                                             "otherwise.")] = None,
+    out: RowsOut = None,
     json_: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Scores of documents: the higher, the earlier.
 
     Examples:
@@ -81,16 +81,16 @@ def score(
     * rankwise rank score ranker docs.svm
     * rankwise rank score ranker docs.svm --out scores.csv
     """
-    from rankwise.data.tables import kind_of, write_rows
-    from rankwise.files import check_file
+    from rankwise.data.tables import READERS, write_rows
     from rankwise.jobs.early import check_ranking_run
 
-    if out is not None:
-        kind_of(out)
-        check_file(out, inputs=[documents])
+    check_rows_out(out, inputs=[documents])
     check_ranking_run(run)
     if not documents.is_file():
         raise ValueError(f"no such data file: {documents}")
+    if documents.suffix.lower() in READERS:
+        raise ValueError(f"{documents} is a table, and svmlight lines with qid are read: 'grade qid:QUERY 0:x 1:x # "
+                         "DOC', features in the order of the log's columns")  # fmt: skip
     from rankwise.jobs.clicks import score_documents
     from rankwise.report.tables import terminal
 
@@ -98,7 +98,7 @@ def score(
     if out is not None:
         write_rows(out, rows)
     if json_:
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
     elif out is None:
         console.print(terminal(["query", "doc", "score"], [[r["query"], r["doc"], f"{r['score']:.4f}"] for r in rows]))
     else:
@@ -134,12 +134,10 @@ def evaluate(
     report = evaluate_scores(scores, qrels)
     rows = report.rows(resamples=resamples, seed=seed)
     if json_:
-        plain = [{k: v if v == v else None for k, v in row.items()} for row in rows]  # JSON has no NaN
-        print(json.dumps({"queries": report.queries, "empty": report.empty, "metrics": plain}))
+        print_json({"queries": report.queries, "empty": report.empty, "metrics": rows})
         return
     header = ["metric", "mean", "95% interval", "with empty queries as 0"]
-    cells = [[r["metric"], f"{r['mean']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", f"{r['mean_empty_zero']:.4f}"]
-             for r in rows]  # fmt: skip
+    cells = [[r["metric"], *_interval(r["mean"], r["low"], r["high"], 4), f"{r['mean_empty_zero']:.4f}"] for r in rows]
     console.print(terminal(header, cells))
     console.print(f"\n{report.queries:,} queries, {report.empty:,} without a relevant document")
 
@@ -147,14 +145,20 @@ def evaluate(
 def _curve(learned: Learned) -> tuple[list[str], list[list[str]]]:
     c = learned.curve
     return ["position", "propensity", "95% interval"], [
-        [str(k), f"{p:.3f}", f"{low:.3f} to {high:.3f}"]
+        [str(k), *_interval(p, low, high, 3)]
         for k, (p, low, high) in enumerate(zip(c.propensity, c.low, c.high, strict=True), 1)
     ]
 
 
+def _interval(value: float, low: float, high: float, digits: int) -> list[str]:
+    """Two cells; - where there is none."""
+    said = f"{value:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
+    return [text if number == number else "-" for text, number in zip(said, (value, low), strict=True)]
+
+
 def _likelihood(learned: Learned) -> tuple[list[str], list[list[str]]]:
     return ["held-out clicks by", "log-likelihood of a click's place", "95% interval"], [
-        [name, f"{mean:.4f}", f"{low:.4f} to {high:.4f}"] for name, (mean, low, high) in learned.likelihood.items()
+        [name, *_interval(*found, 4)] for name, found in learned.likelihood.items()
     ]
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rankwise.cli.app import Jobs, Json, Scheduler, app, console, continues, errors, names, numbers, typed
+from rankwise.cli.app import (
+    Jobs,
+    Json,
+    RowsOut,
+    Scheduler,
+    app,
+    check_rows_out,
+    console,
+    continues,
+    errors,
+    names,
+    numbers,
+    print_json,
+    typed,
+)
 
 quantile = typer.Typer(no_args_is_help=True, help="Prediction intervals for a table, by aggregated quantile models.")
 app.add_typer(quantile, name="quantile")
@@ -65,10 +78,9 @@ def fit(
 def predict(
     run: Annotated[Path, typer.Argument(help="A folder written by `rankwise quantile fit`.")],
     data: Annotated[Path, typer.Argument(help="Rows to predict, with the same columns.")],
-    out: Annotated[Path | None, typer.Option(help="A csv, tsv, jsonl, json or parquet file to write; the terminal "
-                                             "otherwise.")] = None,
+    out: RowsOut = None,
     json_: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Quantiles of new rows, a column a level.
 
     Examples:
@@ -76,13 +88,10 @@ def predict(
     * rankwise quantile predict houses new.csv
     * rankwise quantile predict houses new.csv --out intervals.csv
     """
-    from rankwise.data.tables import kind_of, write_rows
-    from rankwise.files import check_file
+    from rankwise.data.tables import write_rows
     from rankwise.jobs.early import check_fitted
 
-    if out is not None:
-        kind_of(out)
-        check_file(out, inputs=[data])
+    check_rows_out(out, inputs=[data])
     check_fitted(run)
     from rankwise.jobs.quantile import load_fit, predict_table
     from rankwise.report.tables import terminal
@@ -92,7 +101,7 @@ def predict(
     if out is not None:
         write_rows(out, found.to_dict("records"))
     if json_:
-        print(json.dumps(found.to_dict("records")))
+        print_json(found.to_dict("records"))
     elif out is not None:
         console.print(f"{len(found)} rows   {out}")
     else:
@@ -158,7 +167,7 @@ def _show(fitted, *, json_: bool) -> None:
 
     _note(fitted.about["notes"])
     if json_:
-        print(json.dumps(fitted.about))
+        print_json(fitted.about)
         return
     console.print(terminal(*quantile_scores(fitted.about)))
     console.print(terminal(*quantile_intervals(fitted.about)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.app import Json, app, console, errors, names, typed
+from rankwise.cli.app import Json, app, console, errors, names, print_json, typed
 
 if TYPE_CHECKING:
     from rankwise.jobs.personalisation import Judged
@@ -62,7 +61,7 @@ def perseval(
             seed=seed, out=out, page=_write, **options,
         )  # fmt: skip
     if json_:
-        print(json.dumps(judged.as_json(), ensure_ascii=False))
+        print_json(judged.as_json())
         return
     for note in judged.board.notes:
         errors.print(f"note: {note}", style="yellow", soft_wrap=True)

@@ -152,6 +152,8 @@ def read_ultra(folder: str | Path, part: str) -> Judged:
     if not isinstance(d, int) or isinstance(d, bool) or d < 1:
         raise ValueError(f"{root / 'settings.json'}: feature_size is {d!r}, a whole number from 1 on is needed")
     removed = settings.get("removed_feature_ids", [])
+    if not isinstance(removed, list) or not all(type(i) is int and 1 <= i <= d for i in removed):
+        raise ValueError(f"{root / 'settings.json'}: removed_feature_ids is {removed!r}, a list of 1 to {d} is needed")
     files = {kind: root / part / f"{part}.{kind}" for kind in ("feature", "init_list", "labels")}
     names, cells = [], []
     for where, line in _lines(files["feature"]):
@@ -159,9 +161,10 @@ def read_ultra(folder: str | Path, part: str) -> Judged:
         names.append(name)
         columns, values = _pairs([p for p in pairs if not p.startswith(("qid:",))], where)
         cells.append((columns, values))
-    features = _dense(files["feature"], cells)[:, 1 : d + 1]
-    features = np.pad(features, ((0, 0), (0, d - features.shape[1])))
-    features = np.delete(features, [i - 1 for i in removed if i <= d], axis=1)
+    features = _dense(files["feature"], cells, least=d + 1)[:, 1:]
+    if features.shape[1] > d:
+        raise ValueError(f"{files['feature']}: there is a feature {features.shape[1]}, and feature_size is {d}")
+    features = np.delete(features, [i - 1 for i in removed], axis=1)
     rows, grades, queries = [], [], []
     labels = {q: values for _, q, values in _by_query(files["labels"])}
     for where, query, listed in _by_query(files["init_list"]):
@@ -203,8 +206,9 @@ def read_click_log(path: str | Path, documents: Judged | None = None) -> ClickLo
     rows: list[tuple[int, int, int, int]] = []
     queries: list[str] = []
     for n, row in table.rows:
-        query, doc, position, click = (_needed(table, n, row, c) for c in NEEDED)
-        showing = showings.setdefault((query, *(table.text(n, row, c) for c in SHOWINGS if c in row)), len(showings))
+        query, doc, position, click = (named(table, n, row, c) for c in NEEDED)
+        said = (f"{c} {table.text(n, row, c)}" for c in SHOWINGS if c in row)
+        showing = showings.setdefault((f"query {query}", *said), len(showings))
         place = _whole(table, n, position, "position")
         if (showing, place) in seen:
             raise ValueError(
@@ -230,6 +234,7 @@ def read_click_log(path: str | Path, documents: Judged | None = None) -> ClickLo
     if not rows:
         raise ValueError(f"{path} has no rows")
     about, clicks, place, showing = np.array(rows, dtype=np.int64).T
+    _check_places(path, list(showings), showing, place)
     return ClickLog(
         features=np.array(features) if documents is None else documents.features, document=about, clicks=clicks,
         position=place, showing=showing, query=np.array(queries),
@@ -242,10 +247,7 @@ def _own(
 ) -> int:  # fmt: skip
     if not columns:
         raise ValueError(f"{table.at(n)}: there is no column of features: name a file of features beside the log")
-    try:
-        values = [number(table.text(n, row, c), decimal_comma=table.decimal_comma) for c in columns]
-    except ValueError as error:
-        raise ValueError(f"{table.at(n)}: a feature is no number: {error}") from error
+    values = [table_number(table, n, row, c) for c in columns]
     if pair not in own:
         own[pair] = len(features)
         features.append(values)
@@ -254,11 +256,47 @@ def _own(
     return own[pair]
 
 
-def _needed(table: Table, n: int, row: dict[str, Any], column: str) -> str:
-    text = table.text(n, row, column)
+def named(table: Table, n: int, row: dict[str, Any], column: str) -> str:
+    """A cell that names something; a whole number that a gap elsewhere made 7.0 is 7.
+
+    Raises
+    ------
+    ValueError
+        No such column, or an empty cell.
+    """
+    value, text = table.cell(n, row, column), table.text(n, row, column)
     if not text:
         raise ValueError(f"{table.at(n)}: '{column}' is empty")
-    return text
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else text
+
+
+def table_number(table: Table, n: int, row: dict[str, Any], column: str) -> float:
+    """A cell that is a finite number.
+
+    Raises
+    ------
+    ValueError
+        No such column, or no such number: place and column are said.
+    """
+    text = table.text(n, row, column)
+    try:
+        return number(text, decimal_comma=table.decimal_comma)
+    except ValueError as error:
+        raise ValueError(f"{table.at(n)}: '{column}' {error}") from error
+
+
+def _check_places(
+    path: str | Path, showings: list[tuple[str, ...]], showing: NDArray[np.int64], place: NDArray[np.int64]
+) -> None:
+    last = np.zeros(len(showings), np.int64)
+    np.maximum.at(last, showing, place)
+    if (wrong := np.flatnonzero(last != np.bincount(showing))).size:
+        there = set(place[showing == wrong[0]].tolist())
+        missing = next(k for k in range(1, max(there)) if k not in there)
+        raise ValueError(
+            f"{path}: {', '.join(showings[wrong[0]])} has position {max(there)} and no position {missing}: every place "
+            "of a list has to be there, and its rows have the same session and timestamp"
+        )
 
 
 def _whole(table: Table, n: int, text: str, column: str) -> int:
@@ -277,13 +315,12 @@ def _of(known: dict[tuple[str, str], int], query: str) -> list[str]:
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     for n, raw in byte_lines(path):
-        if line := decoded(path, raw, n).strip():
+        line = decoded(path, raw, n).strip()
+        if line and not line.startswith("#"):
             yield f"{path}, line {n}", line
 
 
 def _svmlight(words: list[str], where: str) -> tuple[float, str, list[int], list[float]]:
-    if not words:
-        raise ValueError(f"{where}: a grade is needed before the comment")
     try:
         grade = number(words[0])
     except ValueError as error:
@@ -310,8 +347,8 @@ def _pairs(words: list[str], where: str) -> tuple[list[int], list[float]]:
     return columns, values
 
 
-def _dense(path: Path, cells: list[tuple[list[int], list[float]]]) -> Array:
-    d = 1 + max((max(columns) for columns, _ in cells if columns), default=0)
+def _dense(path: Path, cells: list[tuple[list[int], list[float]]], *, least: int = 1) -> Array:
+    d = max(least, 1 + max((max(columns) for columns, _ in cells if columns), default=0))
     if len(cells) * d > MOST_CELLS:
         raise ValueError(
             f"{path}: {len(cells):,} documents of {d:,} features are too many to hold: {MOST_CELLS:,} cells"
@@ -362,6 +399,6 @@ def _by_query(path: Path) -> Iterator[tuple[str, str, list[float]]]:
     for where, line in _lines(path):
         query, *rest = line.split()
         try:
-            yield where, query, [float(x) for x in rest]
+            yield where, query, [number(x) for x in rest]
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error

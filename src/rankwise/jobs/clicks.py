@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
-from rankwise.data.clicks import ClickLog, Judged, read_click_log, read_judged
-from rankwise.data.tables import read_table, write_rows
+from rankwise.data.clicks import ClickLog, Judged, named, read_click_log, read_judged, table_number
+from rankwise.data.tables import number, read_table, write_rows
 from rankwise.files import whole_folder, write_json
 from rankwise.jobs.early import RANK, check_ranking, check_ranking_run
 from rankwise.ranking.bootstrap import interval
@@ -25,6 +25,7 @@ from rankwise.ranking.ranking_metrics import RankingReport, place_log_likelihood
 from rankwise.reading import read_text
 
 Array = NDArray[np.float64]
+HIDDEN = (64, 32)
 CONFOUNDED = 0.3  # mean rank correlation of a list's order with the learned scores
 
 
@@ -65,8 +66,10 @@ class Learned:
     @property
     def verdict(self) -> str:
         """In words."""
-        said = f"(1 - Kendall's τ: {self.change:.3f} against {self.noise:.3f} between seeds, " \
-               f"difference {self.excess[0]:+.3f} to {self.excess[1]:+.3f})"  # fmt: skip
+        said = f"(1 - Kendall's τ: {self.change:.3f} against {self.noise:.3f} between seeds"
+        if np.isnan(self.excess[0]):
+            return f"One held-out query cannot tell whether debiasing changed the ranking {said})."
+        said += f", difference {self.excess[0]:+.3f} to {self.excess[1]:+.3f})"
         if self.excess[0] > 0:
             return f"Debiasing changed the ranking by more than its noise {said}."
         return f"Debiasing did not change the ranking by more than its noise {said}."
@@ -88,7 +91,7 @@ def fit_log(
     *,
     features: Path | None = None,
     ranker: str = "dnn",
-    hidden: tuple[int, ...] = (64, 32),
+    hidden: tuple[int, ...] | None = None,
     list_size: int = 10,
     steps: int = 1000,
     max_weight: float = 10.0,
@@ -107,8 +110,12 @@ def fit_log(
         ``ranker.json``, ``ranker.safetensors``, ``propensity.csv`` and ``results.json``.
     features : Path, optional
         A file of judged documents with the features; further columns of the log by default.
-    ranker, hidden, list_size, steps, max_weight
-        As of `rankwise.ranking.DualLearningRanker`.
+    ranker : {"dnn", "linear"}
+        As of `rankwise.ranking.DualLearningRanker`, like the next but for their defaults.
+    hidden : tuple of int, optional
+        Units of each hidden layer of ``dnn``; 64, 32 by default.
+    list_size, steps, max_weight
+        Positions that are learned from; of training; where weights of clicks are cut.
     held_out : float
         Share of the queries that only judge.
     resamples, seed : int
@@ -121,12 +128,13 @@ def fit_log(
     ValueError
         Options or data that are not accepted.
     """
-    check_ranking(path, features, out, ranker=ranker, held_out=held_out, steps=steps, list_size=list_size)
-    log = read_click_log(path, None if features is None else read_judged(features))
     options: dict[str, Any] = {"hidden": hidden, "list_size": list_size, "steps": steps}
+    check_ranking(path, features, out, ranker=ranker, held_out=held_out, max_weight=max_weight, **options)
+    options["hidden"] = hidden or HIDDEN
+    log = read_click_log(path, None if features is None else read_judged(features))
     inputs = [p for p in (path, features) if p is not None]
     with whole_folder(
-        out, made_by=RANK, inputs=inputs, told={"seed": seed, **options, "hidden": list(hidden)}
+        out, made_by=RANK, inputs=inputs, told={"seed": seed, **options, "hidden": list(options["hidden"])}
     ) as draft:
         learned = learn(log, ranker=ranker, max_weight=max_weight, held_out=held_out, resamples=resamples, seed=seed,
                         **options)  # fmt: skip
@@ -200,13 +208,10 @@ def evaluate_scores(scores: Path, qrels: Path) -> RankingReport:
     found: dict[tuple[str, str], float] = {}
     table = read_table(scores)
     for n, row in table.rows:
-        pair = table.text(n, row, "query"), table.text(n, row, "doc")
+        pair = named(table, n, row, "query"), named(table, n, row, "doc")
         if pair in found:
             raise ValueError(f"{table.at(n)}: document {pair[1]} of query {pair[0]} stands there twice")
-        try:
-            found[pair] = float(table.text(n, row, "score"))
-        except ValueError:
-            raise ValueError(f"{table.at(n)}: the score is '{row['score']}', a number is needed") from None
+        found[pair] = table_number(table, n, row, "score")
     for one, other, what in ((found, grades, "grade"), (grades, found, "score")):
         if missing := [pair for pair in one if pair not in other]:
             raise ValueError(
@@ -217,22 +222,22 @@ def evaluate_scores(scores: Path, qrels: Path) -> RankingReport:
 
 
 def _qrels(path: Path) -> dict[tuple[str, str], float]:
-    first = next((line.split() for line in read_text(path).splitlines() if line.strip()), [])
+    lines = {n: line.split() for n, line in enumerate(read_text(path).splitlines(), 1) if not line.startswith("#")}
+    first = next(filter(None, lines.values()), [])
     if len(first) != 4 or ":" in first[1]:
         docs: Judged = read_judged(path)
         return dict(
             zip(zip(docs.query.tolist(), docs.document.tolist(), strict=True), docs.relevance.tolist(), strict=True)
         )
     grades: dict[tuple[str, str], float] = {}
-    for n, line in enumerate(read_text(path).splitlines(), 1):
-        words = line.split()
+    for n, words in lines.items():
         if not words:
             continue
         try:
             query, _, doc, grade = words
-            value = max(float(grade), 0.0)  # TREC marks spam by negative grades
+            value = max(number(grade), 0.0)  # TREC marks spam by negative grades
         except ValueError:
-            raise ValueError(f"{path}, line {n}: 'query 0 doc grade' is accepted") from None
+            raise ValueError(f"{path}, line {n}: 'query 0 doc grade' with a number is accepted") from None
         if (query, doc) in grades:
             raise ValueError(f"{path}, line {n}: document {doc} of query {query} stands there twice")
         grades[query, doc] = value
@@ -244,7 +249,7 @@ def _drawn(query: NDArray[Any], share: float, seed: int) -> NDArray[np.bool_]:
     names = np.unique(query)
     n = round(share * len(names))
     if n < 1 or len(names) - n < 1:
-        raise ValueError(f"the log has {len(names)} queries: too few to hold out {share:.0%} of them")
+        raise ValueError(f"{len(names)} queries: too few to hold out a share of {share:g} and learn from the rest")
     return np.isin(query, np.random.default_rng(seed).permutation(names)[:n])
 
 
@@ -326,6 +331,10 @@ def _notes(agreement: float, ranker: Any, curve: PropensityCurve) -> list[str]:
             f"the logging policy confounds: the order shown agrees with the learned relevance (rank correlation "
             f"{agreement:.2f}), so that position and relevance cannot be told apart well and the curve may hold part "
             "of the relevance (arXiv 2212.13937, 2409.12043); shuffle some lists, or do not read it as position bias"
+        )
+    if np.isnan(curve.propensity).any():
+        notes.append(
+            "no training list was clicked at its first place, which propensities are relative to: there is none"
         )
     if ranker.empty_:
         notes.append(f"{ranker.empty_:,} training lists have no click and teach nothing")

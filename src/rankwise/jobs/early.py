@@ -143,8 +143,9 @@ def check_personalisation(
 
 
 def check_ranking(
-    path: Path, features: Path | None, out: Path, *, ranker: str, held_out: float, steps: int, list_size: int
-) -> None:
+    path: Path, features: Path | None, out: Path, *, ranker: str, hidden: Sequence[float] | None, held_out: float,
+    steps: int, list_size: int, max_weight: float,
+) -> None:  # fmt: skip
     """Of `rankwise.jobs.clicks.fit_log`."""
     from rankwise.data.tables import kind_of
 
@@ -152,6 +153,12 @@ def check_ranking(
     for name, value in (("steps", steps), ("list_size", list_size)):
         if value < 1:
             raise ValueError(f"{name}={value}: at least 1")
+    if hidden is not None and ranker != "dnn":
+        raise ValueError(f"hidden layers are of dnn, and the network is {ranker}: leave them out")
+    if hidden is not None and (not hidden or any(n < 1 or n != int(n) for n in hidden)):
+        raise ValueError(f"hidden layers are {', '.join(f'{n:g}' for n in hidden) or 'none'}: whole numbers from 1 on")
+    if not max_weight > 0:
+        raise ValueError(f"max_weight={max_weight}: it has to be above 0")
     if not 0 < held_out < 1:
         raise ValueError(f"held-out share is {held_out}; between 0 and 1 is accepted")
     kind_of(path)

@@ -71,7 +71,6 @@ class Judged:
         numbers = {k: getattr(report, k) for k in ("score", "low", "high", "degress", "egises", "edp", "distance")}
         ranks = {kind: ranks[name] for kind, ranks in board.ranks.items()}
         ahead = dict(zip(board.systems, board.ahead[at].tolist(), strict=True))
-        numbers = {k: v if v == v else None for k, v in numbers.items()}  # JSON has no NaN
         return {"system": name, **numbers, "ranks": ranks, "borda": board.borda[name], "ahead": ahead}
 
 

@@ -84,12 +84,31 @@ random_state
 
     def _check(self) -> None:
         super()._check()
-        if self.max_weight is not None and not self.max_weight > 0:
-            raise ValueError(f"max_weight={self.max_weight}: it has to be above 0")
+        self._positive("max_weight", optional=True)
+
+
+class _OwnLoss(ClickRanker):
+    """Of one loss alone, whose propensities move with it rather than by a gradient."""
+
+    def _moving(self) -> Tensor:
+        """Propensities ``(n,)`` on any scale."""
+        raise TypeError(f"{type(self).__name__} does not say what moves")
+
+    def _finish(self, lists: ClickLists, context: Tensor | None) -> None:
+        moved = self._moving()
+        self.propensity_ = (moved / moved[0]).double().cpu().numpy()
+
+    def _check(self) -> None:
+        super()._check()
+        if self.loss != type(self).loss:
+            said = f"has loss '{type(self).loss}' alone; '{self.loss}' was given: leave it out"
+            raise ValueError(f"{type(self).__name__} {said}")
+        if self.reduce != "batch":
+            raise ValueError(f"{type(self).__name__} has reduce='batch' alone; '{self.reduce}' was given")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class RegressionEMRanker(ClickRanker):
+class RegressionEMRanker(_OwnLoss):
     """Examination and relevance by expectation maximisation in batches. Parameters as of `ClickRanker`.
 
     ``loss`` is ``"sigmoid"`` alone, and lists without a click take part.
@@ -118,19 +137,15 @@ class RegressionEMRanker(ClickRanker):
         super()._extra(lists, context)
         self.theta_ = torch.full((lists.mask.shape[1],), 0.9, device=self.device)
 
-    def _finish(self, lists: ClickLists, context: Tensor | None) -> None:
-        self.propensity_ = (self.theta_ / self.theta_[0]).double().cpu().numpy()
+    def _moving(self) -> Tensor:
+        return self.theta_
 
     def _used(self, lists: ClickLists) -> NDArray[np.bool_]:
         return np.full(len(lists), bool(lists.clicked.any()))
 
-    def _check(self) -> None:
-        super()._check()
-        _only(self, "sigmoid")
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class PairDebiasRanker(ClickRanker):
+class PairDebiasRanker(_OwnLoss):
     """Pairs weighted by ratios of losses, learned along. Parameters as of `ClickRanker`; ``loss`` is ``"pairwise"``.
 
     Attributes
@@ -159,12 +174,8 @@ class PairDebiasRanker(ClickRanker):
         super()._extra(lists, context)
         self.plus_, self.minus_ = (torch.ones(lists.mask.shape[1], device=self.device) for _ in range(2))
 
-    def _finish(self, lists: ClickLists, context: Tensor | None) -> None:
-        self.propensity_ = (self.plus_ / self.plus_[0]).double().cpu().numpy()
-
-    def _check(self) -> None:
-        super()._check()
-        _only(self, "pairwise")
+    def _moving(self) -> Tensor:
+        return self.plus_
 
 
 class LabelRanker(ClickRanker):
@@ -221,10 +232,3 @@ def pair_debias(
 def _moved(t: Tensor, total: Tensor, step: float, p: float) -> Tensor:
     ratio = (total / total[0].clamp(min=1e-12)) ** (1 / (p + 1))
     return torch.where(total[0] > 0, (1 - step) * t + step * ratio, t).clamp(min=1e-3)
-
-
-def _only(ranker: ClickRanker, loss: str) -> None:
-    if ranker.loss != loss:
-        raise ValueError(f"{type(ranker).__name__} has loss '{loss}' alone; '{ranker.loss}' was given: leave it out")
-    if ranker.reduce != "batch":
-        raise ValueError(f"{type(ranker).__name__} has reduce='batch' alone; '{ranker.reduce}' was given")

@@ -12,6 +12,7 @@ of the authors' simulations; a power ``eta`` makes the bias stronger or, at 0, n
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def attraction(grades: ArrayLike, *, epsilon: float = 0.1, max_grade: float = 4)
     return epsilon + (1 - epsilon) * (2**y - 1) / (2.0**max_grade - 1)
 
 
-class ClickModel:
+class ClickModel(ABC):
     """What click models share; ``attractive`` is ``(L, n)`` of probabilities, in the order shown.
 
     Examples
@@ -74,13 +75,13 @@ class ClickModel:
     array([[0.4, 0.2]])
     """
 
+    @abstractmethod
     def examination(self, clicks: ArrayLike) -> Array:
         """Probability ``(L, n)`` that each place was examined, given the clicks before it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probabilities(self, attractive: ArrayLike) -> Array:
         """Probability ``(L, n)`` of a click at each place, whatever happened before."""
-        raise NotImplementedError
 
     def simulate(
         self, attractive: ArrayLike, *, seed: int, mask: ArrayLike | None = None, keep_empty: bool = True
@@ -123,8 +124,9 @@ class ClickModel:
 
         return click_log_likelihood(self.examination(clicks) * self._attractive(attractive), clicks, mask)
 
+    @abstractmethod
     def _draw(self, a: Array, rng: np.random.Generator) -> NDArray[np.int8]:
-        raise NotImplementedError
+        """Clicks ``(L, n)``."""
 
     def _attractive(self, attractive: ArrayLike) -> Array:
         a = np.asarray(attractive, dtype=np.float64)
@@ -158,7 +160,7 @@ class PBM(ClickModel):
     attraction_: Array
 
     def __init__(self, positions: Sequence[float] | Array = POSITIONS, *, eta: float = 1.0) -> None:
-        self.positions = _probabilities(positions, "positions") ** eta
+        self.positions = _probabilities(positions, "positions", eta)
 
     def __repr__(self) -> str:
         return f"PBM({np.round(self.positions, 3).tolist()})"
@@ -229,7 +231,7 @@ class UBM(ClickModel):
     def __init__(self, table: Sequence[Sequence[float]] = BROWSING, *, eta: float = 1.0) -> None:
         if not table or any(len(row) != k for k, row in enumerate(table, 1)):
             raise ValueError("the table needs one value for rank 1, two for rank 2, and so on")
-        self.table = [_probabilities(row, f"rank {k}") ** eta for k, row in enumerate(table, 1)]
+        self.table = [_probabilities(row, f"rank {k}", eta) for k, row in enumerate(table, 1)]
 
     def __repr__(self) -> str:
         return f"UBM({len(self.table)} ranks)"
@@ -338,8 +340,10 @@ def _expectation_maximisation(
     return np.clip(theta, LEAST, 1), np.clip(a, LEAST, 1)
 
 
-def _probabilities(given: Sequence[float] | Array, name: str) -> Array:
+def _probabilities(given: Sequence[float] | Array, name: str, eta: float) -> Array:
     values = np.asarray(given, dtype=np.float64)
     if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"{name} has {values.tolist()}: probabilities, at least one, are accepted")
-    return values
+    if not 0 <= eta < np.inf:
+        raise ValueError(f"eta={eta}: a power from 0 on is accepted")
+    return values**eta

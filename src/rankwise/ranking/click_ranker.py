@@ -7,7 +7,7 @@ documents, never a loop over positions. What a method is, is how it weighs click
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = ["ClickRanker", "NaiveRanker"]
 
 Array = NDArray[np.float64]
 RANKERS = ("dnn", "linear")
+MOST_WEIGHTS = 250_000_000  # of layers that are made: 1 GB
 OPTIMIZERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
@@ -55,7 +56,7 @@ class ClickRanker(BaseEstimator):
     ----------
     ranker : {"dnn", "linear"} or Module
         The score network: layers of ``hidden`` units with ELU, one linear map, or a module from ``(m, d)`` to ``(m,)``
-        or ``(m, 1)``, of which a copy is trained.
+        or ``(m, 1)``, of which a copy is trained, in float32.
     hidden : sequence of int
         Units of each hidden layer of ``"dnn"``.
     list_size : int
@@ -81,7 +82,7 @@ class ClickRanker(BaseEstimator):
     device : str
         Where the networks live.
     random_state : int
-        Decides initial weights and batches.
+        Decides initial weights, batches, and what a module of your own draws in training.
 
     Attributes
     ----------
@@ -154,7 +155,7 @@ class ClickRanker(BaseEstimator):
         Raises
         ------
         ValueError
-            Options or data that are not accepted: the value and what is accepted are said.
+            Options or data that are not accepted: the value and what is accepted are said; a loss that is not finite.
         """
         self._check()
         features, lists, shown = self._taken(X, clicks, query, position, document, context)
@@ -186,8 +187,9 @@ class ClickRanker(BaseEstimator):
         if not hasattr(self, "net_"):
             self._begin(features, lists, shown)
             self._generator = torch.Generator().manual_seed(self.random_state)
-        elif features.shape[1] != self.n_features_in_:
-            raise ValueError(f"X has {features.shape[1]} features, and the ranker was begun with {self.n_features_in_}")
+        for name, given, begun in (("X", features, self.n_features_in_), ("context", shown, self._shown)):
+            if (columns := 0 if given is None else given.shape[1]) != begun:
+                raise ValueError(f"{name} has {columns} features, and the ranker was begun with {begun}")
         used = lists.take(self._used(lists))
         self._train(features, used, shown, self._drawn(len(used)), -(-len(used) // self.batch_size))
         self._finish(lists, shown)
@@ -239,21 +241,32 @@ class ClickRanker(BaseEstimator):
         return np.ones(len(lists), bool) if self.loss == "sigmoid" else lists.clicked
 
     def _check(self) -> None:
+        if hasattr(self, "net_") and not hasattr(self, "_optimizers"):
+            raise ValueError("this ranker was loaded: it scores, and is not trained on; make a new one")
         for kind, value, accepted in (("loss", self.loss, LOSSES), ("reduction", self.reduce, REDUCE),
                                       ("optimizer", self.optimizer, OPTIMIZERS)):  # fmt: skip
-            if value not in accepted:
-                raise unknown(kind, value, accepted)
-        if isinstance(self.ranker, str) and self.ranker not in RANKERS:
-            raise unknown("ranker", self.ranker, RANKERS)
+            one_of(kind, value, accepted)
+        one_of("ranker", self.ranker, RANKERS, or_module=True)
         for name, least in (("list_size", 1), ("batch_size", 1), ("steps", 1), ("random_state", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            if not _whole(value, least):
                 raise ValueError(f"{name}={value!r}: a whole number from {least} on is accepted")
-        for name, value in (("learning_rate", self.learning_rate), ("max_norm", self.max_norm)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: it has to be above 0")
-        if self.l2 < 0:
-            raise ValueError(f"l2={self.l2}: at least 0")
+        units = self.hidden if isinstance(self.hidden, Sequence) and not isinstance(self.hidden, str) else [None]
+        if not all(_whole(n, 1) for n in units):
+            raise ValueError(f"hidden={self.hidden!r}: a sequence of whole numbers from 1 on is accepted")
+        self._positive("learning_rate")
+        self._positive("max_norm", optional=True)
+        if not (_real(self.l2) and 0 <= self.l2 < np.inf):
+            raise ValueError(f"l2={self.l2!r}: a number from 0 on is accepted")
+        if not isinstance(self.scale, bool | np.bool_):
+            raise ValueError(f"scale={self.scale!r}: True or False is accepted")
+        _check_device(self.device)
+
+    def _positive(self, name: str, *, optional: bool = False) -> None:
+        """A learning rate, a weight or a norm; beyond float32 only where None would do as well."""
+        value = getattr(self, name)
+        if not (optional and value is None) and not (_real(value) and value > 0 and (optional or value < 3e38)):
+            raise ValueError(f"{name}={value!r}: a number above 0{', or None,' * optional} is accepted")
 
     # --- the work
 
@@ -282,13 +295,13 @@ class ClickRanker(BaseEstimator):
         return False
 
     def _begin(self, features: Array, lists: ClickLists, context: Tensor | None) -> None:
-        self.n_features_in_ = features.shape[1]
+        self.n_features_in_, self._shown = features.shape[1], 0 if context is None else context.shape[1]
         spread = features.std(0)
         self.center_ = features.mean(0) if self.scale else np.zeros(features.shape[1])
         self.scale_ = np.where(spread > 0, spread, 1.0) if self.scale else np.ones(features.shape[1])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
-            self.net_ = self._network(features.shape[1]).to(self.device)
+            self.net_ = self._network(features.shape[1]).to(self.device, torch.float32)
             self._extra(lists, context)
         self.history_ = np.zeros(0)
         self._optimizers = self._fresh()
@@ -296,7 +309,17 @@ class ClickRanker(BaseEstimator):
     def _network(self, features: int) -> nn.Module:
         if isinstance(self.ranker, nn.Module):
             return copy.deepcopy(self.ranker)
-        return mlp(features, () if self.ranker == "linear" else self.hidden)
+        return self._layers(features)
+
+    def _layers(self, features: int, *, norm: bool = False) -> nn.Sequential:
+        """Of a ranker that is a name."""
+        hidden = () if self.ranker == "linear" else tuple(self.hidden)
+        weights = sum(a * b for a, b in pairwise([features, *hidden, 1]))
+        if weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"hidden={hidden} makes {weights:,} weights of {features} features: {MOST_WEIGHTS:,} at most"
+            )
+        return mlp(features, hidden, norm=norm)
 
     def _fresh(self) -> list[torch.optim.Optimizer]:
         make: Any = OPTIMIZERS[self.optimizer]
@@ -324,14 +347,21 @@ class ClickRanker(BaseEstimator):
         )
         clicks, losses = clicks.float(), []
         self.net_.train()
-        for _ in range(steps):
-            which = torch.as_tensor(next(batches), device=self.device)
-            shown = None if context is None else context[entries[which]]
-            batch = Batch(clicks=clicks[which], mask=mask[which], context=shown)
-            z = x.new_zeros(batch.mask.shape)
-            z[batch.mask] = self._scores(x[rows[which][batch.mask]])
-            losses.append(self._step(self._loss(z, batch)))
-        self.history_ = np.r_[self.history_, torch.stack(losses).cpu().numpy()] if losses else self.history_
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state + len(self.history_))  # of dropout in a module
+            for _ in range(steps):
+                which = torch.as_tensor(next(batches), device=self.device)
+                shown = None if context is None else context[entries[which]]
+                batch = Batch(clicks=clicks[which], mask=mask[which], context=shown)
+                z = x.new_zeros(batch.mask.shape)
+                z[batch.mask] = self._scores(x[rows[which][batch.mask]])
+                losses.append(self._step(self._loss(z, batch)))
+        found = torch.stack(losses).cpu().numpy() if losses else np.zeros(0)
+        wrong = np.flatnonzero(~np.isfinite(found))
+        if wrong.size or not all(p.isfinite().all() for net, *_ in self._networks() for p in net.parameters()):
+            said = f"the loss of step {wrong[0] + 1} is {found[wrong[0]]}" if wrong.size else "weights are not finite"
+            raise ValueError(f"{said}: a learning_rate below {self.learning_rate}, or scaled features, may help")
+        self.history_ = np.r_[self.history_, found]
 
     def _step(self, loss: Tensor) -> Tensor:
         for optimizer in self._optimizers:
@@ -373,6 +403,28 @@ def mlp(features: int, hidden: Sequence[int], *, norm: bool = False) -> nn.Seque
     for k, (a, b) in enumerate(pairwise(sizes)):
         layers += [nn.LayerNorm(a)] * norm + [nn.Linear(a, b)] + [nn.ELU()] * (k < len(hidden))
     return nn.Sequential(*layers)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= int(value) < 2**63
+
+
+def one_of(kind: str, value: Any, accepted: Iterable[str], *, or_module: bool = False) -> None:
+    if or_module and isinstance(value, nn.Module):
+        return
+    if not isinstance(value, str) or value not in accepted:
+        raise unknown(kind, str(value), accepted)
+
+
+def _check_device(device: Any) -> None:
+    try:
+        torch.zeros(1, device=torch.device(device))
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"device={device!r} is not there: {str(error).splitlines()[0]}") from error
 
 
 def _features(X: ArrayLike, name: str = "X") -> Array:

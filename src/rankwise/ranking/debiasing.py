@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +94,17 @@ def debias(
         raise ValueError(f"{', '.join(options)}: options of an estimate, and propensity is given: leave one out")
     else:
         found, size = np.asarray(propensity, dtype=np.float64), None
-    lists = lists_of(clicks, list_size=size, **log)
-    if found.ndim != 1 or len(found) < lists.mask.shape[1] or not (found > 0).all():
-        raise ValueError(f"propensity is {found.tolist()}: {lists.mask.shape[1]} values above 0 are needed")
+    lists, features = lists_of(clicks, list_size=size, **log), np.shape(X)[0]
+    if found.ndim != 1 or len(found) < lists.mask.shape[1] or not (np.isfinite(found) & (found > 0)).all():
+        raise ValueError(
+            f"propensity is {found.tolist()}: {lists.mask.shape[1]} values above 0 are needed, and finite ones"
+        )
+    if lists.rows.max() >= features or (document is None and len(np.asarray(clicks)) != features):
+        raise ValueError(
+            f"X has {features:,} rows for {len(np.asarray(clicks)):,} clicks: give document, or a row for each"
+        )
     inverse = np.minimum(found[0] / found, max_weight)[: lists.mask.shape[1]]
-    clicked, rows = lists.clicks * inverse, np.asarray(X).shape[0]
+    clicked, rows = lists.clicks * inverse, features
     weight = np.zeros(len(np.asarray(clicks)))
     weight[lists.entries[lists.mask]] = np.where(lists.clicks > 0, inverse, 1.0)[lists.mask]
     with np.errstate(invalid="ignore"):
@@ -135,7 +142,7 @@ class PropensityCurve:
     Attributes
     ----------
     propensity, low, high : ndarray
-        ``(n,)``.
+        ``(n,)``; NaN where no list was clicked at its first place.
 
     Examples
     --------
@@ -188,6 +195,8 @@ def propensity_curve(
     True
     """
     f = np.asarray(scores, dtype=np.float64)
+    if f.shape != lists.mask.shape or resamples < 1:
+        raise ValueError(f"scores {f.shape} and resamples={resamples}: {lists.mask.shape}, and at least 1, are needed")
     weight = np.exp(np.where(lists.mask, f[:, :1] - f, 0.0))
     weight = lists.clicks * (weight if max_weight is None else np.minimum(weight, max_weight))
     names, of = np.unique(lists.query if group is None else np.asarray(group), return_inverse=True)
@@ -198,9 +207,10 @@ def propensity_curve(
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     counts = np.r_[np.ones((1, len(names))), drawn]
     q = _choices(counts @ sums, counts @ totals)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        q = q / q[:, :1]
-    low, high = np.nanquantile(np.where(np.isfinite(q[1:]), q[1:], np.nan), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    q = np.divide(q, q[:, :1], out=np.full_like(q, np.nan), where=q[:, :1] > 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN
+        low, high = np.nanquantile(q[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return PropensityCurve(propensity=q[0], low=low, high=high)
 
 

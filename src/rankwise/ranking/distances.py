@@ -62,7 +62,7 @@ class Distance:
 def jsd(*, words: Words = content_words) -> Distance:
     """Jensen-Shannon divergence, to base 2, of the words' relative frequencies.
 
-    A text without words is at distance 1 from others, and 0 from its kind.
+    A text without words is at distance 1 from all but itself.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def jsd(*, words: Words = content_words) -> Distance:
         both = other[place] == at if len(other) else np.zeros(len(at), bool)
         a, b = p[both], q[place[both]]
         gained = np.bincount(at[both] // width, _xlogx(a + b) - _xlogx(a) - _xlogx(b), len(i))
-        return np.where((size[i] == 0) & (size[j] == 0), 0.0, np.clip(1 - gained / 2, 0, 1))
+        return np.where((size[i] == 0) & (size[j] == 0), _differ(left, right), np.clip(1 - gained / 2, 0, 1))
 
     return Distance(name="jsd", of=of, symmetric=True)
 
@@ -95,7 +95,7 @@ def rouge_l(*, words: Words = plain_words) -> Distance:
         pairs = list(zip(left, right, strict=True))
         common = np.array([_common(places[a], len(split[a]), split[b]) for a, b in pairs], dtype=float)
         total = np.array([len(split[a]) + len(split[b]) for a, b in pairs], dtype=float)
-        return np.where(total > 0, 1 - 2 * common / np.maximum(total, 1), 0.0)
+        return np.where(total > 0, 1 - 2 * common / np.maximum(total, 1), _differ(left, right))
 
     said = "system rankings by ROUGE-L were found to agree with people's hardly at all (Pearson .04, Spearman .18, "
     return Distance(
@@ -132,7 +132,7 @@ def bleu(*, words: Words = plain_words, order: int = 4) -> Distance:
             logs, orders, matched = logs + np.where(there, np.log(precision), 0), orders + there, matched | (found > 0)
         brevity = np.minimum(1 - reference / np.maximum(length, 1), 0)
         score = np.where(matched, np.exp(brevity + logs / np.maximum(orders, 1)), 0.0)
-        return np.where((reference == 0) & (length == 0), 0.0, np.clip(1 - score, 0, 1))
+        return np.where((reference == 0) & (length == 0), _differ(left, right), np.clip(1 - score, 0, 1))
 
     said = "system rankings by BLEU were found to agree with people's little (Pearson .13, Spearman .35, Kendall .29 "
     return Distance(name="bleu", of=of, warning=f"{said}over ten systems; JSD: .54, .70, .51)")
@@ -254,6 +254,11 @@ def _common(places: dict[str, int], length: int, words: list[str]) -> int:
         hit = row & places.get(word, 0)
         row = ((row + hit) | (row - hit)) & full
     return length - row.bit_count()
+
+
+def _differ(left: Sequence[str], right: Sequence[str]) -> Array:
+    """Of texts without words, such as emoji: 0 for equal ones, else 1."""
+    return np.array([a != b for a, b in zip(left, right, strict=True)], dtype=float)
 
 
 def _xlogx(x: Array) -> Array:

@@ -30,9 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.nearest import unknown
 from rankwise.ranking.click_losses import list_loss, relative_weights
-from rankwise.ranking.click_ranker import Batch, ClickRanker, mlp
+from rankwise.ranking.click_ranker import Batch, ClickRanker, mlp, one_of
 from rankwise.ranking.lists import ClickLists
 
 __all__ = ["DualLearningRanker"]
@@ -118,11 +117,11 @@ random_state
             self.propensity_net_ = Positions(size)
         else:
             self.propensity_net_ = mlp(size, ((size + 6) // 2, (size + 6) // 4))
-        self.propensity_net_.to(self.device)
+        self.propensity_net_.to(self.device, torch.float32)
 
     def _network(self, features: int) -> nn.Module:
         if self.released and not isinstance(self.ranker, nn.Module):
-            return mlp(features, () if self.ranker == "linear" else self.hidden, norm=True)
+            return self._layers(features, norm=True)
         return super()._network(features)
 
     def _examination(self, batch: Batch) -> Tensor:
@@ -135,7 +134,10 @@ random_state
             shown = torch.cat([shown, batch.context], -1)
         elif isinstance(self.propensity_net_, Positions):
             shown = shown[:1]  # the same for every list
-        return self.propensity_net_(shown).reshape(len(shown), n).expand(rows, n)
+        g = self.propensity_net_(shown)
+        if g.shape not in (shown.shape[:2], (*shown.shape[:2], 1)):
+            raise ValueError(f"the examination model gave {tuple(g.shape)} for {tuple(shown.shape)}: (B, n) is needed")
+        return g.reshape(len(shown), n).expand(rows, n)
 
     def _finish(self, lists: ClickLists, context: Tensor | None) -> None:
         self.propensity_net_.eval()
@@ -151,12 +153,10 @@ random_state
 
     def _check(self) -> None:
         super()._check()
-        if isinstance(self.propensity, str) and self.propensity not in PROPENSITIES:
-            raise unknown("propensity", self.propensity, PROPENSITIES)
-        for name in ("max_weight", "propensity_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: it has to be above 0")
+        one_of("propensity", self.propensity, PROPENSITIES, or_module=True)
+        self._positive("max_weight", optional=True)
+        if self.propensity_learning_rate is not None:
+            self._positive("propensity_learning_rate")
         if self.released and (self.max_weight is not None or self.max_norm is not None):
             raise ValueError("released=True cuts neither weights nor gradients: give max_weight=None and max_norm=None")
         if self.released and (self.propensity != "position" or self.loss != "softmax" or self.reduce != "batch"):

@@ -7,6 +7,7 @@ of a list are 1, 2, …, without gaps. What lies beyond ``list_size`` is cut and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["ClickLists", "lists_of", "query_of_groups"]
 
 Array = NDArray[np.float64]
+MOST_GRADE = 100  # gains are 2^y - 1, in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ def lists_of(
     list_size : int, optional
         Places that are kept; those of the longest list by default.
     graded : bool
-        Whether ``clicks`` are grades, from 0 on.
+        Whether ``clicks`` are grades, from 0 to 100.
 
     Raises
     ------
@@ -109,11 +111,9 @@ def lists_of(
     >>> lists_of([0, 1, 0, 0], query=[7, 7, 7, 7], list_size=2).cut
     2
     """
-    values, ids = _clicks(clicks, graded=graded), np.asarray(query)
+    values, ids = _clicks(clicks, graded=graded), _ids(query)
     if ids.shape != values.shape or not len(values):
         raise ValueError(f"query has shape {ids.shape} for {len(values)} clicks: one id for each of at least one row")
-    if ids.dtype.kind == "f" and np.isnan(ids).any():
-        raise ValueError("query holds NaN: every row needs the id of its list")
     about = np.arange(len(values)) if document is None else _whole(document, "document", len(values), least=0)
     if list_size is not None and (isinstance(list_size, bool) or list_size < 1):
         raise ValueError(f"list_size={list_size}: at least 1")
@@ -161,13 +161,36 @@ def query_of_groups(sizes: Sequence[int] | NDArray[np.integer[Any]], rows: int) 
     return np.repeat(np.arange(len(found)), found)
 
 
+def _ids(query: ArrayLike) -> NDArray[Any]:
+    ids = np.asarray(query)
+    if ids.dtype.kind in "fO":
+        missing = [q is None or q != q for q in ids.ravel().tolist()]
+        if any(missing):
+            raise ValueError(f"query holds {ids.ravel()[missing.index(True)]} in row {missing.index(True)}: "
+                             "every row needs the id of its list")  # fmt: skip
+    kinds = {type(q).__name__ for q in ids.ravel()} if ids.dtype.kind == "O" else set()
+    if "str" in kinds and len(kinds) > 1:
+        raise ValueError(f"query holds {' and '.join(sorted(kinds))}: ids of one kind are accepted")
+    return ids
+
+
+def _numbers(given: ArrayLike, name: str, accepted: str) -> Array:
+    values = np.asarray(given)
+    if values.dtype.kind == "O":  # of a frame with gaps
+        with suppress(TypeError, ValueError):
+            values = values.astype(np.float64) if not any(isinstance(v, str) for v in values.ravel()) else values
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {values.dtype.name} such as {values.ravel()[:1].tolist()}: {accepted} accepted")
+    return values.astype(np.float64)
+
+
 def _clicks(clicks: ArrayLike, *, graded: bool) -> Array:
-    values = np.asarray(clicks, dtype=np.float64)
+    what, accepted = ("grade", "numbers from 0 to 100 are") if graded else ("click", "0 and 1 are")
+    values = _numbers(clicks, f"{what}s", accepted)
     if values.ndim != 1:
         raise ValueError(f"clicks have shape {values.shape}: one for each row, (rows,), is accepted")
-    wrong = ~(np.isfinite(values) & (values >= 0)) if graded else ~np.isin(values, (0, 1))
+    wrong = ~((values >= 0) & (values <= MOST_GRADE)) if graded else ~np.isin(values, (0, 1))
     if wrong.any():
-        what, accepted = ("grade", "numbers from 0 on are") if graded else ("click", "0 and 1 are")
         row = int(np.flatnonzero(wrong)[0])
         raise ValueError(f"the {what} of row {row} is {values[row]:g}: {accepted} accepted")
     return values
@@ -177,7 +200,7 @@ def _whole(given: ArrayLike, name: str, rows: int, *, least: int) -> NDArray[np.
     values = np.asarray(given)
     if values.shape != (rows,):
         raise ValueError(f"{name} has shape {values.shape} for {rows} clicks")
-    numbers = values.astype(np.float64)
+    numbers = _numbers(given, name, f"whole numbers from {least} on are")
     wrong = ~(np.isfinite(numbers) & (numbers == np.floor(numbers)) & (numbers >= least))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

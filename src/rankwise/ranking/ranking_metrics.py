@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rankwise.nearest import unknown
 from rankwise.ranking.bootstrap import interval
+from rankwise.ranking.lists import MOST_GRADE
 
 __all__ = [
     "RankingReport",
@@ -72,8 +73,8 @@ def err(
     array([0.25])
     """
     y, s, number, queries = _rows(relevance, scores, query)
-    if y.max() > max_grade:
-        raise ValueError(f"a grade is {y.max():g}, and max_grade is {max_grade:g}")
+    if not y.max() <= max_grade <= MOST_GRADE:
+        raise ValueError(f"a grade is {y.max():g}, and max_grade is {max_grade:g}: from that grade to {MOST_GRADE}")
     order, place = _ordered(y, s, number)
     r = (2 ** y[order] - 1) / 2.0**max_grade
     passed = np.log1p(-r)
@@ -224,8 +225,8 @@ def _rows(relevance: ArrayLike, scores: ArrayLike, query: ArrayLike) -> tuple[Ar
     y, s, ids = np.asarray(relevance, np.float64), np.asarray(scores, np.float64), np.asarray(query)
     if y.ndim != 1 or y.shape != s.shape or y.shape != ids.shape or not len(y):
         raise ValueError(f"relevance {y.shape}, scores {s.shape}, query {ids.shape}: (rows,) of each, at least one row")
-    if not (np.isfinite(y) & (y >= 0)).all():
-        raise ValueError("a grade is negative, infinite or NaN: numbers from 0 on are accepted")
+    if (wrong := ~((y >= 0) & (y <= MOST_GRADE))).any():
+        raise ValueError(f"a grade is {y[wrong][0]:g}: numbers from 0 to {MOST_GRADE} are accepted")
     if not np.isfinite(s).all():
         raise ValueError("a score is NaN or infinite")
     names, number = np.unique(ids, return_inverse=True)

@@ -337,7 +337,15 @@ def _mean_score(judged: Judged, name: str, discount: list[Array], pairs: list[ND
         return float(np.nanmean(np.concatenate(rows)))
 
 
+def _tau(whole: Array, scores: Array) -> float:
+    """Kendall's τ; where one order is all ties, 1 if the other is too and else 0."""
+    if np.ptp(whole) == 0 or np.ptp(scores) == 0:
+        return float(np.ptp(whole) == np.ptp(scores))
+    found: Any = kendalltau(whole, scores)
+    return float(found[0])
+
+
 def _stability(by: Any, share: float, order: Sequence[str], whole: Array, drawn: Sequence[Array]) -> Stability:
-    tau: list[Any] = [kendalltau(whole, scores)[0] for scores in drawn] if len(order) > 1 else [1.0]
+    tau = [_tau(whole, scores) for scores in drawn]
     scores = dict(zip(order, map(float, np.mean(drawn, axis=0)), strict=True))
     return Stability(by=by, share=share, scores=scores, kendall=float(np.mean(tau)))
