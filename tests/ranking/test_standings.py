@@ -10,7 +10,7 @@ import pytest
 
 from rankwise.data.personal import pens
 from rankwise.ranking import agreement, borda, jsd, leaderboard, perseval, reasons
-from rankwise.ranking.standings import _tau
+from rankwise.ranking.standings import _stability, _tau
 
 DATA = Path(os.environ.get("RANKWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 # published scores of ten systems on PENS, by people and with InfoLM as the distance
@@ -157,6 +157,16 @@ def test_an_order_that_is_all_ties_agrees_with_ties_alone():
     assert _tau(np.array([1.0, 1.0]), np.array([1.0, 2.0])) == 0
     assert _tau(np.array([1.0, 2.0]), np.array([1.0, 1.0])) == 0
     assert _tau(np.array([1.0, 2.0]), np.array([2.0, 1.0])) == -1
+
+
+def test_draws_in_which_no_pair_was_drawn_say_nothing():
+    wrote = texts(0, documents=2, readers=2)
+    few = leaderboard(None, wrote, {"a": wrote, "b": noisy(wrote, 0.9, 0)}, simplified=True, resamples=2)
+    assert all(np.isfinite([s.kendall, *s.scores.values()]).all() for s in few.stability)
+    nothing = _stability("pairs", 0.2, ["a", "b"], np.array([1.0, 2.0]), [np.full(2, np.nan)] * 3)
+    assert np.isnan([nothing.kendall, nothing.scores["a"]]).all()
+    some = _stability("pairs", 0.2, ["a", "b"], np.array([1.0, 2.0]), [np.full(2, np.nan), np.array([3.0, 4.0])])
+    assert (some.kendall, some.scores) == (1.0, {"a": 3.0, "b": 4.0})
 
 
 def test_each_document_has_its_reason():

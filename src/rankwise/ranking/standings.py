@@ -46,7 +46,7 @@ class Stability:
     share : float
         How much of it; 1 is all.
     scores : dict of str to float
-        PerSEval by system, the mean of ten draws.
+        PerSEval by system, the mean of ten draws; one in which nothing was drawn is left out.
     kendall : float
         Mean of Kendall's τ between the order in a draw and the order by all.
 
@@ -338,14 +338,14 @@ def _mean_score(judged: Judged, name: str, discount: list[Array], pairs: list[ND
 
 
 def _tau(whole: Array, scores: Array) -> float:
-    """Kendall's τ; where one order is all ties, 1 if the other is too and else 0."""
-    if np.ptp(whole) == 0 or np.ptp(scores) == 0:
+    """Kendall's τ; where one order is all ties, 1 if the other is too and else 0; NaN of NaN."""
+    if 0 in (np.ptp(whole), np.ptp(scores)) and not np.isnan(scores).any():
         return float(np.ptp(whole) == np.ptp(scores))
     found: Any = kendalltau(whole, scores)
     return float(found[0])
 
 
 def _stability(by: Any, share: float, order: Sequence[str], whole: Array, drawn: Sequence[Array]) -> Stability:
-    tau = [_tau(whole, scores) for scores in drawn]
-    scores = dict(zip(order, map(float, np.mean(drawn, axis=0)), strict=True))
-    return Stability(by=by, share=share, scores=scores, kendall=float(np.mean(tau)))
+    told = [scores for scores in drawn if not np.isnan(scores).any()] or [np.full(len(order), np.nan)]
+    scores = dict(zip(order, map(float, np.mean(told, axis=0)), strict=True))
+    return Stability(by=by, share=share, scores=scores, kendall=float(np.mean([_tau(whole, s) for s in told])))
