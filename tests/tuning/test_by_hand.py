@@ -973,6 +973,7 @@ def test_methods_are_registered_once_under_their_names(monkeypatch):
         "s2lora": ("S2LoraConfig", "S2LoraModel"),
         "bitfit": ("BitFitConfig", "BitFitModel"),
         "vida": ("VidaConfig", "VidaModel"),
+        "codyra": ("CodyraConfig", "CodyraModel"),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,8 @@
 from rankwise.tuning.bitfit import BitFitConfig as BitFitConfig
+from rankwise.tuning.codyra import CodyraConfig as CodyraConfig
+from rankwise.tuning.codyra import KeptRank as KeptRank
+from rankwise.tuning.codyra import kappa as kappa
+from rankwise.tuning.codyra_trainer import CodyraCallback as CodyraCallback
 from rankwise.tuning.eva import ActivationSpectra as ActivationSpectra
 from rankwise.tuning.eva import EvaConfig as EvaConfig
 from rankwise.tuning.eva import activation_spectra as activation_spectra

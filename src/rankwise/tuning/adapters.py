@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.nearest import unknown
 from rankwise.tuning.injection import TargetedConfig, matched_modules
@@ -225,6 +227,19 @@ class AdapterModel(BaseTuner):
         for name, module in self.model.named_modules():
             if isinstance(module, READERS) and any(isinstance(c, AdapterLayer) for c in module.children()):
                 raise ValueError(f"adapter_names: {name} ({type(module).__name__}) cannot mix adapters in a batch")
+
+
+def check_linear(tuner: BaseTuner, called: str, name: str, module: nn.Module, parent: nn.Module) -> None:
+    """Raise, by name, for a target that is no linear layer, or one that its parent does not call."""
+    if not isinstance(module, nn.Linear | Conv1D) and not hasattr(module, "in_features"):
+        raise TypeError(f"{called} adapts linear layers; {name} is a {type(module).__name__}")
+    if isinstance(parent, READERS):
+        raise TypeError(
+            f"{name} cannot be adapted: {type(parent).__name__} reads its weight without calling it; leave it out "
+            "of target_modules"
+        )
+    # PEFT's own refusal, for Mamba's fused kernels, asks for the type: these are as LoRA there
+    tuner._check_target_module_compatiblity(LoraConfig(), tuner.model, name.rpartition(".")[2])
 
 
 def _as_given(config: TargetedConfig) -> TargetedConfig:

@@ -35,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.files import whole_folder
 from rankwise.spectral import truncated_svd
+from rankwise.tuning.codyra import CodyraLayer
 from rankwise.tuning.s2lora import S2LoraLayer
 from rankwise.tuning.vida import VidaLayer
 
@@ -111,6 +112,8 @@ def low_rank_factors(layer: Any, adapter_name: str = "default") -> tuple[Tensor,
             raise TypeError("scales of single pictures have no low-rank form: set_scales with two numbers first")
         A, B = torch.cat(downs), torch.cat(ups, 1)
         size = torch.cat([torch.full((len(D),), s, device=A.device) for D, s in zip(downs, scales, strict=True)])
+    elif issubclass(kind, CodyraLayer):
+        A, size, B = layer.factors(adapter_name)
     elif issubclass(kind, AdaLoraLayer):
         A, B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
         size = layer.lora_E[adapter_name].flatten() * layer.scaling[adapter_name]
@@ -142,7 +145,7 @@ def export_lora(
     Parameters
     ----------
     model : PeftModel
-        Holding a LoRA, AdaLoRA, EVA, S2-LoRA, VeRA or ViDA adapter, the last at the scales that it has.
+        Holding a LoRA, AdaLoRA, CoDyRA, EVA, S2-LoRA, VeRA or ViDA adapter, the last at the scales that it has.
     folder : path
         Where the adapter is written; an earlier export there is replaced as a whole.
     pad : bool
@@ -235,7 +238,7 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
 def check_exportable(config: PeftConfig) -> None:
     """``TypeError``, by name, for an adapter that a plain LoRA on the same base model cannot say."""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
-    if kind not in ("LORA", "ADALORA", "VERA", "S2LORA", "VIDA"):
+    if kind not in ("LORA", "ADALORA", "VERA", "S2LORA", "VIDA", "CODYRA"):
         raise TypeError(f"{kind} adapters have no exact low-rank form; export it merged instead")
     variants = {f.name: "a variant of LoRA" for f in fields(config) if f.metadata.get("is_lora_variant")}
     for name, what in (UNSAYABLE | variants).items():

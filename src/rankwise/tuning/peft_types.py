@@ -5,7 +5,7 @@ from __future__ import annotations
 from aenum import extend_enum
 from peft import PeftType
 
-NAMES = ("s2lora", "bitfit", "vida")
+NAMES = ("s2lora", "bitfit", "vida", "codyra")
 
 for _name in NAMES:
     if _name.upper() not in PeftType.__members__:

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
 from rankwise.tuning.bitfit import BitFitConfig, BitFitModel
+from rankwise.tuning.codyra import CodyraConfig, CodyraModel
 from rankwise.tuning.s2lora import S2LoraConfig, S2LoraModel
 from rankwise.tuning.vida import VidaConfig, VidaModel
 
@@ -17,6 +18,7 @@ METHODS: dict[str, tuple[type[PeftConfig], type[BaseTuner]]] = {
     "s2lora": (S2LoraConfig, S2LoraModel),
     "bitfit": (BitFitConfig, BitFitModel),
     "vida": (VidaConfig, VidaModel),
+    "codyra": (CodyraConfig, CodyraModel),
 }
 
 

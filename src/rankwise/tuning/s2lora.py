@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftType
+from peft import PeftType
 from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -40,7 +40,7 @@ from rankwise.nearest import unknown
 from rankwise.spectral import orthogonality_error
 from rankwise.tuning import peft_types as _peft_types  # noqa: F401  (PeftType.S2LORA must exist)
 from rankwise.tuning import s2lora_step
-from rankwise.tuning.adapters import READERS, AdapterLayer, AdapterModel
+from rankwise.tuning.adapters import AdapterLayer, AdapterModel, check_linear
 from rankwise.tuning.injection import TargetedConfig
 from rankwise.tuning.shared_product import SharedProduct
 
@@ -306,15 +306,7 @@ class S2LoraModel(AdapterModel):
 
     def check_target(self, name: str, module: nn.Module, parent: nn.Module) -> None:
         """A target is a linear layer that its parent calls."""
-        if not isinstance(module, nn.Linear | Conv1D) and not hasattr(module, "in_features"):
-            raise TypeError(f"S2-LoRA adapts linear layers; {name} is a {type(module).__name__}")
-        if isinstance(parent, READERS):
-            raise TypeError(
-                f"{name} cannot be adapted: {type(parent).__name__} reads its weight without calling it; leave it out "
-                "of target_modules"
-            )
-        # PEFT's own refusal, for Mamba's fused kernels, asks for the type: S2-LoRA is as LoRA there
-        self._check_target_module_compatiblity(LoraConfig(), self.model, name.rpartition(".")[2])
+        check_linear(self, "S2-LoRA", name, module, parent)
 
     def prepare(self, adapter_name: str, config: S2LoraConfig, found: dict[str, nn.Module]) -> None:
         """Make the adapter's shared factors."""

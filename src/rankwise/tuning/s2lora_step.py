@@ -42,14 +42,14 @@ def soft_threshold(x: Tensor, amount: float) -> Tensor:
     return x.sign() * (x.abs() - amount).clamp(min=0)
 
 
-def refuse_copies() -> None:
+def refuse_copies(called: str = "S2-LoRA") -> None:
     """``RuntimeError`` under engines whose optimiser steps on copies of the parameters, where no term would arrive."""
     from accelerate.state import PartialState
 
     engine = getattr(PartialState._shared_state.get("distributed_type"), "value", "NO")
     if engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         raise RuntimeError(
-            f"S2-LoRA needs an optimiser over whole parameters, which {engine} has not; train it with DDP"
+            f"{called} needs an optimiser over whole parameters, which {engine} has not; train it with DDP"
         )
 
 

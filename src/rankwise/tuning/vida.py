@@ -26,14 +26,14 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftType
+from peft import PeftType
 from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.models import target_modules
 from rankwise.tuning import peft_types as _peft_types  # noqa: F401  (PeftType.VIDA must exist)
-from rankwise.tuning.adapters import READERS, AdapterLayer, AdapterModel
+from rankwise.tuning.adapters import AdapterLayer, AdapterModel, check_linear
 from rankwise.tuning.injection import TargetedConfig
 
 __all__ = ["VidaConfig"]
@@ -245,15 +245,7 @@ class VidaModel(AdapterModel):
 
     def check_target(self, name: str, module: nn.Module, parent: nn.Module) -> None:
         """A target is a linear layer that its parent calls."""
-        if not isinstance(module, nn.Linear | Conv1D) and not hasattr(module, "in_features"):
-            raise TypeError(f"ViDA adapts linear layers; {name} is a {type(module).__name__}")
-        if isinstance(parent, READERS):
-            raise TypeError(
-                f"{name} cannot be adapted: {type(parent).__name__} reads its weight without calling it; leave it out "
-                "of target_modules"
-            )
-        # PEFT's own refusal, for Mamba's fused kernels, asks for the type: ViDA is as LoRA there
-        self._check_target_module_compatiblity(LoraConfig(), self.model, name.rpartition(".")[2])
+        check_linear(self, "ViDA", name, module, parent)
 
     def prepare(self, adapter_name: str, config: VidaConfig, found: dict[str, nn.Module]) -> None:
         """Refuse ``fuse_qkv`` where it would do nothing, or half of what it says."""
