@@ -51,7 +51,7 @@ def test_a_layer_has_r_plus_r_high_times_both_sides_parameters(r, r_high):
 def test_down_starts_with_a_standard_deviation_of_one_over_r_squared_and_up_at_zero(r):
     torch.manual_seed(0)
     model = get_peft_model(nn.Sequential(nn.Linear(4000, 8)), VidaConfig(r=r, r_high=0, target_modules=["0"]))
-    ((D, U, scale),) = model.base_model.model[0].branches("default")
+    D, U, scale = model.base_model.model[0].branches("default")["low"]
     assert float(D.detach().std()) == pytest.approx(1 / r**2, rel=0.05)
     assert not U.any()
     assert scale == 1.0
@@ -227,7 +227,7 @@ def test_shared_downs_are_saved_once_and_come_back_shared(low, tmp_path):
     for twin in (again, copy.deepcopy(again)):
         mine = layers(twin)
         for name in (n for n in mine if n.endswith("q_proj")):
-            downs = [mine[name.replace("q_proj", f"{k}_proj")].branches("default")[0][0] for k in "qkv"]
+            downs = [mine[name.replace("q_proj", f"{k}_proj")].branches("default")["low"][0] for k in "qkv"]
             assert downs[0] is downs[1] is downs[2]
     assert layers(copy.deepcopy(again)).keys() == layers(again).keys()
     torch.testing.assert_close(again.merge_and_unload()(PIXELS).logits, expected, atol=1e-4, rtol=1e-4)

@@ -107,7 +107,7 @@ def low_rank_factors(layer: Any, adapter_name: str = "default") -> tuple[Tensor,
         P, coefficients, Q = layer.factors(adapter_name)
         A, B, size = Q, P, layer.scaling[adapter_name] * coefficients
     elif issubclass(kind, VidaLayer):
-        downs, ups, scales = zip(*layer.branches(adapter_name), strict=True)
+        downs, ups, scales = zip(*layer.branches(adapter_name).values(), strict=True)
         if any(isinstance(scale, Tensor) for scale in scales):
             raise TypeError("scales of single pictures have no low-rank form: set_scales with two numbers first")
         A, B = torch.cat(downs), torch.cat(ups, 1)

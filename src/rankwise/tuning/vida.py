@@ -133,7 +133,7 @@ class VidaLayer(AdapterLayer):
     >>> from rankwise.tuning import VidaConfig
     >>> config = VidaConfig(r=1, r_high=4, target_modules=["0"])
     >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 8)), config)
-    >>> [(D.shape, U.shape) for D, U, _ in model.base_model.model[0].branches("default")]
+    >>> [(D.shape, U.shape) for D, U, _ in model.base_model.model[0].branches("default").values()]
     [(torch.Size([1, 6]), torch.Size([8, 1])), (torch.Size([4, 6]), torch.Size([8, 4]))]
     """
 
@@ -142,7 +142,7 @@ class VidaLayer(AdapterLayer):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        self.in_features, self.out_features = (int(n or 0) for n in _get_in_out_features(self.get_base_layer()))
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
@@ -168,14 +168,14 @@ class VidaLayer(AdapterLayer):
             if adapter_name in (own := self._side(branch, "down")):
                 del own[adapter_name]
 
-    def branches(self, adapter_name: str) -> list[tuple[Tensor, Tensor, Scale]]:
-        """``D: (r, in)``, ``U: (out, r)`` and the scale of each branch that there is, the narrow one first."""
+    def branches(self, adapter_name: str) -> dict[str, tuple[Tensor, Tensor, Scale]]:
+        """``D: (r, in)``, ``U: (out, r)`` and the scale of each branch that there is: ``low``, ``high``."""
         source = self.leader.get(adapter_name, self)
-        return [
-            (source._side(branch, "down")[adapter_name], self._side(branch, "up")[adapter_name], scale)
+        return {
+            branch: (source._side(branch, "down")[adapter_name], self._side(branch, "up")[adapter_name], scale)
             for branch, scale in zip(BRANCHES, self.scaling[adapter_name], strict=True)
             if adapter_name in self._side(branch, "up")
-        ]
+        }
 
     def base_tensor(self) -> nn.Parameter:
         """The base weight."""
@@ -184,7 +184,7 @@ class VidaLayer(AdapterLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """``s_low U₁ D₁ + s_high U₂ D₂`` in the base weight's orientation, at the scales of this moment."""
         delta = torch.zeros((), device=self.base_tensor().device)
-        for D, U, scale in self.branches(adapter_name):
+        for D, U, scale in self.branches(adapter_name).values():
             if isinstance(scale, Tensor):
                 raise ValueError(
                     "scales of single pictures cannot be merged into one weight: set_scales with two numbers first"
@@ -198,7 +198,7 @@ class VidaLayer(AdapterLayer):
         result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
         for name in adapters:
-            downs, ups, scales = zip(*self.branches(name), strict=True)
+            downs, ups, scales = zip(*self.branches(name).values(), strict=True)
             h = F.linear(self._cast_input_dtype(x, downs[0].dtype), torch.cat(downs))
             parts = h.split([len(D) for D in downs], -1)
             h = torch.cat([part * _by_row(s, part) for part, s in zip(parts, scales, strict=True)], -1)
