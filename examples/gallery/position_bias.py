@@ -16,7 +16,7 @@ clicks = PBM().simulate(attraction(np.clip(np.round(X[..., 0] + 1), 0, 4)), seed
 log = {"query": np.repeat(np.arange(lists), 10)}
 model = DualLearningRanker(hidden=(16,), steps=400).fit(X.reshape(-1, 3), clicks.ravel(), **log)
 laid = lists_of(clicks.ravel(), **log)
-curve = propensity_curve(laid, model.predict(X.reshape(-1, 3))[laid.rows], max_weight=10.0, resamples=500)
+curve = propensity_curve(laid, model.predict(X.reshape(-1, 3))[laid.rows], max_weight=100.0, resamples=500)
 clicked = clicks.mean(0) / clicks.mean(0)[0]
 curves = {"learned": curve.propensity, "clicks, relative": clicked, "truth": PBM().of(10) / PBM().of(1)}
 save(propensities(curves, low=curve.low, high=curve.high), Path("position_bias.png"))

@@ -1,15 +1,24 @@
 """From a log to a ranker, its scores and their judgement; what is said, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from rankwise.jobs.clicks import evaluate_scores, fit_log, score_documents
-from rankwise.ranking import PBM, DualLearningRanker, NaiveRanker, attraction, load_ranker, save_ranker
+from rankwise.jobs.clicks import _notes, evaluate_scores, fit_log, score_documents
+from rankwise.ranking import (
+    PBM,
+    DualLearningRanker,
+    NaiveRanker,
+    PropensityCurve,
+    attraction,
+    load_ranker,
+    save_ranker,
+)
 
-SMALL = {"ranker": "linear", "steps": 40, "resamples": 50}
+SMALL = {"ranker": "linear", "steps": 40, "learning_rate": 0.05, "resamples": 50}
 
 
 def write_log(folder, *, by_relevance=0.0, sessions=300, queries=12, documents=6, seed=0):
@@ -120,6 +129,28 @@ def test_a_log_without_a_click_at_the_first_place_has_no_curve_and_says_so(tmp_p
     assert json.loads((tmp_path / "ranker/results.json").read_text())["propensity"]["propensity"] == [None] * 3
 
 
+def test_a_curve_that_reaches_down_to_where_weights_are_cut_is_said():
+    curve = PropensityCurve(propensity=np.array([1, 0.12, 0.02]), low=np.zeros(3), high=np.ones(3))
+    ranker = SimpleNamespace(empty_=0, cut_=0)
+    for most, said in ((10.0, "2 positions are looked at about as rarely as weights are cut (max_weight=10)"),
+                       (50.0, "1 positions"), (100.0, None)):  # fmt: skip
+        found = [note for note in _notes(0.0, ranker, curve, most) if "as rarely as" in note]
+        assert [note.startswith(said) for note in found] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("ranker", ["dnn", "linear"])
+def test_a_rate_of_its_own_decides_the_fit(tmp_path, ranker):
+    write_log(tmp_path, sessions=40)
+    told = {"ranker": ranker, "steps": 3, "resamples": 5, "features": tmp_path / "docs.svm"}
+    default, same, other = (
+        fit_log(tmp_path / "clicks.csv", tmp_path / f"r{rate}", learning_rate=rate, **told).ranker
+        for rate in (None, {"dnn": 0.002, "linear": 0.01}[ranker], 0.1)
+    )
+    X = np.eye(3)
+    assert np.array_equal(default.predict(X), same.predict(X))
+    assert not np.array_equal(default.predict(X), other.predict(X))
+
+
 def test_a_saved_ranker_predicts_the_same_and_broken_ones_are_refused(tmp_path):
     X = np.random.default_rng(0).normal(size=(8, 3))
     model = DualLearningRanker(hidden=(3,), steps=2, released=True, max_weight=None, max_norm=None)
@@ -151,6 +182,8 @@ def test_too_few_queries_and_options_out_of_range_are_refused_before_work(tmp_pa
         ({"hidden": ()}, "hidden layers are none"),
         ({"hidden": (4, 0)}, "hidden layers are 4, 0: whole numbers from 1 on"),
         ({"hidden": (1.5,)}, "hidden layers are 1.5"),
+        ({"learning_rate": 0}, "learning_rate=0: a number above 0"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
         ({"max_weight": 0}, "max_weight=0: it has to be above 0"),
         ({"max_weight": float("nan")}, "max_weight=nan"),
     ):

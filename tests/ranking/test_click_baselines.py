@@ -40,10 +40,25 @@ def test_a_click_model_weighs_by_the_clicks_before():
     from rankwise.ranking.click_ranker import Batch
 
     clicks, mask = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.ones(2, 2, dtype=torch.bool)
-    ranker = IPWRanker(propensity=UBM([[1.0], [0.5, 0.8]]))
-    assert ranker._inverse(Batch(clicks=clicks, mask=mask)).tolist() == [[1.0, 2.0], [1.0, 1.25]]
-    cut = IPWRanker(propensity=Cascade(), max_weight=3.0)._inverse(Batch(clicks=clicks, mask=mask))
-    assert cut.tolist() == [[1.0, 3.0], [1.0, 1.0]]
+    for ranker, weights in (
+        (IPWRanker("linear", propensity=UBM([[1.0], [0.5, 0.8]])), [[1.0, 2.0], [1.0, 1.25]]),
+        (IPWRanker("linear", propensity=Cascade(), max_weight=3.0), [[1.0, 3.0], [1.0, 1.0]]),
+    ):
+        ranker.fit(np.eye(2), [1, 1], query=[0, 0])
+        assert ranker._inverse(Batch(clicks=clicks, mask=mask)).tolist() == weights
+
+
+@pytest.mark.parametrize("name", ["pbm", "ubm"])
+def test_a_click_model_by_name_is_estimated_from_the_log_where_documents_move(name):
+    theta, a = np.array([1.0, 0.5, 0.2]), np.array([0.3, 0.5, 0.8])
+    document = np.random.default_rng(0).permuted(np.tile(np.arange(3), (4000, 1)), axis=1)
+    log = {"clicks": PBM(theta).simulate(a[document], seed=0).ravel(), "query": np.repeat(np.arange(4000), 3),
+           "document": document.ravel()}  # fmt: skip
+    ranker = IPWRanker("linear", propensity=name, steps=200, **FULL).fit(np.eye(3), **log)
+    assert ranker.propensity_ == pytest.approx(theta, abs=0.03)
+    assert np.exp(np.diff(ranker.predict(np.eye(3)))) == pytest.approx(a[1:] / a[:-1], rel=0.1)
+    assert ranker.click_model_.examination(np.zeros((1, 3)))[0] / ranker.propensity_ == pytest.approx(
+        ranker.click_model_.examination(np.zeros((1, 3)))[0, 0])  # fmt: skip
 
 
 def test_regression_em_and_pair_debias_order_what_naive_clicks_reverse(hidden):
@@ -87,6 +102,7 @@ def test_labels_are_learned_as_gains():
         (IPWRanker(propensity=[1.0]), "propensity has 1 values, and lists have 2 places"),
         (IPWRanker(propensity=[1.0, 0.0]), "a number above 0 for each position"),
         (IPWRanker(propensity=[1.0, 0.5], max_weight=0), "max_weight=0"),
+        (IPWRanker(propensity="dbn"), "unknown propensity 'dbn'"),
         (RegressionEMRanker(loss="softmax"), "loss 'sigmoid' alone"),
         (PairDebiasRanker(loss="softmax"), "loss 'pairwise' alone"),
         (PairDebiasRanker(reduce="list"), "reduce='batch' alone"),

@@ -43,6 +43,41 @@ def test_where_documents_are_equally_relevant_propensity_is_the_ratio_of_clicks(
         assert model.propensity_ == pytest.approx(PBM().of(6) / 0.68, abs=4 * np.sqrt(0.25 / 2000) / 0.5)
 
 
+def test_the_default_rate_reaches_a_strong_bias_where_the_published_one_ends_on_the_way():
+    """Of equally relevant documents with η 2: the tenth place is looked at 1/128 as often as the first."""
+    X, data, clicks = equal(lists=4000, n=10, eta=2.0)
+    exact = clicks.sum(0) / clicks.sum(0)[0]
+    ours, published = (
+        DualLearningRanker("linear", steps=400, propensity_learning_rate=rate).fit(X, **data).propensity_
+        for rate in (None, 0.05)
+    )
+    assert ours == pytest.approx(exact, rel=0.35)
+    assert (published[-3:] > 3 * exact[-3:]).all()
+    assert np.log(published).min() >= -2 * 2 * 0.05 * np.sqrt(400)  # both ends of a ratio, 2 rate √t each
+
+
+def test_propensities_follow_a_bias_that_changes_while_it_is_learned():
+    model = DualLearningRanker("linear")
+    for eta in (0.5, 1.5):
+        X, data, clicks = equal(lists=4000, eta=eta)
+        for _ in range(5):
+            model.partial_fit(X, **data)
+        assert model.propensity_ == pytest.approx(clicks.sum(0) / clicks.sum(0)[0], rel=0.15)
+
+
+def test_the_rate_of_free_positions_is_for_adagrad_and_for_them_alone():
+    X, data = log()
+    for options, rate in (
+        ({}, 0.5),
+        ({"propensity_learning_rate": 0.2}, 0.2),
+        ({"optimizer": "adam", "learning_rate": 0.03}, 0.03),
+        ({"propensity": "contextual", "learning_rate": 0.03}, 0.03),
+        ({"released": True, "max_weight": None, "max_norm": None}, 0.05),
+    ):
+        model = DualLearningRanker(**TINY, **options).fit(X, **data)
+        assert model._optimizers[1].param_groups[0]["lr"] == rate
+
+
 def test_without_bias_the_propensity_is_flat():
     X, data, _ = equal(eta=0.0)
     assert DualLearningRanker("linear", **FULL).fit(X, **data).propensity_ == pytest.approx(np.ones(6), abs=0.05)

@@ -28,7 +28,9 @@ def fit(
     hidden: Annotated[str | None, typer.Option(help="Units of each hidden layer of dnn; 64,32 by default.")] = None,
     list_size: Annotated[int, typer.Option(min=1, help="Positions that are learned from.")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Of training, 256 lists each.")] = 1000,
-    max_weight: Annotated[float, typer.Option(help="Larger weights of clicks are cut to it.")] = 10.0,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the ranker; 0.002 for dnn and 0.01 for linear by "
+                                                        "default.")] = None,
+    max_weight: Annotated[float, typer.Option(help="Larger weights of clicks are cut to it.")] = 100.0,
     held_out: Annotated[float, typer.Option(help="Share of the queries that only judge.")] = 0.2,
     resamples: Annotated[int, typer.Option(min=1, help="Draws of queries for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the fits and the draws.")] = 0,
@@ -47,15 +49,15 @@ def fit(
 
     units = None if hidden is None else numbers(hidden, "--hidden")
     check_ranking(log, features, out, ranker=network, hidden=units, held_out=held_out, steps=steps, list_size=list_size,
-                  max_weight=max_weight)  # fmt: skip
+                  learning_rate=learning_rate, max_weight=max_weight)  # fmt: skip
     from rankwise.jobs.clicks import fit_log
     from rankwise.report.tables import terminal
 
     with console.status("fitting") if console.is_terminal and not json_ else nullcontext():
         learned = fit_log(
             log, out, features=features, ranker=network, hidden=tuple(map(int, units)) if units else None,
-            list_size=list_size, steps=steps, max_weight=max_weight, held_out=held_out, resamples=resamples, seed=seed,
-            page=_write,
+            list_size=list_size, steps=steps, learning_rate=learning_rate, max_weight=max_weight, held_out=held_out,
+            resamples=resamples, seed=seed, page=_write,
         )  # fmt: skip
     if json_:
         print_json(learned.as_json())

@@ -26,6 +26,7 @@ from rankwise.reading import read_text
 
 Array = NDArray[np.float64]
 HIDDEN = (64, 32)
+RATES = {"dnn": 0.002, "linear": 0.01}  # of learning; far larger ones learn some hundred queries by heart
 CONFOUNDED = 0.3  # mean rank correlation of a list's order with the learned scores
 
 
@@ -94,7 +95,8 @@ def fit_log(
     hidden: tuple[int, ...] | None = None,
     list_size: int = 10,
     steps: int = 1000,
-    max_weight: float = 10.0,
+    learning_rate: float | None = None,
+    max_weight: float = 100.0,
     held_out: float = 0.2,
     resamples: int = 1000,
     seed: int = 0,
@@ -114,8 +116,12 @@ def fit_log(
         As of `rankwise.ranking.DualLearningRanker`, like the next but for their defaults.
     hidden : tuple of int, optional
         Units of each hidden layer of ``dnn``; 64, 32 by default.
-    list_size, steps, max_weight
-        Positions that are learned from; of training; where weights of clicks are cut.
+    list_size, steps : int
+        Positions that are learned from; of training.
+    learning_rate : float, optional
+        Of the ranker; 0.002 for ``dnn`` and 0.01 for ``linear`` by default.
+    max_weight : float
+        Where weights of clicks are cut.
     held_out : float
         Share of the queries that only judge.
     resamples, seed : int
@@ -128,9 +134,9 @@ def fit_log(
     ValueError
         Options or data that are not accepted.
     """
-    options: dict[str, Any] = {"hidden": hidden, "list_size": list_size, "steps": steps}
+    options: dict[str, Any] = {"hidden": hidden, "list_size": list_size, "steps": steps, "learning_rate": learning_rate}
     check_ranking(path, features, out, ranker=ranker, held_out=held_out, max_weight=max_weight, **options)
-    options["hidden"] = hidden or HIDDEN
+    options |= {"hidden": hidden or HIDDEN, "learning_rate": learning_rate or RATES[ranker]}
     log = read_click_log(path, None if features is None else read_judged(features))
     inputs = [p for p in (path, features) if p is not None]
     with whole_folder(
@@ -182,7 +188,7 @@ def learn(
         ranker=fits["debiased"][0], curve=curve,
         likelihood=_likelihoods(trained, held, scores, fits, names, resamples, seed),
         change=float(change.mean()), noise=float(noise.mean()), excess=(low, high), agreement=agreement,
-        counts=_counts(log, fits["debiased"][0]), notes=_notes(agreement, fits["debiased"][0], curve),
+        counts=_counts(log, fits["debiased"][0]), notes=_notes(agreement, fits["debiased"][0], curve, max_weight),
     )  # fmt: skip
 
 
@@ -324,7 +330,7 @@ def _counts(log: ClickLog, ranker: Any) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _notes(agreement: float, ranker: Any, curve: PropensityCurve) -> list[str]:
+def _notes(agreement: float, ranker: Any, curve: PropensityCurve, max_weight: float) -> list[str]:
     notes = []
     if agreement > CONFOUNDED:
         notes.append(
@@ -335,6 +341,11 @@ def _notes(agreement: float, ranker: Any, curve: PropensityCurve) -> list[str]:
     if np.isnan(curve.propensity).any():
         notes.append(
             "no training list was clicked at its first place, which propensities are relative to: there is none"
+        )
+    if (rare := int((curve.propensity * max_weight < 1.5).sum())) and max_weight > 1:
+        notes.append(
+            f"{rare:,} positions are looked at about as rarely as weights are cut (max_weight={max_weight:g}) or more "
+            "so, which flattens the curve: take a larger one"
         )
     if ranker.empty_:
         notes.append(f"{ranker.empty_:,} training lists have no click and teach nothing")

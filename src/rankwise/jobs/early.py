@@ -144,7 +144,7 @@ def check_personalisation(
 
 def check_ranking(
     path: Path, features: Path | None, out: Path, *, ranker: str, hidden: Sequence[float] | None, held_out: float,
-    steps: int, list_size: int, max_weight: float,
+    steps: int, list_size: int, learning_rate: float | None, max_weight: float,
 ) -> None:  # fmt: skip
     """Of `rankwise.jobs.clicks.fit_log`."""
     from rankwise.data.tables import kind_of
@@ -159,6 +159,8 @@ def check_ranking(
         raise ValueError(f"hidden layers are {', '.join(f'{n:g}' for n in hidden) or 'none'}: whole numbers from 1 on")
     if not max_weight > 0:
         raise ValueError(f"max_weight={max_weight}: it has to be above 0")
+    if learning_rate is not None and not 0 < learning_rate < 3e38:
+        raise ValueError(f"learning_rate={learning_rate}: a number above 0 is accepted")
     if not 0 < held_out < 1:
         raise ValueError(f"held-out share is {held_out}; between 0 and 1 is accepted")
     kind_of(path)

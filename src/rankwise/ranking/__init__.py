@@ -1,4 +1,4 @@
-"""Ranking: personalisation of summaries, and leaderboards with intervals."""
+"""Ranking: rankers from click logs, and how summaries follow their readers."""
 
 from rankwise.family import namespace
 

@@ -1,6 +1,7 @@
 """What dual learning is compared with, in the same form: known propensities, regression-EM, PairDebias, labels.
 
-IPW             clicks weigh θ_1 / θ_k, from true, randomised or estimated (`PBM`, `UBM`) examination
+IPW             clicks weigh θ_1 / θ_k: known, of shuffled lists (`randomised_propensity`), or of a click model that is
+                estimated from the log itself, which needs documents that were seen at several places
 regression-EM   P(click) = θ_k σ(f): f is fitted to the posterior of relevance, θ to that of examination
                 (Wang et al., WSDM 2018, the posterior as a soft target)
 PairDebias      pairs clicked > not clicked weigh 1 / (t⁺_i t⁻_j), and t are ratios of losses by position
@@ -10,6 +11,7 @@ labels          grades y in place of clicks, gains 2^y - 1
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,13 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rankwise.ranking.click_losses import list_loss
-from rankwise.ranking.click_models import ClickModel
-from rankwise.ranking.click_ranker import Batch, ClickRanker
+from rankwise.ranking.click_models import PBM, UBM, ClickModel
+from rankwise.ranking.click_ranker import Batch, ClickRanker, one_of
 from rankwise.ranking.lists import ClickLists
 
 __all__ = ["IPWRanker", "LabelRanker", "PairDebiasRanker", "RegressionEMRanker"]
 
 Array = NDArray[np.float64]
+ESTIMATED: dict[str, type[PBM | UBM]] = {"pbm": PBM, "ubm": UBM}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -38,11 +41,18 @@ class IPWRanker(ClickRanker):
     ranker, hidden, list_size, loss, reduce, optimizer, learning_rate, max_norm, batch_size, steps, l2, scale, device, \
 random_state
         As of `ClickRanker`.
-    propensity : sequence of float or ClickModel
+    propensity : {"pbm", "ubm"}, sequence of float or ClickModel
         Of each position, above 0, on any scale; or a click model, which says how likely a place was examined given
-        the clicks before it.
+        the clicks before it; or the name of one, `PBM` or `UBM`, that is estimated from the first log.
     max_weight : float, optional
         Weights are cut to it.
+
+    Attributes
+    ----------
+    propensity_ : ndarray
+        ``(n,)``, relative to the first place; of a click model, where nothing was clicked before.
+    click_model_ : ClickModel or None
+        Given or estimated.
 
     Examples
     --------
@@ -54,7 +64,7 @@ random_state
     array([1. , 0.5])
     """
 
-    propensity: Sequence[float] | Array | ClickModel = ()
+    propensity: Sequence[float] | Array | ClickModel | str = ()
     max_weight: float | None = None
 
     def _loss(self, z: Tensor, batch: Batch) -> Tensor:
@@ -62,8 +72,8 @@ random_state
         return list_loss(z, batch.clicks, weights, batch.mask, loss=self.loss, reduce=self.reduce)
 
     def _inverse(self, batch: Batch) -> Tensor:
-        if isinstance(self.propensity, ClickModel):
-            p = torch.as_tensor(np.maximum(self.propensity.examination(batch.clicks.cpu().numpy()), 1e-6))
+        if self.click_model_ is not None:
+            p = torch.as_tensor(np.maximum(self.click_model_.examination(batch.clicks.cpu().numpy()), 1e-6))
         else:
             p = torch.as_tensor(self.propensity_[: batch.mask.shape[1]]).expand(batch.mask.shape)
         weights = p[:, :1] / p
@@ -71,28 +81,33 @@ random_state
 
     def _extra(self, lists: ClickLists, context: Tensor | None) -> None:
         super()._extra(lists, context)
-        n = lists.mask.shape[1]
-        if isinstance(self.propensity, ClickModel):
-            self.propensity_ = self.propensity.examination(np.zeros((1, n)))[0]
+        n, given = lists.mask.shape[1], self.propensity
+        self.click_model_ = ESTIMATED[given].estimate(lists) if isinstance(given, str) else None
+        if isinstance(given, ClickModel):
+            self.click_model_ = given
+        if self.click_model_ is not None:
+            found = self.click_model_.examination(np.zeros((1, n)))[0]
         else:
-            self.propensity_ = np.asarray(self.propensity, dtype=np.float64)
-            if self.propensity_.ndim != 1 or not (np.isfinite(self.propensity_) & (self.propensity_ > 0)).all():
-                raise ValueError(f"propensity is {self.propensity!r}: a number above 0 for each position is accepted")
-            if len(self.propensity_) < n:
-                raise ValueError(f"propensity has {len(self.propensity_)} values, and lists have {n} places")
-        self.propensity_ = self.propensity_ / self.propensity_[0]
+            found = np.asarray(given, dtype=np.float64)
+            if found.ndim != 1 or not (np.isfinite(found) & (found > 0)).all():
+                raise ValueError(f"propensity is {given!r}: a number above 0 for each position is accepted")
+            if len(found) < n:
+                raise ValueError(f"propensity has {len(found)} values, and lists have {n} places")
+        self.propensity_ = found / found[0]
 
     def _check(self) -> None:
         super()._check()
+        if isinstance(self.propensity, str):
+            one_of("propensity", self.propensity, ESTIMATED)
         self._positive("max_weight", optional=True)
 
 
-class _OwnLoss(ClickRanker):
+class _OwnLoss(ClickRanker, ABC):
     """Of one loss alone, whose propensities move with it rather than by a gradient."""
 
+    @abstractmethod
     def _moving(self) -> Tensor:
         """Propensities ``(n,)`` on any scale."""
-        raise TypeError(f"{type(self).__name__} does not say what moves")
 
     def _finish(self, lists: ClickLists, context: Tensor | None) -> None:
         moved = self._moving()

@@ -105,7 +105,7 @@ class ClickModel(ABC):
         ValueError
             Probabilities out of range; a list that can get no click where it has to.
         """
-        a = self._attractive(attractive)
+        a = self._attractive(attractive).astype(np.float32)  # as the draws are
         a = a if mask is None else a * np.asarray(mask, dtype=bool)
         # a stream of its own: data drawn by a caller from the same seed would be correlated with its clicks
         rng = np.random.default_rng([seed, 1])
@@ -125,7 +125,7 @@ class ClickModel(ABC):
         return click_log_likelihood(self.examination(clicks) * self._attractive(attractive), clicks, mask)
 
     @abstractmethod
-    def _draw(self, a: Array, rng: np.random.Generator) -> NDArray[np.int8]:
+    def _draw(self, a: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int8]:
         """Clicks ``(L, n)``."""
 
     def _attractive(self, attractive: ArrayLike) -> Array:
@@ -179,8 +179,8 @@ class PBM(ClickModel):
         a = self._attractive(attractive)
         return self.of(a.shape[1]) * a
 
-    def _draw(self, a: Array, rng: np.random.Generator) -> NDArray[np.int8]:
-        return (rng.random(a.shape, dtype=np.float32) < self.of(a.shape[1]) * a).astype(np.int8)
+    def _draw(self, a: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int8]:
+        return (rng.random(a.shape, dtype=np.float32) < self.of(a.shape[1]).astype(np.float32) * a).view(np.int8)
 
     @classmethod
     def estimate(cls, lists: ClickLists, *, iterations: int = 100) -> PBM:
@@ -266,7 +266,7 @@ class UBM(ClickModel):
             state[:, k + 1] = out[:, k]
         return out
 
-    def _draw(self, a: Array, rng: np.random.Generator) -> NDArray[np.int8]:
+    def _draw(self, a: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int8]:
         gamma, last = self.of(a.shape[1]), np.zeros(len(a), np.int64)
         clicks = np.zeros(a.shape, np.int8)
         for k in range(a.shape[1]):
@@ -310,9 +310,9 @@ class Cascade(ClickModel):
         a = self._attractive(attractive)
         return a * np.c_[np.ones(len(a)), np.cumprod(1 - a, 1)[:, :-1]]
 
-    def _draw(self, a: Array, rng: np.random.Generator) -> NDArray[np.int8]:
+    def _draw(self, a: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int8]:
         found = rng.random(a.shape, dtype=np.float32) < a
-        return (found & (found.cumsum(1) == 1)).astype(np.int8)
+        return (found & (found.cumsum(1) == 1)).view(np.int8)
 
 
 def _last_click(c: NDArray[Any]) -> NDArray[np.int64]:

@@ -353,8 +353,8 @@ class ClickRanker(BaseEstimator):
                 which = torch.as_tensor(next(batches), device=self.device)
                 shown = None if context is None else context[entries[which]]
                 batch = Batch(clicks=clicks[which], mask=mask[which], context=shown)
-                z = x.new_zeros(batch.mask.shape)
-                z[batch.mask] = self._scores(x[rows[which][batch.mask]])
+                f = self._scores(x.index_select(0, rows[which][batch.mask]))
+                z = x.new_zeros(batch.mask.shape).masked_scatter(batch.mask, f)
                 losses.append(self._step(self._loss(z, batch)))
         found = torch.stack(losses).cpu().numpy() if losses else np.zeros(0)
         wrong = np.flatnonzero(~np.isfinite(found))

@@ -49,7 +49,7 @@ def debias(
     position: ArrayLike | None = None,
     document: ArrayLike | None = None,
     propensity: ArrayLike | None = None,
-    max_weight: float = 10.0,
+    max_weight: float = 100.0,
     **options: Any,
 ) -> Debiased:
     """Weights of a log's rows for LightGBM or XGBoost.

@@ -16,7 +16,9 @@ billions of clicks, better fitting clicks did not reliably mean agreeing better 
 
 Where we differ from what was released: one optimiser for each network is kept over the run (the PyTorch port makes new
 ones every step, so that Adagrad steps by ±rate); g is a free vector (the port's goes through an ELU and cannot fall
-below -1); weights are cut at ``max_weight`` (there the option does nothing); lists of any length are masked.
+below -1) with a rate of its own (t steps of Adagrad move a logit by 2 rate √t at most: at the published 0.05 a
+propensity of 0.06 takes thousands); weights are cut at ``max_weight`` (there the option does nothing); lists of any
+length are masked.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from rankwise.ranking.lists import ClickLists
 __all__ = ["DualLearningRanker"]
 
 PROPENSITIES = ("position", "contextual")
+FREE_RATE = 0.5  # of free positions under Adagrad
 SMOOTHED = 1e-7  # what the port adds to every click
 
 
@@ -54,9 +57,9 @@ random_state
         given one, context; or a module from ``(B, n, n + c)``, one-hot positions and context, to ``(B, n)`` or
         ``(B, n, 1)``, of which a copy is trained.
     propensity_learning_rate : float, optional
-        Of the examination model; the ranker's by default.
+        Of the examination model; by default 0.5 for a free number a position under Adagrad, else the ranker's.
     max_weight : float, optional
-        Weights of both losses are cut to it; None leaves them.
+        Weights of both losses are cut to it; None leaves them. Propensities far below its inverse are not learned.
     released : bool
         As the PyTorch port computes: fresh optimisers every step, 1e-7 on every click, an ELU behind the propensity,
         layer norms before the ranker's linear maps. Its cuts of weights and gradients have no effect: ``max_weight``
@@ -83,7 +86,7 @@ random_state
 
     propensity: str | nn.Module = "position"
     propensity_learning_rate: float | None = None
-    max_weight: float | None = 10.0
+    max_weight: float | None = 100.0
     released: bool = False
 
     def _loss(self, z: Tensor, batch: Batch) -> Tensor:
@@ -101,7 +104,8 @@ random_state
         return super()._step(loss)
 
     def _networks(self) -> list[tuple[nn.Module, float, float]]:
-        rate = self.propensity_learning_rate or self.learning_rate
+        free = isinstance(self.propensity_net_, Positions) and self.optimizer == "adagrad"
+        rate = self.propensity_learning_rate or (FREE_RATE if free else self.learning_rate)
         return [*super()._networks(), (self.propensity_net_, rate, 0.0)]
 
     def _extra(self, lists: ClickLists, context: Tensor | None) -> None:
