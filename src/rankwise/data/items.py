@@ -1,0 +1,117 @@
+"""A library of things to be found: what each is called, by whom, and under which words."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankwise.nearest import unknown
+from rankwise.reading import read_text
+
+COLUMNS = ("id", "title", "artist", "tags")
+LONGEST = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing that can be found.
+
+    Attributes
+    ----------
+    id : str
+        Its name among peers.
+    title, artist : str
+        What it is called, and who made it.
+    tags : tuple of str
+        Words under which it is filed.
+
+    Examples
+    --------
+    >>> from rankwise.data.items import Item
+    >>> Item(id="song-7", title="Slow Water", tags=("blues",)).artist
+    ''
+    """
+
+    id: str
+    title: str = ""
+    artist: str = ""
+    tags: tuple[str, ...] = ()
+
+
+def read_items(path: str | Path) -> list[Item]:
+    """A library from a csv file with a header: ``id``, and any of ``title``, ``artist``, ``tags`` (split at ``;``).
+
+    Other columns are passed over.
+
+    Parameters
+    ----------
+    path : str or Path
+        UTF-8, comma, semicolon or tab between columns.
+
+    Returns
+    -------
+    list of Item
+        In the file's order.
+
+    Raises
+    ------
+    ValueError
+        Without a column ``id``, with an empty, repeated or unprintable id, or without rows.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from rankwise.data.items import read_items
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "items.csv"
+    ...     _ = path.write_text("id,title,tags\\nsong-7,Slow Water,blues;live\\n")
+    ...     read_items(path)[0].tags
+    ('blues', 'live')
+    """
+    text = read_text(path).removeprefix("\ufeff")
+    header = text.partition("\n")[0]
+    between = max(",;\t", key=header.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=between, strict=True)
+    names = [n.strip().lower() for n in rows.fieldnames or []]
+    if "id" not in names:
+        raise ValueError(f"{path}: {unknown('column', 'id', names)}; a library has columns {', '.join(COLUMNS)}")
+    rows.fieldnames = names
+    items: dict[str, Item] = {}
+    try:
+        for row in rows:
+            item = _item(row, f"{path}, line {rows.line_num}")
+            if item.id in items:
+                raise ValueError(f"{path}, line {rows.line_num}: the id {item.id!r} is there twice")
+            items[item.id] = item
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+    if not items:
+        raise ValueError(f"{path} holds no item below its header")
+    return list(items.values())
+
+
+def by_id(items: Iterable[Item]) -> dict[str, Item]:
+    """Items by their id; one that is there twice, or that has none, is an error."""
+    found: dict[str, Item] = {}
+    for item in items:
+        if item.id in found:
+            raise ValueError(f"the id {item.id!r} is there twice")
+        found[_checked(item.id, "an item")] = item
+    return found
+
+
+def _item(row: dict[str, str], where: str) -> Item:
+    if None in row or None in row.values():
+        raise ValueError(f"{where}: as many columns as the header has are wanted; quote what holds the separator")
+    cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    tags = tuple(t.strip() for t in cell["tags"].split(";") if t.strip())
+    return Item(id=_checked(cell["id"], where), title=cell["title"], artist=cell["artist"], tags=tags)
+
+
+def _checked(id: str, where: str) -> str:
+    if not 0 < len(id) <= LONGEST or not id.isprintable():
+        raise ValueError(f"{where}: the id {id[:40]!r}; 1 to {LONGEST} printable characters are wanted")
+    return id

@@ -1,0 +1,391 @@
+"""G-Rank: a search that learns from clicks which peers tell each other; there is no server and no training.
+
+Gold & Pouwelse, G-Rank: Unsupervised Continuous Learn-to-Rank for Edge Devices in a P2P Network, 2023. Node i keeps
+a log of clicks (node, query, item), its own and those that it asked other nodes for. For nodes i and j,
+
+    κ_t = queries among the K most frequent of both,  κ_m = (query, item) that both clicked,  κ_u = items that either
+    clicked;  S_i(j) = (κ_t + κ_m²) / κ_u, over the largest, and 1 for i itself
+    R_i(k | Q) = Σ_j C_jk (S_i(j) + F),  C_jk = clicks of j on item k after query Q
+
+* F is the isolation constant: at 0 only nodes with something in common count, at 1 strangers count half as much as i.
+* A query that was seen shows items by R (then by id), then what the library offers. One that was not shows matches in
+  the library (title, artist, tags), then items clicked after queries that share a word, then what most nodes clicked:
+  names come before clicks, so that nobody can bomb a query that is new.
+* With probability `swap` two of the shown places change hands, so that what stands low can be found.
+
+What people get wrong: κ_m is squared once (it is a number of pairs, not "the square of the cardinality" squared again).
+S(i, i) takes part in the maximum; a node with clicks of its own need not be the largest.
+
+Where we differ from the released code (``released=True`` for the first three): it has (κ_m + κ_t²) / κ_u, counts as
+κ_m items whatever the query they followed, and drops F before it sorts. It also looks into everybody's library, lets
+half of all nodes never receive anything, and clicks the lowest id whatever is shown.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwise.data.items import Item, by_id
+from rankwise.ranking.peers.clicks import Click, as_query, fault, words_of
+from rankwise.ranking.peers.log import Log, MemoryLog
+from rankwise.ranking.peers.tallies import Tallies
+
+__all__ = ["Found", "GRank", "relevance", "similarities"]
+
+Array = NDArray[np.float64]
+
+
+class Found(NamedTuple):
+    """One place of a list.
+
+    Attributes
+    ----------
+    item : str
+        Its id.
+    score : float
+        R of clicks; of "popular" the number of nodes; 0 for matches in the library.
+    why : str
+        "clicks", "library", "related" (clicks after queries that share a word) or "popular".
+
+    Examples
+    --------
+    >>> from rankwise.ranking import GRank
+    >>> GRank("ann", [Item(id="x", title="Slow Water")]).search("water")
+    [Found(item='x', score=0.0, why='library')]
+    """
+
+    item: str
+    score: float
+    why: str
+
+
+class GRank:
+    """One node's search: a log of clicks, what it says of other nodes, and lists in that light.
+
+    The same log gives the same list, in whatever order it came.
+
+    Parameters
+    ----------
+    node : str
+        This node's id.
+    library : iterable of Item
+        What this node has; peers' clicks may name other items, which are shown by their id.
+    k : int
+        How many of a node's most frequent queries are compared.
+    isolation : float
+        F in [0, 1].
+    swap : float
+        How often two places are swapped, in [0, 1]: 0.5 in the paper, 0 for measuring.
+    length : int
+        Places of a list.
+    cap : int, optional
+        Clicks of one node on one item after one query count at most so often. None, as published, counts all.
+    secret : str
+        Shared by the peers of a network: queries are then kept and passed on as keyed hashes (see `as_query`). A
+        library's matches are unaffected.
+    released : bool
+        Similarity and score of the released code; it has no isolation constant.
+    seed : int
+        Of the swaps, together with the query and the log's length.
+    log : Log, optional
+        Where clicks are kept: `SqliteLog` for a file. In memory by default.
+
+    Raises
+    ------
+    ValueError
+        For options out of range, and items without an id of their own.
+
+    Examples
+    --------
+    >>> from rankwise.data.items import Item
+    >>> from rankwise.ranking import Click, GRank
+    >>> ann = GRank("ann", [Item(id="x", title="Slow Water"), Item(id="y", title="Water Wheel")], swap=0)
+    >>> [found.item for found in ann.search("water")]
+    ['x', 'y']
+    >>> click = ann.record("water", "y")
+    >>> ann.merge([Click("bob", 0, "water", "y"), Click("bob", 1, "wheel", "y")])
+    2
+    >>> ann.search("water")[0]
+    Found(item='y', score=2.0, why='clicks')
+    """
+
+    def __init__(
+        self,
+        node: str,
+        library: Iterable[Item] = (),
+        *,
+        k: int = 10,
+        isolation: float = 0.0,
+        swap: float = 0.1,
+        length: int = 10,
+        cap: int | None = None,
+        secret: str = "",
+        released: bool = False,
+        seed: int = 0,
+        log: Log | None = None,
+    ) -> None:
+        _check(node=node, k=k, isolation=isolation, swap=swap, length=length, cap=cap, released=released)
+        self.node, self.library = node, by_id(library)
+        self.k, self.isolation, self.swap, self.length, self.cap = k, isolation, swap, length, cap
+        self.secret, self.released, self.seed = secret, released, seed
+        self.log = MemoryLog() if log is None else log
+        self._tallies = Tallies(node, k=k, cap=cap)
+        self._next: dict[str, int] = {}
+        self._ahead: dict[str, set[int]] = {}
+        self._clicks = 0
+        self._matches = _index(self.library.values())
+        for batch in _batches(self.log):
+            self._count(batch)
+
+    def __len__(self) -> int:
+        """Clicks in the log."""
+        return self._clicks
+
+    @property
+    def state(self) -> tuple[Click, ...]:
+        """All clicks, by node and counter: what two nodes that know the same have in common."""
+        return tuple(self.log)
+
+    def nodes(self) -> list[str]:
+        """The nodes of which a click is known, this one first."""
+        return list(self._tallies.nodes)
+
+    def progress(self, node: str) -> int:
+        """The first of a node's clicks that is missing here: from there on it is asked for more."""
+        return self._next.get(node, 0)
+
+    def record(self, query: str, item: str, *, signature: bytes = b"") -> Click:
+        """Write down that somebody here clicked on an item after a query.
+
+        Raises
+        ------
+        ValueError
+            For a query without a word, and an item that is neither in the library nor in the log.
+        """
+        if item not in self.library and item not in self._tallies.items:
+            raise ValueError(f"the item {item[:40]!r} is neither in the library nor in the log")
+        click = Click(self.node, self.progress(self.node), as_query(query, secret=self.secret), item, signature)
+        self.merge([click])
+        return click
+
+    def merge(self, clicks: Iterable[Click]) -> int:
+        """Take in what others clicked; what is known already changes nothing. Returns how many were new.
+
+        Two clicks that claim the same (node, counter) are a node's lie: the lesser by (query, item) stays, whichever
+        came first, so that all who have seen both keep the same.
+
+        Raises
+        ------
+        ValueError
+            For a field that is empty, too long or unprintable, a query that is not as `as_query` writes it, or a
+            counter out of range. Nothing is taken in then.
+        """
+        offered: dict[str, dict[int, Click]] = {}
+        for click in clicks:
+            if wrong := fault(click):
+                raise ValueError(f"a click's {wrong} is {getattr(click, wrong)!r:.60}; see Click for what it may be")
+            of_node = offered.setdefault(click.node, {})
+            of_node[click.counter] = min(click, of_node.get(click.counter, click))
+        new, better, worse = [], [], []
+        for node, of_node in offered.items():
+            held = self.log.held(node, of_node)
+            for counter, click in of_node.items():
+                old = held.get(counter)
+                if old is None:
+                    new.append(click)
+                elif click < old:
+                    better.append(click)
+                    worse.append(old)
+        if new or better:
+            self.log.put([*new, *better])
+            self._count(new)
+            self._tallies.add(better)
+            self._tallies.add(worse, times=-1)
+        return len(new)
+
+    def similarity(self, node: str) -> float:
+        """S of this node and another: in [0, 1], 1 for itself, 0 for one of which nothing is known."""
+        at = self._tallies.nodes.get(node)
+        return 0.0 if at is None else float(self.similarities()[at])
+
+    def similarities(self) -> Array:
+        """S for `nodes`, in their order."""
+        counts = self._tallies
+        if not self.released:
+            return similarities(counts.terms, counts.pairs, counts.union)
+        items, queries = counts.released()
+        return similarities(items * (queries > 0), np.where(queries > 0, counts.terms, 0), counts.union, own=None)
+
+    def search(self, query: str) -> list[Found]:
+        """The list for a query, best first.
+
+        Raises
+        ------
+        ValueError
+            For a query without a word, or of more than 200 characters.
+        """
+        counts = self._tallies
+        asked = as_query(query, secret=self.secret)
+        at = counts.queries.get(asked)
+        clicked = [] if at is None else self._by_clicks([at], "clicks")
+        matching = [Found(id, 0.0, "library") for id in self._matching(query)]
+        if clicked:
+            found = _first([*clicked, *matching], self.length)
+            return self._swapped(found, asked) if len(counts.nodes) > 1 else found
+        if len(matching) >= self.length:
+            return matching[: self.length]
+        near = sorted(set().union(*(counts.by_word.get(w, ()) for w in asked.split())))
+        related = self._by_clicks(near, "related") if near else []
+        return _first([*matching, *related, *self._best(self._tallies.fans, "popular")], self.length)
+
+    def close(self) -> None:
+        """Close the log."""
+        self.log.close()
+
+    def _by_clicks(self, queries: list[int], why: str) -> list[Found]:
+        parts = [self._tallies.clicks(q) for q in queries]
+        items, nodes = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return self._best(relevance(items, nodes, self.similarities(), self.isolation), why)
+
+    def _best(self, scores: Array, why: str) -> list[Found]:
+        """Items with a score, by score and id: twice as many as are shown, for half may be shown already."""
+        most, names = 2 * self.length, self._tallies.names
+        at = np.flatnonzero(scores)
+        if len(at) > most:
+            at = at[scores[at] >= np.partition(scores[at], -most)[-most]]
+        return sorted((Found(names[i], float(scores[i]), why) for i in at), key=lambda f: (-f.score, f.item))[:most]
+
+    def _matching(self, query: str) -> list[str]:
+        """Items of the library in which all words stand: all in the title, then with the artist, then with the tags."""
+        words = words_of(query)
+        hits = [self._matches.get(w, {}) for w in words]
+        both = set(hits[0]).intersection(*hits[1:])
+        return sorted(both, key=lambda id: (max(h[id] for h in hits), id))
+
+    def _swapped(self, found: list[Found], asked: str) -> list[Found]:
+        draw = random.Random(f"{self.seed} {len(self)} {asked}")
+        if len(found) > 1 and draw.random() < self.swap:
+            a, b = draw.sample(range(len(found)), 2)
+            found[a], found[b] = found[b], found[a]
+        return found
+
+    def _count(self, new: list[Click]) -> None:
+        self._tallies.add(new)
+        self._clicks += len(new)
+        for click in new:
+            ahead = self._ahead.setdefault(click.node, set())
+            ahead.add(click.counter)
+        for node in {c.node for c in new}:
+            ahead, at = self._ahead[node], self._next.get(node, 0)
+            while at in ahead:
+                ahead.remove(at)
+                at += 1
+            self._next[node] = at
+
+
+def similarities(terms: Array, pairs: Array, union: Array, *, own: int | None = 0) -> Array:
+    """S = (κ_t + κ_m²) / κ_u over the largest, by node.
+
+    Parameters
+    ----------
+    terms, pairs, union : array of shape (nodes,)
+        κ_t, κ_m, κ_u.
+    own : int, optional
+        The place of the node that looks, whose S is 1. With None it is whatever comes out.
+
+    Returns
+    -------
+    array of shape (nodes,)
+        In [0, 1]; 0 where nothing was clicked.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.ranking import similarities
+    >>> similarities(np.array([2.0, 1.0]), np.array([3.0, 1.0]), np.array([2.0, 4.0])).round(3).tolist()
+    [1.0, 0.091]
+    """
+    raw = np.divide(terms + pairs**2, union, out=np.zeros_like(union), where=union > 0)
+    largest = raw.max(initial=0)
+    scaled = raw / largest if largest > 0 else raw
+    if own is not None:
+        scaled[own] = 1.0
+    return scaled
+
+
+def relevance(items: NDArray[np.int32], nodes: NDArray[np.int32], similarity: Array, isolation: float) -> Array:
+    """R = Σ_j C_jk (S(j) + F), by item.
+
+    Parameters
+    ----------
+    items, nodes : int array of shape (clicks,)
+        What was clicked after the query, and by whom; places, an entry a click.
+    similarity : array of shape (nodes,)
+        S.
+    isolation : float
+        F.
+
+    Returns
+    -------
+    array of shape (items,)
+        Up to the largest item that was clicked.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.ranking import relevance
+    >>> clicked, who = np.array([0, 1, 1], np.int32), np.array([0, 1, 1], np.int32)
+    >>> relevance(clicked, who, np.array([1.0, 0.25]), 0.5).tolist()
+    [1.5, 1.5]
+    """
+    # multiples of 2⁻³²: their sums are exact, so that the order of clicks leaves no trace; what is above 0 stays so
+    weights = np.ceil((similarity + isolation) * 2**32) / 2**32
+    return np.bincount(items, weights=weights[nodes])
+
+
+def _first(found: Iterable[Found], length: int) -> list[Found]:
+    """The first so many, each item once."""
+    shown: dict[str, Found] = {}
+    for one in found:
+        shown.setdefault(one.item, one)
+        if len(shown) == length:
+            break
+    return list(shown.values())
+
+
+def _index(items: Iterable[Item]) -> dict[str, dict[str, int]]:
+    """Word → item → where it stands: 0 in the title, 1 the artist, 2 the tags."""
+    index: dict[str, dict[str, int]] = {}
+    for item in items:
+        for field, text in enumerate((item.title, item.artist, " ".join(item.tags))):
+            for word in words_of(text):
+                index.setdefault(word, {}).setdefault(item.id, field)
+    return index
+
+
+def _batches(log: Log, size: int = 10_000) -> Iterator[list[Click]]:
+    batch: list[Click] = []
+    for click in log:
+        batch.append(click)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _check(*, node: str, k: int, isolation: float, swap: float, length: int, cap: int | None, released: bool) -> None:
+    if wrong := fault(Click(node, 0, "a", "a")):
+        raise ValueError(f"{wrong}={node!r:.60}; 1 to 200 printable characters are wanted")
+    for name, value in (("isolation", isolation), ("swap", swap)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value}; a number from 0 to 1 is wanted")
+    for name, value in (("k", k), ("length", length), ("cap", 1 if cap is None else cap)):
+        if value < 1:
+            raise ValueError(f"{name}={value}; a whole number from 1 is wanted")
+    if released and isolation:
+        raise ValueError(f"isolation={isolation} with released=True: the released code drops it before it sorts")

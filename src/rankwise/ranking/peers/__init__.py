@@ -1,0 +1,1 @@
+"""What peers exchange and keep: clicks, logs, counts; a simulated network, and a real one."""

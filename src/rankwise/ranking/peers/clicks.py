@@ -1,0 +1,97 @@
+"""One click of one peer, and the words of a query."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from hashlib import blake2b
+from typing import NamedTuple
+
+__all__ = ["Click", "as_query"]
+
+LONGEST = 200  # characters of a query, of an item's id, of a node's id
+MOST_CLICKS = 1 << 40  # of one node: a counter beyond is nobody's
+
+
+class Click(NamedTuple):
+    """What a node clicked after a query; ``(node, counter)`` names it, wherever it travels.
+
+    Attributes
+    ----------
+    node : str
+        Who clicked.
+    counter : int
+        The node's clicks before this one.
+    query : str
+        As `as_query` writes it.
+    item : str
+        The id of what was clicked.
+    signature : bytes
+        Of the node, over the rest; empty where nothing is signed.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import Click
+    >>> Click(node="ann", counter=0, query="slow blues", item="song-7").item
+    'song-7'
+    """
+
+    node: str
+    counter: int
+    query: str
+    item: str
+    signature: bytes = b""
+
+
+def as_query(text: str, *, secret: str = "") -> str:
+    """The words of a query in small letters, one space between them: two queries are the same where these are.
+
+    Parameters
+    ----------
+    text : str
+        What was typed: 1 to 200 characters, at least one letter or digit.
+    secret : str
+        A word that the peers of one network share. Each word is then written as a keyed hash of 16 hexadecimal digits:
+        who does not know the secret learns which queries are equal, and no more. Whoever knows it can try words.
+
+    Returns
+    -------
+    str
+        Compatible characters are written alike (NFKC).
+
+    Raises
+    ------
+    ValueError
+        Without a letter or digit, or too long.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import as_query
+    >>> as_query("  Slow BLUES! ")
+    'slow blues'
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"a query of {len(text):,} characters; at most {LONGEST} are taken")
+    words = words_of(text)
+    if not words:
+        raise ValueError(f"the query {text!r} holds no word: type at least one letter or digit")
+    if secret:
+        key = blake2b(secret.encode(), digest_size=32).digest()
+        words = [blake2b(w.encode(), key=key, digest_size=8).hexdigest() for w in words]
+    return " ".join(words)
+
+
+def words_of(text: str) -> list[str]:
+    """Letters and digits that hang together, in small letters."""
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
+def fault(click: Click) -> str:
+    """What is wrong with a click that came from elsewhere; empty where nothing is."""
+    if not (0 <= click.counter < MOST_CLICKS):
+        return "counter"
+    texts = {"node": click.node, "query": click.query, "item": click.item}
+    for name, text in texts.items():
+        if not 0 < len(text) <= LONGEST or not text.isprintable():
+            return name
+    return "query" if click.query != " ".join(words_of(click.query)) else ""

@@ -1,0 +1,161 @@
+"""Where clicks are kept: in memory, or in a SQLite file that survives a kill."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from rankwise.ranking.peers.clicks import Click
+
+
+class Log(Protocol):
+    """Clicks by (node, counter)."""
+
+    def __iter__(self) -> Iterator[Click]:
+        """All clicks, by node and counter."""
+        ...
+
+    def held(self, node: str, counters: Iterable[int]) -> dict[int, Click]:
+        """Those of a node's clicks that are there, by counter."""
+        ...
+
+    def put(self, clicks: Iterable[Click]) -> None:
+        """Write clicks, in place of those of the same name."""
+        ...
+
+    def since(self, node: str, counter: int, most: int) -> list[Click]:
+        """A node's clicks from a counter on, in order, at most so many."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files."""
+        ...
+
+
+class MemoryLog:
+    """A log that lasts as long as its object.
+
+    Examples
+    --------
+    >>> from rankwise.ranking import Click
+    >>> from rankwise.ranking.peers.log import MemoryLog
+    >>> log = MemoryLog()
+    >>> log.put([Click("ann", 0, "blues", "x")])
+    >>> log.since("ann", 0, 10)[0].item
+    'x'
+    """
+
+    def __init__(self) -> None:
+        self._clicks: dict[str, dict[int, Click]] = defaultdict(dict)
+
+    def __iter__(self) -> Iterator[Click]:
+        """All clicks, by node and counter."""
+        return (of_node[c] for _, of_node in sorted(self._clicks.items()) for c in sorted(of_node))
+
+    def held(self, node: str, counters: Iterable[int]) -> dict[int, Click]:
+        """Those of a node's clicks that are there, by counter."""
+        of_node = self._clicks.get(node, {})
+        return {c: of_node[c] for c in counters if c in of_node}
+
+    def put(self, clicks: Iterable[Click]) -> None:
+        """Write clicks, in place of those of the same name."""
+        for click in clicks:
+            self._clicks[click.node][click.counter] = click
+
+    def since(self, node: str, counter: int, most: int) -> list[Click]:
+        """A node's clicks from a counter on, in order, at most so many."""
+        of_node = self._clicks.get(node, {})
+        return [of_node[c] for c in sorted(c for c in of_node if c >= counter)[:most]]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class SqliteLog:
+    """A log in a file: each `put` is one transaction, so that after a kill it is there whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, made if it is missing. One process writes at a time.
+
+    Raises
+    ------
+    ValueError
+        When the file is no such log.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from rankwise.ranking import Click
+    >>> from rankwise.ranking.peers.log import SqliteLog
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = SqliteLog(pathlib.Path(folder) / "log.sqlite")
+    ...     log.put([Click("ann", 0, "blues", "x")])
+    ...     log.close()
+    ...     again = SqliteLog(pathlib.Path(folder) / "log.sqlite")
+    ...     print(next(iter(again)).item)
+    ...     again.close()
+    x
+    """
+
+    VERSION = 1
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"{self.path}: the folder {self.path.parent} does not exist")
+        self._db = sqlite3.connect(self.path, check_same_thread=False)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise ValueError(f"{self.path} is no log of clicks: {error}") from error
+
+    def _open(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        tables = [name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        if version != self.VERSION and tables:
+            self._db.close()
+            raise ValueError(f"{self.path} is no log of clicks of version {self.VERSION}: it holds {tables[0]!r}")
+        with self._db:
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS clicks (node TEXT, counter INTEGER, query TEXT, item TEXT, signature BLOB, "
+                "PRIMARY KEY (node, counter)) WITHOUT ROWID"
+            )
+            self._db.execute(f"PRAGMA user_version = {self.VERSION}")
+
+    def __iter__(self) -> Iterator[Click]:
+        """All clicks, by node and counter."""
+        return (Click(*row) for row in self._db.execute("SELECT * FROM clicks ORDER BY node, counter"))
+
+    def held(self, node: str, counters: Iterable[int]) -> dict[int, Click]:
+        """Those of a node's clicks that are there, by counter."""
+        asked = set(counters)
+        if not asked:
+            return {}
+        rows = self._db.execute(
+            "SELECT * FROM clicks WHERE node = ? AND counter BETWEEN ? AND ?", (node, min(asked), max(asked))
+        )
+        return {row[1]: Click(*row) for row in rows if row[1] in asked}
+
+    def put(self, clicks: Iterable[Click]) -> None:
+        """Write clicks in one transaction, in place of those of the same name."""
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO clicks VALUES (?, ?, ?, ?, ?)", clicks)
+
+    def since(self, node: str, counter: int, most: int) -> list[Click]:
+        """A node's clicks from a counter on, in order, at most so many."""
+        rows = self._db.execute(
+            "SELECT * FROM clicks WHERE node = ? AND counter >= ? ORDER BY counter LIMIT ?", (node, counter, most)
+        )
+        return [Click(*row) for row in rows]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
