@@ -17,6 +17,7 @@ PROMISED = {
     "speech": ["rankwise.data.audio", "rankwise.data.synthesis"],
     "prompting": ["rankwise.prompting", "rankwise.prompting.dq_lore", "rankwise.prompting.server_model"],
     "distributions": ["rankwise.distributions", "rankwise.distributions.PGWFitter"],
+    "peers": ["rankwise.ranking.peers.node", "rankwise.ranking.peers.page"],
     "report": ["rankwise.report.page", "rankwise.report.tables"],
 }
 

@@ -68,6 +68,20 @@ def _gguf() -> object:
     return _dequantised(Path("gguf"), "model.gguf")
 
 
+def _peer() -> object:
+    """A node from its folder that answers one search and leaves."""
+    import asyncio
+
+    from rankwise.data.items import read_items
+    from rankwise.ranking import PeerNode
+
+    async def once() -> object:
+        async with PeerNode("state", read_items("items.csv"), host="127.0.0.1", port=0) as node:
+            node.community.click("water", node.community.search("water")[0].item)
+
+    return asyncio.run(once())
+
+
 def _server() -> object:
     """A server whose answers are damaged by the seed in a file, for a question with choices or without."""
     import threading
@@ -252,6 +266,12 @@ CASES = {
     ),
     "perseval table": Case(
         folder="summaries", files=("news.csv",), call=command("perseval", "news.csv", "--simplified", "--json")
+    ),
+    "peer": Case(
+        folder="node",
+        weight=16,
+        files=("items.csv", "items.csv", "state/log.sqlite", "state/log.sqlite", "state/key.bin", "state/*.json"),
+        call=_peer,
     ),
     "quantile predict": Case(
         folder="quantiles",

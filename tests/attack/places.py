@@ -8,7 +8,7 @@ from pathlib import Path
 
 import small_models
 from attack import children, folders
-from attack.cases import ASK
+from attack.cases import ASK, CASES
 
 
 def build(root: Path, only: set[str] | None = None) -> dict[str, str]:
@@ -186,6 +186,15 @@ def _summaries() -> None:
     folders.command("perseval", "news.jsonl", "--systems", "T5", "--resamples", "20", "--out", "page")
 
 
+def _node() -> None:
+    """A peer's folder with its key, its log, and where it met somebody."""
+    rows = [f"s{i},Slow Water {i},Ann,blues;live" for i in range(9)]
+    Path("items.csv").write_text("\n".join(["id,title,artist,tags", *rows, ""]))
+    for _ in range(20):
+        CASES["peer"].call()
+    Path("state/peers.json").write_text('{"peers": [["127.0.0.1", 9]]}')
+
+
 def _pictures() -> None:
     """Pictures of several kinds, a vision transformer, and what the command wrote before."""
     folders.pictures(Path("photos"))
@@ -227,6 +236,7 @@ BUILDERS = {
     "bert": _model("bert"),
     "compress": lambda: _compressable("model"),
     "compressed": _compressed,
+    "node": _node,
     "s2lora": _adapter("s2lora"),
     "lora": _adapter("lora"),
     "run": _run,

@@ -57,6 +57,7 @@ MISTAKES = {
     "answer": ["--questions", "none.jsonl"],
     "compare": ["none.txt", "none.txt"],
     "perseval": ["none.jsonl", "--out", "x"],
+    "peer": ["--library", "none.csv", "--out", "x"],
     "rank fit": ["none.csv", "--out", "x"],
     "rank score": ["none", "none.svm"],
     "rank evaluate": ["none.csv", "none.txt"],

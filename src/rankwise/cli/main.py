@@ -14,7 +14,18 @@ from rankwise import __version__
 from rankwise.cli import tuning  # noqa: F401  (each import adds its commands, in the order of the help)
 
 # isort: split
-from rankwise.cli import clicks, compression, continual, distributions, evidence, merging, prompting, ranking, vision  # noqa: F401
+from rankwise.cli import (  # noqa: F401
+    clicks,
+    compression,
+    continual,
+    distributions,
+    evidence,
+    merging,
+    peers,
+    prompting,
+    ranking,
+    vision,
+)
 from rankwise.cli.app import app, errors, when_cut_short
 
 LONGEST = 2000  # characters of a message

@@ -12,7 +12,8 @@ from rankwise.nearest import unknown
 from rankwise.reading import read_text
 
 COLUMNS = ("id", "title", "artist", "tags")
-LONGEST = 200
+LONGEST = 200  # bytes in UTF-8 of an id
+MOST = 64_000_000  # bytes of a library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def read_items(path: str | Path) -> list[Item]:
     Parameters
     ----------
     path : str or Path
-        UTF-8, comma, semicolon or tab between columns.
+        UTF-8, comma, semicolon or tab between columns; at most 64 MB.
 
     Returns
     -------
@@ -71,20 +72,20 @@ def read_items(path: str | Path) -> list[Item]:
     ...     read_items(path)[0].tags
     ('blues', 'live')
     """
-    text = read_text(path).removeprefix("\ufeff")
+    text = read_text(Path(path), most=MOST).removeprefix("\ufeff")
     header = text.partition("\n")[0]
-    between = max(",;\t", key=header.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=between, strict=True)
-    names = [n.strip().lower() for n in rows.fieldnames or []]
-    if "id" not in names:
-        raise ValueError(f"{path}: {unknown('column', 'id', names)}; a library has columns {', '.join(COLUMNS)}")
-    rows.fieldnames = names
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
     items: dict[str, Item] = {}
     try:
+        names = [n.strip().lower() for n in rows.fieldnames or []]
+        if "id" not in names:
+            raise ValueError(f"{path}: {unknown('column', 'id', names)}; a library has columns {', '.join(COLUMNS)}")
+        rows.fieldnames = names
         for row in rows:
-            item = _item(row, f"{path}, line {rows.line_num}")
+            where = f"{path}, line {rows.line_num}"
+            item = _item(row, where)
             if item.id in items:
-                raise ValueError(f"{path}, line {rows.line_num}: the id {item.id!r} is there twice")
+                raise ValueError(f"{where}: the id {item.id!r} is there twice")
             items[item.id] = item
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
@@ -112,6 +113,6 @@ def _item(row: dict[str, str], where: str) -> Item:
 
 
 def _checked(id: str, where: str) -> str:
-    if not 0 < len(id) <= LONGEST or not id.isprintable():
-        raise ValueError(f"{where}: the id {id[:40]!r}; 1 to {LONGEST} printable characters are wanted")
+    if not id or not id.isprintable() or len(id.encode(errors="surrogatepass")) > LONGEST:
+        raise ValueError(f"{where}: the id {id[:40]!r}; printable characters, 1 to {LONGEST} bytes (UTF-8), are wanted")
     return id

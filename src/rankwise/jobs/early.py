@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.compression.options import DTYPES, check_options
-from rankwise.files import check_output
+from rankwise.files import MARKER, check_output
 from rankwise.models.names import check_model
 from rankwise.nearest import unknown
 from rankwise.prompting import names
@@ -20,6 +20,7 @@ VISION_MODELS = ("vit-cifar10", "clip-cifar10")
 PAPERS = "text:papers"  # whole papers, which are long enough for a cache
 QUANTILES = "quantile fit"  # what makes the folders of quantile models
 PERSEVAL = "perseval"  # and those of leaderboards of summaries
+PEER = "peer"  # and those of nodes among peers
 RANK = "rank fit"  # and those of rankers from clicks
 
 
@@ -140,6 +141,33 @@ def check_personalisation(
         raise ValueError(f"no such data file: {path}")
     if out is not None:
         check_output(out, made_by=PERSEVAL, inputs=[path])
+
+
+def check_peer(
+    library: Path, out: Path, *, port: int, page: int | None, peers: Sequence[str], **options: Any
+) -> list[tuple[str, int]]:
+    """Of `rankwise.jobs.peer.stay`; returns the peers' addresses."""
+    from rankwise.ranking.g_rank import check_options
+
+    check_options(**options)
+    for name, value in (("port", port), ("page", page)):
+        if value is not None and not 0 <= value < 65536:
+            raise ValueError(f"{name}={value}; a port from 1 to 65535, or 0 for any that is free, is accepted")
+    if not library.is_file():
+        raise ValueError(f"no such library: {library}")
+    if not (out / MARKER).is_file():  # a node's own folder grows
+        check_output(out, made_by=PEER, inputs=[library])
+    return [_address(text) for text in peers]
+
+
+def _address(text: str) -> tuple[str, int]:
+    import ipaddress
+
+    host, _, port = text.rpartition(":")
+    try:
+        return str(ipaddress.IPv4Address(host)), range(65536)[int(port)]
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"the peer '{text}' is no IPv4 address and port; write 192.0.2.7:8090") from error
 
 
 def check_ranking(

@@ -129,7 +129,9 @@ class GRank:
         seed: int = 0,
         log: Log | None = None,
     ) -> None:
-        _check(node=node, k=k, isolation=isolation, swap=swap, length=length, cap=cap, released=released)
+        check_options(
+            node=node, k=k, isolation=isolation, swap=swap, length=length, cap=cap, released=released, seed=seed
+        )
         self.node, self.library = node, by_id(library)
         self.k, self.isolation, self.swap, self.length, self.cap = k, isolation, swap, length, cap
         self.secret, self.released, self.seed = secret, released, seed
@@ -140,6 +142,8 @@ class GRank:
         self._clicks = 0
         self._matches = _index(self.library.values())
         for batch in _batches(self.log):
+            if wrong := next((c for c in batch if fault(c)), None):
+                raise ValueError(f"the log is damaged: it holds {wrong!r:.120}")
             self._count(batch)
 
     def __len__(self) -> int:
@@ -159,8 +163,12 @@ class GRank:
         """The first of a node's clicks that is missing here: from there on it is asked for more."""
         return self._next.get(node, 0)
 
-    def record(self, query: str, item: str, *, signature: bytes = b"") -> Click:
-        """Write down that somebody here clicked on an item after a query.
+    def knows(self, node: str) -> bool:
+        """Whether a click of the node is in the log."""
+        return node in self._next or node == self.node
+
+    def draft(self, query: str, item: str) -> Click:
+        """This node's next click, not yet written down: for who wants to sign it.
 
         Raises
         ------
@@ -169,7 +177,11 @@ class GRank:
         """
         if item not in self.library and item not in self._tallies.items:
             raise ValueError(f"the item {item[:40]!r} is neither in the library nor in the log")
-        click = Click(self.node, self.progress(self.node), as_query(query, secret=self.secret), item, signature)
+        return Click(self.node, self.progress(self.node), as_query(query, secret=self.secret), item)
+
+    def record(self, query: str, item: str) -> Click:
+        """Write down that somebody here clicked on an item after a query; errors are those of `draft`."""
+        click = self.draft(query, item)
         self.merge([click])
         return click
 
@@ -227,7 +239,7 @@ class GRank:
         Raises
         ------
         ValueError
-            For a query without a word, or of more than 200 characters.
+            For a query without a word, or of more than 200 bytes.
         """
         counts = self._tallies
         asked = as_query(query, secret=self.secret)
@@ -345,7 +357,7 @@ def relevance(items: NDArray[np.int32], nodes: NDArray[np.int32], similarity: Ar
     """
     # multiples of 2⁻³²: their sums are exact, so that the order of clicks leaves no trace; what is above 0 stays so
     weights = np.ceil((similarity + isolation) * 2**32) / 2**32
-    return np.bincount(items, weights=weights[nodes])
+    return np.bincount(items, weights=weights[nodes]).astype(float)
 
 
 def _first(found: Iterable[Found], length: int) -> list[Found]:
@@ -378,14 +390,26 @@ def _batches(log: Log, size: int = 10_000) -> Iterator[list[Click]]:
     yield batch
 
 
-def _check(*, node: str, k: int, isolation: float, swap: float, length: int, cap: int | None, released: bool) -> None:
+def check_options(
+    *,
+    node: str = "a",
+    k: int = 10,
+    isolation: float = 0.0,
+    swap: float = 0.0,
+    length: int = 10,
+    cap: int | None = None,
+    released: bool = False,
+    seed: int = 0,
+) -> None:
+    """Of `GRank`: the errors that it raises."""
     if wrong := fault(Click(node, 0, "a", "a")):
-        raise ValueError(f"{wrong}={node!r:.60}; 1 to 200 printable characters are wanted")
+        raise ValueError(f"{wrong}={node!r:.60}; printable characters, 1 to 200 bytes, are wanted")
     for name, value in (("isolation", isolation), ("swap", swap)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value}; a number from 0 to 1 is wanted")
-    for name, value in (("k", k), ("length", length), ("cap", 1 if cap is None else cap)):
-        if value < 1:
-            raise ValueError(f"{name}={value}; a whole number from 1 is wanted")
+    whole = (("k", k, 1), ("length", length, 1), ("cap", 1 if cap is None else cap, 1), ("seed", seed, 0))
+    for name, value, least in whole:
+        if value < least:
+            raise ValueError(f"{name}={value}; a whole number from {least} is wanted")
     if released and isolation:
         raise ValueError(f"isolation={isolation} with released=True: the released code drops it before it sorts")

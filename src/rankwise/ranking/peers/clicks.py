@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 __all__ = ["Click", "as_query"]
 
-LONGEST = 200  # characters of a query, of an item's id, of a node's id
+LONGEST = 200  # bytes in UTF-8 of a query, of an item's id, of a node's id: a click fits into one datagram
 MOST_CLICKS = 1 << 40  # of one node: a counter beyond is nobody's
 
 
@@ -49,7 +49,7 @@ def as_query(text: str, *, secret: str = "") -> str:
     Parameters
     ----------
     text : str
-        What was typed: 1 to 200 characters, at least one letter or digit.
+        What was typed: at most 200 bytes in UTF-8, at least one letter or digit.
     secret : str
         A word that the peers of one network share. Each word is then written as a keyed hash of 16 hexadecimal digits:
         who does not know the secret learns which queries are equal, and no more. Whoever knows it can try words.
@@ -70,15 +70,18 @@ def as_query(text: str, *, secret: str = "") -> str:
     >>> as_query("  Slow BLUES! ")
     'slow blues'
     """
-    if len(text) > LONGEST:
-        raise ValueError(f"a query of {len(text):,} characters; at most {LONGEST} are taken")
+    if (size := _bytes(text)) > LONGEST:
+        raise ValueError(f"a query of {size:,} bytes (UTF-8); at most {LONGEST} are taken")
     words = words_of(text)
     if not words:
         raise ValueError(f"the query {text!r} holds no word: type at least one letter or digit")
     if secret:
         key = blake2b(secret.encode(), digest_size=32).digest()
         words = [blake2b(w.encode(), key=key, digest_size=8).hexdigest() for w in words]
-    return " ".join(words)
+    query = " ".join(words)
+    if (size := _bytes(query)) > LONGEST:  # letters can grow when they are written alike, and hashes are longer
+        raise ValueError(f"a query of {len(words)} words takes {size:,} bytes (UTF-8) as it is kept; at most {LONGEST}")
+    return query
 
 
 def words_of(text: str) -> list[str]:
@@ -92,6 +95,10 @@ def fault(click: Click) -> str:
         return "counter"
     texts = {"node": click.node, "query": click.query, "item": click.item}
     for name, text in texts.items():
-        if not 0 < len(text) <= LONGEST or not text.isprintable():
+        if not text or not text.isprintable() or _bytes(text) > LONGEST:
             return name
     return "query" if click.query != " ".join(words_of(click.query)) else ""
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))

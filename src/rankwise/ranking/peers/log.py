@@ -5,10 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from rankwise.ranking.peers.clicks import Click
+from rankwise.reading import check_regular
+
+FIELDS = ", ".join(Click._fields)
 
 
 class Log(Protocol):
@@ -108,21 +112,23 @@ class SqliteLog:
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"{self.path}: the folder {self.path.parent} does not exist")
-        self._db = sqlite3.connect(self.path, check_same_thread=False)
-        try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise ValueError(f"{self.path} is no log of clicks: {error}") from error
+        if self.path.exists():
+            check_regular(self.path)
+        with self._complaining():
+            self._db = sqlite3.connect(self.path, check_same_thread=False)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
 
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         tables = [name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        if version != self.VERSION and tables:
-            self._db.close()
-            raise ValueError(f"{self.path} is no log of clicks of version {self.VERSION}: it holds {tables[0]!r}")
+        if version != self.VERSION and (version or tables):
+            raise ValueError(f"{self.path} is no log of clicks of version {self.VERSION}")
         with self._db:
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS clicks (node TEXT, counter INTEGER, query TEXT, item TEXT, signature BLOB, "
@@ -132,30 +138,46 @@ class SqliteLog:
 
     def __iter__(self) -> Iterator[Click]:
         """All clicks, by node and counter."""
-        return (Click(*row) for row in self._db.execute("SELECT * FROM clicks ORDER BY node, counter"))
+        with self._complaining():
+            for row in self._db.execute(f"SELECT {FIELDS} FROM clicks ORDER BY node, counter"):
+                yield self._click(row)
 
     def held(self, node: str, counters: Iterable[int]) -> dict[int, Click]:
         """Those of a node's clicks that are there, by counter."""
         asked = set(counters)
         if not asked:
             return {}
-        rows = self._db.execute(
-            "SELECT * FROM clicks WHERE node = ? AND counter BETWEEN ? AND ?", (node, min(asked), max(asked))
-        )
-        return {row[1]: Click(*row) for row in rows if row[1] in asked}
+        where = "node = ? AND counter BETWEEN ? AND ?"
+        return {c.counter: c for c in self._select(where, node, min(asked), max(asked)) if c.counter in asked}
 
     def put(self, clicks: Iterable[Click]) -> None:
         """Write clicks in one transaction, in place of those of the same name."""
-        with self._db:
-            self._db.executemany("INSERT OR REPLACE INTO clicks VALUES (?, ?, ?, ?, ?)", clicks)
+        with self._complaining(), self._db:
+            self._db.executemany(f"INSERT OR REPLACE INTO clicks ({FIELDS}) VALUES (?, ?, ?, ?, ?)", clicks)
 
     def since(self, node: str, counter: int, most: int) -> list[Click]:
         """A node's clicks from a counter on, in order, at most so many."""
-        rows = self._db.execute(
-            "SELECT * FROM clicks WHERE node = ? AND counter >= ? ORDER BY counter LIMIT ?", (node, counter, most)
-        )
-        return [Click(*row) for row in rows]
+        return self._select("node = ? AND counter >= ? ORDER BY counter LIMIT ?", node, counter, most)
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _select(self, where: str, *values: object) -> list[Click]:
+        with self._complaining():
+            return [self._click(row) for row in self._db.execute(f"SELECT {FIELDS} FROM clicks WHERE {where}", values)]
+
+    def _click(self, row: tuple) -> Click:
+        if tuple(map(type, row)) != (str, int, str, str, bytes):
+            raise ValueError(f"{self.path} is damaged: a click's fields are {row!r:.80}")
+        return Click(*row)
+
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """SQLite's complaints in this library's words."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if "full" in str(error) or "readonly" in str(error):
+                raise OSError(f"{self.path} cannot be written: {error}") from error
+            raise ValueError(f"{self.path} is no log of clicks, or is damaged: {error}") from error

@@ -156,7 +156,8 @@ class Tallies:
             nodes.append(n)
             return
         at = next(k for k, entry in enumerate(zip(items, nodes, strict=True)) if entry == (i, n))
-        items.pop(at), nodes.pop(at)
+        items.pop(at)
+        nodes.pop(at)
 
     def _compare_terms(self, changed: set[int]) -> None:
         for n in changed:
