@@ -29,7 +29,7 @@ def names(package: str, folder: Path) -> dict[str, str]:
 
 
 def namespace(
-    package: str, folder: str, *, needs: str = ""
+    package: str, folder: str, *, needs: str | dict[str, str] = ""
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """``__all__``, ``__getattr__`` and ``__dir__`` of a package.
 
@@ -39,8 +39,8 @@ def namespace(
         Its ``__name__``.
     folder : str
         Its ``__path__[0]``.
-    needs : str
-        The extra that an import error names.
+    needs : str or dict of str to str
+        The extra that an import error names; by the package that is missing, where parts of a family need several.
 
     Examples
     --------
@@ -57,9 +57,11 @@ def namespace(
             try:
                 return getattr(import_module(home[name]), name)
             except ModuleNotFoundError as error:
-                if not needs or (error.name or "").startswith("rankwise"):
+                missing = (error.name or "").partition(".")[0]
+                extra = needs if isinstance(needs, str) else needs.get(missing, "")
+                if not extra or missing == "rankwise":
                     raise
-                raise ImportError(f"{name} needs: pip install 'rankwise[{needs}]' ({error})") from error
+                raise ImportError(f"{name} needs: pip install 'rankwise[{extra}]' ({error})") from error
         if not name.startswith("_") and (Path(folder) / f"{name}.py").is_file():
             return import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

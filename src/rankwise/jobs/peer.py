@@ -10,7 +10,7 @@ from typing import Any
 
 from rankwise.data.items import read_items
 from rankwise.jobs.early import check_peer
-from rankwise.ranking.peers.node import PeerNode
+from rankwise.ranking import PeerNode
 
 
 def stay(

@@ -54,6 +54,7 @@ class Found(NamedTuple):
 
     Examples
     --------
+    >>> from rankwise.data.items import Item
     >>> from rankwise.ranking import GRank
     >>> GRank("ann", [Item(id="x", title="Slow Water")]).search("water")
     [Found(item='x', score=0.0, why='library')]

@@ -186,7 +186,7 @@ def test_twenty_peers_tell_each_other_everything(tmp_path):
             for n in range(20):
                 for item in (n, n + 7, n + 7):
                     net[n].click("blues", f"s{item % 40}")
-            for _ in range(5):  # who is asked answers at once; a datagram that is lost is asked for again
+            for _ in range(60):  # who is asked answers at once; a datagram that is lost is asked for again
                 for n in range(20):
                     for peer in net[n].get_peers():
                         net[n].pull(peer)

@@ -157,7 +157,7 @@ class GRankCommunity(Community):
                 handle(*self._opened(kind, address, data))
             else:
                 self._of_the_base(address, data)
-        except Refused as refusal:
+        except _Refused as refusal:
             self.refused[str(refusal)] += 1
 
     def _unwanted(self, address: Address, data: bytes) -> str:
@@ -177,9 +177,9 @@ class GRankCommunity(Community):
             if handler is not None:
                 handler(address, data)
         except PacketDecodingError as error:
-            raise Refused("forged") from error
+            raise _Refused("forged") from error
         except Exception as error:  # whatever a parser trips over in what a stranger sent
-            raise Refused("malformed") from error
+            raise _Refused("malformed") from error
 
     def _opened(self, kind: type[Ask] | type[Answer], address: Address, data: bytes) -> tuple[Peer, Any]:
         """Who signed a packet, and what is in it."""
@@ -188,14 +188,14 @@ class GRankCommunity(Community):
             valid, rest = self._verify_signature(auth, data)
             payload, end = self.serializer.unpack_serializable(kind, rest, offset=23) if valid else (None, 0)
         except Exception as error:  # whatever a parser trips over in what a stranger sent
-            raise Refused("malformed") from error
+            raise _Refused("malformed") from error
         if payload is None:
-            raise Refused("forged")
+            raise _Refused("forged")
         if end != len(rest):
-            raise Refused("malformed")
+            raise _Refused("malformed")
         peer = self.network.get_verified_by_public_key_bin(auth.public_key_bin)
         if peer is None:
-            raise Refused("stranger")
+            raise _Refused("stranger")
         peer.add_address(address)
         peer.last_response = time.time()
         return peer, payload
@@ -211,13 +211,13 @@ class GRankCommunity(Community):
         key = peer.public_key.key_to_bin()
         asked = answer.identifier != UNASKED
         if asked and self._asked.get(key, (UNASKED, 0.0))[0] != answer.identifier:
-            raise Refused("unasked")
+            raise _Refused("unasked")
         if not asked and not self.settings.accepting:
-            raise Refused("unasked")
+            raise _Refused("unasked")
         if asked:
             del self._asked[key]
         if not self._by_peer.allows(key, max(len(answer.clicks), 1)):
-            raise Refused("quota")
+            raise _Refused("quota")
         new = self.state.merge(self._checked(peer, answer.clicks))
         if asked and new and self.state.progress(node_of(peer.public_key)) < answer.total:
             self.pull(peer)
@@ -228,13 +228,13 @@ class GRankCommunity(Community):
         clicks = [Click(node, c.counter, c.query, c.item, c.signature) for c in offered]
         for click in clicks:
             if fault(click):
-                raise Refused("field")
+                raise _Refused("field")
             if click.counter >= self.settings.most_clicks:
-                raise Refused("full")
+                raise _Refused("full")
             if not is_signed(click, peer.public_key):
-                raise Refused("forged")
+                raise _Refused("forged")
         if not self.state.knows(node) and len(self.state.nodes()) > self.settings.most_nodes:
-            raise Refused("full")
+            raise _Refused("full")
         return clicks
 
     def _forget(self) -> None:
@@ -245,5 +245,5 @@ class GRankCommunity(Community):
             self.network.remove_by_address(address)
 
 
-class Refused(Exception):
+class _Refused(Exception):
     """Why a packet is not taken."""

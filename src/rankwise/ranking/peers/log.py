@@ -16,7 +16,15 @@ FIELDS = ", ".join(Click._fields)
 
 
 class Log(Protocol):
-    """Clicks by (node, counter)."""
+    """Clicks by (node, counter): what `GRank` wants of the place where it keeps them.
+
+    Examples
+    --------
+    >>> from rankwise.ranking.peers.log import Log, MemoryLog
+    >>> log: Log = MemoryLog()
+    >>> list(log)
+    []
+    """
 
     def __iter__(self) -> Iterator[Click]:
         """All clicks, by node and counter."""

@@ -12,12 +12,9 @@ import secrets
 import socket
 from typing import TYPE_CHECKING
 
-try:
-    from aiohttp import web
-    from aiohttp.typedefs import Handler
-    from jinja2 import Environment
-except ModuleNotFoundError as error:
-    raise ImportError(f"the page needs: pip install 'rankwise[peers]' ({error})") from error
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from jinja2 import Environment
 
 if TYPE_CHECKING:
     from rankwise.ranking.g_rank import Found

@@ -10,14 +10,11 @@ import struct
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rankwise.ranking.peers.clicks import Click
+from ipv8.keyvault.crypto import default_eccrypto
+from ipv8.keyvault.keys import PrivateKey, PublicKey
+from ipv8.messaging.lazy_payload import VariablePayload, vp_compile
 
-try:
-    from ipv8.keyvault.crypto import default_eccrypto
-    from ipv8.keyvault.keys import PrivateKey, PublicKey
-    from ipv8.messaging.lazy_payload import VariablePayload, vp_compile
-except ModuleNotFoundError as error:
-    raise ImportError(f"peers speak through py-ipv8: pip install 'rankwise[peers]' ({error})") from error
+from rankwise.ranking.peers.clicks import Click
 
 LARGEST = 1_472  # bytes of a datagram that no network cuts: 1,500 less the headers
 ROOM = 1_000  # bytes of clicks in an answer: with key, signature and headers it stays below 1,200
@@ -26,7 +23,14 @@ UNASKED = 0  # the identifier of clicks that nobody asked for
 
 @vp_compile
 class Ask(VariablePayload):
-    """Your own clicks from ``counter`` on, please."""
+    """Your own clicks from ``counter`` on, please.
+
+    Examples
+    --------
+    >>> from rankwise.ranking.peers.wire import Ask
+    >>> Ask(identifier=7, counter=30).counter
+    30
+    """
 
     msg_id = 1
     format_list: ClassVar = ["Q", "Q"]
@@ -38,7 +42,14 @@ class Ask(VariablePayload):
 
 @vp_compile
 class SignedClick(VariablePayload):
-    """One click of the sender's, signed by itself so that others can check it wherever it goes."""
+    """One click of the sender's, signed by itself so that others can check it wherever it goes.
+
+    Examples
+    --------
+    >>> from rankwise.ranking.peers.wire import SignedClick
+    >>> SignedClick(counter=0, query="blues", item="x", signature=b"").item
+    'x'
+    """
 
     format_list: ClassVar = ["Q", "varlenHutf8", "varlenHutf8", "varlenH"]
     names: ClassVar = ["counter", "query", "item", "signature"]
@@ -51,7 +62,14 @@ class SignedClick(VariablePayload):
 
 @vp_compile
 class Answer(VariablePayload):
-    """Clicks in order; ``total`` is how many the sender has made in all."""
+    """Clicks in order; ``total`` is how many the sender has made in all.
+
+    Examples
+    --------
+    >>> from rankwise.ranking.peers.wire import Answer
+    >>> Answer(identifier=7, total=0, clicks=[]).total
+    0
+    """
 
     msg_id = 2
     format_list: ClassVar = ["Q", "Q", [SignedClick]]
