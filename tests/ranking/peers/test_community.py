@@ -545,6 +545,49 @@ def test_addresses_that_others_tell_of_are_forgotten_when_they_are_too_many():
     alone(story)
 
 
+def test_a_full_disk_loses_news_and_nothing_else():
+    async def story(lone):
+        def full(clicks):
+            raise OSError("no space left on device")
+
+        lone.community.state.log.put = full
+        eve = key()
+        lone.give(lone.packet(eve, Answer(lone.asked(lone.friend(eve)), 1, said(eve, ("rock", "s2")))))
+        assert lone.community.refused == {"storage": 1}
+        assert "no space" in lone.community.trouble
+        assert len(lone.community.state) == 0
+        assert lone.community.search("blues")
+        with pytest.raises(OSError, match="no space"):
+            lone.community.click("blues", "s3")
+        lone.give(lone.packet(eve, Ask(7, 0)))
+        assert opened(lone.community.endpoint.sent[-1][1]).identifier == 7
+
+    alone(story)
+
+
+def test_pyipv8_starts_it_from_a_configuration():
+    from base64 import b64encode
+
+    from ipv8.configuration import ConfigBuilder, Strategy, WalkerDefinition
+    from ipv8_service import IPv8
+
+    async def story():
+        mine = key()
+        state = GRank(node_of(mine.pub()), ITEMS, swap=0)
+        builder = ConfigBuilder().clear_keys().clear_overlays().set_address("127.0.0.1").set_port(0)
+        builder.add_key_from_bin("me", b64encode(mine.key_to_bin()).decode())
+        walk = [WalkerDefinition(Strategy.RandomWalk, 10, {})]
+        builder.add_overlay("GRankCommunity", "me", walk, [], {"state": state, "interval": 0}, [])
+        service = IPv8(builder.finalize(), extra_communities={"GRankCommunity": GRankCommunity})
+        await service.start()
+        community = service.get_overlay(GRankCommunity)
+        assert community.click("blues", "s3").counter == 0
+        assert community.search("blues")[0].item == "s3"
+        await service.stop()
+
+    run(story())
+
+
 def test_a_state_of_another_key_is_refused():
     async def story():
         lone = Lone()

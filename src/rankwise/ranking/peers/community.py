@@ -6,8 +6,9 @@ which the log itself says, so that no pointer can be lost. ``push`` also sends n
 
 What is refused, and counted by reason in `GRankCommunity.refused`: "oversized", "malformed", "unknown" (message),
 "forged" (a signature), "unasked" (also replayed: an answer is taken once), "quota" (of an address or a peer), "field"
-(see `Click`), "full" (clicks of one node, or nodes), "stranger" (not introduced yet). A refusal costs its sender
-nothing else: a name that lies about itself cannot get another one banned.
+(see `Click`), "full" (clicks of one node, or nodes), "stranger" (not introduced yet), "storage" (it could not be
+written; `GRankCommunity.trouble` says why). A refusal costs its sender nothing else: a name that lies about itself
+cannot get another one banned.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ class GRankCommunity(Community):
         super().__init__(settings)
         self.settings = settings
         self.refused: Counter[str] = Counter()
+        self.trouble = ""
         self._asked: dict[bytes, tuple[int, float]] = {}  # by key: the question that is open, and since when
         self._by_address = Quota(rate=settings.rate, burst=settings.burst)
         self._by_peer = Quota(rate=settings.rate, burst=settings.burst)
@@ -159,6 +161,9 @@ class GRankCommunity(Community):
                 self._of_the_base(address, data)
         except _Refused as refusal:
             self.refused[str(refusal)] += 1
+        except (OSError, ValueError) as error:  # the disk is full, or the log is damaged: answers go on, news are lost
+            self.refused["storage"] += 1
+            self.trouble = str(error)
 
     def _unwanted(self, address: Address, data: bytes) -> str:
         if len(data) > LARGEST:

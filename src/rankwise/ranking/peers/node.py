@@ -54,7 +54,7 @@ class PeerNode:
     secret : str
         See `GRank`; nodes of one network share it, and a folder keeps to it.
     options : dict
-        Of `GRankSettings` (``interval``, ``push``, ``accepting`` …).
+        Of `GRankSettings` (``interval``, ``push``, ``accepting``, ``max_peers`` …).
     **of_rank
         Of `GRank` (``k``, ``isolation``, ``swap``, ``length``, ``cap``, ``seed``).
 
@@ -97,8 +97,9 @@ class PeerNode:
         self.peers, self.page, self.page_host, self.secret = list(peers), page, page_host, secret
         self._met: list[tuple[str, int]] = []
         self.options, self.of_rank = dict(options or {}), of_rank
-        if wrong := set(self.options) - set(GRankSettings.__annotations__):
-            raise ValueError(f"options={sorted(wrong)}: GRankSettings has {', '.join(GRankSettings.__annotations__)}")
+        known = {"max_peers", *GRankSettings.__annotations__} - {"state"}
+        if wrong := set(self.options) - known:
+            raise ValueError(f"options={sorted(wrong)}; accepted: {', '.join(sorted(known))}")
         GRank("any", self.items, secret=secret, **of_rank)  # its complaints come before anything is made
 
     async def __aenter__(self) -> PeerNode:

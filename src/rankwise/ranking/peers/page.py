@@ -33,6 +33,7 @@ _PAGE = """<!doctype html>
 <style nonce="{{ nonce }}">
  body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 44rem; margin: 2rem auto;
         padding: 0 1rem }
+ h1 { font-size: 1.5rem }
  form.ask { display: flex; gap: .5rem } form.ask input { flex: 1; min-width: 0; font: inherit; padding: .5rem }
  button { font: inherit; padding: .4rem .9rem; cursor: pointer }
  ol { list-style: none; padding: 0 } li { display: flex; gap: 1rem; align-items: center; padding: .6rem 0;
@@ -54,9 +55,10 @@ anything yet.</p>{% endif %}
  <form action="/click" method="post"><input type="hidden" name="token" value="{{ token }}">
  <input type="hidden" name="q" value="{{ query }}"><input type="hidden" name="item" value="{{ one.id }}">
  <button aria-label="Choose {{ one.title }}">Choose</button></form></li>{% endfor %}</ol>
-<footer class="note">{{ peers }} peer{{ "" if peers == 1 else "s" }} connected · {{ "{:,}".format(clicks) }} clicks of
+<footer class="note">{{ peers }} peer{{ "" if peers == 1 else "s" }} connected · {{ "{:,}".format(clicks) }}
+click{{ "" if clicks == 1 else "s" }} of
 {{ "{:,}".format(nodes) }} node{{ "" if nodes == 1 else "s" }} known · {{ "{:,}".format(refused) }} packets
-refused</footer>
+refused{% if trouble %}<br><span class="bad">news of peers are lost: {{ trouble }}</span>{% endif %}</footer>
 </body></html>
 """
 _TEMPLATE = Environment(autoescape=True).from_string(_PAGE)
@@ -130,7 +132,7 @@ class Page:
             query=query, error=error, found=[self._row(f) for f in found], nonce=nonce, token=self.token,
             clicked="clicked" in request.query,
             peers=len(self.community.get_peers()), clicks=len(state), nodes=len(state.nodes()),
-            refused=self.community.refused.total(),
+            refused=self.community.refused.total(), trouble=self.community.trouble,
         )  # fmt: skip
         policy = f"{POLICY}; style-src 'nonce-{nonce}'"
         return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": policy})
@@ -149,6 +151,8 @@ class Page:
             self.community.click(query, item)
         except ValueError as wrong:
             raise web.HTTPBadRequest(text=str(wrong)) from wrong
+        except OSError as wrong:
+            raise web.HTTPInsufficientStorage(text=str(wrong)) from wrong
         raise web.HTTPSeeOther(request.app.router["show"].url_for().with_query(q=query, clicked="1"))
 
     async def _state(self, request: web.Request) -> web.Response:
@@ -156,4 +160,5 @@ class Page:
         return web.json_response({
             "node": state.node, "clicks": len(state), "nodes": len(state.nodes()),
             "peers": len(self.community.get_peers()), "refused": dict(self.community.refused),
+            "trouble": self.community.trouble,
         })  # fmt: skip
