@@ -61,6 +61,7 @@ MISTAKES = {
     "rank fit": ["none.csv", "--out", "x"],
     "rank score": ["none", "none.svm"],
     "rank evaluate": ["none.csv", "none.txt"],
+    "continual learn": ["none.yaml", "--out", "x"],
     "quantile fit": ["none.csv", "--response", "y", "--out", "x"],
     "quantile predict": ["none", "none.csv"],
     "quantile report": ["none"],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankwise.compression.plans import Component, Plan
     from rankwise.jobs.cache import CacheReport
     from rankwise.jobs.compress import Compression
+    from rankwise.jobs.learning.job import Learned
     from rankwise.merging import Merge
     from rankwise.prompting import DepthTest
     from rankwise.prompting.answers import RankedAnswers
@@ -183,6 +184,15 @@ def personalised(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
         cells = [f"{r.score:.4f}", between, f"{r.egises:.4f}", f"{r.distance:.4f}"]
         rows.append([name, *cells, f"{board.ranks['accuracy'][name]:g}", f"{board.borda[name]:g}"])
     return ["system", "PerSEval", "95%", "EGISES", "distance", "by accuracy", "Borda"], rows
+
+
+def streamed(done: Learned) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: accuracy on every task after each, and what the task changed."""
+    rows = [["nothing", *[f"{100 * v:.1f}" for v in done.before], "", "", ""]]
+    for name, accuracies, drift in zip(done.tasks, done.table, done.drift, strict=True):
+        changed = [f"{drift['rank']:.1f}", f"{drift['norm']:.3g}", f"{drift['drift']:.3g}"]
+        rows.append([name, *[f"{100 * v:.1f}" for v in accuracies], *changed])
+    return ["after", *done.tasks, "rank", "size", "drift"], rows
 
 
 def extreme_texts(

@@ -162,16 +162,22 @@ def kappa(step: int, total_steps: int, config: CodyraConfig) -> float:
     return config.max_kappa * index / (config.kappa_steps - 1) if step > config.dense_share * total_steps else 0.0
 
 
-def check_schedule(total_steps: int, config: CodyraConfig) -> None:
-    """Warn where the levels of the threshold are more than the steps that they share."""
+def schedule_note(total_steps: int, config: CodyraConfig) -> str:
+    """What is to be said of a training that is too short for the levels of its threshold; empty where it is not."""
     sparse = total_steps - config.dense_share * total_steps
-    if config.max_kappa and 0 < sparse < config.kappa_steps:
-        what = "nothing is ever pruned" if config.released else "a step takes several at once"
-        warnings.warn(
-            f"{total_steps} steps leave {sparse:g} for {config.kappa_steps} levels of the threshold: {what}; train "
-            "longer, or lower kappa_steps",
-            stacklevel=3,
-        )
+    if not config.max_kappa or not 0 < sparse < config.kappa_steps:
+        return ""
+    what = "nothing is ever pruned" if config.released else "a step takes several at once"
+    return (
+        f"{total_steps} steps leave {sparse:g} for {config.kappa_steps} levels of the threshold: {what}; train longer, "
+        "or lower kappa_steps"
+    )
+
+
+def check_schedule(total_steps: int, config: CodyraConfig) -> None:
+    """Warn of `schedule_note`."""
+    if note := schedule_note(total_steps, config):
+        warnings.warn(note, stacklevel=3)
 
 
 def released_threshold(x: Tensor, amount: float) -> Tensor:

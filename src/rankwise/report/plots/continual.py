@@ -1,0 +1,59 @@
+"""What a stream of tasks did: accuracies after each task, and how far the weights went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from rankwise.report.plots.shared import panels, styled
+
+
+@styled
+def accuracy_matrices(
+    tables: Mapping[str, ArrayLike], tasks: Sequence[str], *, domains: Sequence[str] | None = None, first: str = ""
+) -> Figure:
+    """Tables of accuracy side by side: a row after each task, a column a domain; what is learned already is bold.
+
+    Parameters
+    ----------
+    tables : dict of array_like
+        ``(rows, domains)``, in [0, 1], by title.
+    tasks : sequence of str
+        In the order of learning.
+    domains : sequence of str, optional
+        The columns; the tasks by default.
+    first : str
+        Where tables have a row more, of the model before all tasks: what it is called.
+    """
+    columns = list(domains or tasks)
+    rows = [*([first] if first else []), *tasks]
+    size = (max(2.6, 0.52 * len(columns) + 1.6), max(2.0, 0.34 * len(rows) + 1.2))
+    figure, axes = panels(1, len(tables), size=(size[0] * len(tables), size[1]), squeeze=False)
+    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+        a = np.asarray(table, dtype=float)
+        axis.imshow(a, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+        for (i, j), value in np.ndenumerate(a):
+            ink, weight = "white" if value > 0.6 else "black", "bold" if i - bool(first) >= j else "normal"
+            axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=ink, fontweight=weight)
+        axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=7)
+        axis.set_yticks(range(len(rows)), rows, fontsize=7)
+        axis.set_title(title, fontsize=9)
+    axes[0, 0].set_ylabel("after")
+    return figure
+
+
+@styled
+def drifts(lines: Mapping[str, Sequence[float]], tasks: Sequence[str], *, label: str = "‖W - W₀‖") -> Figure:
+    """How far the weights are from the first ones after each task, a line a method."""
+    figure, axis = panels(size=(max(3.2, 0.5 * len(tasks) + 1.6), 2.6))
+    for name, values in lines.items():
+        axis.plot(range(len(tasks)), values, marker="o", markersize=3, label=name)
+    axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", fontsize=7)
+    axis.set_ylabel(label)
+    axis.set_ylim(bottom=0)
+    if len(lines) > 1:
+        axis.legend(frameon=False, fontsize=7)
+    return figure
