@@ -61,10 +61,31 @@ def test_scores_of_documents_are_printed_or_written_and_a_table_is_no_file_of_do
     done = called("score", work / "ranker", work / "docs.svm", "--out", work / "out.csv")
     assert "2 documents" in done.stdout
     assert (work / "out.csv").read_text().splitlines()[1].split(",")[:2] == ["1", "a"]
-    assert "is a table, and svmlight lines with qid are read" in refused("score", work / "ranker", work / "clicks.csv")
+    (work / "wide.svm").write_text("0 qid:1 7:1 # a\n")
+    assert "wide.svm: there are 8 features" in refused("score", work / "ranker", work / "wide.svm")
+    table = "is a table, and svmlight lines with qid are read"
+    assert table in refused("score", work / "ranker", work / "clicks.csv")
+    args = work / "clicks.csv", "--features", work / "clicks.csv", "--out", work / "x"
+    assert table in refused("fit", *args)
     assert "no such data file" in refused("score", work / "ranker", work / "none.svm")
     assert "holds no ranker" in refused("score", work, work / "docs.svm")
     assert "file type" in refused("score", work / "ranker", work / "docs.svm", "--out", work / "out.xls")
+
+
+def test_scores_are_written_over_nothing_that_is_read(work):
+    before = (work / "ranker/results.json").read_bytes()
+    said = refused("score", work / "ranker", work / "docs.svm", "--out", work / "ranker/results.json")
+    assert "is read by the same command: it is not replaced" in said
+    assert (work / "ranker/results.json").read_bytes() == before
+
+
+def test_draws_are_at_most_a_million_and_lists_have_two_places(work):
+    for args in (
+        ("fit", work / "clicks.csv", "--out", work / "x", "--resamples", 2_000_000),
+        ("evaluate", work / "scores.csv", work / "qrels.txt", "--resamples", 2_000_000),
+        ("fit", work / "clicks.csv", "--out", work / "x", "--list-size", 1),
+    ):
+        assert called(*args).exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -72,6 +93,8 @@ def test_scores_of_documents_are_printed_or_written_and_a_table_is_no_file_of_do
     [
         (("--network", "linear", "--hidden", "64"), "hidden layers are of dnn, and the network is linear"),
         (("--hidden", "0"), "hidden layers are 0: whole numbers from 1 on"),
+        (("--hidden", "inf"), "hidden layers are inf"),
+        (("--hidden", "nan"), "hidden layers are nan"),
         (("--hidden", "8,1.5"), "hidden layers are 8, 1.5"),
         (("--hidden", "a"), "--hidden"),
         (("--max-weight", "0"), "max_weight=0.0: it has to be above 0"),

@@ -102,7 +102,7 @@ def test_features_may_be_columns_and_the_file_parquet(tmp_path):
         ("2,1,s", "0,1,s", "line 2: 'position' is 0, a whole number from 1 on"),
         ("2,1,s", ",1,s", "line 2: 'position' is empty"),
         ("2,1,s", "1.5,1,s", "line 2: 'position' is 1.5"),
-        (",t", ",s", "query 7 has position 1 twice: .* session or timestamp"),
+        (",t", ",s", "line 4: query 7, session s has position 1 twice: .* session or timestamp"),
         ("b,d9", "b,d8", "unknown document of query b 'd8'; did you mean d9"),
         ("b,d9", "q7,d9", "not among the features: unknown query 'q7'"),
         ("2,1,s\n7,2,1", "3,1,s\n7,2,1", "query 7, session s has position 3 and no position 2: every place"),
@@ -138,6 +138,41 @@ def test_ultras_format_is_read_in_the_order_of_its_lists_without_padding_and_rem
         written(tmp_path / "train/train.labels", labels)
         with pytest.raises(ValueError, match=said):
             read_ultra(tmp_path, "train")
+
+
+def ultra(folder):
+    """Two parts of a folder in ULTRA's format, of two features."""
+    written(folder / "settings.json", '{"feature_size": 2}')
+    for part, query, grade in (("train", "q1", 2), ("test", "q2", 1)):
+        written(folder / part / f"{part}.feature", "d0 1:1 2:3\nd1 1:2\n")
+        written(folder / part / f"{part}.init_list", f"{query} 1 0 -1\n")
+        written(folder / part / f"{part}.labels", f"{query} {grade} 0 0\n")
+    return folder
+
+
+def test_a_folder_of_ultras_is_all_of_its_parts_and_one_of_them_itself(tmp_path):
+    docs, part = read_judged(ultra(tmp_path)), read_judged(tmp_path / "test")
+    assert docs.query.tolist() == ["q1", "q1", "q2", "q2"]
+    assert docs.document.tolist() == ["d1", "d0"] * 2
+    assert docs.features.tolist() == [[2, 0], [1, 3]] * 2
+    assert docs.relevance.tolist() == [2, 0, 1, 0]
+    assert part.query.tolist() == ["q2", "q2"]
+    assert part.relevance.tolist() == [1, 0]
+    log = read_click_log(written(tmp_path / "log.csv", "query,doc,position,click\nq2,d0,1,1\nq1,d1,1,0\n"), docs)
+    assert log.document.tolist() == [3, 0]
+
+
+def test_folders_that_are_none_of_ultras_and_documents_that_stand_twice_are_refused(tmp_path):
+    ultra(tmp_path / "a")
+    written(tmp_path / "b/settings.json", '{"feature_size": 2}')
+    with pytest.raises(ValueError, match="holds none of ULTRA's folders train, valid, test"):
+        read_judged(tmp_path / "b")
+    written(tmp_path / "a/test/test.init_list", "q2 1 1 -1\n")
+    with pytest.raises(ValueError, match="document d1 of query q2 stands there twice"):
+        read_judged(tmp_path / "a")
+    written(tmp_path / "a/test/test.init_list", "q2 -1 -1 -1\n")
+    with pytest.raises(ValueError, match="lists no documents"):
+        read_judged(tmp_path / "a/test")
 
 
 @pytest.mark.parametrize(

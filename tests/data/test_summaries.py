@@ -64,6 +64,8 @@ def test_systems_are_chosen_by_name(tmp_path):
     assert list(found.only(["T6"]).systems) == ["T6"]
     with pytest.raises(ValueError, match="did you mean T6"):
         found.only(["T7"])
+    with pytest.raises(ValueError, match="systems are T6, T6; each once"):
+        found.only(["T6", "T6"])
 
 
 @pytest.mark.parametrize(

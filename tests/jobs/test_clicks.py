@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rankwise.data.tables import write_rows
 from rankwise.jobs.clicks import _notes, evaluate_scores, fit_log, score_documents
 from rankwise.ranking import (
     PBM,
@@ -102,9 +103,51 @@ def test_scores_and_grades_are_finite_numbers_and_said_with_their_place(tmp_path
             evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
     (tmp_path / "scores.csv").write_text("query,doc,score\n1,a,0.5\n1,b,0.7\n")
     assert evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt").queries == 1
-    (tmp_path / "qrels.txt").write_text("1 0 a 1\n1 0 b nan\n")
-    with pytest.raises(ValueError, match="line 2: 'query 0 doc grade' with a number is accepted"):
+    for line in ("1 0 b nan", "1 b 0", "1 0 b 0 more"):
+        (tmp_path / "qrels.txt").write_text(f"1 0 a 1\n{line}\n")
+        with pytest.raises(ValueError, match="line 2: 'query 0 doc grade' is accepted, the last a number"):
+            evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
+    (tmp_path / "qrels.txt").write_text("")
+    with pytest.raises(ValueError, match="has no documents"):
         evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
+
+
+def test_grades_may_be_a_table_and_say_the_same_as_lines(tmp_path):
+    (tmp_path / "scores.csv").write_text("query,doc,score\n1,a,0.5\n1,b,0.7\n")
+    (tmp_path / "qrels.txt").write_text("1 0 a 1\n1 0 b -2\n")
+    (tmp_path / "qrels.tsv").write_text("doc\tgrade\tquery\nb\t-2\t1\na\t1\t1\n")
+    lines, table = (evaluate_scores(tmp_path / "scores.csv", tmp_path / f"qrels.{kind}") for kind in ("txt", "tsv"))
+    assert lines.rows(resamples=2)[0]["mean"] == table.rows(resamples=2)[0]["mean"]
+    assert table.mean("MRR", empty="skip") == 0.5
+    (tmp_path / "qrels.tsv").write_text("doc\tgrade\tquery\n")
+    with pytest.raises(ValueError, match=r"qrels\.tsv has no rows"):
+        evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.tsv")
+
+
+def test_a_folder_of_ultras_holds_the_features_of_a_log_and_grades_its_scores(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "ultra/train"
+    folder.mkdir(parents=True)
+    (tmp_path / "ultra/settings.json").write_text('{"feature_size": 2}')
+    (folder / "train.feature").write_text("".join(f"d{i} 1:{rng.normal():.3f} 2:{i % 3}\n" for i in range(12)))
+    (folder / "train.init_list").write_text("".join(f"q{q} {2 * q} {2 * q + 1}\n" for q in range(6)))
+    (folder / "train.labels").write_text("".join(f"q{q} {q % 3} 0\n" for q in range(6)))
+    rows = [f"q{s % 6},d{2 * (s % 6) + d},{d + 1},{int(s % 4 == d)},{s}" for s in range(60) for d in (0, 1)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["query,doc,position,click,session", *rows]))
+    fit_log(tmp_path / "clicks.csv", tmp_path / "ranker", features=tmp_path / "ultra", **SMALL)
+    scores = score_documents(tmp_path / "ranker", tmp_path / "ultra")
+    assert len(scores) == 12
+    write_rows(tmp_path / "scores.csv", scores)
+    report = evaluate_scores(tmp_path / "scores.csv", tmp_path / "ultra/train")
+    assert (report.queries, report.empty) == (6, 2)
+
+
+def test_where_no_held_out_list_has_a_click_that_is_said(tmp_path):
+    rows = [f"{s % 6},{s % 6}-{d},{d},{int(s % 6 == 1)},{s},{s % 6 * d % 5}" for s in range(60) for d in (1, 2, 3)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["query,doc,position,click,session,bm25", *rows]))
+    learned = fit_log(tmp_path / "clicks.csv", tmp_path / "ranker", **SMALL)
+    assert any("no held-out list has a click" in note for note in learned.notes)
+    assert np.isnan(learned.curve.low).all()  # one query was clicked
 
 
 def test_numbers_that_a_gap_made_decimal_name_the_same_queries_and_documents(tmp_path):
@@ -134,7 +177,7 @@ def test_a_curve_that_reaches_down_to_where_weights_are_cut_is_said():
     ranker = SimpleNamespace(empty_=0, cut_=0)
     for most, said in ((10.0, "2 positions are looked at about as rarely as weights are cut (max_weight=10)"),
                        (50.0, "1 positions"), (100.0, None)):  # fmt: skip
-        found = [note for note in _notes(0.0, ranker, curve, most) if "as rarely as" in note]
+        found = [note for note in _notes(0.0, ranker, curve, most, {}) if "as rarely as" in note]
         assert [note.startswith(said) for note in found] == ([True] if said else [])
 
 

@@ -52,8 +52,14 @@ def test_intervals_are_those_of_the_delta_method_and_draw_queries_whole():
     assert curve.low[1] == pytest.approx(ratio - 1.96 * error, abs=0.2 * error)
     assert curve.high[1] == pytest.approx(ratio + 1.96 * error, abs=0.3 * error)
     assert (curve.low[0], curve.high[0]) == (1, 1)
-    one = propensity_curve(lists, np.zeros((n, 2)), group=np.zeros(n), resamples=20)
-    assert one.low == pytest.approx(one.high)  # one query: nothing to draw
+
+
+def test_one_clicked_query_has_a_curve_and_no_interval():
+    lists = lists_of([1, 1, 0, 1, 0, 0], query=[0, 0, 1, 1, 2, 2])
+    for group, clicked in (([7, 7, 8], 1), ([7, 8, 8], 2)):
+        curve = propensity_curve(lists, np.zeros((3, 2)), group=group, resamples=50)
+        assert curve.propensity.tolist() == [1, 2]
+        assert np.isnan([curve.low, curve.high]).all() == (clicked == 1)
 
 
 def test_weights_are_inverse_propensities_of_clicks_and_relevance_their_mean():

@@ -89,19 +89,21 @@ Scheduler = Annotated[
 ]
 
 
+MOST_DRAWS = 1_000_000  # of a bootstrap
+
 RowsOut = Annotated[
     Path | None, typer.Option(help="A csv, tsv, jsonl, json or parquet file to write; the terminal otherwise.")
 ]
 
 
-def check_rows_out(out: Path | None, *, inputs: list[Path]) -> None:
-    """Before the work: whether a table can be written there."""
+def check_rows_out(out: Path | None, *, run: Path, data: Path) -> None:
+    """Before the work: whether a table can be written there, over nothing that is read."""
     from rankwise.data.tables import kind_of
     from rankwise.files import check_file
 
     if out is not None:
         kind_of(out)
-        check_file(out, inputs=inputs)
+        check_file(out, inputs=[data, *run.rglob("*")])
 
 
 def print_json(value: object) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.app import Json, RowsOut, app, check_rows_out, console, errors, numbers, print_json, typed
+from rankwise.cli.app import MOST_DRAWS, Json, RowsOut, app, check_rows_out, console, errors, numbers, print_json, typed
 
 if TYPE_CHECKING:
     from rankwise.jobs.clicks import Learned
@@ -22,17 +22,17 @@ def fit(
     log: Annotated[Path, typer.Argument(help="A table with columns query, doc, position, click, perhaps session or "
                                         "timestamp, and features.")],
     out: Annotated[Path, typer.Option(help="Folder to write (appears when it is whole).")],
-    features: Annotated[Path | None, typer.Option(help="svmlight lines with qid and the documents' names; all other "
-                                                  "columns of the log by default.")] = None,
+    features: Annotated[Path | None, typer.Option(help="svmlight lines with qid and the documents' names, or a folder "
+                                                  "of ULTRA's; all other columns of the log by default.")] = None,
     network: Annotated[str, typer.Option(help="dnn or linear.")] = "dnn",
     hidden: Annotated[str | None, typer.Option(help="Units of each hidden layer of dnn; 64,32 by default.")] = None,
-    list_size: Annotated[int, typer.Option(min=1, help="Positions that are learned from.")] = 10,
+    list_size: Annotated[int, typer.Option(min=2, help="Positions that are learned from.")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Of training, 256 lists each.")] = 1000,
     learning_rate: Annotated[float | None, typer.Option(help="Of the ranker; 0.002 for dnn and 0.01 for linear by "
                                                         "default.")] = None,
     max_weight: Annotated[float, typer.Option(help="Larger weights of clicks are cut to it.")] = 100.0,
     held_out: Annotated[float, typer.Option(help="Share of the queries that only judge.")] = 0.2,
-    resamples: Annotated[int, typer.Option(min=1, help="Draws of queries for the intervals.")] = 1000,
+    resamples: Annotated[int, typer.Option(min=1, max=MOST_DRAWS, help="Draws of queries for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the fits and the draws.")] = 0,
     json_: Json = False,
 ) -> None:  # fmt: skip
@@ -72,7 +72,7 @@ def fit(
 @rank.command()
 def score(
     run: Annotated[Path, typer.Argument(help="A folder written by `rankwise rank fit`.")],
-    documents: Annotated[Path, typer.Argument(help="svmlight lines with qid.")],
+    documents: Annotated[Path, typer.Argument(help="svmlight lines with qid, or a folder of ULTRA's.")],
     out: RowsOut = None,
     json_: Json = False,
 ) -> None:
@@ -83,16 +83,12 @@ def score(
     * rankwise rank score ranker docs.svm
     * rankwise rank score ranker docs.svm --out scores.csv
     """
-    from rankwise.data.tables import READERS, write_rows
-    from rankwise.jobs.early import check_ranking_run
+    from rankwise.data.tables import write_rows
+    from rankwise.jobs.early import check_documents, check_ranking_run
 
-    check_rows_out(out, inputs=[documents])
+    check_rows_out(out, run=run, data=documents)
     check_ranking_run(run)
-    if not documents.is_file():
-        raise ValueError(f"no such data file: {documents}")
-    if documents.suffix.lower() in READERS:
-        raise ValueError(f"{documents} is a table, and svmlight lines with qid are read: 'grade qid:QUERY 0:x 1:x # "
-                         "DOC', features in the order of the log's columns")  # fmt: skip
+    check_documents(documents)
     from rankwise.jobs.clicks import score_documents
     from rankwise.report.tables import terminal
 
@@ -110,8 +106,9 @@ def score(
 @rank.command()
 def evaluate(
     scores: Annotated[Path, typer.Argument(help="A table with columns query, doc, score.")],
-    qrels: Annotated[Path, typer.Argument(help="Grades: svmlight lines with qid, or lines 'query 0 doc grade'.")],
-    resamples: Annotated[int, typer.Option(min=1, help="Draws of queries for the intervals.")] = 1000,
+    qrels: Annotated[Path, typer.Argument(help="Grades: lines 'query 0 doc grade', a table with columns query, doc, "
+                                          "grade, svmlight lines with qid, or a folder of ULTRA's.")],
+    resamples: Annotated[int, typer.Option(min=1, max=MOST_DRAWS, help="Draws of queries for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     json_: Json = False,
 ) -> None:  # fmt: skip
@@ -124,12 +121,9 @@ def evaluate(
     * rankwise rank evaluate scores.csv qrels.txt
     * rankwise rank evaluate scores.csv docs.svm --json
     """
-    from rankwise.data.tables import kind_of
+    from rankwise.jobs.early import check_evaluation
 
-    kind_of(scores)
-    for path in (scores, qrels):
-        if not path.is_file():
-            raise ValueError(f"no such data file: {path}")
+    check_evaluation(scores, qrels)
     from rankwise.jobs.clicks import evaluate_scores
     from rankwise.report.tables import terminal
 

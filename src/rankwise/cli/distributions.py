@@ -91,7 +91,7 @@ def predict(
     from rankwise.data.tables import write_rows
     from rankwise.jobs.early import check_fitted
 
-    check_rows_out(out, inputs=[data])
+    check_rows_out(out, run=run, data=data)
     check_fitted(run)
     from rankwise.jobs.quantile import load_fit, predict_table
     from rankwise.report.tables import terminal

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.app import Json, app, console, errors, names, print_json, typed
+from rankwise.cli.app import MOST_DRAWS, Json, app, console, errors, names, print_json, typed
 
 if TYPE_CHECKING:
     from rankwise.jobs.personalisation import Judged
@@ -33,7 +33,7 @@ def perseval(
     alpha: Annotated[float, typer.Option(help="Where the discount for inaccuracy starts, a power of ten.")] = 3.0,
     beta: Annotated[float, typer.Option(help="How steep that discount is, a power of ten.")] = 1.0,
     gamma: Annotated[float, typer.Option(help="Where both penalties start, a power of ten.")] = 4.0,
-    resamples: Annotated[int, typer.Option(min=1, help="Draws of documents for the intervals.")] = 1000,
+    resamples: Annotated[int, typer.Option(min=1, max=MOST_DRAWS, help="Draws of documents for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html, plots, and tables by document and reader.")]
     = None,

@@ -27,6 +27,7 @@ from rankwise.reading import byte_lines, decoded, read_json
 Array = NDArray[np.float64]
 NEEDED = ("query", "doc", "position", "click")
 SHOWINGS = ("session", "timestamp")
+PARTS = ("train", "valid", "test")  # of a folder of ULTRA's
 MOST_CELLS = 500_000_000  # of a matrix of features: 4 GB
 
 
@@ -114,12 +115,16 @@ class ClickLog:
 def read_judged(path: str | Path) -> Judged:
     """A file of svmlight lines with ``qid``; without, LightGBM's group sizes in ``FILE.query`` beside it.
 
+    A folder is one of ULTRA's, of which all parts are read, or one part of it.
+
     Raises
     ------
     ValueError
         A line that is none, a feature twice, a query or document that comes twice, group sizes that do not add up.
     """
     path = Path(path)
+    if path.is_dir():
+        return _ultra(path)
     names: list[str] = []
     cells: list[tuple[list[int], list[float]]] = []
     grades, queries = [], []
@@ -179,10 +184,28 @@ def read_ultra(folder: str | Path, part: str) -> Judged:
             rows.append(int(row))
             grades.append(grade)
             queries.append(query)
+    if not rows:
+        raise ValueError(f"{files['init_list']} lists no documents")
+    query = np.array(queries)
     return Judged(
-        features=features[rows], relevance=np.array(grades, dtype=np.float64), query=np.array(queries),
-        document=np.array(names)[rows],
+        features=features[rows], relevance=np.array(grades, dtype=np.float64), query=query,
+        document=_named(files["init_list"], query, [names[row] for row in rows]),
     )  # fmt: skip
+
+
+def _ultra(path: Path) -> Judged:
+    """All parts of a folder, or the one that it is."""
+    if not (path / "settings.json").is_file() and (path.parent / "settings.json").is_file():
+        return read_ultra(path.parent, path.name)
+    parts = [read_ultra(path, part) for part in PARTS if (path / part).is_dir()]
+    if not parts:
+        raise ValueError(f"{path} holds none of ULTRA's folders {', '.join(PARTS)}")
+    features, relevance, query, document = (
+        np.concatenate([getattr(part, kind) for part in parts])
+        for kind in ("features", "relevance", "query", "document")
+    )
+    return Judged(features=features, relevance=relevance, query=query,
+                  document=_named(path, query, document.tolist()))  # fmt: skip
 
 
 def read_click_log(path: str | Path, documents: Judged | None = None) -> ClickLog:
@@ -211,8 +234,9 @@ def read_click_log(path: str | Path, documents: Judged | None = None) -> ClickLo
         showing = showings.setdefault((f"query {query}", *said), len(showings))
         place = _whole(table, n, position, "position")
         if (showing, place) in seen:
+            shown = ", ".join(list(showings)[showing])
             raise ValueError(
-                f"{table.at(n)}: query {query} has position {place} twice: where it was shown several times, a column "
+                f"{table.at(n)}: {shown} has position {place} twice: where it was shown several times, a column "
                 "session or timestamp has to tell the showings apart"
             )
         seen.add((showing, place))

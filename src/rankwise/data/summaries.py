@@ -67,11 +67,13 @@ class Summaries:
         Raises
         ------
         ValueError
-            One that is not there.
+            One that is not there, or twice.
         """
         for name in systems:
             if name not in self.systems:
                 raise unknown("system", name, self.systems)
+        if len(set(systems)) < len(systems):
+            raise ValueError(f"systems are {', '.join(systems)}; each once")
         return Summaries(documents=self.documents, users=self.users, systems={n: self.systems[n] for n in systems})
 
     def add(self, where: str, document: str, reader: str, texts: Mapping[str, object]) -> None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
 from rankwise.data.clicks import ClickLog, Judged, named, read_click_log, read_judged, table_number
-from rankwise.data.tables import number, read_table, write_rows
+from rankwise.data.tables import READERS, number, read_table, write_rows
 from rankwise.files import whole_folder, write_json
-from rankwise.jobs.early import RANK, check_ranking, check_ranking_run
+from rankwise.jobs.early import RANK, check_documents, check_evaluation, check_ranking, check_ranking_run
 from rankwise.ranking.bootstrap import interval
 from rankwise.ranking.click_ranker import ClickRanker, NaiveRanker
 from rankwise.ranking.click_saved import load_ranker, write_ranker
@@ -184,40 +184,38 @@ def learn(
     change, noise = _changes(log, judging, scores)
     low, high = interval(change - noise, resamples=resamples, seed=seed)
     agreement = _agreement(trained, scores["debiased"][0])
+    likelihood = _likelihoods(trained, held, scores, fits, names, resamples, seed)
     return Learned(
-        ranker=fits["debiased"][0], curve=curve,
-        likelihood=_likelihoods(trained, held, scores, fits, names, resamples, seed),
-        change=float(change.mean()), noise=float(noise.mean()), excess=(low, high), agreement=agreement,
-        counts=_counts(log, fits["debiased"][0]), notes=_notes(agreement, fits["debiased"][0], curve, max_weight),
+        ranker=fits["debiased"][0], curve=curve, likelihood=likelihood, change=float(change.mean()),
+        noise=float(noise.mean()), excess=(low, high), agreement=agreement, counts=_counts(log, fits["debiased"][0]),
+        notes=_notes(agreement, fits["debiased"][0], curve, max_weight, likelihood),
     )  # fmt: skip
 
 
 def score_documents(run: Path, documents: Path) -> list[dict[str, Any]]:
     """A row a document of a judged file: query, doc and score."""
     check_ranking_run(run)
-    ranker = load_ranker(run)
-    docs = read_judged(documents).with_features(ranker.n_features_in_)
+    check_documents(documents)
+    ranker, docs = load_ranker(run), read_judged(documents)
+    try:
+        docs = docs.with_features(ranker.n_features_in_)
+    except ValueError as error:
+        raise ValueError(f"{documents}: {error} to the ranker of {run}") from error
     scores = ranker.predict(docs.features).tolist()
     return [{"query": q, "doc": d, "score": s}
             for q, d, s in zip(docs.query.tolist(), docs.document.tolist(), scores, strict=True)]  # fmt: skip
 
 
 def evaluate_scores(scores: Path, qrels: Path) -> RankingReport:
-    """A table of query, doc and score against grades: svmlight with qid, or TREC's ``query 0 doc grade``.
+    """A table of query, doc and score against grades: TREC's ``query 0 doc grade``, a table, or as `read_judged`.
 
     Raises
     ------
     ValueError
         A document that has a score and no grade, or a grade and no score; one that stands there twice.
     """
-    grades = _qrels(qrels)
-    found: dict[tuple[str, str], float] = {}
-    table = read_table(scores)
-    for n, row in table.rows:
-        pair = named(table, n, row, "query"), named(table, n, row, "doc")
-        if pair in found:
-            raise ValueError(f"{table.at(n)}: document {pair[1]} of query {pair[0]} stands there twice")
-        found[pair] = table_number(table, n, row, "score")
+    check_evaluation(scores, qrels)
+    found, grades = _by_pair(scores, "score"), _qrels(qrels)
     for one, other, what in ((found, grades, "grade"), (grades, found, "score")):
         if missing := [pair for pair in one if pair not in other]:
             raise ValueError(
@@ -227,10 +225,27 @@ def evaluate_scores(scores: Path, qrels: Path) -> RankingReport:
     return ranking_report([grades[p] for p in pairs], [found[p] for p in pairs], query=[q for q, _ in pairs])
 
 
+def _by_pair(path: Path, column: str) -> dict[tuple[str, str], float]:
+    """A column of numbers by query and document."""
+    found: dict[tuple[str, str], float] = {}
+    table = read_table(path)
+    for n, row in table.rows:
+        pair = named(table, n, row, "query"), named(table, n, row, "doc")
+        if pair in found:
+            raise ValueError(f"{table.at(n)}: document {pair[1]} of query {pair[0]} stands there twice")
+        found[pair] = table_number(table, n, row, column)
+    if not found:
+        raise ValueError(f"{path} has no rows")
+    return found
+
+
 def _qrels(path: Path) -> dict[tuple[str, str], float]:
-    lines = {n: line.split() for n, line in enumerate(read_text(path).splitlines(), 1) if not line.startswith("#")}
+    if path.suffix.lower() in READERS:
+        return {pair: max(grade, 0.0) for pair, grade in _by_pair(path, "grade").items()}
+    lines = {} if path.is_dir() else {n: line.split() for n, line in enumerate(read_text(path).split("\n"), 1)
+                                      if not line.startswith("#")}  # fmt: skip
     first = next(filter(None, lines.values()), [])
-    if len(first) != 4 or ":" in first[1]:
+    if len(first) < 2 or ":" in first[1]:
         docs: Judged = read_judged(path)
         return dict(
             zip(zip(docs.query.tolist(), docs.document.tolist(), strict=True), docs.relevance.tolist(), strict=True)
@@ -243,7 +258,7 @@ def _qrels(path: Path) -> dict[tuple[str, str], float]:
             query, _, doc, grade = words
             value = max(number(grade), 0.0)  # TREC marks spam by negative grades
         except ValueError:
-            raise ValueError(f"{path}, line {n}: 'query 0 doc grade' with a number is accepted") from None
+            raise ValueError(f"{path}, line {n}: 'query 0 doc grade' is accepted, the last a number") from None
         if (query, doc) in grades:
             raise ValueError(f"{path}, line {n}: document {doc} of query {query} stands there twice")
         grades[query, doc] = value
@@ -330,7 +345,10 @@ def _counts(log: ClickLog, ranker: Any) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _notes(agreement: float, ranker: Any, curve: PropensityCurve, max_weight: float) -> list[str]:
+def _notes(
+    agreement: float, ranker: Any, curve: PropensityCurve, max_weight: float,
+    likelihood: dict[str, tuple[float, float, float]],
+) -> list[str]:  # fmt: skip
     notes = []
     if agreement > CONFOUNDED:
         notes.append(
@@ -338,6 +356,8 @@ def _notes(agreement: float, ranker: Any, curve: PropensityCurve, max_weight: fl
             f"{agreement:.2f}), so that position and relevance cannot be told apart well and the curve may hold part "
             "of the relevance (arXiv 2212.13937, 2409.12043); shuffle some lists, or do not read it as position bias"
         )
+    if all(np.isnan(mean) for mean, *_ in likelihood.values()):
+        notes.append("no held-out list has a click: how well clicks are predicted is not known")
     if np.isnan(curve.propensity).any():
         notes.append(
             "no training list was clicked at its first place, which propensities are relative to: there is none"

@@ -140,7 +140,7 @@ def check_personalisation(
     if not path.is_file():
         raise ValueError(f"no such data file: {path}")
     if out is not None:
-        check_output(out, made_by=PERSEVAL, inputs=[path])
+        check_output(out, made_by=PERSEVAL, inputs=[p for p in (path, stopwords, model) if p and Path(p).exists()])
 
 
 def check_peer(
@@ -178,12 +178,12 @@ def check_ranking(
     from rankwise.data.tables import kind_of
 
     _known(("ranker", ranker, ("dnn", "linear")))
-    for name, value in (("steps", steps), ("list_size", list_size)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: at least 1")
+    for name, value, least in (("steps", steps, 1), ("list_size", list_size, 2)):
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least}")
     if hidden is not None and ranker != "dnn":
         raise ValueError(f"hidden layers are of dnn, and the network is {ranker}: leave them out")
-    if hidden is not None and (not hidden or any(n < 1 or n != int(n) for n in hidden)):
+    if hidden is not None and (not hidden or any(n < 1 or not float(n).is_integer() for n in hidden)):
         raise ValueError(f"hidden layers are {', '.join(f'{n:g}' for n in hidden) or 'none'}: whole numbers from 1 on")
     if not max_weight > 0:
         raise ValueError(f"max_weight={max_weight}: it has to be above 0")
@@ -192,10 +192,31 @@ def check_ranking(
     if not 0 < held_out < 1:
         raise ValueError(f"held-out share is {held_out}; between 0 and 1 is accepted")
     kind_of(path)
-    for given in filter(None, (path, features)):
-        if not given.is_file():
-            raise ValueError(f"no such data file: {given}")
+    if not path.is_file():
+        raise ValueError(f"no such data file: {path}")
+    if features is not None:
+        check_documents(features)
     check_output(out, made_by=RANK, inputs=[p for p in (path, features) if p is not None])
+
+
+def check_documents(path: Path) -> None:
+    """Of `rankwise.data.clicks.read_judged`."""
+    from rankwise.data.tables import READERS
+
+    if path.suffix.lower() in READERS:
+        raise ValueError(f"{path} is a table, and svmlight lines with qid are read: 'grade qid:QUERY 0:x 1:x # DOC', "
+                         "features in the order of the log's columns")  # fmt: skip
+    if not path.exists():
+        raise ValueError(f"no such data file: {path}")
+
+
+def check_evaluation(scores: Path, qrels: Path) -> None:
+    """Of `rankwise.jobs.clicks.evaluate_scores`."""
+    from rankwise.data.tables import kind_of
+
+    kind_of(scores)
+    if not scores.is_file() or not qrels.exists():
+        raise ValueError(f"no such data file: {qrels if scores.is_file() else scores}")
 
 
 def check_ranking_run(folder: Path) -> None:

@@ -126,7 +126,8 @@ def judge_file(
         board=board, distance=distance, documents=len(report.documents["document"]), readers=len(report.users["user"])
     )
     if out is not None:
-        with whole_folder(out, made_by=PERSEVAL, inputs=[path]) as draft:
+        inputs = [p for p in (path, stopwords, model) if p and Path(p).exists()]
+        with whole_folder(out, made_by=PERSEVAL, inputs=inputs) as draft:
             write_json(draft / "results.json", judged.as_json())
             write_rows(draft / "documents.csv", judged.document_rows())
             write_rows(draft / "readers.csv", judged.reader_rows())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rankwise.ranking.bootstrap import resampled
 from rankwise.ranking.lists import ClickLists, lists_of
 
 __all__ = ["Debiased", "PropensityCurve", "debias", "propensity_curve", "randomised_propensity"]
@@ -142,7 +143,7 @@ class PropensityCurve:
     Attributes
     ----------
     propensity, low, high : ndarray
-        ``(n,)``; NaN where no list was clicked at its first place.
+        ``(n,)``; NaN where no list was clicked at its first place, and the ends where only one query was clicked.
 
     Examples
     --------
@@ -204,10 +205,13 @@ def propensity_curve(
     sums, totals = np.zeros(shape), np.zeros(shape)  # by place; by length
     np.add.at(sums, of, weight)
     np.add.at(totals, (of, lists.mask.sum(1) - 1), weight.sum(1))
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    counts = np.r_[np.ones((1, len(names))), drawn]
-    q = _choices(counts @ sums, counts @ totals)
+    both = np.c_[sums, totals]
+    drawn = resampled(both, resamples=resamples, seed=seed)
+    chosen, offered = np.hsplit(np.r_[both.mean(0, keepdims=True), drawn], 2)
+    q = _choices(chosen, offered)
     q = np.divide(q, q[:, :1], out=np.full_like(q, np.nan), where=q[:, :1] > 0)
+    if (sums.sum(1) > 0).sum() < 2:
+        q[1:] = np.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all NaN
         low, high = np.nanquantile(q[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
