@@ -306,14 +306,14 @@ def similarities(terms: Array, pairs: Array, union: Array, *, own: int | None = 
 
     Parameters
     ----------
-    terms, pairs, union : array of shape (nodes,)
-        κ_t, κ_m, κ_u.
+    terms, pairs, union : array of shape (..., nodes)
+        κ_t, κ_m, κ_u; a row for each node that looks.
     own : int, optional
         The place of the node that looks, whose S is 1. With None it is whatever comes out.
 
     Returns
     -------
-    array of shape (nodes,)
+    array of shape (..., nodes)
         In [0, 1]; 0 where nothing was clicked.
 
     Examples
@@ -323,12 +323,17 @@ def similarities(terms: Array, pairs: Array, union: Array, *, own: int | None = 
     >>> similarities(np.array([2.0, 1.0]), np.array([3.0, 1.0]), np.array([2.0, 4.0])).round(3).tolist()
     [1.0, 0.091]
     """
-    raw = np.divide(terms + pairs**2, union, out=np.zeros_like(union), where=union > 0)
-    largest = raw.max(initial=0)
-    scaled = raw / largest if largest > 0 else raw
+    raw = np.divide(terms + pairs**2, union, out=np.zeros(np.shape(union)), where=union > 0)
+    largest = raw.max(-1, keepdims=True, initial=0)
+    scaled = np.divide(raw, largest, out=raw, where=largest > 0)
     if own is not None:
-        scaled[own] = 1.0
+        scaled[..., own] = 1.0
     return scaled
+
+
+def weights_of(similarity: Array, isolation: float) -> Array:
+    """S + F, upwards to multiples of 2⁻³²: their sums are exact, so that the order of clicks leaves no trace."""
+    return np.ceil((similarity + isolation) * 2**32) / 2**32
 
 
 def relevance(items: NDArray[np.int32], nodes: NDArray[np.int32], similarity: Array, isolation: float) -> Array:
@@ -356,9 +361,7 @@ def relevance(items: NDArray[np.int32], nodes: NDArray[np.int32], similarity: Ar
     >>> relevance(clicked, who, np.array([1.0, 0.25]), 0.5).tolist()
     [1.5, 1.5]
     """
-    # multiples of 2⁻³²: their sums are exact, so that the order of clicks leaves no trace; what is above 0 stays so
-    weights = np.ceil((similarity + isolation) * 2**32) / 2**32
-    return np.bincount(items, weights=weights[nodes]).astype(float)
+    return np.bincount(items, weights=weights_of(similarity, isolation)[nodes]).astype(float)
 
 
 def _first(found: Iterable[Found], length: int) -> list[Found]:

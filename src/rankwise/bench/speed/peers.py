@@ -1,0 +1,228 @@
+"""Speed of search among peers: a network as arrays against one of `GRank` objects, and a long log against a scan."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwise.bench import Recipe
+from rankwise.bench.shared.evidence import Claim, Evidence
+from rankwise.bench.speed.core import Measured, alternate, side_by_side
+from rankwise.events import OnEvent
+from rankwise.ranking import Click, GRank, simulate
+from rankwise.ranking.peers.gossip import Attack, Gossip
+from rankwise.ranking.peers.log import Log, MemoryLog, SqliteLog
+from rankwise.ranking.peers.shown import Clicks, Worth, swapped
+from rankwise.ranking.peers.simulation import TOLD
+from rankwise.ranking.peers.world import make_world, stream
+
+RECIPE = Recipe(
+    name="speed",
+    part="peers",
+    about="search among peers: speed ratios, and a million clicks on one node",
+    smoke={"NODES": 8, "SEARCHES": 10, "LONG": 20, "CLICKS": 5_000, "ASKED": 5},
+    control=False,
+)
+
+NODES, SEARCHES, LONG = 100, 20, 10_000  # nodes; rounds of the comparison, and of the long run
+CLICKS, PEERS, TERMS, ITEMS, BATCH, ASKED = 1_000_000, 1_000, 2_000, 20_000, 1_000, 50
+LIMITS = {"network": 60.0, "search": 5e-3, "insertion": 50_000.0}
+
+
+def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
+    """Time every pair; the inputs are fixed."""
+    return side_by_side(
+        {"network": network, "node": node},
+        on_event,
+        recipe="peers_speed",
+        title="Search among peers: speed",
+        command="rankwise bench speed --part peers",
+        setting=f"one thread, one process; networks of {NODES} nodes; {CLICKS:,} clicks of {PEERS:,} nodes on {ITEMS:,} "
+        f"items after {TERMS:,} queries (Zipf), merged in batches of {BATCH:,}",
+    )
+
+
+# --- a network
+
+
+def network() -> Measured:
+    """A short run of both, whose lists must be equal, and one long run of ours."""
+    lists: list[NDArray[np.int32] | None] = []
+    ours, theirs = alternate(
+        lambda: lists.append(simulate(nodes=NODES, searches=SEARCHES, keep=True).lists),
+        lambda: lists.append(looped(nodes=NODES, searches=SEARCHES)),
+    )
+    a, b = lists[-2], lists[-1]
+    assert a is not None
+    assert b is not None
+    begin = time.perf_counter()
+    simulate(nodes=NODES, searches=LONG, every=max(1, LONG // 100))
+    seconds = time.perf_counter() - begin
+    return [
+        [f"{NODES} nodes, {SEARCHES} searches each", f"{ours:.2f}s", "GRank objects", f"{theirs:.1f}s",
+         f"{theirs / ours:.0f}x"],
+        [f"{NODES} nodes, {LONG:,} searches each", f"{seconds:.1f}s", "limit", f"{LIMITS['network']:.0f}s",
+         f"{LIMITS['network'] / seconds:.1f}x"],
+    ], [
+        Claim(
+            text="a simulated network shows the very lists of GRank objects",
+            held=np.array_equal(a, b),
+            found=f"{(a == b).all(-1).mean():.2%} of {a.shape[0] * a.shape[1]:,} lists are equal",
+        ),
+        Claim(
+            text=f"{NODES} nodes search {LONG:,} times each within {LIMITS['network']:.0f} seconds",
+            held=seconds <= LIMITS["network"],
+            found=f"{seconds:.1f}s for {NODES * LONG:,} searches; {theirs / ours:.0f}x GRank objects at {SEARCHES} each",
+        ),
+    ]  # fmt: skip
+
+
+def looped(
+    *,
+    nodes: int,
+    searches: int,
+    seed: int = 0,
+    click: str = "interest",
+    gossip: str = "pull",
+    isolation: float = 0.0,
+    swap: float = 0.1,
+    released: bool = False,
+    cap: int | None = None,
+    attack: str = "none",
+    attackers: int = 0,
+    items: int = 253,
+    terms: int = 39,
+    length: int = 10,
+) -> NDArray[np.int32]:
+    """The lists ``(searches, nodes, length)`` of `simulate` by `GRank` objects, with the same draws."""
+    world = make_world(nodes=nodes, attackers=attackers, items=items, terms=terms, tastes=4, owned=0.1, seed=seed)
+    place = {item.id: i for i, item in enumerate(world.library)}
+    column = [{i: c for c, i in enumerate(row) if i >= 0} for row in world.columns.tolist()]
+    logs: list[list[Click]] = [[] for _ in range(nodes + attackers)]
+    peers = [
+        GRank(f"node{i:03d}", [world.library[j] for j in np.flatnonzero(world.owns[i])], isolation=isolation, swap=0,
+              released=released, cap=cap, length=length)
+        for i in range(nodes)
+    ]  # fmt: skip
+    honest = np.zeros(world.columns.shape, int)
+
+    def write(i: int, q: int, c: int) -> None:
+        item = world.library[world.columns[q, c]].id
+        logs[i].append(Click(f"node{i:03d}", len(logs[i]), world.terms[q], item))
+        if i < nodes:
+            honest[q, c] += 1
+            peers[i].merge(logs[i][-1:])
+
+    for i, order in enumerate(world.order.tolist()):
+        for q in order:
+            write(i, q, int(world.first[i, q]))
+    for i, friend in enumerate(world.friend):
+        peers[i].merge(logs[friend][: -int(-TOLD * terms // 1)])
+    meetings = Gossip(gossip, nodes=nodes, attackers=attackers, offline=0, accepting=1.0, asked=True, seed=seed)
+    spam, clicks, worth = Attack(attack, world, seed), Clicks(click, world, length), Worth(world, length)
+    queries, swaps, chosen = (stream(seed, what) for what in ("queries", "swaps", "clicks"))
+    until, kept = world.asks.cumsum(1)[world.taste], []
+    for t in range(searches):
+        if attackers and t == searches // 2:
+            for i, q, c in zip(*(x.tolist() for x in spam.burst(worth.ranks(honest))), strict=True):
+                write(i, q, c)
+        asked = (until <= queries.random(nodes)[:, None]).sum(1)
+        shown = np.full((nodes, length), -1)
+        for i, peer in enumerate(peers):
+            for at, found in enumerate(peer.search(world.terms[asked[i]])):
+                shown[i, at] = column[asked[i]][place[found.item]]
+        shown = swapped(shown, swap, swaps.random((nodes, 3)))
+        places = clicks.places(world.taste, asked, shown, chosen.random(nodes))
+        for i in range(nodes):
+            write(i, int(asked[i]), int(shown[i, places[i]]))
+        met = meetings.round(joined=t >= searches // 4, attacking=t >= searches // 2, cut=False)
+        for i, j in zip(*(x.tolist() for x in met), strict=True):
+            peers[i].merge(logs[j][peers[i].progress(f"node{j:03d}") :])
+        kept.append(np.where(shown >= 0, world.columns[asked[:, None], shown], -1).astype(np.int32))
+    return np.stack(kept)
+
+
+# --- one node with a long log
+
+
+def node() -> Measured:
+    """Insertion in memory and in a file; searches against a scan of the log."""
+    log = clicks()
+    with TemporaryDirectory() as folder:
+        seconds, peer = _merged(log, MemoryLog())
+        kept, written = _merged(log, SqliteLog(Path(folder) / "log.sqlite"))
+        written.close()
+    asked = random.Random(0).choices([c.query for c in log], k=ASKED)
+    fast, slow = _times(peer, log, asked)
+    rate, rate_kept = len(log) / seconds, len(log) / kept
+    same = all(_scanned(peer, log, q) == {f.item: f.score for f in peer.search(q)} for q in asked[:5])
+    return [
+        ["clicks a second, in memory", f"{rate:,.0f}", "limit", f"{LIMITS['insertion']:,.0f}",
+         f"{rate / LIMITS['insertion']:.1f}x"],
+        ["clicks a second, SQLite", f"{rate_kept:,.0f}", "limit", f"{LIMITS['insertion']:,.0f}",
+         f"{rate_kept / LIMITS['insertion']:.1f}x"],
+        [f"search, {len(log):,} clicks", f"{1e3 * fast[0]:.2f}ms (slowest {1e3 * fast[1]:.1f}ms)", "a scan of the log",
+         f"{1e3 * slow:.0f}ms", f"{slow / fast[0]:.0f}x"],
+    ], [
+        Claim(
+            text=f"insertion of at least {LIMITS['insertion']:,.0f} clicks a second, in memory and in SQLite",
+            held=min(rate, rate_kept) >= LIMITS["insertion"],
+            found=f"{rate:,.0f} in memory, {rate_kept:,.0f} in SQLite",
+        ),
+        Claim(
+            text=f"a search among {len(log):,} clicks within {1e3 * LIMITS['search']:.0f} ms, scores those of a scan",
+            held=fast[1] <= LIMITS["search"] and same,
+            found=f"median {1e3 * fast[0]:.2f} ms, slowest {1e3 * fast[1]:.1f} ms of {ASKED}; a scan {1e3 * slow:.0f} ms "
+            f"({slow / fast[0]:.0f}x); scores {'equal' if same else 'differ'}",
+        ),
+    ]  # fmt: skip
+
+
+def clicks() -> list[Click]:
+    """Clicks of many nodes, queries by Zipf's law, each on one of ten items of its own."""
+    rng = np.random.default_rng(0)
+    weight = 1 / np.arange(1, TERMS + 1)
+    asked = rng.choice(TERMS, size=CLICKS, p=weight / weight.sum()).tolist()
+    item = rng.integers(10, size=CLICKS).tolist()
+    nodes = rng.integers(PEERS, size=CLICKS).tolist()
+    counter = [0] * PEERS
+    log = []
+    for n, q, i in zip(nodes, asked, item, strict=True):
+        log.append(Click(f"node{n:04d}", counter[n], f"term{q:05d}", f"item{(7919 * q + i) % ITEMS:06d}"))
+        counter[n] += 1
+    return log
+
+
+def _merged(log: list[Click], into: Log) -> tuple[float, GRank]:
+    peer, begin = GRank("node0000", swap=0, log=into), time.perf_counter()
+    for start in range(0, len(log), BATCH):
+        peer.merge(log[start : start + BATCH])
+    return time.perf_counter() - begin, peer
+
+
+def _times(peer: GRank, log: list[Click], asked: list[str]) -> tuple[tuple[float, float], float]:
+    seconds = []
+    for query in asked:
+        begin = time.perf_counter()
+        peer.search(query)
+        seconds.append(time.perf_counter() - begin)
+    begin = time.perf_counter()
+    for query in asked[:5]:
+        _scanned(peer, log, query)
+    return (float(np.median(seconds)), max(seconds)), (time.perf_counter() - begin) / len(asked[:5])
+
+
+def _scanned(peer: GRank, log: list[Click], query: str) -> dict[str, float]:
+    """Items and scores of the first places, by going through all clicks; similarities are those of the node."""
+    weight = dict(zip(peer.nodes(), (np.ceil(peer.similarities() * 2**32) / 2**32).tolist(), strict=True))
+    scores: dict[str, float] = {}
+    for click in log:
+        if click.query == query:
+            scores[click.item] = scores.get(click.item, 0.0) + weight[click.node]
+    best = sorted((-s, item) for item, s in scores.items() if s)[: peer.length]
+    return {item: -s for s, item in best}
