@@ -206,7 +206,9 @@ class GRank:
             of_node[click.counter] = min(click, of_node.get(click.counter, click))
         new, better, worse = [], [], []
         for node, of_node in offered.items():
-            held = self.log.held(node, of_node)
+            at, ahead = self.progress(node), self._ahead.get(node, ())
+            known = [c for c in of_node if c < at or c in ahead]
+            held = self.log.held(node, known) if known else {}
             for counter, click in of_node.items():
                 old = held.get(counter)
                 if old is None:

@@ -27,6 +27,11 @@ class Gossip:
         Whether the others take in what they asked for.
     seed : int
         Of the meetings.
+
+    Attributes
+    ----------
+    hears : bool array of shape (nodes,)
+        Whether a searcher takes in what this gossip brings.
     """
 
     def __init__(
@@ -34,9 +39,9 @@ class Gossip:
     ) -> None:
         self.kind, self.nodes, self.attackers = kind, nodes, attackers
         order = stream(seed, "accepting").permutation(nodes)
-        self._open = np.ones(nodes + attackers, bool)
+        self.hears = np.full(nodes, kind != "none")
         if kind == "push" or not asked:
-            self._open[order[round(accepting * nodes) :]] = False
+            self.hears[order[round(accepting * nodes) :]] = False
         self._cut = np.zeros(nodes + attackers, bool)
         self._cut[nodes - offline : nodes] = True
         self._meetings, self._spam = stream(seed, "meetings"), stream(seed, "spam")
@@ -51,7 +56,7 @@ class Gossip:
             spammers = np.repeat(np.arange(self.nodes, there), 2)
             receivers = np.concatenate([receivers, _another(spammers, there, self._spam.random(len(spammers)))])
             senders = np.concatenate([senders, spammers])
-        kept = (receivers < self.nodes) & self._open[receivers]
+        kept = (receivers < self.nodes) & self.hears[np.minimum(receivers, self.nodes - 1)]
         if cut:
             kept &= ~(self._cut[receivers] | self._cut[senders])
         return receivers[kept], senders[kept]

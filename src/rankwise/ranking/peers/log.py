@@ -133,6 +133,7 @@ class SqliteLog:
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA wal_autocheckpoint = 16384")  # clicks of many nodes fall on many pages: 64 MB of them
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         tables = [name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if version != self.VERSION and (version or tables):

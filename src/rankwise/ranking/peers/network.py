@@ -27,8 +27,8 @@ class Network:
         The most clicks that one node can make.
     k, isolation, cap : int, float, int or None
         As in `GRank`.
-    similarity : {"paper", "released", "shuffled"}
-        With "shuffled" each node takes every other node for one that it is not: a control.
+    similarity : {"paper", "released", "equal", "shuffled"}
+        "equal" is 1 throughout; with "shuffled" each node takes every other node for one that it is not.
     seed : int
         Of that shuffle.
     """
@@ -46,7 +46,7 @@ class Network:
         self._own_bits = np.zeros((len(bits), everyone), np.uint64)
         self._seen_bits = np.zeros((len(bits), searchers, everyone), np.uint64)
         self._searchers = np.arange(searchers)
-        self._taken_for = _derangements(searchers, everyone, seed)
+        self._taken_for = _derangements(searchers, everyone, seed) if similarity == "shuffled" else None
 
     def click(self, nodes: Ints, terms: Ints, columns: Ints) -> None:
         """Each of these nodes clicks once; a node may come several times."""
@@ -64,6 +64,8 @@ class Network:
 
     def similarities(self) -> Array:
         """S ``(searchers, everyone)``."""
+        if self.similarity == "equal":
+            return np.ones(self.seen.shape[:1] + self.seen.shape[2:3])
         terms, pairs, items = self._common()
         sizes = [np.bitwise_count(b[-self._item_words :]).sum(0, np.uint16) for b in (self._own_bits, self._seen_bits)]
         union = sizes[0][: len(self._searchers), None] + sizes[1] - items
@@ -71,7 +73,7 @@ class Network:
             return similarities(items, np.where(sizes[1] > 0, terms, 0), union, own=None)
         scaled = similarities(terms, pairs, union, own=None)
         scaled[self._searchers, self._searchers] = 1.0
-        if self.similarity == "shuffled":
+        if self._taken_for is not None:
             return np.take_along_axis(scaled, self._taken_for, 1)
         return scaled
 

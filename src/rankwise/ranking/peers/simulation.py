@@ -29,7 +29,7 @@ CHOICES = {
     "ranker": ("g-rank", "local", "global", "tastes", "oracle", "random"),
     "click": ("interest", "position", "first"),
     "gossip": ("pull", "push", "none"),
-    "similarity": ("paper", "released", "shuffled"),
+    "similarity": ("paper", "released", "equal", "shuffled"),
     "attack": ("none", *BURST),
 }
 TOLD = 0.1  # of another's first clicks, before anything begins
@@ -51,8 +51,12 @@ class Simulated:
         Share of these lists that what an attacker pushes stood first in.
     holding : array of shape (rows,)
         Median over terms of the share of nodes that have the most clicked item in their library or clicked it.
+    reached : array of shape (rows,)
+        Share of nodes that heard of clicks of the attack.
     taste : int array of shape (nodes,)
         Of each node.
+    hears : bool array of shape (nodes,)
+        Whether the node takes in what comes by gossip; those that can be cut off are the last ones.
     terms : int array of shape (searches, nodes)
         What was asked for.
     lists : int array of shape (searches, nodes, length) or None
@@ -72,7 +76,9 @@ class Simulated:
     distance: Array
     led: Array
     holding: Array
+    reached: Array
     taste: Ints
+    hears: NDArray[np.bool_]
     terms: Ints
     lists: NDArray[np.int32] | None
     world: World
@@ -131,8 +137,9 @@ def simulate(
         After its search a node asks another for what it clicked, or tells another.
     isolation, swap, k, length, cap : float, float, int, int, int or None
         As in `GRank`.
-    similarity : {"paper", "released", "shuffled"}
-        "shuffled", a control, gives every node another's similarity.
+    similarity : {"paper", "released", "equal", "shuffled"}
+        With "equal" all clicks that a node heard of count the same: gossip of popularity. "shuffled", a control, gives
+        every node another's similarity.
     attack : {"none", "inflation", "targeted", "epic"}
         See `Attack` in ``peers.gossip``. Attackers join after a quarter and strike after half of the rounds.
     attackers : int, optional
@@ -193,7 +200,7 @@ def simulate(
     attacking = Attack(attack, world, seed) if attackers else None
     clicks, meter = Clicks(click, world, length), _Meter(world, length, every)
     queries, swaps, chosen = (stream(seed, what) for what in ("queries", "swaps", "clicks"))
-    until, here, kept = world.asks.cumsum(1), np.arange(nodes), []
+    until, here, kept, reached = world.asks.cumsum(1), np.arange(nodes), [], np.zeros(nodes, bool)
     joins, strikes, cuts = searches // 4, searches // 2, searches // 2
     asked_for = np.empty((searches, nodes), np.int64)
     for t in range(searches):
@@ -205,15 +212,18 @@ def simulate(
         meter.add(term, shown, ranking.honest, attacking.target if attacking is not None else None)
         ranking.click(here, term, shown[here, place])
         if ranker == "g-rank" and gossip != "none":
-            network.tell(*meetings.round(joined=t >= joins, attacking=t >= strikes, cut=t >= cuts))
+            receivers, senders = meetings.round(joined=t >= joins, attacking=t >= strikes, cut=t >= cuts)
+            network.tell(receivers, senders)
+            reached[receivers[(senders >= nodes) & (t >= strikes)]] = True
         if (t + 1) % every == 0 or t + 1 == searches:
-            meter.close(t + 1, network, ranking.honest)
+            meter.close(t + 1, network, ranking.honest, reached)
         asked_for[t] = term
         if keep:
             kept.append(np.where(shown >= 0, world.columns[term[:, None], shown], -1).astype(np.int32))
     return Simulated(
-        **meter.arrays(), taste=world.taste, terms=asked_for, lists=np.stack(kept) if keep else None, world=world
-    )
+        **meter.arrays(), taste=world.taste, hears=meetings.hears, terms=asked_for,
+        lists=np.stack(kept) if keep else None, world=world,
+    )  # fmt: skip
 
 
 def begin(network: Network) -> None:
@@ -271,7 +281,7 @@ class _Meter:
 
     def __init__(self, world: World, length: int, every: int) -> None:
         self.world, self.worth, self._every = world, Worth(world, length), every
-        self._rows: dict[str, list] = {name: [] for name in ("rounds", "ndcg", "distance", "led", "holding")}
+        self._rows: dict[str, list] = {name: [] for name in ("rounds", "ndcg", "distance", "led", "holding", "reached")}
         self._block: list[tuple[Array, Array, Array]] = []
 
     def add(self, terms: Ints, shown: Ints, honest: Ints, target: Ints | None) -> None:
@@ -280,7 +290,7 @@ class _Meter:
         distance = self.worth.distance(terms, shown, self.worth.ranks(honest))
         self._block.append((self.worth.ndcg(self.world.taste, terms, shown), distance.astype(float), led))
 
-    def close(self, rounds: int, network: Network, honest: Ints) -> None:
+    def close(self, rounds: int, network: Network, honest: Ints, reached: NDArray[np.bool_]) -> None:
         """End a block."""
         for name, values in zip(("ndcg", "distance", "led"), zip(*self._block, strict=True), strict=True):
             self._rows[name].append(np.mean(values, 0))
@@ -289,6 +299,7 @@ class _Meter:
         searchers = slice(len(self.world.taste))
         has = self.world.owns[searchers] | network.clicked[searchers]
         self._rows["holding"].append(np.median(has[:, popular].mean(0)))
+        self._rows["reached"].append(reached.mean())
         self._rows["rounds"].append(rounds)
 
     def arrays(self) -> dict[str, NDArray]:

@@ -49,7 +49,8 @@ class Tallies:
         self._asked: list[dict[int, int]] = []  # by node: times of each query
         self._chose: list[dict[tuple[int, int], int]] = []  # by node: times of each (query, item)
         self._clicked: list[dict[int, int]] = []  # by node: times of each item
-        self._top: list[frozenset[str]] = []
+        self._top: list[set[int]] = []  # by node: its k most frequent queries, the more often, then by name
+        self._last: list[int] = []  # by node: the last of these
         self._terms: list[int] = []
         self._pairs: list[int] = []
         self._shared_items: list[int] = []
@@ -96,7 +97,6 @@ class Tallies:
 
     def add(self, clicks: Iterable[Click], *, times: int = 1) -> None:
         """Count clicks; ``times=-1`` takes them back."""
-        changed = set()
         for node, _, query, item, _ in clicks:
             n = self.nodes.get(node)
             n = self._place(node) if n is None else n
@@ -107,12 +107,33 @@ class Tallies:
                 i = self.items[item] = len(self.items)
                 self.names.append(item)
                 self._fans.append(0)
-            asked = self._asked[n]
-            asked[q] = asked.get(q, 0) + times
-            changed.add(n)
+            self._count_query(n, q, times)
             self._count_pair(n, q, i, times)
             self._count_item(n, i, times)
-        self._compare_terms(changed)
+
+    def _count_query(self, n: int, q: int, times: int) -> None:
+        asked, top = self._asked[n], self._top[n]
+        asked[q] = asked.get(q, 0) + times
+
+        def place(q: int) -> tuple[int, str]:
+            return -asked[q], self._words[q]
+
+        same = times > 0 and q in top
+        if times < 0:
+            top.clear()
+            top.update(heapq.nsmallest(self.k, (q for q, count in asked.items() if count), key=place))
+        elif q not in top:
+            if len(top) == self.k:
+                if place(q) > place(self._last[n]):
+                    return
+                top.remove(self._last[n])
+            top.add(q)
+        elif q != self._last[n]:
+            return
+        self._last[n] = max(top, key=place, default=-1)
+        if not same:
+            for other in range(len(self._top)) if n == 0 else (n,):
+                self._terms[other] = len(self._top[0] & self._top[other])
 
     def _count_pair(self, n: int, q: int, i: int, times: int) -> None:
         chose, key = self._chose[n], (q, i)
@@ -159,20 +180,14 @@ class Tallies:
         items.pop(at)
         nodes.pop(at)
 
-    def _compare_terms(self, changed: set[int]) -> None:
-        for n in changed:
-            counts = [(-c, self._words[q]) for q, c in self._asked[n].items() if c]
-            self._top[n] = frozenset(name for _, name in heapq.nsmallest(self.k, counts))
-        for n in range(len(self._top)) if 0 in changed else changed:
-            self._terms[n] = len(self._top[0] & self._top[n])
-
     def _place(self, node: str) -> int:
         n = self.nodes[node] = len(self.nodes)
         for table in (self._asked, self._chose, self._clicked):
             table.append({})
         for counts in (self._terms, self._pairs, self._shared_items):
             counts.append(0)
-        self._top.append(frozenset())
+        self._top.append(set())
+        self._last.append(-1)
         return n
 
     def _query(self, query: str) -> int:
