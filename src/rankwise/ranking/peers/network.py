@@ -7,6 +7,8 @@ counts at that time. Similarities are counts of common bits, scores a product of
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -88,7 +90,7 @@ class Network:
     def _common(self) -> tuple[Array, Array, Array]:
         both = np.bitwise_count(self._seen_bits & self._own_bits[:, : len(self._searchers), None])
         at = np.cumsum([0, self._term_words, self._pair_words, self._item_words])
-        parts = [both[a:b].sum(0, np.uint16).astype(float) for a, b in zip(at, at[1:], strict=False)]
+        parts = [both[a:b].sum(0, np.uint16).astype(float) for a, b in pairwise(at)]
         return parts[0], parts[1], parts[2]
 
     def _bits(self, nodes: Ints) -> NDArray[np.uint64]:

@@ -45,6 +45,9 @@ class Simulated:
         Searches of each node until then.
     ndcg : array of shape (rows, nodes)
         Mean nDCG of the lists shown to each node, by the grades of its taste.
+    counted, of_taste : array of shape (rows, nodes)
+        Mean nDCG had the same searches been answered by all honest clicks of that moment, or by those of the nodes of
+        the same taste: what a server could have made of this network's clicks.
     distance : array of shape (rows, nodes)
         Mean `positional_distance` of these lists from the order by all honest clicks of that moment.
     led : array of shape (rows, nodes)
@@ -73,6 +76,8 @@ class Simulated:
 
     rounds: Ints
     ndcg: Array
+    counted: Array
+    of_taste: Array
     distance: Array
     led: Array
     holding: Array
@@ -84,7 +89,7 @@ class Simulated:
     world: World
 
     def late(self, what: str, *, share: float = 0.5) -> Array:
-        """``ndcg``, ``distance`` or ``led`` of each node over the last share of the rows."""
+        """``ndcg``, ``counted``, ``of_taste``, ``distance`` or ``led`` of each node over the last share of the rows."""
         values = getattr(self, what)
         return values[len(values) - max(1, round(share * len(values))) :].mean(0)
 
@@ -209,7 +214,7 @@ def simulate(
         term = _drawn(until[world.taste], queries.random(nodes))
         shown = swapped(ranking.lists(term), swap, swaps.random((nodes, 3)))
         place = clicks.places(world.taste, term, shown, chosen.random(nodes))
-        meter.add(term, shown, ranking.honest, attacking.target if attacking is not None else None)
+        meter.add(term, shown, ranking, attacking.target if attacking is not None else None)
         ranking.click(here, term, shown[here, place])
         if ranker == "g-rank" and gossip != "none":
             receivers, senders = meetings.round(joined=t >= joins, attacking=t >= strikes, cut=t >= cuts)
@@ -248,7 +253,7 @@ class _Ranking:
         own = network.own[: len(world.taste)].astype(np.int64)
         self.honest = own.sum(0)
         self._everybodys = network.own.sum(0, dtype=np.int64)
-        self._tastes = np.stack([own[world.taste == c].sum(0) for c in range(len(world.asks))])
+        self.tastes = np.stack([own[world.taste == c].sum(0) for c in range(len(world.asks))])
         here = world.columns >= 0
         self._all = np.where(here, 1.0, np.inf)
         self._owned = np.where(here & world.owns[: len(self._nodes)][:, world.columns], 1.0, np.inf)
@@ -259,40 +264,48 @@ class _Ranking:
         np.add.at(self._everybodys, (terms, columns), 1)
         if nodes[0] < len(self._nodes):
             np.add.at(self.honest, (terms, columns), 1)
-            np.add.at(self._tastes, (self.network.world.taste[nodes], terms, columns), 1)
+            np.add.at(self.tastes, (self.network.world.taste[nodes], terms, columns), 1)
 
     def lists(self, terms: Ints) -> Ints:
         """Columns that each node is shown after its term."""
         if self.ranker == "g-rank":
             return listed(self.network.scores(terms), self._owned[self._nodes, terms], self.length)
         if self.ranker == "local":
-            return listed(self.network.own[self._nodes, terms].astype(float), self._owned[self._nodes, terms], self.length)
+            own = self.network.own[self._nodes, terms].astype(float)
+            return listed(own, self._owned[self._nodes, terms], self.length)
         every = self._all[terms]
         if self.ranker == "random":
             return listed(np.zeros(every.shape), every * self._rng.random(every.shape), self.length)
         if self.ranker == "global":
             return listed(self._everybodys[terms].astype(float), every, self.length)
-        by_taste = self._tastes if self.ranker == "tastes" else self.network.world.grades
+        by_taste = self.tastes if self.ranker == "tastes" else self.network.world.grades
         return listed(by_taste[self.network.world.taste, terms].astype(float), every, self.length)
 
 
 class _Meter:
     """Means of what is shown, over blocks of rounds."""
 
+    MEANS = ("ndcg", "counted", "of_taste", "distance", "led")
+
     def __init__(self, world: World, length: int, every: int) -> None:
         self.world, self.worth, self._every = world, Worth(world, length), every
-        self._rows: dict[str, list] = {name: [] for name in ("rounds", "ndcg", "distance", "led", "holding", "reached")}
-        self._block: list[tuple[Array, Array, Array]] = []
+        self._rows: dict[str, list] = {name: [] for name in ("rounds", *self.MEANS, "holding", "reached")}
+        self._block: list[tuple[Array, ...]] = []
+        self._all = np.where(world.columns >= 0, 1.0, np.inf)
 
-    def add(self, terms: Ints, shown: Ints, honest: Ints, target: Ints | None) -> None:
+    def add(self, terms: Ints, shown: Ints, ranking: _Ranking, target: Ints | None) -> None:
         """One round's lists."""
+        taste, worth, length = self.world.taste, self.worth, shown.shape[1]
+        ranks = worth.ranks(ranking.honest)
+        counted = ranks.argsort(1)[terms, :length]
+        of_taste = listed(ranking.tastes[taste, terms].astype(float), self._all[terms], length)
         led = np.zeros(len(terms)) if target is None else (shown[:, 0] == target[terms]).astype(float)
-        distance = self.worth.distance(terms, shown, self.worth.ranks(honest))
-        self._block.append((self.worth.ndcg(self.world.taste, terms, shown), distance.astype(float), led))
+        goods = [worth.ndcg(taste, terms, columns) for columns in (shown, counted, of_taste)]
+        self._block.append((*goods, worth.distance(terms, shown, ranks).astype(float), led))
 
     def close(self, rounds: int, network: Network, honest: Ints, reached: NDArray[np.bool_]) -> None:
         """End a block."""
-        for name, values in zip(("ndcg", "distance", "led"), zip(*self._block, strict=True), strict=True):
+        for name, values in zip(self.MEANS, zip(*self._block, strict=True), strict=True):
             self._rows[name].append(np.mean(values, 0))
         self._block = []
         popular = self.world.columns[np.arange(len(honest)), self.worth.ranks(honest).argmin(1)]

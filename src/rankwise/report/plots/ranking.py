@@ -1,4 +1,4 @@
-"""Leaderboards of personalised summaries."""
+"""Leaderboards of personalised summaries; how a network of peers learns."""
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ def stability(by: Mapping[str, tuple[Sequence[float], Sequence[float], Mapping[s
         axis.set_xlabel("share measured (%)")
     if len(scores) <= len(COLOURS):
         axes[0, -1].legend(frameon=False, fontsize=7)
+    return figure
+
+
+@styled
+def network_learning(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    attacked: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> Figure:
+    """nDCG@10 (in points) of lists shown: by searches of each node, a line a ranking, and by the share of attackers."""
+    figure, (left, right) = panels(1, 2, size=(8.4, 3.4), width_ratios=(3, 2))
+    for i, (name, (rounds, values)) in enumerate(curves.items()):
+        left.plot(rounds, values, color=COLOURS[i % len(COLOURS)], lw=2 if i == 0 else 1.2, label=name)
+    left.set_xlabel("searches of each node")
+    left.set_ylabel("nDCG@10 of the lists shown (%)")
+    for (name, (shares, values)), colour, style in zip(attacked.items(), COLOURS, ("o-", "s--", "^:"), strict=False):
+        right.plot(shares, values, style, color=colour, ms=4, label=name)
+    right.set_xlabel("attackers in the network (%)")
+    for axis in (left, right):
+        axis.set_ylim(0, 100)
+        axis.legend(frameon=False, fontsize=7)
     return figure
 
 
