@@ -37,8 +37,8 @@ RECIPE = Recipe(
     smoke={"NODES": 12, "SEARCHES": 16, "LONG": 16, "SHARES": (0.1, 0.5), "CUT": 3, "PILOT": 2, "seeds": 2},
     figures=(("nDCG@10 over searches, and by the share of attackers", "g_rank.png"),),
     remark="Clicks, tastes and libraries are simulated throughout: the figures say how the rules behave, not how "
-    "people do. A server that counts clicks on its own lists shows the same ten items again and again; a network whose nodes "
-    "show different lists finds more, from which a server that counted the network's clicks would gain too.",
+    "people do. A server that counts clicks on its own lists shows the same ten items again and again; a network whose "
+    "nodes show different lists finds more, from which a server that counted the network's clicks would gain too.",
 )
 
 NODES, SEARCHES, LONG = 100, 200, 2_000  # searches of each node; the paper has 100 of each
