@@ -38,6 +38,9 @@ from rankwise.ranking.peers.clicks import as_query as as_query
 from rankwise.ranking.peers.community import GRankCommunity as GRankCommunity
 from rankwise.ranking.peers.community import GRankSettings as GRankSettings
 from rankwise.ranking.peers.node import PeerNode as PeerNode
+from rankwise.ranking.peers.shown import positional_distance as positional_distance
+from rankwise.ranking.peers.simulation import Simulated as Simulated
+from rankwise.ranking.peers.simulation import simulate as simulate
 from rankwise.ranking.personalisation import Egises as Egises
 from rankwise.ranking.personalisation import Personalisation as Personalisation
 from rankwise.ranking.personalisation import consistency_penalty as consistency_penalty

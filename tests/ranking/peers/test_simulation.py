@@ -49,7 +49,8 @@ def test_isolation_and_similarity_change_lists_and_a_seed_decides_them():
         for name, how in {
             "paper": {}, "again": {}, "F": {"isolation": 1.0}, "released": {"similarity": "released"},
             "equal": {"similarity": "equal"}, "shuffled": {"similarity": "shuffled"}, "k": {"k": 1},
-            "seed": {"seed": 1}, "swap": {"swap": 0.5}, "cap": {"cap": 1}, "click": {"click": "first"}, "gossip": {"gossip": "none"},
+            "seed": {"seed": 1}, "swap": {"swap": 0.5}, "cap": {"cap": 1}, "click": {"click": "first"},
+            "gossip": {"gossip": "none"},
         }.items()
     }  # fmt: skip
     assert np.array_equal(lists["paper"], lists["again"])
