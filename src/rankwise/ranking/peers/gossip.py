@@ -32,6 +32,13 @@ class Gossip:
     ----------
     hears : bool array of shape (nodes,)
         Whether a searcher takes in what this gossip brings.
+
+    Examples
+    --------
+    >>> from rankwise.ranking.peers.gossip import Gossip
+    >>> gossip = Gossip("pull", nodes=3, attackers=0, offline=0, accepting=1.0, asked=True, seed=0)
+    >>> gossip.round(joined=False, attacking=False, cut=False)[0]
+    array([0, 1, 2])
     """
 
     def __init__(
@@ -74,6 +81,17 @@ class Attack:
         Attackers stand behind its searchers.
     seed : int
         Of their draws.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.ranking.peers.gossip import Attack
+    >>> from rankwise.ranking.peers.world import make_world
+    >>> world = make_world(nodes=2, attackers=1, items=9, terms=3, tastes=2, owned=0.5, seed=0)
+    >>> ranks = np.tile(np.arange(world.columns.shape[1]), (3, 1))
+    >>> nodes, terms, columns = Attack("targeted", world, seed=0).burst(ranks)
+    >>> set(nodes.tolist()), len(nodes)
+    ({2}, 100)
     """
 
     def __init__(self, kind: str, world: World, seed: int) -> None:

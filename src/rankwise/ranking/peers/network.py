@@ -33,6 +33,17 @@ class Network:
         "equal" is 1 throughout; with "shuffled" each node takes every other node for one that it is not.
     seed : int
         Of that shuffle.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.ranking.peers.network import Network
+    >>> from rankwise.ranking.peers.world import make_world
+    >>> world = make_world(nodes=2, attackers=0, items=9, terms=3, tastes=2, owned=0.5, seed=0)
+    >>> network = Network(world, most=10, k=10, isolation=0.0, cap=None, similarity="paper", seed=0)
+    >>> network.click(np.array([0]), np.array([1]), np.array([0]))
+    >>> network.scores(np.array([1, 1]))[:, 0]
+    array([1., 0.])
     """
 
     def __init__(

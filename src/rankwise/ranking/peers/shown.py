@@ -68,6 +68,16 @@ class Clicks:
         Whose grades count.
     length : int
         Places of a list.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.ranking.peers.shown import Clicks
+    >>> from rankwise.ranking.peers.world import make_world
+    >>> world = make_world(nodes=2, attackers=0, items=9, terms=3, tastes=2, owned=0.5, seed=0)
+    >>> shown, terms = np.array([[1, 0], [0, 1]]), np.array([0, 0])
+    >>> Clicks("first", world, 2).places(world.taste, terms, shown, np.array([0.3, 0.9]))
+    array([0, 0])
     """
 
     def __init__(self, model: str, world: World, length: int) -> None:
@@ -85,7 +95,25 @@ class Clicks:
 
 
 class Worth:
-    """nDCG of lists shown, and their distance from the order by all honest clicks."""
+    """nDCG of lists shown, and their distance from the order by all honest clicks.
+
+    Parameters
+    ----------
+    world : World
+        Whose grades count.
+    length : int
+        Places of a list.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.ranking.peers.shown import Worth
+    >>> from rankwise.ranking.peers.world import make_world
+    >>> world = make_world(nodes=2, attackers=0, items=9, terms=3, tastes=2, owned=0.5, seed=0)
+    >>> best = (-world.grades[world.taste, 0]).argsort(1, kind="stable")[:, :3]
+    >>> Worth(world, 3).ndcg(world.taste, np.array([0, 0]), best)
+    array([1., 1.])
+    """
 
     def __init__(self, world: World, length: int) -> None:
         gains = 2.0**world.grades - 1

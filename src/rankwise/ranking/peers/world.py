@@ -46,6 +46,13 @@ class World:
         Terms in the order of these clicks.
     friend : int array of shape (nodes,)
         Who told each of its first clicks; attackers have none.
+
+    Examples
+    --------
+    >>> from rankwise.ranking.peers.world import make_world
+    >>> world = make_world(nodes=2, attackers=0, items=9, terms=3, tastes=2, owned=0.5, seed=0)
+    >>> world.library[0].id, world.terms
+    ('item0000', ('term000', 'term001', 'term002'))
     """
 
     library: tuple[Item, ...]
