@@ -535,6 +535,7 @@ def _disk_errors() -> Iterator[None]:
 
 
 def finite(value: object) -> object:
+    """The same with null for NaN and infinities, which JSON has not."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -157,6 +157,7 @@ def _manifold() -> object:
 
 
 ASK = ("--question", "a good film ?", "--choices", "yes", "--choices", "no", "--style", "text")
+RANKED = ("--hidden", "3", "--steps", "3", "--resamples", "5")
 SHORT = ("--ratios", "0,0.5", "--tokens", "64", "--continued", "2", "--limit", "2")
 CASES = {
     "merge": Case(
@@ -272,6 +273,39 @@ CASES = {
         weight=16,
         files=("items.csv", "items.csv", "state/log.sqlite", "state/log.sqlite", "state/key.bin", "state/*.json"),
         call=_peer,
+    ),
+    "rank fit": Case(
+        folder="clicks",
+        weight=16,
+        files=("clicks.csv", "docs.svm", "ranker/.rankwise.json"),
+        call=command("rank", "fit", "clicks.csv", "--features", "docs.svm", *RANKED, "--out", "ranker"),
+    ),
+    "rank fit columns": Case(
+        folder="clicks",
+        files=("clicks.jsonl",),
+        call=command("rank", "fit", "clicks.jsonl", *RANKED, "--out", "other", "--json"),
+    ),
+    "rank fit ultra": Case(
+        folder="clicks",
+        files=("ultra/settings.json", "ultra/train/*"),
+        call=command("rank", "fit", "clicks.csv", "--features", "ultra", *RANKED, "--out", "other"),
+    ),
+    "rank score": Case(
+        folder="clicks",
+        weight=16,
+        files=("ranker/ranker.json", "ranker/ranker.json", "ranker/ranker.safetensors", "docs.svm"),
+        call=command("rank", "score", "ranker", "docs.svm", "--json"),
+    ),
+    "rank evaluate": Case(
+        folder="clicks",
+        files=("scores.csv", "qrels.txt"),
+        call=command("rank", "evaluate", "scores.csv", "qrels.txt", "--resamples", "5"),
+    ),
+    "rank evaluate table": Case(
+        folder="clicks",
+        weight=6,
+        files=("qrels.jsonl",),
+        call=command("rank", "evaluate", "scores.csv", "qrels.jsonl", "--resamples", "5", "--json"),
     ),
     "quantile predict": Case(
         folder="quantiles",

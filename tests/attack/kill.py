@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from attack.cases import SHORT
+from attack.cases import RANKED, SHORT
 from attack.children import run
 from attack.places import build, imports
 
@@ -122,6 +122,14 @@ COMMANDS = {
         args=("answer", "--model", "model", "--questions", "questions.jsonl", "--style", "text", "--out", "new.jsonl"),
     ),
     "export": Command(folder="lora", args=("export", "adapter", "--to", "merged", "--out", "out")),
+    "rank fit": Command(
+        folder="clicks", args=("rank", "fit", "clicks.csv", "--features", "docs.svm", *RANKED, "--out", "new")
+    ),
+    "rank fit again": Command(
+        folder="clicks", args=("rank", "fit", "clicks.csv", "--features", "docs.svm", *RANKED, "--out", "ranker")
+    ),
+    "rank score": Command(folder="clicks", args=("rank", "score", "ranker", "docs.svm", "--out", "new.csv")),
+    "perseval": Command(folder="summaries", args=("perseval", "news.jsonl", "--resamples", "20", "--out", "new")),
     "quantile predict": Command(
         folder="quantiles", args=("quantile", "predict", "fitted", "new.csv", "--out", "predicted.csv")
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import small_models
 from attack import children, folders
-from attack.cases import ASK, CASES
+from attack.cases import ASK, CASES, RANKED
 
 
 def build(root: Path, only: set[str] | None = None) -> dict[str, str]:
@@ -186,6 +186,27 @@ def _summaries() -> None:
     folders.command("perseval", "news.jsonl", "--systems", "T5", "--resamples", "20", "--out", "page")
 
 
+def _clicks() -> None:
+    """A click log with its features beside it, in columns, and in ULTRA's form; grades, scores, and a ranker."""
+    docs = [(q, d, (q + d) % 3, q * d % 5, d - q) for q in range(6) for d in range(3)]
+    Path("docs.svm").write_text("".join(f"{y} qid:q{q} 1:{a} 2:{b} # d{d}\n" for q, d, y, a, b in docs))
+    Path("qrels.txt").write_text("".join(f"q{q} 0 d{d} {y}\n" for q, d, y, *_ in docs))
+    folders.lines(Path("qrels.jsonl"), [{"query": f"q{q}", "doc": f"d{d}", "grade": y} for q, d, y, *_ in docs])
+    shown = [(s % 6, (s + k) % 3, k + 1, int(s % 4 == k), s) for s in range(48) for k in range(3)]
+    Path("clicks.csv").write_text("\n".join(["query,doc,position,click,session",
+                                             *(f"q{q},d{d},{k},{c},{s}" for q, d, k, c, s in shown), ""]))  # fmt: skip
+    wide = ("query", "doc", "position", "click", "session", "bm25")
+    folders.lines(Path("clicks.jsonl"), [dict(zip(wide, (*row, row[0] * row[1] % 5), strict=True)) for row in shown])
+    train = Path("ultra/train")
+    train.mkdir(parents=True)
+    Path("ultra/settings.json").write_text('{"feature_size": 2, "removed_feature_ids": []}')
+    (train / "train.feature").write_text("".join(f"d{d} 1:{a} 2:{b}\n" for _, d, _, a, b in docs))
+    (train / "train.init_list").write_text("".join(f"q{q} {3 * q} {3 * q + 1} {3 * q + 2}\n" for q in range(6)))
+    (train / "train.labels").write_text("".join(f"q{q} 0 1 2\n" for q in range(6)))
+    folders.command("rank", "fit", "clicks.csv", "--features", "docs.svm", *RANKED, "--out", "ranker")
+    folders.command("rank", "score", "ranker", "docs.svm", "--out", "scores.csv")
+
+
 def _node() -> None:
     """A peer's folder with its key, its log, and where it met somebody."""
     rows = [f"s{i},Slow Water {i},Ann,blues;live" for i in range(9)]
@@ -250,6 +271,7 @@ BUILDERS = {
     "server sampled": lambda: _answering(False),
     "select": _select,
     "summaries": _summaries,
+    "clicks": _clicks,
     "compare": _compare,
     "quantiles": _quantiles,
     "quantiles cut": _quantiles_cut,

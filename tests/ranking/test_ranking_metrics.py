@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss, ndcg_score
+from sklearn.metrics import label_ranking_average_precision_score, log_loss, ndcg_score
 
 from rankwise.ranking import (
     click_log_likelihood,
@@ -55,6 +55,14 @@ def test_err_and_mrr_are_their_sums_and_equal_scores_stand_at_their_worst():
             assert rrs[q] == (1 / places[0] if places[0] <= 5 else 0)
         else:
             assert np.isnan(rrs[q])
+
+
+def test_mrr_is_scikit_learns_average_precision_where_one_document_is_relevant():
+    rng = np.random.default_rng(0)
+    y, s = np.eye(9, dtype=int)[rng.integers(0, 9, 30)], rng.normal(size=(30, 9))
+    found = mrr(y.ravel(), s.ravel(), query=np.repeat(np.arange(30), 9))
+    assert found == pytest.approx([label_ranking_average_precision_score(y[[i]], s[[i]]) for i in range(30)])
+    assert found.mean() == pytest.approx(label_ranking_average_precision_score(y, s))
 
 
 def test_queries_without_a_relevant_document_are_left_out_or_count_0_as_said():

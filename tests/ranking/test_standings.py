@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rankwise.data.personal import pens
-from rankwise.ranking import agreement, borda, jsd, leaderboard, perseval, reasons
+from rankwise.ranking import agreement, borda, jsd, leaderboard, perseval, reasons, standings
 from rankwise.ranking.standings import _stability, _tau
 
 DATA = Path(os.environ.get("RANKWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -113,6 +113,18 @@ def test_all_of_documents_and_all_of_pairs_give_the_score_and_the_order(board):
         else:
             assert stability.kendall > 0.5
             assert stability.scores["noise 0.0"] == pytest.approx(found.reports["noise 0.0"].score, rel=0.02)
+
+
+def test_each_share_is_drawn_ten_times_and_all_of_it_once(monkeypatch):
+    found = []
+
+    def counted(by, share, order, whole, drawn):
+        found.append((by, share, len(drawn)))
+        return _stability(by, share, order, whole, drawn)
+
+    monkeypatch.setattr(standings, "_stability", counted)
+    leaderboard(None, texts(0, documents=5), {"a": texts(0, documents=5)}, simplified=True, resamples=1)
+    assert found == [(by, s, 1 if s == 1 else 10) for by in ("documents", "pairs") for s in (1.0, 0.8, 0.6, 0.4, 0.2)]
 
 
 def test_what_scores_wander_is_the_deviation_of_the_five_shares(board):

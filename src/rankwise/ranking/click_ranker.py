@@ -414,6 +414,7 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def one_of(kind: str, value: Any, accepted: Iterable[str], *, or_module: bool = False) -> None:
+    """Refuse an option that is none of the names, nor a module where one is."""
     if or_module and isinstance(value, nn.Module):
         return
     if not isinstance(value, str) or value not in accepted:
