@@ -158,6 +158,7 @@ def _manifold() -> object:
 
 ASK = ("--question", "a good film ?", "--choices", "yes", "--choices", "no", "--style", "text")
 RANKED = ("--hidden", "3", "--steps", "3", "--resamples", "5")
+STREAM = ("continual", "adapt", "--images", "photos", "--model", "vit", "--batch-size", "4", "--out", "out.csv")
 SHORT = ("--ratios", "0,0.5", "--tokens", "64", "--continued", "2", "--limit", "2")
 CASES = {
     "merge": Case(
@@ -352,6 +353,15 @@ CASES = {
         folder="pictures",
         files=("photos/a.png",),
         call=command("tokens", "photos/a.png", "--model", "vit", "--out", "o"),
+    ),
+    "stream": Case(
+        folder="pictures", files=("photos/*",) * 4 + ("vit/config.json", "vit/*"), call=command(*STREAM, "--method", "tent")
+    ),
+    "stream goes on": Case(
+        folder="streamed",
+        weight=14,
+        files=("learned/state.json",) * 3 + ("learned/*",) * 3 + ("vit/*",),
+        call=command(*STREAM, "--state", "learned"),
     ),
     "pretrain": Case(
         folder="cifar",

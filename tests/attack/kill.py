@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from attack.cases import RANKED, SHORT
+from attack.cases import RANKED, SHORT, STREAM
 from attack.children import run
 from attack.places import build, imports
 
@@ -88,6 +88,7 @@ COMMANDS = {
     "tokens": Command(
         folder="pictures", args=("tokens", "photos", "--model", "vit", "--flops", "0.7", "--out", "photos/kept")
     ),
+    "continual adapt": Command(folder="pictures", args=STREAM),
     "cache": Command(
         folder="long texts", args=("cache", "--model", "model", "--texts", "long.jsonl", *SHORT, "--out", "out")
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import small_models
 from attack import children, folders
-from attack.cases import ASK, CASES, RANKED
+from attack.cases import ASK, CASES, RANKED, STREAM
 
 
 def build(root: Path, only: set[str] | None = None) -> dict[str, str]:
@@ -223,6 +223,11 @@ def _pictures() -> None:
     folders.command("tokens", "photos", "--model", "vit", "--out", "photos/kept")
 
 
+def _streamed() -> None:
+    _pictures()
+    folders.command(*STREAM, "--state", "learned")
+
+
 def _long_texts() -> None:
     folders.model(Path("model"), "llama")
     long = [" ".join([*folders.TEXTS, f"w{i}"] * 6) for i in range(3)]
@@ -281,6 +286,7 @@ BUILDERS = {
     "cifar": lambda: folders.cifar(Path("cifar10")),
     "cifar cut": _cifar_cut,
     "pictures": _pictures,
+    "streamed": _streamed,
     "long texts": _long_texts,
 }
 

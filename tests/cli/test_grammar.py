@@ -62,6 +62,7 @@ MISTAKES = {
     "rank score": ["none", "none.svm"],
     "rank evaluate": ["none.csv", "none.txt"],
     "continual learn": ["none.yaml", "--out", "x"],
+    "continual adapt": ["--images", "none", "--out", "x.csv"],
     "quantile fit": ["none.csv", "--response", "y", "--out", "x"],
     "quantile predict": ["none", "none.csv"],
     "quantile report": ["none"],

@@ -31,6 +31,7 @@ FILES = {
     "answer": "answer --model model --questions queries.jsonl --out",
     "quantile predict": "quantile predict fitted new.csv --out",
     "rank score": "rank score fitted docs.svm --out",
+    "continual adapt": "continual adapt --images mine --out",
 }
 
 

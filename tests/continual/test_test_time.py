@@ -344,8 +344,13 @@ def test_a_saved_state_goes_on_as_if_it_had_not_stopped(tmp_path, options):
 
 def test_a_state_of_other_settings_or_another_model_is_refused(tmp_path):
     adapter().save(tmp_path / "state")
-    with pytest.raises(ValueError, match=r"settings.*theta"):
+    with pytest.raises(ValueError, match=r"other settings.*theta"):
         adapter(theta=0.3).load(tmp_path / "state")
+    other = base()
+    with torch.no_grad():
+        other.classifier.bias.add_(1)
+    with pytest.raises(ValueError, match=r"other weights: .*classifier\.bias differs"):
+        adapter(other).load(tmp_path / "state")
     with pytest.raises(ValueError, match="another model"):
         adapter(config=VidaConfig(r=2, r_high=4)).load(tmp_path / "state")
     with pytest.raises(ValueError, match=r"state\.json is missing"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,3 +99,52 @@ def _write(folder: Path, done: Learned) -> None:
         sections=[(name.capitalize(), [(name, figure())]) for name, figure in figures.items()],
         details=yaml.safe_dump(done.config.model_dump(), sort_keys=False),
     )
+
+
+@continual.command()
+def adapt(
+    images: Annotated[str, typer.Option(help="A folder of pictures, or - for names of files on standard input.")],
+    out: Annotated[Path, typer.Option(help="csv, tsv, jsonl, json or parquet file to write: a row a picture.")],
+    model: Annotated[str, typer.Option(help="An image classifier: a bundled name, a folder, or a hub id.")]
+    = "vit-cifar10",
+    method: Annotated[str, typer.Option(help="vida, tent or cotta.")] = "vida",
+    preset: Annotated[str, typer.Option(help="ours, or published: cifar10c, cifar100c (vida), imagenetc.")] = "ours",
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 40,
+    classes: Annotated[bool, typer.Option("--classes", help="Folders are the model's classes: the order is drawn, and "
+                                          "the error told.")] = False,
+    state: Annotated[Path | None, typer.Option(help="Folder of what is learned: read if there, written at the end.")]
+    = None,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Predict pictures with a classifier that adapts to them on the way, without labels.
+
+    Examples:
+
+    * rankwise continual adapt --model vit-cifar10 --images photos --out predictions.csv
+    * ls new/*.png | rankwise continual adapt --images - --state learned --out monday.csv
+    """
+    from rankwise.jobs.early import check_stream
+
+    check_stream(images, out, model=model, method=method, preset=preset, batch_size=batch_size, state=state, seed=seed)
+    from rich.progress import track
+
+    from rankwise.jobs.stream import adapt_to_pictures
+    from rankwise.report.tables import terminal
+
+    quiet = json_ or not console.is_terminal
+    done = adapt_to_pictures(
+        images, model=model, out=out, method=method, preset=preset, batch_size=batch_size, classes=classes,
+        state=state, seed=seed, listed=sys.stdin if images == "-" else (),
+        each=lambda items, what: track(items, what, console=console, transient=True, disable=quiet),
+    )  # fmt: skip
+    if json_:
+        print(json.dumps(done.as_dict(), ensure_ascii=False))
+        return
+    console.print(terminal(*done.table()))
+    for note in done.notes:
+        console.print(f"* {note}", style="dim")
+    if done.skipped:
+        console.print(f"* {done.skipped} batches taught nothing: not finite", style="yellow")
+    told = "" if state is None else f"\nstate     {state}"
+    console.print(f"table     {out}{told}", highlight=False)

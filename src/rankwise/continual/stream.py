@@ -227,14 +227,28 @@ class StreamAdapter(ABC):
             if key not in mine or key not in theirs or mine[key].shape != theirs[key].shape:
                 raise ValueError(f"the state is of another model or method: {key} differs")
         for key, value in theirs.items():
+            # adapters start from draws, or a warm-up, and are taken over; the backbone is the model itself
+            if key.startswith("source.") and "vida_" not in key and not torch.equal(mine[key].cpu(), value.cpu()):
+                raise ValueError(f"the state is of a model with other weights: {key.removeprefix('source.')} differs")
+        for key, value in theirs.items():
             if key != "generator":
                 mine[key].copy_(value)
         self.generator.set_state(state["generator"])
         self.optimizer.state.clear()
         for name, parameter in self.trained.items():
             start = f"optimizer.{name}."
-            if kept := {k.removeprefix(start): v.clone() for k, v in state.items() if k.startswith(start)}:
-                self.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter) for k, v in kept.items()}
+            if kept := {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}:
+                self.optimizer.state[parameter] = self._moments(name, parameter, kept)
+
+    def _moments(self, name: str, parameter: Tensor, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The optimiser's state of one parameter, checked."""
+        adam = isinstance(self.optimizer, torch.optim.Adam)
+        if set(kept) != ({"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}):
+            raise ValueError(f"the optimiser's state of {name} has {', '.join(sorted(kept))}: it is damaged")
+        for key, value in kept.items():
+            if value.shape != (() if key == "step" else parameter.shape) or not torch.isfinite(value).all():
+                raise ValueError(f"the optimiser's {key} of {name} is damaged")
+        return {k: v.clone() if k == "step" else v.clone().to(parameter) for k, v in kept.items()}
 
     def save(self, folder: str | Path) -> Path:
         """The state as ``state.safetensors`` and ``state.json``; an earlier one there is replaced as a whole."""
@@ -260,10 +274,11 @@ class StreamAdapter(ABC):
         if not (folder / "state.json").is_file():
             raise ValueError(f"{folder} holds no state: state.json is missing")
         told, mine = read_json(folder / "state.json"), self._numbers()
-        for key in ("method", "settings"):
-            if told.get(key) != mine[key]:
-                which = differences(mine[key], told.get(key))
-                raise ValueError(f"{folder} is of another {key}: {', '.join(which)}")
+        if told.get("method") != mine["method"]:
+            raise ValueError(f"{folder} is of another method, {told.get('method')}; this is {mine['method']}")
+        if told.get("settings") != mine["settings"]:
+            which = differences(mine["settings"], told.get("settings"))
+            raise ValueError(f"{folder} is of other settings: {', '.join(which)}")
         try:
             self.load_state_dict(read_tensors(folder / "state.safetensors"))
             self.seen, self.skipped = int(told["seen"]), int(told["skipped"])

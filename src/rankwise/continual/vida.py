@@ -130,7 +130,9 @@ class TestTimeAdapter(TeacherAdapter):
             if kind != PeftType["VIDA"]:
                 raise ValueError(f"the model has a {PeftType(kind).value} adapter: merge it, or give ViDA's")
             return model
-        return get_peft_model(cast(Any, model), copy.deepcopy(self._config) or VidaConfig())
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            return get_peft_model(cast(Any, model), copy.deepcopy(self._config) or VidaConfig())
 
     def _unprepared(self, model: nn.Module) -> nn.Module:
         self._set_scales(1.0, 1.0)

@@ -22,6 +22,13 @@ QUANTILES = "quantile fit"  # what makes the folders of quantile models
 PERSEVAL = "perseval"  # and those of leaderboards of summaries
 PEER = "peer"  # and those of nodes among peers
 RANK = "rank fit"  # and those of rankers from clicks
+STREAMS = "continual adapt"  # and those of what was learned while predicting
+# classes of `rankwise.continual` that adapt while they predict, and their presets
+STREAM_METHODS = {
+    "vida": ("TestTimeAdapter", ("ours", "cifar10c", "cifar100c", "imagenetc")),
+    "tent": ("Tent", ("ours", "cifar10c", "imagenetc")),
+    "cotta": ("CoTTA", ("ours", "cifar10c", "imagenetc")),
+}
 
 
 def check_compression(
@@ -263,3 +270,23 @@ def check_caches(
     if out is not None:
         check_output(out, made_by="cache", inputs=[p for p in (texts, model) if Path(p).exists()])
     check_model(model, "causal-lm")
+
+
+def check_stream(
+    images: str, out: Path, *, model: str, method: str, preset: str, batch_size: int, state: Path | None, seed: int
+) -> None:
+    """Of `rankwise.jobs.stream.adapt_to_pictures`."""
+    from rankwise.jobs.predictions import check_out
+
+    _known(("method", method, STREAM_METHODS))
+    _known(("preset", preset, STREAM_METHODS[method][1]))
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least}")
+    if images != "-" and not Path(images).is_dir():
+        raise ValueError(f"no such folder of pictures: {images}; a folder, or - for names on standard input")
+    inside = [] if images == "-" else [images]
+    check_out(out, data=None)
+    if state is not None:
+        check_output(state, made_by=STREAMS, inputs=[*inside, out, model])
+    check_model(model, "image-classification")
