@@ -355,7 +355,9 @@ CASES = {
         call=command("tokens", "photos/a.png", "--model", "vit", "--out", "o"),
     ),
     "stream": Case(
-        folder="pictures", files=("photos/*",) * 4 + ("vit/config.json", "vit/*"), call=command(*STREAM, "--method", "tent")
+        folder="pictures",
+        files=("photos/*",) * 4 + ("vit/config.json", "vit/*"),
+        call=command(*STREAM, "--method", "tent"),
     ),
     "stream goes on": Case(
         folder="streamed",

@@ -30,8 +30,8 @@ class Streamed:
     Attributes
     ----------
     rows : list of dict
-        One a picture, in the order seen: ``image``, ``predicted``, ``probability``, ``source`` (what the model says that
-        never adapts), ``batch``, and ``uncertainty`` where the method measures it.
+        One a picture, in the order seen: ``image``, ``predicted``, ``probability``, ``source`` (what the model says
+        that never adapts), ``batch``, and ``uncertainty`` where the method measures it.
     error, source_error : float or None
         Share of pictures predicted wrongly, adapting and not; ``None`` where nothing says what they are.
     skipped : int
@@ -51,7 +51,10 @@ class Streamed:
         other = sum(r["predicted"] != r["source"] for r in self.rows)
         found = [["pictures", f"{len(self.rows):,}"], ["predicted otherwise than by the source model", f"{other:,}"]]
         if self.error is not None and self.source_error is not None:
-            found += [["error, adapting", f"{self.error:.1%}"], ["error of the source model", f"{self.source_error:.1%}"]]
+            found += [
+                ["error, adapting", f"{self.error:.1%}"],
+                ["error of the source model", f"{self.source_error:.1%}"],
+            ]
         return ["stream", ""], found
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,15 +109,13 @@ def adapt_to_pictures(
     ValueError
         As `check_stream`; pictures that cannot be read; a state of another model, method or preset.
     """
-    check_stream(
-        images, out, model=model, method=method, preset=preset, batch_size=batch_size, state=state, seed=seed
-    )
+    check_stream(images, out, model=model, method=method, preset=preset, batch_size=batch_size, state=state, seed=seed)
     import torch
 
     from rankwise.models import load, load_image_processor
 
     network, processor = load(model, task="image-classification").eval(), load_image_processor(model)
-    names: dict[int, str] = network.config.id2label
+    names = {int(i): str(name) for i, name in (network.config.id2label or {}).items()}
     found = None if images == LISTED else _folder(images, list(names.values()) if classes else None)
     adapter = _adapter(network, processor, method, preset, seed)
     if state is not None and (state / "state.json").is_file():
