@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -21,6 +22,7 @@ from scipy import stats
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
+from rankwise.bench.shared.loopback import on_loopback
 from rankwise.events import OnEvent, counting, environment
 from rankwise.files import write_json
 from rankwise.parallel import fan_out
@@ -34,7 +36,17 @@ RECIPE = Recipe(
     part="network",
     about="G-Rank: a simulated network that gossips clicks, against servers and popularity, under attack",
     spreads=True,
-    smoke={"NODES": 12, "SEARCHES": 16, "LONG": 16, "SHARES": (0.1, 0.5), "CUT": 3, "PILOT": 2, "seeds": 2},
+    smoke={
+        "NODES": 12,
+        "SEARCHES": 16,
+        "LONG": 16,
+        "SHARES": (0.1, 0.5),
+        "CUT": 3,
+        "PILOT": 2,
+        "REAL": 4,
+        "REAL_SEARCHES": 4,
+        "seeds": 2,
+    },
     figures=(("nDCG@10 over searches, and by the share of attackers", "g_rank.png"),),
     remark="Clicks, tastes and libraries are simulated throughout: the figures say how the rules behave, not how "
     "people do. A server that counts clicks on its own lists shows the same ten items again and again; a network whose "
@@ -46,6 +58,7 @@ MODELS, MAIN = ("interest", "position", "first"), "position"  # of clicks
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of attackers in the network
 CUT = 30  # nodes that go offline
 PILOT = 4  # seeds that are not judged, for the power
+REAL, REAL_SEARCHES = 20, 50  # peers on loopback, and searches of each
 OURS, ISOLATED, RELEASED, SHUFFLED = "G-Rank", "F = 1", "released similarity", "similarity shuffled"
 GOSSIPED, LOCAL, SERVER, TASTES = "popularity, gossiped", "own clicks alone", "popularity, a server", "tastes, a server"
 CHANCE, GRADES = "chance", "grades, the best"
@@ -101,7 +114,7 @@ def run(out: Path, *, seeds: int = 10, on_event: OnEvent | None = None) -> Evide
         + ", ".join(f"{p:.1f} points ({a.partition(': ')[2]})" for a, p in power.items()),
         header=["clicks", "what", "nDCG@10", "against G-Rank", "these clicks counted", "distance", "led by attackers"],
         rows=_rows(found),
-        claims=_claims(found),
+        claims=[*_claims(found), _real(out)],
         seconds=time.perf_counter() - start,
         environment=environment("fp64", 1),
         extra={"arms": {a: [{k: v for k, v in r.items() if k != "curve"} for r in runs] for a, runs in found.items()}},
@@ -178,6 +191,25 @@ def _measured(asked: tuple[str, int, dict[str, Any]]) -> dict[str, Any]:
 
 
 # --- what is concluded
+
+
+def _real(out: Path) -> Claim:
+    """Real peers, told the draws of a simulated network: the same lists, or not."""
+    kept = out / f"real_{REAL}_{REAL_SEARCHES}.json"
+    if not kept.exists():
+        options: dict[str, Any] = {"nodes": REAL, "searches": REAL_SEARCHES, "seed": 0, "click": MAIN}
+        simulated = simulate(**options, swap=0.0, keep=True).lists
+        with tempfile.TemporaryDirectory() as folder:
+            real = on_loopback(Path(folder), **options)
+        same = (real == simulated).all(-1)
+        write_json(kept, {"same": int(same.sum()), "lists": same.size})
+    told = read_json(kept)
+    return Claim(
+        text=f"{REAL} real peers on loopback (signed clicks over UDP, logs in files), told the same draws, show the "
+        "simulation's lists, every place of every one",
+        held=told["same"] == told["lists"],
+        found=f"{told['same']:,} of {told['lists']:,} lists",
+    )
 
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> Difference:

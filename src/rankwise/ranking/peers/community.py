@@ -145,8 +145,8 @@ class GRankCommunity(Community):
         self.ez_send(peer, Ask(identifier, self.state.progress(node_of(peer.public_key))))
 
     def send_ping(self, peer: Peer) -> None:
-        """Whether a peer is still there: whoever answers a question is. py-ipv8's churn asks this of a quiet one."""
-        self.pull(peer)
+        """Whether a quiet peer is still there, for py-ipv8's churn; no clicks are told, so gossip stays as it is."""
+        self.send_introduction_request(peer)
 
     def on_packet(self, packet: tuple[Address, bytes], warn_unknown: bool = True) -> None:
         """Everything that comes in: refused and counted, or handled."""
@@ -181,6 +181,8 @@ class GRankCommunity(Community):
         try:
             if handler is not None:
                 handler(address, data)
+            if peer := self.network.get_verified_by_address(address):
+                peer.last_response = time.time()
         except PacketDecodingError as error:
             raise _Refused("forged") from error
         except Exception as error:  # whatever a parser trips over in what a stranger sent

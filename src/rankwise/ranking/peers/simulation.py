@@ -211,7 +211,7 @@ def simulate(
     for t in range(searches):
         if attacking is not None and t == strikes:
             ranking.click(*attacking.burst(meter.worth.ranks(ranking.honest)))
-        term = _drawn(until[world.taste], queries.random(nodes))
+        term = drawn(until[world.taste], queries.random(nodes))
         shown = swapped(ranking.lists(term), swap, swaps.random((nodes, 3)))
         place = clicks.places(world.taste, term, shown, chosen.random(nodes))
         meter.add(term, shown, ranking, attacking.target if attacking is not None else None)
@@ -320,7 +320,7 @@ class _Meter:
         return {name: np.asarray(values) for name, values in self._rows.items()}
 
 
-def _drawn(until: Array, draws: Array) -> Ints:
+def drawn(until: Array, draws: Array) -> Ints:
     """An index for each row of cumulated probabilities."""
     return np.minimum((until <= draws[:, None]).sum(1), until.shape[1] - 1)
 
