@@ -188,6 +188,19 @@ def test_a_context_that_decides_examination_is_learned():
     assert model.propensity_[1:] == pytest.approx([0.1, 0.1], abs=0.04)
 
 
+@pytest.mark.parametrize(("loss", "of_one"), [("softmax", np.log(5)), ("sigmoid", None), ("pairwise", np.log(2))])
+def test_both_losses_are_of_the_kind_that_is_asked_for(loss, of_one):
+    """Where every score is 1 and every examination logit 0, each has its closed form."""
+    X, data = log(lists=12)
+    net = nn.Linear(3, 1)
+    nn.init.zeros_(net.weight)
+    nn.init.ones_(net.bias)
+    model = DualLearningRanker(net, loss=loss, steps=1, batch_size=100).fit(X, **data)
+    clicked = data["clicks"].mean()
+    sigmoid = clicked * np.log1p(np.exp(-1)) + (1 - clicked) * np.log1p(np.e) + np.log(2)
+    assert model.history_[0] == pytest.approx(sigmoid if of_one is None else 2 * of_one)
+
+
 def test_the_released_variant_makes_new_optimisers_so_that_every_weight_moves_by_the_rate():
     X, data = log()
     options = {"hidden": (4,), "batch_size": 100, "released": True, "max_weight": None, "max_norm": None}

@@ -27,6 +27,15 @@ def test_what_lies_beyond_the_list_is_cut_and_counted():
     assert (lists.mask.sum(), lists.cut) == (3, 1)
 
 
+@pytest.mark.parametrize("which", [[1, 0], [True, False, True]])
+def test_some_lists_are_taken_with_all_that_is_known_of_them(which):
+    lists = lists_of([1, 0, 1, 0, 0], query=["a", "a", "b", "c", "c"], list_size=1)
+    some = lists.take(np.array(which))
+    for name in ("query", "rows", "entries", "mask", "clicks"):
+        assert np.array_equal(getattr(some, name), getattr(lists, name)[np.array(which)])
+    assert (len(some), some.cut) == (2, 2)
+
+
 def test_a_short_log_makes_no_wider_lists_than_it_needs():
     assert lists_of([1], query=[0], list_size=10).mask.shape == (1, 1)
 

@@ -361,13 +361,14 @@ def test_what_is_no_text_is_refused_by_its_place():
         perseval(DOCUMENT, WROTE, {"rule": {"ann": 3, "bob": "x", "cid": "y"}})
 
 
-def test_rouge_l_and_bleu_come_with_a_warning_and_jsd_without():
+def test_rouge_l_and_bleu_come_with_a_warning_and_jsd_and_a_function_without():
     for name in ("rouge-l", "bleu"):
         with pytest.warns(UserWarning, match="agree with people's"):
             perseval(DOCUMENT, WROTE, SAME, distance=name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        perseval(DOCUMENT, WROTE, SAME)
+        for distance in ("jsd", lambda left, right: np.linspace(0.2, 0.9, len(left))):
+            perseval(DOCUMENT, WROTE, SAME, distance=distance)
 
 
 def test_equal_service_of_all_readers_is_warned_of_where_the_penalty_does_not_know_scale():

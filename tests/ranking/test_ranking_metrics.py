@@ -57,6 +57,15 @@ def test_err_and_mrr_are_their_sums_and_equal_scores_stand_at_their_worst():
             assert np.isnan(rrs[q])
 
 
+def test_ten_places_count_by_default_and_for_mrr_all():
+    y, s = np.r_[np.zeros(10), 1.0], -np.arange(11.0)
+    query = np.zeros(11)
+    assert (ndcg(y, s, query=query)[0], err(y, s, query=query)[0]) == (0, 0)
+    assert mrr(y, s, query=query)[0] == 1 / 11
+    assert ndcg(y[1:], s[1:], query=query[1:])[0] == pytest.approx(1 / np.log2(11))
+    assert err(y[1:], s[1:], query=query[1:])[0] == pytest.approx(1 / 16 / 10)
+
+
 def test_mrr_is_scikit_learns_average_precision_where_one_document_is_relevant():
     rng = np.random.default_rng(0)
     y, s = np.eye(9, dtype=int)[rng.integers(0, 9, 30)], rng.normal(size=(30, 9))
