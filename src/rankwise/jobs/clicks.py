@@ -14,7 +14,7 @@ from scipy.stats import kendalltau, rankdata
 from rankwise.data.clicks import ClickLog, Judged, named, read_click_log, read_judged, table_number
 from rankwise.data.tables import READERS, number, read_table, write_rows
 from rankwise.files import whole_folder, write_json
-from rankwise.jobs.early import RANK, check_documents, check_evaluation, check_ranking, check_ranking_run
+from rankwise.jobs.early import RANK, check_documents, check_evaluation, check_ranking, check_ranking_run, there
 from rankwise.ranking.bootstrap import interval
 from rankwise.ranking.click_ranker import ClickRanker, NaiveRanker
 from rankwise.ranking.click_saved import load_ranker, write_ranker
@@ -138,9 +138,11 @@ def fit_log(
     check_ranking(path, features, out, ranker=ranker, held_out=held_out, max_weight=max_weight, **options)
     options |= {"hidden": hidden or HIDDEN, "learning_rate": learning_rate or RATES[ranker]}
     log = read_click_log(path, None if features is None else read_judged(features))
-    inputs = [p for p in (path, features) if p is not None]
     with whole_folder(
-        out, made_by=RANK, inputs=inputs, told={"seed": seed, **options, "hidden": list(options["hidden"])}
+        out,
+        made_by=RANK,
+        inputs=there(path, features),
+        told={"seed": seed, **options, "hidden": list(options["hidden"])},
     ) as draft:
         learned = learn(log, ranker=ranker, max_weight=max_weight, held_out=held_out, resamples=resamples, seed=seed,
                         **options)  # fmt: skip

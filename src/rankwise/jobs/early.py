@@ -128,6 +128,11 @@ def check_comparison(*, distance: str, p_value: str) -> None:
     _known(("distance", distance, names.DISTANCES), ("p-value", p_value, names.P_VALUES))
 
 
+def there(*given: Path | str | None) -> list[Path | str]:
+    """What was given and is a file or folder."""
+    return [p for p in given if p and Path(p).exists()]
+
+
 def check_personalisation(
     path: Path, out: Path | None, *, distance: str, stopwords: str | None, model: str | None, **options: Any
 ) -> None:
@@ -147,7 +152,7 @@ def check_personalisation(
     if not path.is_file():
         raise ValueError(f"no such data file: {path}")
     if out is not None:
-        check_output(out, made_by=PERSEVAL, inputs=[p for p in (path, stopwords, model) if p and Path(p).exists()])
+        check_output(out, made_by=PERSEVAL, inputs=there(path, stopwords, model))
 
 
 def check_peer(
@@ -203,7 +208,7 @@ def check_ranking(
         raise ValueError(f"no such data file: {path}")
     if features is not None:
         check_documents(features)
-    check_output(out, made_by=RANK, inputs=[p for p in (path, features) if p is not None])
+    check_output(out, made_by=RANK, inputs=there(path, features))
 
 
 def check_documents(path: Path) -> None:

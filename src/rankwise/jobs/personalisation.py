@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rankwise.data.summaries import read_summaries
 from rankwise.data.tables import write_rows
 from rankwise.files import whole_folder, write_json
-from rankwise.jobs.early import PERSEVAL, check_personalisation
+from rankwise.jobs.early import PERSEVAL, check_personalisation, there
 from rankwise.ranking.distances import Distance, as_distance, embedding, jsd
 from rankwise.ranking.standings import Leaderboard, leaderboard, reasons
 from rankwise.ranking.words import content_words
@@ -126,8 +126,7 @@ def judge_file(
         board=board, distance=distance, documents=len(report.documents["document"]), readers=len(report.users["user"])
     )
     if out is not None:
-        inputs = [p for p in (path, stopwords, model) if p and Path(p).exists()]
-        with whole_folder(out, made_by=PERSEVAL, inputs=inputs) as draft:
+        with whole_folder(out, made_by=PERSEVAL, inputs=there(path, stopwords, model)) as draft:
             write_json(draft / "results.json", judged.as_json())
             write_rows(draft / "documents.csv", judged.document_rows())
             write_rows(draft / "readers.csv", judged.reader_rows())
