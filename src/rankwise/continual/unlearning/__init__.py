@@ -1,0 +1,1 @@
+"""The parts of forgetting on request: features, detectors, the router, adapters, measures, and how they are kept."""
