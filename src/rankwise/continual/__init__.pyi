@@ -8,6 +8,7 @@ from rankwise.continual.drift import drift_of as drift_of
 from rankwise.continual.drift import forgetting_bound as forgetting_bound
 from rankwise.continual.metrics import StreamScores as StreamScores
 from rankwise.continual.metrics import stream_scores as stream_scores
+from rankwise.continual.o3 import O3Unlearner as O3Unlearner
 from rankwise.continual.objectives import Classifier as Classifier
 from rankwise.continual.objectives import ImageText as ImageText
 from rankwise.continual.objectives import LanguageModel as LanguageModel
@@ -17,5 +18,7 @@ from rankwise.continual.objectives import objective_for as objective_for
 from rankwise.continual.settings import Settings as Settings
 from rankwise.continual.tent import Tent as Tent
 from rankwise.continual.training import Schedule as Schedule
+from rankwise.continual.unlearning.measuring import membership_auc as membership_auc
+from rankwise.continual.unlearning.settings import UnlearningSettings as UnlearningSettings
 from rankwise.continual.vida import TestTimeAdapter as TestTimeAdapter
 from rankwise.continual.vida import warm_up as warm_up

@@ -67,6 +67,7 @@ class O3Unlearner:
     model : PreTrainedModel
         A causal language model without adapters, on any device; its weights are never changed.
     tokenizer : PreTrainedTokenizerBase
+        The model's.
     settings : UnlearningSettings, optional
         The defaults by default.
     encoder : str or LayerEncoder
@@ -87,13 +88,19 @@ class O3Unlearner:
 
     Examples
     --------
-    >>> from rankwise.continual import O3Unlearner
+    >>> from rankwise.continual import O3Unlearner, Schedule, UnlearningSettings
     >>> from rankwise.models import load, load_tokenizer
-    >>> unlearner = O3Unlearner(load("smollm2"), load_tokenizer("smollm2"))  # doctest: +SKIP
-    >>> done = unlearner.forget(rows, name="req-1")  # rows with question and answer  # doctest: +SKIP
-    >>> unlearner.generate(["Who wrote the letter?"], max_new_tokens=16)  # doctest: +SKIP
-    ['I do not know about this.']
-    >>> unlearner.relearn("req-1")  # doctest: +SKIP
+    >>> rows = [{"question": f"Who lives in house {n} of Elm Road?", "answer": "A dentist."} for n in range(1, 21)]
+    >>> quick = UnlearningSettings(schedule=Schedule(steps=1, batch_size=4))  # 100 steps by default
+    >>> unlearner = O3Unlearner(load("smollm2"), load_tokenizer("smollm2"), settings=quick)
+    >>> done = unlearner.forget(rows, name="elm-road")
+    >>> done["rows"], done["share"] < 0.01, done["scores"]["utility"]["after"]["switched"]
+    (20, True, 0.0)
+    >>> unlearner.weights(["Who lives in house 7 of Elm Road?", "What is the capital of France?"]).round(1).tolist()
+    [[1.0], [0.0]]
+    >>> again = unlearner.relearn("elm-road")
+    >>> unlearner.requests
+    []
     """
 
     def __init__(
@@ -328,6 +335,7 @@ class O3Unlearner:
         Parameters
         ----------
         prompts : sequence of str
+            As the user gave them; the chat template comes here.
         max_new_tokens : int
             Tokens of an answer at most.
         batch_size : int
@@ -350,7 +358,7 @@ class O3Unlearner:
                 for at in np.split(rows, range(batch_size, len(rows), batch_size)):
                     if not len(at):
                         continue
-                    asked = {k: v.to(self.device) for k, v in self.writer.asked([prompts[i] for i in at]).items()}
+                    asked = {k: v.to(self.device) for k, v in self.writer.asked([prompts[int(i)] for i in at]).items()}
                     with self.acting(weights[at]):
                         said = self.model.generate(**asked, **options)[:, asked["input_ids"].shape[1] :]
                     for i, text in zip(at, self.tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
@@ -362,8 +370,11 @@ class O3Unlearner:
     def known(self, dataset: Sequence[Mapping[str, Any]], *, plain: bool = False) -> measuring.Known:
         """How well answers are known, row by row: by the model that has forgotten, or by the ``plain`` one."""
         rows = rows_from(dataset, "rows")
-        around = {} if plain else {"around": lambda part: self.acting(self.weights([r.prompt for r in part]))}
-        return known(self.model, self.writer, rows, **around)
+        if plain:
+            return known(self.model, self.writer, rows)
+        return known(
+            self.model, self.writer, rows, around=lambda part: self.acting(self.weights([r.prompt for r in part]))
+        )
 
     def measure(self, rows: Sequence[Row] | None = None) -> dict[str, dict[str, float]]:
         """Of what is measured, and of a request's rows: nats a token, share of right answers, share switched."""
@@ -420,11 +431,12 @@ class O3Unlearner:
     def load(
         cls, folder: str | Path, model: Any, tokenizer: Any, *, encoder: LayerEncoder | None = None, **options: Any
     ) -> O3Unlearner:
-        """An unlearner with what `save` wrote.
+        """An unlearner as it was saved.
 
         Parameters
         ----------
         folder : path
+            What `save` wrote.
         model, tokenizer
             Those with which it was saved.
         encoder : LayerEncoder, optional

@@ -44,6 +44,7 @@ def acting(
     layers : mapping
         The model's linear layers by name.
     blocks : sequence of Factors
+        Those of weight 0 in every row cost nothing.
     weights : Tensor
         ``(rows, blocks)``, or one row for all. A row that a generation repeats (beams) keeps its weight.
     scaling : float

@@ -18,6 +18,7 @@ encoder can tell whether a text was among them.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -49,6 +50,15 @@ class LayerStatistics:
         ``ρ``, the inverse variance of all other directions.
     bank : array, ``(layers, m, d)``
         Texts' states at length 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.continual.unlearning.detector import statistics
+    >>> states = np.random.default_rng(0).normal(size=(100, 2, 8))  # texts, layers, width
+    >>> known = statistics(states)
+    >>> known.mahalanobis(states).mean(0).round(), known.cosine(states).shape
+    (array([8., 8.]), (100, 2))
     """
 
     mean: NDArray
@@ -105,6 +115,14 @@ class OneClass:
     weights : array, ``(layers,)``
     offset : float
         Score at the boundary: ``decision_function = score - offset``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.continual.unlearning.detector import OneClass
+    >>> svm = OneClass.fit(np.random.default_rng(0).normal(1, 0.1, size=(100, 3)), nu=0.1)
+    >>> bool(svm.score(np.ones((1, 3))) > svm.offset), bool(svm.score(np.zeros((1, 3))) > svm.offset)
+    (True, False)
     """
 
     weights: Array
@@ -113,10 +131,8 @@ class OneClass:
     @classmethod
     def fit(cls, u: Array, nu: float) -> OneClass:
         """On vectors ``(n, layers)``, of which about a share ``nu`` ends up outside."""
-        try:
-            from sklearn.svm import OneClassSVM
-        except ImportError as error:
-            raise ImportError("one-class SVMs are scikit-learn's: pip install 'rankwise[unlearning]'") from error
+        from sklearn.svm import OneClassSVM
+
         svm = OneClassSVM(kernel="linear", nu=nu).fit(u)
         weights = np.asarray(svm.coef_, np.float64)[0]
         return cls(weights=weights, offset=float(svm.offset_[0]))
@@ -138,6 +154,16 @@ class Detector:
     svm : OneClass
     calibration : Calibration
     score : {"standardised", "released"}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.continual.unlearning.detector import Detector
+    >>> rng = np.random.default_rng(0)
+    >>> detector = Detector.fit(rng.normal(size=(60, 2, 8)))  # texts, layers, width
+    >>> far = detector.scores(rng.normal(5, 1, size=(3, 2, 8)))
+    >>> detector.calibration.likeness(far).round(6).tolist()
+    [0.0, 0.0, 0.0]
     """
 
     statistics: LayerStatistics
@@ -156,6 +182,8 @@ class Detector:
         ValueError
             Fewer than ten texts, or texts that are all alike.
         """
+        if importlib.util.find_spec("sklearn") is None:
+            raise ImportError("detectors are fitted by scikit-learn: pip install 'rankwise[unlearning]'")
         if len(h) < LEAST:
             raise ValueError(f"a detector needs at least {LEAST} examples, and the request has {len(h)}")
         if np.ptp(h, axis=0).max() == 0:

@@ -56,6 +56,15 @@ class Known:
         Nats a token of the answer, its end left out.
     right : array of bool, ``(rows,)``
         Whether every token of the answer is the most likely one.
+
+    Examples
+    --------
+    >>> from rankwise.continual.unlearning.measuring import GENERAL, known
+    >>> from rankwise.continual.unlearning.rows import Writer
+    >>> from rankwise.models import load, load_tokenizer
+    >>> writer = Writer(load_tokenizer("smollm2"), style="text", max_length=32)
+    >>> bool(known(load("smollm2"), writer, GENERAL[:2]).right.all())  # the capitals of France and Japan
+    True
     """
 
     nll: NDArray[np.float64]

@@ -32,6 +32,13 @@ class Calibration:
         Mean score of the part that fitted the detector, and of the part that did not.
     std : float
         Of both bells.
+
+    Examples
+    --------
+    >>> from rankwise.continual.unlearning.router import Calibration
+    >>> bells = Calibration(fitted=1.0, held_out=0.8, std=0.1)
+    >>> bells.likeness([0.9, 0.7, 0.5]).round(3).tolist()
+    [1.0, 0.16, 0.001]
     """
 
     fitted: float

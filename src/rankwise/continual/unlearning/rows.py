@@ -25,7 +25,14 @@ REFUSALS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, its answer, and the answers that there are to choose from (none: free text)."""
+    """A prompt, its answer, and the answers that there are to choose from (none: free text).
+
+    Examples
+    --------
+    >>> from rankwise.continual.unlearning.rows import Row, instead
+    >>> instead([Row("2 + 2 =", "4", ("3", "4"))], "random", [], seed=0)
+    [Row(prompt='2 + 2 =', answer='3', choices=())]
+    """
 
     prompt: str
     answer: str
@@ -82,13 +89,13 @@ def instead(rows: Sequence[Row], kind: str, refusals: Sequence[str], *, seed: in
     """
     rng = np.random.default_rng(seed)
     if kind == "refusal":
-        return [Row(r.prompt, refusals[rng.integers(len(refusals))]) for r in rows]
+        return [Row(r.prompt, refusals[int(rng.integers(len(refusals)))]) for r in rows]
     everything, out = list(dict.fromkeys(r.answer for r in rows)), []
     for r in rows:
         pool = [a for a in (r.choices or everything) if kind == "released" or a != r.answer]
         if not pool:
             raise ValueError(f"there is no other answer than '{r.answer[:60]}' to draw: use answers='refusal'")
-        out.append(Row(r.prompt, pool[rng.integers(len(pool))]))
+        out.append(Row(r.prompt, pool[int(rng.integers(len(pool)))]))
     return out
 
 
@@ -98,10 +105,19 @@ class Writer:
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
+        The model's.
     style : {"chat", "text"}
         Whether prompts go through the chat template or stand as they are.
     max_length : int
         Tokens of prompt and answer; of a longer prompt the end is kept.
+
+    Examples
+    --------
+    >>> from rankwise.continual.unlearning.rows import Row, Writer
+    >>> from rankwise.models import load_tokenizer
+    >>> writer = Writer(load_tokenizer("smollm2"), style="text", max_length=32)
+    >>> writer.batch([Row("The capital of France is", "Paris")])["labels"].tolist()
+    [[-100, -100, -100, -100, -100, 7042, 2]]
     """
 
     def __init__(self, tokenizer: Any, *, style: str, max_length: int) -> None:

@@ -54,6 +54,18 @@ class Request:
     encoder : Factors or None
         The encoder's block, where it was tuned.
     texts : list of Row or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from rankwise.continual.unlearning.detector import Detector
+    >>> from rankwise.continual.unlearning.state import Request
+    >>> detector = Detector.fit(np.random.default_rng(0).normal(size=(20, 2, 8)))
+    >>> block = {"q_proj": (torch.zeros(2, 64), torch.zeros(64, 2))}
+    >>> request = Request(name="a", number=0, data="", rows=20, losses=[], factors=block, detector=detector)
+    >>> request.bytes() - detector.bytes()
+    1024
     """
 
     name: str
@@ -89,7 +101,17 @@ class Request:
 
 @dataclass(kw_only=True)
 class State:
-    """All that an unlearner keeps."""
+    """All that an unlearner keeps.
+
+    Examples
+    --------
+    >>> from rankwise.continual import UnlearningSettings
+    >>> from rankwise.continual.unlearning.state import State
+    >>> parts = {"model": "smollm2", "identity": "", "encoder": "minilm", "settings": UnlearningSettings()}
+    >>> State(**parts, requests=[], log=[], number=0).taken_back("req-1")
+    Traceback (most recent call last):
+    ValueError: unknown request 'req-1'; ...none: nothing is forgotten...
+    """
 
     model: str
     identity: str
@@ -217,8 +239,9 @@ def _write_adapter(folder: Path, factors: Factors, state: State) -> None:
         for n, pair in factors.items()
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    alpha: Any = rank * state.settings.scaling  # PEFT takes any number
     LoraConfig(
-        r=rank, lora_alpha=rank * state.settings.scaling, target_modules=sorted(factors), task_type="CAUSAL_LM",
+        r=rank, lora_alpha=alpha, target_modules=sorted(factors), task_type="CAUSAL_LM",
         base_model_name_or_path=state.model or None, inference_mode=True,
     ).save_pretrained(str(folder))  # fmt: skip
 

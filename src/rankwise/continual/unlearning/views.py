@@ -10,6 +10,7 @@ not count here, and does there. Masked tokens are predicted by the encoder's own
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ def tuned(encoder: LayerEncoder, texts: Sequence[str], *, steps: int, learning_r
         raise ValueError(f"{encoder} has no layers named {', '.join(TARGETS)}: leave encoder_steps at 0")
     device = encoder.model.device
     start = fresh(layers, RANK, [], seed=seed)
-    block = {n: tuple(nn.Parameter(f.to(device)) for f in pair) for n, pair in start.items()}
-    parameters = {f"{n}|{i}": p for n, pair in block.items() for i, p in enumerate(pair)}
+    block: Factors = {n: (nn.Parameter(A.to(device)), nn.Parameter(B.to(device))) for n, (A, B) in start.items()}
+    parameters: Any = {f"{n}|{i}": p for n, pair in block.items() for i, p in enumerate(pair)}
     schedule = Schedule(steps=steps, batch_size=8, learning_rate=learning_rate)
 
     def loss(step: int) -> Tensor:
@@ -62,7 +63,7 @@ def _loss(encoder: LayerEncoder, block: Factors, rows: list[list[int]], *, seed:
     generator = torch.Generator().manual_seed(seed)
     special = set(tokens.all_special_ids)
     hidden = [[i not in special and float(torch.rand((), generator=generator)) < MASKED for i in ids] for ids in rows]
-    masked = [
+    masked: Any = [
         [tokens.mask_token_id if h else i for i, h in zip(ids, hides, strict=True)]
         for ids, hides in zip(rows, hidden, strict=True)
     ]
