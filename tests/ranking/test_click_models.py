@@ -124,6 +124,10 @@ def test_what_is_no_probability_is_refused():
         PBM().simulate([[0.0, 0.0]], seed=0, keep_empty=False)
     with pytest.raises(ValueError, match="grades lie between 0 and 5"):
         attraction([0, 5])
+    assert attraction([0, 1], epsilon=0, max_grade=1).tolist() == [0, 1]
+    for options in ({"max_grade": 0}, {"epsilon": 1.1}, {"epsilon": -0.1}):
+        with pytest.raises(ValueError, match="from 0 to 1, and above 0"):
+            attraction([0], **options)
     for model in (PBM, UBM):
         for eta in (-1, np.nan, np.inf):
             with pytest.raises(ValueError, match=f"eta={eta}: a power from 0 on"):

@@ -1,5 +1,7 @@
 """Dual learning: optima in closed form, invariances, the released variant, and what is refused."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from rankwise.ranking import PBM, DualLearningRanker, NaiveRanker
+from rankwise.jobs.clicks import fit_log
+from rankwise.ranking import PBM, DualLearningRanker, NaiveRanker, debias
 from rankwise.ranking.dla import Positions
 
 TINY = {"hidden": (4,), "steps": 3, "batch_size": 8}
@@ -218,6 +221,17 @@ def test_the_released_variant_makes_new_optimisers_so_that_every_weight_moves_by
 
 def test_positions_are_free_numbers():
     assert Positions(3)(torch.eye(3)[:2].expand(4, -1, -1)).shape == (4, 2)
+
+
+def test_defaults_are_the_published_ones_and_a_cut_that_is_the_same_everywhere():
+    assert DualLearningRanker().get_params() == {
+        "ranker": "dnn", "hidden": (512, 256, 128), "list_size": 10, "loss": "softmax", "reduce": "batch",
+        "optimizer": "adagrad", "learning_rate": 0.05, "max_norm": 5.0, "batch_size": 256, "steps": 1000, "l2": 0.0,
+        "scale": True, "device": "cpu", "random_state": 0, "propensity": "position", "propensity_learning_rate": None,
+        "max_weight": 100.0, "released": False,
+    }  # fmt: skip
+    for function in (debias, fit_log):
+        assert signature(function).parameters["max_weight"].default == 100.0
 
 
 def test_it_is_a_scikit_learn_estimator():

@@ -85,8 +85,16 @@ def test_queries_without_a_relevant_document_are_left_out_or_count_0_as_said():
     assert rows[-1]["mean"] == 0.5
     assert rows[-1]["mean_empty_zero"] == 0.25
     assert np.isnan(mean_over_queries([np.nan], empty="skip"))
+    assert mean_over_queries([1, None], empty="zero") == 0.5
     with pytest.raises(ValueError, match="unknown treatment of empty queries 'drop'"):
         mean_over_queries([1.0], empty="drop")
+
+
+def test_err_of_a_report_takes_the_largest_grade_that_is_there_for_the_best_and_at_least_1():
+    for grades, found in (([1, 0], 1 / 2), ([2, 0], 3 / 4), ([1, 2], 1 / 4 + 3 / 4 * 3 / 4 / 2)):
+        assert ranking_report(grades, [2.0, 1.0], query=[0, 0]).mean("ERR@10", empty="skip") == pytest.approx(found)
+    assert ranking_report([1, 0], [2.0, 1.0], query=[0, 0], max_grade=4).mean("ERR@10", empty="skip") == 1 / 16
+    assert np.isnan(ranking_report([0, 0], [2.0, 1.0], query=[0, 0]).mean("ERR@10", empty="skip"))
 
 
 def test_click_likelihoods_are_log_loss_and_the_log_of_a_softmax():

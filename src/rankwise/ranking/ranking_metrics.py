@@ -145,7 +145,7 @@ def place_log_likelihood(logits: ArrayLike, clicks: ArrayLike, mask: ArrayLike) 
     array([-0.6931])
     """
     shown = np.asarray(mask, dtype=bool)
-    z, c = np.where(shown, np.asarray(logits, dtype=np.float64), -np.inf), np.asarray(clicks, dtype=np.float64) * shown
+    z, c = np.where(shown, np.asarray(logits, dtype=np.float64), -np.inf), np.asarray(clicks) * shown
     top = z.max(1, keepdims=True)
     log = np.where(shown, z - top - np.log(np.exp(z - top).sum(1, keepdims=True)), 0.0)
     with np.errstate(invalid="ignore"):
