@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rankwise.data.tables import write_rows
-from rankwise.jobs.clicks import _notes, evaluate_scores, fit_log, score_documents
+from rankwise.jobs.clicks import _notes, evaluate_scores, fit_log, groups_of_positions, score_documents
 from rankwise.ranking import (
     PBM,
     DualLearningRanker,
@@ -105,11 +105,47 @@ def test_scores_and_grades_are_finite_numbers_and_said_with_their_place(tmp_path
     assert evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt").queries == 1
     for line in ("1 0 b nan", "1 b 0", "1 0 b 0 more"):
         (tmp_path / "qrels.txt").write_text(f"1 0 a 1\n{line}\n")
-        with pytest.raises(ValueError, match="line 2: 'query 0 doc grade' is accepted, the last a number"):
+        with pytest.raises(ValueError, match="line 2: 'query 0 doc grade' is accepted, the grade a number"):
             evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
     (tmp_path / "qrels.txt").write_text("")
     with pytest.raises(ValueError, match="has no documents"):
         evaluate_scores(tmp_path / "scores.csv", tmp_path / "qrels.txt")
+
+
+def test_scores_may_be_a_trec_run_whose_scores_rank_not_its_ranks(tmp_path):
+    (tmp_path / "qrels.txt").write_text("1 0 a 1\n1 0 b 0\n")
+    (tmp_path / "run.txt").write_text("1 Q0 b 1 0.5 mine\n1 Q0 a 2 0.7 mine\n")
+    assert evaluate_scores(tmp_path / "run.txt", tmp_path / "qrels.txt").mean("MRR", empty="skip") == 1
+    for line, said in (
+        ("1 Q0 a 2 0.7", "line 2: 'query Q0 doc rank score tag' is accepted, the score a number"),
+        ("1 Q0 a 2 high mine", "line 2: .* the score a number"),
+        ("1 Q0 b 2 0.7 mine", "line 2: document b of query 1 stands there twice"),
+    ):
+        (tmp_path / "run.txt").write_text(f"1 Q0 b 1 0.5 mine\n{line}\n")
+        with pytest.raises(ValueError, match=said):
+            evaluate_scores(tmp_path / "run.txt", tmp_path / "qrels.txt")
+    (tmp_path / "run.txt").write_text("\n")
+    with pytest.raises(ValueError, match="has no lines"):
+        evaluate_scores(tmp_path / "run.txt", tmp_path / "qrels.txt")
+
+
+def test_lists_that_are_always_shown_in_one_order_leave_positions_unconnected_which_is_said(fitted, tmp_path):
+    assert not any("positions fall into" in note for note in fitted[1].notes)
+    rows = [f"{s % 6},{s % 6}-{d},{d},{int(d == 1 + s % 3)},{s},{s % 6 * d % 5}" for s in range(60) for d in (1, 2, 3)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["query,doc,position,click,session,bm25", *rows]))
+    notes = fit_log(tmp_path / "clicks.csv", tmp_path / "ranker", **SMALL).notes
+    assert any(note.startswith("positions fall into 3 groups") and "2309.15560" in note for note in notes)
+    assert fit_log(tmp_path / "clicks.csv", tmp_path / "two", list_size=2, **SMALL).notes[0].startswith(
+        "positions fall into 2 groups")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("moved", "groups"), [([], 4), ([(0, 2)], 3), ([(0, 2), (2, 4)], 2), ([(0, 3), (1, 4), (0, 4)], 1)]
+)
+def test_groups_of_positions_are_the_components_of_documents_seen_at_both(moved, groups):
+    seen = [(d, d + 1) for d in range(4)] + moved
+    document, position = np.array(seen).T
+    assert groups_of_positions(document, position) == groups
 
 
 def test_grades_may_be_a_table_and_say_the_same_as_lines(tmp_path):
@@ -177,7 +213,7 @@ def test_a_curve_that_reaches_down_to_where_weights_are_cut_is_said():
     ranker = SimpleNamespace(empty_=0, cut_=0)
     for most, said in ((10.0, "2 positions are looked at about as rarely as weights are cut (max_weight=10)"),
                        (50.0, "1 positions"), (100.0, None)):  # fmt: skip
-        found = [note for note in _notes(0.0, ranker, curve, most, {}) if "as rarely as" in note]
+        found = [note for note in _notes(0.0, ranker, curve, most, {}, 1) if "as rarely as" in note]
         assert [note.startswith(said) for note in found] == ([True] if said else [])
 
 

@@ -105,7 +105,8 @@ def score(
 
 @rank.command()
 def evaluate(
-    scores: Annotated[Path, typer.Argument(help="A table with columns query, doc, score.")],
+    scores: Annotated[Path, typer.Argument(help="A table with columns query, doc, score, or lines 'query Q0 doc rank "
+                                           "score tag'.")],
     qrels: Annotated[Path, typer.Argument(help="Grades: lines 'query 0 doc grade', a table with columns query, doc, "
                                           "grade, svmlight lines with qid, or a folder of ULTRA's.")],
     resamples: Annotated[int, typer.Option(min=1, max=MOST_DRAWS, help="Draws of queries for the intervals.")] = 1000,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import kendalltau, rankdata
 
 from rankwise.data.clicks import ClickLog, Judged, named, read_click_log, read_judged, table_number
@@ -190,7 +192,7 @@ def learn(
     return Learned(
         ranker=fits["debiased"][0], curve=curve, likelihood=likelihood, change=float(change.mean()),
         noise=float(noise.mean()), excess=(low, high), agreement=agreement, counts=_counts(log, fits["debiased"][0]),
-        notes=_notes(agreement, fits["debiased"][0], curve, max_weight, likelihood),
+        notes=_notes(agreement, fits["debiased"][0], curve, max_weight, likelihood, _groups(log, judging, options)),
     )  # fmt: skip
 
 
@@ -209,7 +211,10 @@ def score_documents(run: Path, documents: Path) -> list[dict[str, Any]]:
 
 
 def evaluate_scores(scores: Path, qrels: Path) -> RankingReport:
-    """A table of query, doc and score against grades: TREC's ``query 0 doc grade``, a table, or as `read_judged`.
+    """Scores of documents against grades.
+
+    Scores are a table of query, doc and score, or TREC's ``query Q0 doc rank score tag``; grades a table of query, doc
+    and grade, TREC's ``query 0 doc grade``, or as of `read_judged`.
 
     Raises
     ------
@@ -217,7 +222,10 @@ def evaluate_scores(scores: Path, qrels: Path) -> RankingReport:
         A document that has a score and no grade, or a grade and no score; one that stands there twice.
     """
     check_evaluation(scores, qrels)
-    found, grades = _by_pair(scores, "score"), _qrels(qrels)
+    found = (
+        _by_pair(scores, "score") if scores.suffix.lower() in READERS else _trec(scores, "query Q0 doc rank score tag")
+    )
+    grades = _qrels(qrels)
     for one, other, what in ((found, grades, "grade"), (grades, found, "score")):
         if missing := [pair for pair in one if pair not in other]:
             raise ValueError(
@@ -243,28 +251,42 @@ def _by_pair(path: Path, column: str) -> dict[tuple[str, str], float]:
 
 def _qrels(path: Path) -> dict[tuple[str, str], float]:
     if path.suffix.lower() in READERS:
-        return {pair: max(grade, 0.0) for pair, grade in _by_pair(path, "grade").items()}
-    lines = {} if path.is_dir() else {n: line.split() for n, line in enumerate(read_text(path).split("\n"), 1)
-                                      if not line.startswith("#")}  # fmt: skip
-    first = next(filter(None, lines.values()), [])
-    if len(first) < 2 or ":" in first[1]:
+        found = _by_pair(path, "grade")
+    elif path.is_dir() or len(first := _first(path)) < 2 or ":" in first[1]:
         docs: Judged = read_judged(path)
-        return dict(
-            zip(zip(docs.query.tolist(), docs.document.tolist(), strict=True), docs.relevance.tolist(), strict=True)
-        )
-    grades: dict[tuple[str, str], float] = {}
-    for n, words in lines.items():
-        if not words:
-            continue
+        pairs = zip(docs.query.tolist(), docs.document.tolist(), strict=True)
+        return dict(zip(pairs, docs.relevance.tolist(), strict=True))
+    else:
+        found = _trec(path, "query 0 doc grade")
+    return {pair: max(grade, 0.0) for pair, grade in found.items()}  # TREC marks spam by negative grades
+
+
+def _words(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for n, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            yield n, line.split()
+
+
+def _first(path: Path) -> list[str]:
+    return next((words for _, words in _words(path)), [])
+
+
+def _trec(path: Path, form: str) -> dict[tuple[str, str], float]:
+    """Numbers by query and document of lines of such words; the number is the score or grade."""
+    names, found = form.split(), {}
+    at = next(names.index(name) for name in ("score", "grade") if name in names)
+    for n, words in _words(path):
         try:
-            query, _, doc, grade = words
-            value = max(number(grade), 0.0)  # TREC marks spam by negative grades
+            query, _, doc, *_ = words
+            value = number(words[at]) if len(words) == len(names) else number("")
         except ValueError:
-            raise ValueError(f"{path}, line {n}: 'query 0 doc grade' is accepted, the last a number") from None
-        if (query, doc) in grades:
+            raise ValueError(f"{path}, line {n}: '{form}' is accepted, the {names[at]} a number") from None
+        if (query, doc) in found:
             raise ValueError(f"{path}, line {n}: document {doc} of query {query} stands there twice")
-        grades[query, doc] = value
-    return grades
+        found[query, doc] = value
+    if not found:
+        raise ValueError(f"{path} has no lines")
+    return found
 
 
 def _drawn(query: NDArray[Any], share: float, seed: int) -> NDArray[np.bool_]:
@@ -336,6 +358,11 @@ def _likelihoods(
     return out
 
 
+def _groups(log: ClickLog, judging: NDArray[np.bool_], options: dict[str, Any]) -> int:
+    learned = ~judging & (log.position <= options["list_size"])
+    return groups_of_positions(log.document[learned], log.position[learned])
+
+
 def _counts(log: ClickLog, ranker: Any) -> dict[str, int]:
     pairs = np.unique(np.c_[log.document, log.position], axis=0)
     return {
@@ -347,11 +374,36 @@ def _counts(log: ClickLog, ranker: Any) -> dict[str, int]:
     }  # fmt: skip
 
 
+def groups_of_positions(document: NDArray[np.int64], position: NDArray[np.int64]) -> int:
+    """Into how many groups positions fall that no document connects by having been seen in both.
+
+    Relevance and examination of different groups are told apart by the likeness of features alone (Chen et al.,
+    arXiv 2309.15560).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rankwise.jobs.clicks import groups_of_positions
+    >>> groups_of_positions(np.array([0, 0, 1, 2]), np.array([1, 2, 2, 3]))
+    2
+    """
+    (rows, about), (columns, place) = (np.unique(v, return_inverse=True) for v in (document, position))
+    nodes = len(rows) + len(columns)
+    seen = coo_array((np.ones(len(about)), (about, len(rows) + place)), (nodes, nodes))
+    _, group = connected_components(seen, directed=False)
+    return len(np.unique(group[len(rows) :]))
+
+
 def _notes(
     agreement: float, ranker: Any, curve: PropensityCurve, max_weight: float,
-    likelihood: dict[str, tuple[float, float, float]],
+    likelihood: dict[str, tuple[float, float, float]], groups: int,
 ) -> list[str]:  # fmt: skip
     notes = []
+    if groups > 1:
+        notes.append(
+            f"positions fall into {groups:,} groups that no document was seen in both of, so that the likeness of "
+            "features alone tells relevance from position (arXiv 2309.15560): shuffle some lists, or let documents swap"
+        )
     if agreement > CONFOUNDED:
         notes.append(
             f"the logging policy confounds: the order shown agrees with the learned relevance (rank correlation "

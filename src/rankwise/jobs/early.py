@@ -224,9 +224,6 @@ def check_documents(path: Path) -> None:
 
 def check_evaluation(scores: Path, qrels: Path) -> None:
     """Of `rankwise.jobs.clicks.evaluate_scores`."""
-    from rankwise.data.tables import kind_of
-
-    kind_of(scores)
     if not scores.is_file() or not qrels.exists():
         raise ValueError(f"no such data file: {qrels if scores.is_file() else scores}")
 
