@@ -401,7 +401,7 @@ def test_the_best_ranker_is_the_best_and_chance_is_no_better_for_waiting():
 
 
 def test_runs_that_differ_in_ranking_share_world_queries_and_taste():
-    a, b = simulate(**SMALL), simulate(**SMALL, ranker="global", gossip="push", attack="epic", click="first")
+    a, b = simulate(**SMALL), simulate(**SMALL, ranker="global", attack="epic", click="first")
     np.testing.assert_array_equal(a.terms, b.terms)
     np.testing.assert_array_equal(a.taste, b.taste)
     np.testing.assert_array_equal(a.world.grades, b.world.grades)
@@ -441,8 +441,14 @@ def test_nodes_that_go_offline_change_nothing_before_and_go_on():
         ({"attackers": 3}, "attackers=3 with attack='none'"),
         ({"attack": "epic", "attackers": -1}, "attackers=-1"),
         ({"similarity": "released", "isolation": 1.0}, "the released code drops it"),
-        ({"ranker": "global", "isolation": 1.0}, "ranker='global' knows no similarity"),
-        ({"ranker": "local", "similarity": "equal"}, "ranker='local' knows no similarity"),
+        ({"ranker": "global", "isolation": 1.0}, "isolation=1.0 means nothing with ranker='global'"),
+        ({"ranker": "local", "similarity": "equal"}, "similarity='equal' means nothing"),
+        ({"ranker": "local", "gossip": "none"}, "gossip='none' means nothing"),
+        ({"ranker": "oracle", "cap": 3}, "cap=3 means nothing"),
+        ({"ranker": "random", "k": 3}, "k=3 means nothing"),
+        ({"ranker": "tastes", "offline": 3}, "offline=3 means nothing"),
+        ({"ranker": "tastes", "accepting": 0.5}, "accepting=0.5 means nothing"),
+        ({"ranker": "tastes", "asked": False}, "asked=False means nothing"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_simulated_is_refused_by_name(how, said):

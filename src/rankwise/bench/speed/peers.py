@@ -137,7 +137,7 @@ class Peers:
         for i, order in enumerate(world.order):
             self.write(np.full(len(order), i), order, world.first[i, order])
         for peer, friend in zip(self._peers, world.friend, strict=True):
-            peer.merge(self._logs[friend][: -int(-TOLD * len(world.terms) // 1)])
+            peer.merge(self._logs[friend][: -(-len(world.terms) // TOLD)])
 
     def write(self, nodes: Ints, terms: Ints, columns: Ints) -> None:
         """Click by click."""

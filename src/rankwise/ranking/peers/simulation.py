@@ -19,20 +19,22 @@ from numpy.typing import NDArray
 
 from rankwise.nearest import unknown
 from rankwise.ranking.peers.gossip import BURST, Attack, Gossip
+from rankwise.ranking.peers.meter import Meter
 from rankwise.ranking.peers.network import Network
-from rankwise.ranking.peers.shown import Clicks, Worth, listed, swapped
+from rankwise.ranking.peers.rankings import RANKERS, Ranking
+from rankwise.ranking.peers.shown import Clicks, swapped
 from rankwise.ranking.peers.world import Array, Ints, World, make_world, stream
 
 __all__ = ["Simulated", "simulate"]
 
 CHOICES = {
-    "ranker": ("g-rank", "local", "global", "tastes", "oracle", "random"),
+    "ranker": RANKERS,
     "click": ("interest", "position", "first"),
     "gossip": ("pull", "push", "none"),
     "similarity": ("paper", "released", "equal", "shuffled"),
     "attack": ("none", *BURST),
 }
-TOLD = 0.1  # of another's first clicks, before anything begins
+TOLD = 10  # of so many first clicks a node has heard one of another's before anything begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +187,14 @@ def simulate(
     _check_numbers(nodes=nodes, searches=searches, k=k, length=length, cap=cap, terms=terms, tastes=tastes, every=every)
     _check_shares(isolation=isolation, swap=swap, accepting=accepting, owned=owned)
     _check_together(
-        nodes=nodes, items=items, terms=terms, offline=offline, attack=attack, attackers=attackers, ranker=ranker,
+        nodes=nodes, items=items, terms=terms, offline=offline, attack=attack, attackers=attackers,
         similarity=similarity, isolation=isolation,
     )  # fmt: skip
+    if ranker != "g-rank":
+        _check_unused(
+            ranker, similarity=(similarity, "paper"), isolation=(isolation, 0), k=(k, 10), cap=(cap, None),
+            gossip=(gossip, "pull"), offline=(offline, 0), accepting=(accepting, 1), asked=(asked, True),
+        )  # fmt: skip
     if attackers is None:
         attackers = {"none": 0, "epic": 3 * nodes}.get(attack, nodes // 10)
     world = make_world(
@@ -198,12 +205,12 @@ def simulate(
         seed=seed,
     )  # fmt: skip
     begin(network)
-    ranking = _Ranking(ranker, network, length, stream(seed, "random"))
+    ranking = Ranking(ranker, network, length, stream(seed, "random"))
     meetings = Gossip(
         gossip, nodes=nodes, attackers=attackers, offline=offline, accepting=accepting, asked=asked, seed=seed
     )
     attacking = Attack(attack, world, seed) if attackers else None
-    clicks, meter = Clicks(click, world, length), _Meter(world, length, every)
+    clicks, meter = Clicks(click, world, length), Meter(world, length)
     queries, swaps, chosen = (stream(seed, what) for what in ("queries", "swaps", "clicks"))
     until, here, kept, reached = world.asks.cumsum(1), np.arange(nodes), [], np.zeros(nodes, bool)
     joins, strikes, cuts = searches // 4, searches // 2, searches // 2
@@ -239,85 +246,8 @@ def begin(network: Network) -> None:
     for t in range(terms):
         term = world.order[:, t]
         network.click(nodes, term, world.first[nodes, term])
-        if t + 1 == -int(-TOLD * terms // 1):
+        if t + 1 == -(-terms // TOLD):
             network.tell(np.arange(len(world.taste)), world.friend)
-
-
-class _Ranking:
-    """Lists by one of the rankers, from clicks that it is told of."""
-
-    def __init__(self, ranker: str, network: Network, length: int, rng: np.random.Generator) -> None:
-        world = network.world
-        self.ranker, self.network, self.length, self._rng = ranker, network, length, rng
-        self._nodes = np.arange(len(world.taste))
-        own = network.own[: len(world.taste)].astype(np.int64)
-        self.honest = own.sum(0)
-        self._everybodys = network.own.sum(0, dtype=np.int64)
-        self.tastes = np.stack([own[world.taste == c].sum(0) for c in range(len(world.asks))])
-        here = world.columns >= 0
-        self._all = np.where(here, 1.0, np.inf)
-        self._owned = np.where(here & world.owns[: len(self._nodes)][:, world.columns], 1.0, np.inf)
-
-    def click(self, nodes: Ints, terms: Ints, columns: Ints) -> None:
-        """Take note of clicks."""
-        self.network.click(nodes, terms, columns)
-        np.add.at(self._everybodys, (terms, columns), 1)
-        if nodes[0] < len(self._nodes):
-            np.add.at(self.honest, (terms, columns), 1)
-            np.add.at(self.tastes, (self.network.world.taste[nodes], terms, columns), 1)
-
-    def lists(self, terms: Ints) -> Ints:
-        """Columns that each node is shown after its term."""
-        if self.ranker == "g-rank":
-            return listed(self.network.scores(terms), self._owned[self._nodes, terms], self.length)
-        if self.ranker == "local":
-            own = self.network.own[self._nodes, terms].astype(float)
-            return listed(own, self._owned[self._nodes, terms], self.length)
-        every = self._all[terms]
-        if self.ranker == "random":
-            return listed(np.zeros(every.shape), every * self._rng.random(every.shape), self.length)
-        if self.ranker == "global":
-            return listed(self._everybodys[terms].astype(float), every, self.length)
-        by_taste = self.tastes if self.ranker == "tastes" else self.network.world.grades
-        return listed(by_taste[self.network.world.taste, terms].astype(float), every, self.length)
-
-
-class _Meter:
-    """Means of what is shown, over blocks of rounds."""
-
-    MEANS = ("ndcg", "counted", "of_taste", "distance", "led")
-
-    def __init__(self, world: World, length: int, every: int) -> None:
-        self.world, self.worth, self._every = world, Worth(world, length), every
-        self._rows: dict[str, list] = {name: [] for name in ("rounds", *self.MEANS, "holding", "reached")}
-        self._block: list[tuple[Array, ...]] = []
-        self._all = np.where(world.columns >= 0, 1.0, np.inf)
-
-    def add(self, terms: Ints, shown: Ints, ranking: _Ranking, target: Ints | None) -> None:
-        """One round's lists."""
-        taste, worth, length = self.world.taste, self.worth, shown.shape[1]
-        ranks = worth.ranks(ranking.honest)
-        counted = ranks.argsort(1)[terms, :length]
-        of_taste = listed(ranking.tastes[taste, terms].astype(float), self._all[terms], length)
-        led = np.zeros(len(terms)) if target is None else (shown[:, 0] == target[terms]).astype(float)
-        goods = [worth.ndcg(taste, terms, columns) for columns in (shown, counted, of_taste)]
-        self._block.append((*goods, worth.distance(terms, shown, ranks).astype(float), led))
-
-    def close(self, rounds: int, network: Network, honest: Ints, reached: NDArray[np.bool_]) -> None:
-        """End a block."""
-        for name, values in zip(self.MEANS, zip(*self._block, strict=True), strict=True):
-            self._rows[name].append(np.mean(values, 0))
-        self._block = []
-        popular = self.world.columns[np.arange(len(honest)), self.worth.ranks(honest).argmin(1)]
-        searchers = slice(len(self.world.taste))
-        has = self.world.owns[searchers] | network.clicked[searchers]
-        self._rows["holding"].append(np.median(has[:, popular].mean(0)))
-        self._rows["reached"].append(reached.mean())
-        self._rows["rounds"].append(rounds)
-
-    def arrays(self) -> dict[str, NDArray]:
-        """All blocks."""
-        return {name: np.asarray(values) for name, values in self._rows.items()}
 
 
 def drawn(until: Array, draws: Array) -> Ints:
@@ -346,8 +276,8 @@ def _check_shares(**given: float) -> None:
 
 
 def _check_together(
-    *, nodes: int, items: int, terms: int, offline: int, attack: str, attackers: int | None, ranker: str,
-    similarity: str, isolation: float,
+    *, nodes: int, items: int, terms: int, offline: int, attack: str, attackers: int | None, similarity: str,
+    isolation: float,
 ) -> None:  # fmt: skip
     if items < terms or terms < 3:
         raise ValueError(f"items={items}, terms={terms}; at least 3 terms, and an item for each, are wanted")
@@ -357,5 +287,11 @@ def _check_together(
         raise ValueError(f"attackers={attackers} with attack={attack!r}; 0 or more, and an attack, are wanted")
     if similarity == "released" and isolation:
         raise ValueError(f"isolation={isolation} with similarity='released': the released code drops it")
-    if ranker != "g-rank" and (similarity != "paper" or isolation):
-        raise ValueError(f"ranker={ranker!r} knows no similarity and no isolation: leave them out")
+
+
+def _check_unused(ranker: str, **given: tuple[object, object]) -> None:
+    for name, (value, default) in given.items():
+        if value != default:
+            raise ValueError(
+                f"{name}={value!r} means nothing with ranker={ranker!r}, which asks no other node: leave it out"
+            )
