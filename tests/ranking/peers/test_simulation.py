@@ -1,5 +1,7 @@
 """The simulated network shows the lists of real `GRank` objects, and everything around it is what it says."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -158,8 +160,9 @@ def test_a_swap_exchanges_two_places_that_hold_something_as_often_as_it_should()
     changed = (moved != shown).sum(1)
     assert set(changed) == {0, 2}
     assert (changed > 0).mean() == pytest.approx(0.3, abs=0.015)
-    pairs = (moved != shown)[changed > 0][:, :4]
-    assert pairs.mean(0) == pytest.approx([0.5] * 4, abs=0.03)  # every pair alike
+    pairs = [tuple(np.flatnonzero(row)) for row in (moved != shown)[changed > 0]]
+    often = [pairs.count(pair) / len(pairs) for pair in combinations(range(4), 2)]
+    assert often == pytest.approx([1 / 6] * 6, abs=0.02)
     assert shown[0].tolist() == [3, 1, 2, 0, -1]
     assert np.array_equal(swapped(shown, 0.0, rng.random((20_000, 3))), shown)
     lone = np.tile([3, -1], (50, 1))
@@ -381,6 +384,30 @@ def test_what_is_said_of_the_lists_is_so_of_the_lists():
             best = sorted((2 ** grade[x] - 1 for x in w.columns[q] if x >= 0), reverse=True)[:10]
             discount = 1 / np.log2(np.arange(10) + 2)
             assert s.ndcg[t, i] == pytest.approx(gains @ discount / (best @ discount[: len(best)]))
+
+
+def test_who_holds_the_most_clicked_items_and_which_lists_are_led_by_what_is_pushed():
+    size = {"nodes": 12, "searches": 24, "seed": 2, "click": "first", "swap": 0.0}
+    s = simulate(**size, attack="targeted", attackers=40, similarity="equal", keep=True)
+    w = s.world
+    column = [{i: c for c, i in enumerate(row)} for row in w.columns.tolist()]
+    counts, has = np.zeros(w.columns.shape, int), w.owns[:12].copy()
+    np.add.at(counts, (np.arange(39), w.first[:12]), 1)
+    attack, worth = Attack("targeted", w, 2), Worth(w, 10)
+    for t in range(24):
+        if t == 12:
+            attack.burst(worth.ranks(counts))
+        clicked = s.lists[t, :, 0]
+        led = [clicked[i] == w.columns[s.terms[t, i], attack.target[s.terms[t, i]]] for i in range(12)]
+        pushed = attack.target[s.terms[t]] >= 0
+        assert s.led[t].tolist() == (np.array(led) & pushed).tolist()
+        for i, (q, item) in enumerate(zip(s.terms[t], clicked, strict=True)):
+            counts[q, column[q][item]] += 1
+            has[i, item] = True
+        most = [min((-counts[q, c], i) for i, c in of.items() if i >= 0)[1] for q, of in enumerate(column)]
+        assert s.holding[t] == pytest.approx(np.median([has[:, item].mean() for item in most]))
+    assert 0 < s.led[12:].mean() < 1
+    assert 0 < s.holding[0] <= s.holding[-1] < 1
 
 
 def test_a_servers_list_is_what_is_said_to_be_counted():

@@ -83,7 +83,7 @@ class Network:
         sizes = [np.bitwise_count(b[-self._item_words :]).sum(0, np.uint16) for b in (self._own_bits, self._seen_bits)]
         union = sizes[0][: len(self._searchers), None] + sizes[1] - items
         if self.similarity == "released":
-            return similarities(items, np.where(sizes[1] > 0, terms, 0), union, own=None)
+            return similarities(items, terms, union, own=None)  # of who was met, every query is shared
         scaled = similarities(terms, pairs, union, own=None)
         scaled[self._searchers, self._searchers] = 1.0
         if self._taken_for is not None:
