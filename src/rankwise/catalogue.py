@@ -356,6 +356,12 @@ CATALOGUE: tuple[Entry, ...] = (
         paper="Gold & Pouwelse, G-Rank: Unsupervised Continuous Learn-to-Rank for Edge Devices in a P2P Network, 2023",
         arxiv="2301.12530",
         claim="Peers that gossip clicks rank without a server.",
+        status="ready",
+        command="rankwise peer",
+        replaces="a search server that counts clicks",
+        models="libraries of titled items",
+        tasks="search among peers",
+        result="a log in SQLite",
     ),
     Entry(
         id="perseval",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ async def _begin(peers: Sequence[GRankCommunity], world: World) -> None:
         for n, peer in enumerate(peers):
             q = world.order[n, t]
             peer.click(world.terms[q], world.library[world.columns[q, world.first[n, q]]].id)
-        if t + 1 == ceil(TOLD * terms):
+        if t + 1 == -(-terms // TOLD):
             await _ask(peers, np.arange(len(peers)), world.friend)
 
 
