@@ -73,6 +73,24 @@ def test_the_verdict_is_that_of_the_interval(fitted):
     assert f"{learned.change:.3f}" in learned.verdict
 
 
+def test_features_that_are_the_same_for_all_documents_of_a_query_are_refused(tmp_path):
+    for feature in ("1", "{q}"):
+        rows = [
+            f"{s % 6},{d},{d},{int(d == 1 + s % 3)},{s},{feature.format(q=s % 6)}" for s in range(60) for d in (1, 2, 3)
+        ]
+        (tmp_path / "clicks.csv").write_text("\n".join(["query,doc,position,click,session,x", *rows]))
+        with pytest.raises(ValueError, match="no feature differs between documents of one query"):
+            fit_log(tmp_path / "clicks.csv", tmp_path / "ranker", **SMALL)
+    assert not (tmp_path / "ranker").exists()
+
+
+def test_positions_that_were_never_clicked_are_said_and_are_no_matter_of_the_cut():
+    curve = PropensityCurve(propensity=np.array([1, 0, 0.5]), low=np.zeros(3), high=np.ones(3))
+    notes = _notes(0.0, SimpleNamespace(empty_=0, cut_=0), curve, 10.0, {}, 1)
+    assert any(note.startswith("1 positions were never clicked in training lists") for note in notes)
+    assert not any("as rarely as" in note for note in notes)
+
+
 def test_a_policy_that_ranks_by_relevance_is_warned_of_and_a_random_one_is_not(fitted, tmp_path):
     write_log(tmp_path, by_relevance=3.0)
     learned = fit_log(tmp_path / "clicks.csv", tmp_path / "ranker", features=tmp_path / "docs.svm", **SMALL)

@@ -271,12 +271,17 @@ def _own(
 ) -> int:  # fmt: skip
     if not columns:
         raise ValueError(f"{table.at(n)}: there is no column of features: name a file of features beside the log")
-    values = [table_number(table, n, row, c) for c in columns]
+    try:
+        values = [table_number(table, n, row, c) for c in columns]
+    except ValueError as error:
+        raise ValueError(f"{error}; every column beside {', '.join((*NEEDED, *SHOWINGS))} is a feature") from error
     if pair not in own:
         own[pair] = len(features)
         features.append(values)
     elif features[own[pair]] != values:
-        raise ValueError(f"{table.at(n)}: document {pair[1]} of query {pair[0]} has other features than before")
+        changed = next(c for c, old, new in zip(columns, features[own[pair]], values, strict=True) if old != new)
+        raise ValueError(f"{table.at(n)}: document {pair[1]} of query {pair[0]} has another '{changed}' than before; "
+                         "features are of a document, not of its showing")  # fmt: skip
     return own[pair]
 
 

@@ -164,6 +164,8 @@ def learn(
     log: ClickLog, *, ranker: str, max_weight: float, held_out: float, resamples: int, seed: int, **options: Any
 ) -> Learned:
     """The same of a log in memory."""
+    if not _differs(log):
+        raise ValueError("no feature differs between documents of one query: there is nothing to rank by")
     judging = _drawn(log.query, held_out, seed)
     data = {"clicks": log.clicks, "query": log.showing, "position": log.position, "document": log.document}
     training = {k: v[~judging] for k, v in data.items()}
@@ -287,6 +289,14 @@ def _trec(path: Path, form: str) -> dict[tuple[str, str], float]:
     if not found:
         raise ValueError(f"{path} has no lines")
     return found
+
+
+def _differs(log: ClickLog) -> bool:
+    """Whether some feature takes two values within a query."""
+    names, of = np.unique(log.query, return_inverse=True)
+    rows = np.unique(np.c_[of, log.document], axis=0)
+    X, first = log.features[rows[:, 1]], np.searchsorted(rows[:, 0], np.arange(len(names)))
+    return bool((X - X[first[rows[:, 0]]]).any())
 
 
 def _drawn(query: NDArray[Any], share: float, seed: int) -> NDArray[np.bool_]:
@@ -416,7 +426,9 @@ def _notes(
         notes.append(
             "no training list was clicked at its first place, which propensities are relative to: there is none"
         )
-    if (rare := int((curve.propensity * max_weight < 1.5).sum())) and max_weight > 1:
+    if never := int((curve.propensity == 0).sum()):
+        notes.append(f"{never:,} positions were never clicked in training lists: their propensity is not known")
+    if (rare := int((curve.propensity * max_weight < 1.5).sum()) - never) and max_weight > 1:
         notes.append(
             f"{rare:,} positions are looked at about as rarely as weights are cut (max_weight={max_weight:g}) or more "
             "so, which flattens the curve: take a larger one"
