@@ -139,6 +139,25 @@ def test_scales_of_a_merged_adapter_are_refused_and_after_unmerging_set():
         torch.testing.assert_close(weight, before[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_weights_give_the_same_and_are_gone_bit_for_bit_afterwards(dtype):
+    model = adapted().to(dtype)
+    model.base_model.set_scales(0.6, 1.4)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    with torch.no_grad():
+        expected = model(PIXELS.to(dtype)).logits
+        with pytest.raises(RuntimeError, match="stop"), model.base_model.folded():
+            found = model(PIXELS.to(dtype)).logits
+            assert all(m.merged for m in layers(model).values())
+            raise RuntimeError("stop")
+    torch.testing.assert_close(found, expected, atol=1e-4 if dtype == torch.float32 else 0.3, rtol=0.05)
+    assert not torch.equal(found, expected)  # it was another computation
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert not any(m.merged for m in layers(model).values())
+    with model.disable_adapter(), model.base_model.folded():
+        assert torch.equal(model(PIXELS.to(dtype)).logits, vit().to(dtype)(PIXELS.to(dtype)).logits)
+
+
 @pytest.mark.parametrize("low", [True, False])
 def test_an_exported_lora_is_the_adapter_at_its_scales(low, tmp_path):
     model = adapted()

@@ -74,7 +74,7 @@ class StreamAdapter(ABC):
         *,
         mean: Iterable[float] | None = None,
         std: Iterable[float] | None = None,
-        preset: str | Settings = "ours",
+        preset: str | Settings = "cifar10c",
         **changes: Any,
     ) -> None:
         self.settings = self._settings(preset, changes)

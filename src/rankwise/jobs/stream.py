@@ -69,7 +69,7 @@ def adapt_to_pictures(
     model: str,
     out: Path,
     method: str = "vida",
-    preset: str = "ours",
+    preset: str = "cifar10c",
     batch_size: int = 40,
     classes: bool = False,
     state: Path | None = None,

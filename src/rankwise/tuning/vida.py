@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -296,6 +297,24 @@ class VidaModel(AdapterModel):
             # a copy, which is this model's alone: the configuration may serve another adapter
             self.peft_config[name] = config = copy.copy(self.peft_config[name])
             config.scale_low, config.scale_high = float(low), float(high)
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """Within the block the active adapters are in the weights, at their present scales: passes cost what the base
+        costs.
+
+        For passes without gradients. At its end the weights are what they were, bit for bit.
+        """
+        kept: list[tuple[VidaLayer, Tensor]] = []
+        try:
+            for layer in (m for m in self.model.modules() if isinstance(m, VidaLayer) and m.working()):
+                kept.append((layer, layer.base_tensor().data))
+                layer.merge()
+            yield
+        finally:
+            for layer, weight in kept:
+                layer.base_tensor().data = weight
+                layer.merged_adapters.clear()
 
 
 def _triples(names: Iterable[str]) -> list[tuple[str, ...]]:
