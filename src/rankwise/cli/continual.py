@@ -108,8 +108,8 @@ def adapt(
     model: Annotated[str, typer.Option(help="An image classifier: a bundled name, a folder, or a hub id.")]
     = "vit-cifar10",
     method: Annotated[str, typer.Option(help="vida, tent or cotta.")] = "vida",
-    preset: Annotated[str, typer.Option(help="Published: cifar10c, cifar100c (vida), imagenetc; or ours, for small models "
-                                        "and short streams.")] = "cifar10c",
+    preset: Annotated[str, typer.Option(help="Published: cifar10c, cifar100c (vida), imagenetc; or ours, for small "
+                                        "models and short streams.")] = "cifar10c",
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 40,
     classes: Annotated[bool, typer.Option("--classes", help="Folders are the model's classes: the order is drawn, and "
                                           "the error told.")] = False,

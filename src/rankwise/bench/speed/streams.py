@@ -45,7 +45,7 @@ def run(out: Path, *, data: Path | None = None, on_event: OnEvent | None = None)
     """Every arm over the same stream, batch by batch in turn; medians, errors, the claims."""
     begin, note = time.perf_counter(), on_event or (lambda *_: None)
     pixels, labels = _stream(data)
-    processor = load_image_processor(MODEL)
+    processor: Any = load_image_processor(MODEL)
     colours: dict[str, Any] = {"mean": processor.image_mean, "std": processor.image_std}
 
     def ours(**options: Any) -> Any:
@@ -74,11 +74,14 @@ def run(out: Path, *, data: Path | None = None, on_event: OnEvent | None = None)
     error = {name: n / len(labels) for name, n in wrong.items()}
     gain = {n: statistics.median(b / a for a, b in zip(s, seconds[loop], strict=True)) for n, s in seconds.items()}
     return Evidence(
-        recipe="streams_speed", title="Adapting while predicting: time of a batch", command="rankwise bench speed --part
-        streams --data cifar10", setting=f"{MODEL}, {len(labels):,} pictures of {KINDS} corruptions at severity 5,
-        batches of {BATCH}, each arm in " f"turn; {torch.get_num_threads()} threads; gain: median over batches of the
-        loop's seconds by own; one batch is " "views, the teacher, the student's step, average and restoring",
-        header=["arm", "a batch", "gain", "error"], rows=[
+        recipe="streams_speed",
+        title="Adapting while predicting: time of a batch",
+        command="rankwise bench speed --part streams --data cifar10",
+        setting=f"{MODEL}, {len(labels):,} pictures of {KINDS} corruptions at severity 5, batches of {BATCH}, each arm "
+        f"in turn; {torch.get_num_threads()} threads; gain: median over batches of the loop's seconds by own; a batch "
+        "is its views, the teacher, the student's step, the average and what is restored",
+        header=["arm", "a batch", "gain", "error"],
+        rows=[
             [name, f"{1e3 * statistics.median(s):.0f}ms", f"{gain[name]:.2f}x", f"{error[name]:.1%}"]
             for name, s in seconds.items()
         ],
@@ -106,7 +109,7 @@ def _stream(data: Path | None) -> tuple[Tensor, Tensor]:
     images = read_images(SOURCE, split="test", data=data if SOURCE == "cifar10" else None).head(PICTURES).stacked(32)
     shown: Any = images.store
     kinds = [corrupt(shown.array, kind, severity=5) for kind in CORRUPTIONS[:KINDS]]
-    processor = load_image_processor(MODEL)
+    processor: Any = load_image_processor(MODEL)
     mean, std = (torch.tensor(t).view(3, 1, 1) for t in (processor.image_mean, processor.image_std))
     pixels = torch.from_numpy(np.concatenate(kinds)).permute(0, 3, 1, 2).float() / 255
     return (pixels - mean) / std, torch.from_numpy(np.asarray(images.labels)).repeat(KINDS)
