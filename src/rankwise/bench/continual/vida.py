@@ -127,8 +127,8 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEven
         setting=f"{MODEL} on {SOURCE}, {PICTURES} pictures of each of {KINDS} corruptions at severity {SEVERITY}, "
         f"{ROUNDS} rounds, no reset, batches of {BATCH}; {seeds} orders; ViDA: ranks {LOW} and {HIGH}, "
         f"{', '.join(f'{k} {v}' for k, v in STEP.items())}; warm-up: {WARMED} steps on clean training pictures; CoTTA: "
-        f"{VIEWS} views; bfloat16. Uncertainty of batches: {np.median(unsure):.3f}, from {unsure.min():.3f} to {unsure.max():.3f}; at "
-        f"or above Θ: {above:.0%}",
+        f"{VIEWS} views; bfloat16. Uncertainty of batches: {np.median(unsure):.3f}, from {unsure.min():.3f} to "
+        f"{unsure.max():.3f}; at or above Θ: {above:.0%}",
         header=["arm", "error (%)", "by round", "less error than the source model", "clean error afterwards (%)"],
         rows=rows,
         claims=_claims(errors, clean, before),
