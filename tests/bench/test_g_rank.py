@@ -163,3 +163,15 @@ def test_claims_on_speed_hold_by_limits_and_equal_lists(monkeypatch):
     assert [c.held for c in speed.network()[1]] == [False, False]
     assert [c.held for c in speed.node()[1]] == [False, False]
     assert json.dumps(rows)
+
+
+def test_the_picture_shows_mean_curves_and_the_cost_of_attackers():
+    from rankwise.report.plots.ranking import network_learning
+
+    learned, harmed = recipe._curves(found())
+    assert learned[OURS] == ([1, 2], [75, 75])
+    assert harmed["targeted"][0] == [0, 10, 20, 30, 40, 50]
+    assert harmed["targeted"][1] == pytest.approx([75, 72, 69, 66, 63, 60])
+    left, right = network_learning(learned, harmed).axes
+    assert [line.get_label() for line in left.lines] == list(learned)
+    assert [line.get_ydata() for line in right.lines] == [pytest.approx(y) for _, y in harmed.values()]

@@ -65,9 +65,9 @@ def network_learning(
     for (name, (shares, values)), colour, style in zip(attacked.items(), COLOURS, ("o-", "s--", "^:"), strict=False):
         right.plot(shares, values, style, color=colour, ms=4, label=name)
     right.set_xlabel("attackers in the network (%)")
-    for axis in (left, right):
+    for axis, columns in ((left, 3), (right, 2)):
         axis.set_ylim(0, 100)
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(frameon=False, fontsize=7, ncols=columns, loc="upper left")
     return figure
 
 
