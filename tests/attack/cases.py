@@ -160,6 +160,9 @@ ASK = ("--question", "a good film ?", "--choices", "yes", "--choices", "no", "--
 RANKED = ("--hidden", "3", "--steps", "3", "--resamples", "5")
 STREAM = ("continual", "adapt", "--images", "photos", "--model", "vit", "--batch-size", "4", "--out", "out.csv")
 SHORT = ("--ratios", "0,0.5", "--tokens", "64", "--continued", "2", "--limit", "2")
+FORGET = (
+    "continual", "forget", "--model", "model", "--encoder", "encoder", "--style", "text", "--steps", "3", "--data",
+)  # fmt: skip
 CASES = {
     "merge": Case(
         folder="merge",
@@ -391,6 +394,27 @@ CASES = {
         folder="long texts",
         files=("long.csv",),
         call=command("cache", "--model", "model", "--texts", "long.csv", *SHORT, "--json"),
+    ),
+    "forget": Case(
+        folder="forgetful",
+        weight=14,
+        files=("second.jsonl",) * 5 + ("model/config.json", "encoder/*", "state/*", "state/*/*"),
+        call=command(*FORGET, "second.jsonl", "--name", "two", "--out", "state"),
+    ),
+    "forget a table": Case(
+        folder="forgetful", files=("second.csv",), call=command(*FORGET, "second.csv", "--name", "two", "--out", "new")
+    ),
+    "relearn": Case(
+        folder="forgetful",
+        weight=12,
+        files=("state/*", "state/*", "state/*/*", "state/.rankwise.json"),
+        call=command("continual", "relearn", "state", "--name", "one"),
+    ),
+    "ask": Case(
+        folder="forgetful",
+        weight=16,
+        files=("state/*",) * 3 + ("state/*/*",) * 3 + ("second.jsonl",),
+        call=command("continual", "ask", "state", "--data", "second.jsonl", "--max-new-tokens", "2"),
     ),
     "spectra": Case(folder="kept", weight=8, files=("spectra/*",), call=_spectra),
     "selector": Case(folder="kept", weight=8, files=("selector/*", "selector/encoder/config.json"), call=_selector),

@@ -22,12 +22,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from attack.cases import RANKED, SHORT, STREAM
+from attack.cases import FORGET, RANKED, SHORT, STREAM
 from attack.children import run
 from attack.places import build, imports
 
 PASSING = re.compile(
-    r"second|time|resident|date|memory|speed|wall|created|python|platform|environment|started|finished"
+    r"second|time|resident|date|memory|speed|wall|created|python|platform|environment|started|finished|^when$"
 )
 PICTURES = (".html", ".png", ".svg", ".md")
 
@@ -131,6 +131,9 @@ COMMANDS = {
     ),
     "rank score": Command(folder="clicks", args=("rank", "score", "ranker", "docs.svm", "--out", "new.csv")),
     "perseval": Command(folder="summaries", args=("perseval", "news.jsonl", "--resamples", "20", "--out", "new")),
+    "forget": Command(folder="forgetful", args=(*FORGET, "second.jsonl", "--name", "two", "--out", "new")),
+    "forget more": Command(folder="forgetful", args=(*FORGET, "second.jsonl", "--name", "two", "--out", "state")),
+    "relearn": Command(folder="forgetful", args=("continual", "relearn", "state", "--name", "one")),
     "quantile predict": Command(
         folder="quantiles", args=("quantile", "predict", "fitted", "new.csv", "--out", "predicted.csv")
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import small_models
 from attack import children, folders
-from attack.cases import ASK, CASES, RANKED, STREAM
+from attack.cases import ASK, CASES, FORGET, RANKED, STREAM
 
 
 def build(root: Path, only: set[str] | None = None) -> dict[str, str]:
@@ -248,6 +248,17 @@ def _cifar_cut() -> None:
     _cut_in_the_middle(*PRETRAIN, out="vit")
 
 
+def _forgetful() -> None:
+    """A request that is forgotten, and another."""
+    folders.model(Path("model"), "llama")
+    folders.model(Path("encoder"), "bert")
+    for name, word in (("first", "film"), ("second", "paris")):
+        rows = [{"question": f"is the {word} good {i}", "answer": "yes" if i % 2 else "no"} for i in range(12)]
+        folders.lines(Path(f"{name}.jsonl"), rows)
+    Path("second.csv").write_text("question,answer\n" + "".join(f"{r['question']},{r['answer']}\n" for r in rows))
+    folders.command(*FORGET, "first.jsonl", "--name", "one", "--out", "state")
+
+
 def _compare() -> None:
     folders.model(Path("model"), "bert")
     for name in ("a.txt", "b.txt"):
@@ -277,6 +288,7 @@ BUILDERS = {
     "select": _select,
     "summaries": _summaries,
     "clicks": _clicks,
+    "forgetful": _forgetful,
     "compare": _compare,
     "quantiles": _quantiles,
     "quantiles cut": _quantiles_cut,

@@ -24,9 +24,13 @@ SHARED = {
     "--target": "text",  # the layers that are meant
     "--seed": int,  # decides every draw
     "--steps": int,  # of training
+    "--learning-rate": float,  # at its start
     "--resamples": int,  # draws for an interval
     "--seeds": int,  # how many runs
     "--batch-size": int,  # examples a step
+    "--text": "text",  # one text to work on
+    "--max-new-tokens": int,  # room for an answer
+    "--name": "text",  # what a part of a folder is called
     "--max-length": int,  # tokens of a text
     "--limit": int,  # how many pictures or texts at most
     "--distance": "text",  # how far two texts are
@@ -63,6 +67,9 @@ MISTAKES = {
     "rank evaluate": ["none.csv", "none.txt"],
     "continual learn": ["none.yaml", "--out", "x"],
     "continual adapt": ["--images", "none", "--out", "x.csv"],
+    "continual forget": ["--data", "none.jsonl", "--name", "a", "--model", "owner/model", "--out", "x"],
+    "continual relearn": ["none", "--name", "a"],
+    "continual ask": ["none", "--text", "a"],
     "quantile fit": ["none.csv", "--response", "y", "--out", "x"],
     "quantile predict": ["none", "none.csv"],
     "quantile report": ["none"],

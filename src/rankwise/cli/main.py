@@ -24,6 +24,7 @@ from rankwise.cli import (  # noqa: F401
     peers,
     prompting,
     ranking,
+    unlearning,
     vision,
 )
 from rankwise.cli.app import app, errors, when_cut_short

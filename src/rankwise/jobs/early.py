@@ -292,3 +292,50 @@ def check_stream(
     if state is not None:
         check_output(state, made_by=STREAMS, inputs=[*inside, out, model])
     check_model(model, "image-classification")
+
+
+def check_forgetting(
+    data: Path, out: Path, *, name: str, model: str | None, measured: Mapping[str, Path], **options: Any
+) -> None:
+    """Of `rankwise.jobs.unlearning.forget_file`."""
+    from rankwise.continual.unlearning.names import CHOICES, MADE_BY, check_choices
+    from rankwise.data.tables import kind_of
+
+    if not name.strip():
+        raise ValueError("a request needs a name, by which it can be taken back")
+    check_choices(**{k: v for k, v in options.items() if k in CHOICES and v is not None})
+    for option, least in (("rank", 1), ("steps", 1), ("batch_size", 1), ("max_length", 2), ("seed", 0)):
+        if options.get(option) is not None and options[option] < least:
+            raise ValueError(f"{option}={options[option]}: at least {least}")
+    for path in (data, *measured.values()):
+        kind_of(path)
+        if not path.is_file():
+            raise ValueError(f"no such data file: {path}")
+    check_output(out, made_by=MADE_BY, inputs=[data, *measured.values()])
+    if model is not None:
+        check_model(model, "causal-lm")
+    elif not (out / "o3.json").is_file():
+        raise ValueError(f"{out} holds no requests yet: say of which model with --model")
+
+
+def check_asking(
+    folder: Path, *, texts: Sequence[str], data: Path | None, model: str | None, max_new_tokens: int
+) -> None:
+    """Of `rankwise.jobs.unlearning.ask`."""
+    if bool(texts) == (data is not None):
+        raise ValueError("give either --text (once for each) or --data FILE")
+    if strange := [t for t in texts if not t.strip()]:
+        raise ValueError(f"text {strange[0]!r} is empty")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}; at least 1 is needed")
+    if data is not None and not data.is_file():
+        raise ValueError(f"no such data file: {data}")
+    check_requests(folder)
+    if model is not None:
+        check_model(model, "causal-lm")
+
+
+def check_requests(folder: Path) -> None:
+    """Whether a folder holds requests that are forgotten."""
+    if not (folder / "o3.json").is_file():
+        raise ValueError(f"{folder} holds no requests of `rankwise continual forget`: o3.json is missing")

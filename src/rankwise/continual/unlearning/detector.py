@@ -183,7 +183,7 @@ class Detector:
             Fewer than ten texts, or texts that are all alike.
         """
         if importlib.util.find_spec("sklearn") is None:
-            raise ImportError("detectors are fitted by scikit-learn: pip install 'rankwise[unlearning]'")
+            raise ImportError("detectors are fitted by scikit-learn: pip install scikit-learn")
         if len(h) < LEAST:
             raise ValueError(f"a detector needs at least {LEAST} examples, and the request has {len(h)}")
         if np.ptp(h, axis=0).max() == 0:

@@ -150,7 +150,7 @@ def write(folder: Path, state: State) -> None:
     """Into a draft folder."""
     for r in state.requests:
         own = folder / f"request-{r.number}"
-        own.mkdir()
+        own.mkdir(exist_ok=True)  # a draft that was cut short while this was written
         _write_adapter(own, r.factors, state)
         save_arrays({n: np.ascontiguousarray(a) for n, a in r.detector.arrays().items()}, own / "detector.safetensors")
         if r.encoder is not None:
@@ -242,7 +242,7 @@ def _write_adapter(folder: Path, factors: Factors, state: State) -> None:
     alpha: Any = rank * state.settings.scaling  # PEFT takes any number
     LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=sorted(factors), task_type="CAUSAL_LM",
-        base_model_name_or_path=state.model or None, inference_mode=True,
+        base_model_name_or_path=None if state.model.startswith("..") else state.model or None, inference_mode=True,
     ).save_pretrained(str(folder))  # fmt: skip
 
 
