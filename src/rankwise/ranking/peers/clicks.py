@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -95,9 +96,19 @@ def fault(click: Click) -> str:
         return "counter"
     texts = {"node": click.node, "query": click.query, "item": click.item}
     for name, text in texts.items():
-        if not text or not text.isprintable() or _bytes(text) > LONGEST:
+        if not 0 < len(text) <= LONGEST or not _is_sound(text):
             return name
-    return "query" if click.query != " ".join(words_of(click.query)) else ""
+    return "" if _is_query(click.query) else "query"
+
+
+@lru_cache(1 << 15)  # the same nodes, queries and items come again and again; all are short
+def _is_sound(text: str) -> bool:
+    return text.isprintable() and _bytes(text) <= LONGEST
+
+
+@lru_cache(1 << 15)
+def _is_query(text: str) -> bool:
+    return text == " ".join(words_of(text))
 
 
 def _bytes(text: str) -> int:
