@@ -361,6 +361,16 @@ def test_what_is_no_text_is_refused_by_its_place():
         perseval(DOCUMENT, WROTE, {"rule": {"ann": 3, "bob": "x", "cid": "y"}})
 
 
+def test_each_document_says_how_many_readers_it_was_judged_by():
+    wrote = {f"d{n}": {f"u{i}": f"states sue {i}" for i in range(n)} for n in (4, 2, 3)}
+    for report in (
+        perseval(None, wrote, wrote, simplified=True, resamples=1),
+        egises(None, wrote, wrote, simplified=True),
+    ):
+        assert dict(zip(report.documents["document"], report.documents["users"], strict=True)) == {
+            "d4": 4, "d2": 2, "d3": 3}  # fmt: skip
+
+
 def test_rouge_l_and_bleu_come_with_a_warning_and_jsd_and_a_function_without():
     for name in ("rouge-l", "bleu"):
         with pytest.warns(UserWarning, match="agree with people's"):

@@ -1,5 +1,7 @@
 """Metrics against scikit-learn, sums written out, and closed forms."""
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.metrics import label_ranking_average_precision_score, log_loss, ndcg_score
@@ -88,6 +90,15 @@ def test_queries_without_a_relevant_document_are_left_out_or_count_0_as_said():
     assert mean_over_queries([1, None], empty="zero") == 0.5
     with pytest.raises(ValueError, match="unknown treatment of empty queries 'drop'"):
         mean_over_queries([1.0], empty="drop")
+
+
+def test_a_report_without_a_relevant_document_has_no_means_no_intervals_and_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = ranking_report([0, 0], [2.0, 1.0], query=[0, 1]).rows(resamples=3)
+    for row in rows:
+        assert np.isnan([row["mean"], row["low"], row["high"]]).all()
+        assert row["mean_empty_zero"] == 0
 
 
 def test_err_of_a_report_takes_the_largest_grade_that_is_there_for_the_best_and_at_least_1():
