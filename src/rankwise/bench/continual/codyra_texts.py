@@ -1,0 +1,119 @@
+"""CoDyRA's claim on texts: MiniLM learns the polarity of four domains in a row by the names of its classes.
+
+The classes are the same in every domain, so that nothing is masked and each domain can help or hurt the others. The
+ways are those of the pictures' recipe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankwise.bench import Recipe
+from rankwise.bench.shared import stream_claims as judging
+from rankwise.bench.shared.evidence import Evidence, plus_minus
+from rankwise.bench.shared.streams import Domain, Subject
+from rankwise.continual import Schedule, SentenceText
+from rankwise.data import Corpus, sentiment
+from rankwise.events import OnEvent, environment
+from rankwise.models import load, load_tokenizer
+
+RECIPE = Recipe(
+    name="codyra",
+    part="texts",
+    about="CoDyRA on MiniLM: the polarity of movies, tweets, Amazon reviews and NYT sentences in a row",
+    spreads=True,
+    smoke={
+        "TASKS": ("movies", "tweets"), "STEPS": 4, "KAPPA": 0.6, "TESTED": 8, "SHOTS": 8, "LADDER": (0.0,),
+        "RANKS": (1, 16), "seeds": 1,
+    },
+)  # fmt: skip
+
+MODEL = "minilm"
+TASKS = ("movies", "tweets", "amazon", "nyt")
+NAMES = ("this is bad", "this is good")
+SHOTS, TESTED = 64, 100  # texts a class
+STEPS, BATCH, RATE, TOKENS = 100, 16, 5e-4, 32
+KAPPA = 0.025  # the paper's 0.005 at 500 steps
+LADDER = (0.0, 2.0)
+RANKS = (1, 8, 16)
+EWC = 1e5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What every run of the recipe shares; it travels with the run to other processes."""
+
+    tasks: tuple[str, ...]
+    shots: int
+    tested: int
+    tokens: int
+
+
+def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
+    """Learn the stream in every way and by every seed (what is there is read back), and judge the claims."""
+    begin = time.perf_counter()
+    stream = judging.Stream(
+        subject=_subject,
+        setting=Setting(tasks=TASKS, shots=SHOTS, tested=TESTED, tokens=TOKENS),
+        schedule=Schedule(steps=STEPS, batch_size=BATCH, learning_rate=RATE),
+    )
+    wanted = judging.ways(kappa=KAPPA, ladder=LADDER, ranks=RANKS, ewc=EWC)
+    found = judging.runs_of(out, stream, wanted, seeds, on_event or (lambda *_: None))
+    before = plus_minus(judging.mean_before(r) for r in found[judging.OURS])
+    return Evidence(
+        recipe="codyra",
+        title="CoDyRA: domain after domain into one sentence encoder",
+        command=f"rankwise bench codyra --part texts --seeds {seeds}",
+        setting=f"{MODEL}, polarity in {len(TASKS)} domains ({', '.join(TASKS)}) by the sentences '{NAMES[0]}' and "
+        f"'{NAMES[1]}', {SHOTS} texts a class, {STEPS} steps of {BATCH} a domain, rate {RATE:g}, κ {KAPPA:g}, {seeds} "
+        "seeds. Accuracy in per cent, mean ± standard deviation; learned: on each domain when it was taught. The "
+        f"untouched model is at {before} on all domains but the first",
+        header=judging.HEADER,
+        rows=judging.rows_of_table(found),
+        claims=judging.claims_of(found, LADDER, RANKS),
+        seconds=time.perf_counter() - begin,
+        environment=environment("fp32", 1),
+        extra=judging.extras(found, TASKS),
+    )
+
+
+def _subject(setting: Setting, seed: int) -> Subject:
+    tokenizer = load_tokenizer(MODEL)
+    domains = []
+    for name in setting.tasks:
+        train, _, test = sentiment(name, task="polarity").split()
+        rows = [
+            _encoded(part, _some(part.labels, most, draw), tokenizer, setting.tokens)
+            for part, most, draw in ((train, setting.shots, seed), (test, setting.tested, 0))
+        ]
+        domains.append(Domain(name=name, classes=NAMES, train=rows[0], test=rows[1]))
+
+    def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = tokenizer.pad([{"input_ids": r["input_ids"]} for r in rows], return_tensors="pt")
+        labels = torch.tensor([r["labels"] for r in rows])
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
+
+    return Subject(
+        make=lambda: load(MODEL, task="base", dropout=0.0),
+        objective=SentenceText(tokenizer=tokenizer),
+        collate=padded,
+        domains=domains,
+    )
+
+
+def _some(labels: Sequence[float], most: int, seed: int) -> list[int]:
+    """At most so many rows a class."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return [int(i) for label in (0, 1) for i in [j for j in order if labels[j] == label][:most]]
+
+
+def _encoded(corpus: Corpus, rows: list[int], tokenizer: Any, tokens: int) -> list[dict[str, Any]]:
+    ids = tokenizer([corpus.texts[i] for i in rows], truncation=True, max_length=tokens)["input_ids"]
+    return [{"input_ids": i, "labels": int(corpus.labels[row])} for i, row in zip(ids, rows, strict=True)]
