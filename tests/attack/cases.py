@@ -68,6 +68,16 @@ def _gguf() -> object:
     return _dequantised(Path("gguf"), "model.gguf")
 
 
+def _learned() -> object:
+    from rankwise.continual import Classifier, CodyraLearner
+    from rankwise.models import load
+
+    learner = CodyraLearner(load("model", task="base"), objective=Classifier())
+    learner.resume("out/tasks")
+    learner.forget("t0")
+    return learner.drift()
+
+
 def _peer() -> object:
     """A node from its folder that answers one search and leaves."""
     import asyncio
@@ -390,6 +400,13 @@ CASES = {
         files=("long.jsonl",) * 4 + (*MODEL, "out/.rankwise.json"),
         call=command("cache", "--model", "model", "--texts", "long.jsonl", *SHORT, "--out", "out"),
     ),
+    "learn": Case(
+        folder="tasks",
+        weight=16,
+        files=("tasks.yaml",) * 4 + ("0.csv", *MODEL, "out/.rankwise.json"),
+        call=command("continual", "learn", "tasks.yaml", "--out", "out"),
+    ),
+    "learned tasks": Case(folder="tasks", weight=8, files=("out/tasks/*", "out/tasks/tasks.json"), call=_learned),
     "cache csv": Case(
         folder="long texts",
         files=("long.csv",),

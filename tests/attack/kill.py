@@ -89,6 +89,7 @@ COMMANDS = {
         folder="pictures", args=("tokens", "photos", "--model", "vit", "--flops", "0.7", "--out", "photos/kept")
     ),
     "continual adapt": Command(folder="pictures", args=STREAM),
+    "learn": Command(folder="tasks", args=("continual", "learn", "tasks.yaml", "--out", "out")),
     "cache": Command(
         folder="long texts", args=("cache", "--model", "model", "--texts", "long.jsonl", *SHORT, "--out", "out")
     ),

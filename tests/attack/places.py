@@ -228,6 +228,18 @@ def _streamed() -> None:
     folders.command(*STREAM, "--state", "learned")
 
 
+def _tasks() -> None:
+    """A text encoder, a stream of two tasks, and what the command wrote before."""
+    folders.model(Path("model"), "bert")
+    for k in range(2):
+        rows = [f"{text} {i},{'good' if i % 2 else 'bad'}" for i, text in enumerate(folders.TEXTS * 6)]
+        Path(f"{k}.csv").write_text("\n".join(["text,label", *rows, ""]))
+    told = ["model: model", "steps: 4", "batch_size: 4", "r: 2", "tasks:"]
+    told += [f"  - {{name: t{k}, data: {k}.csv}}" for k in range(2)]
+    Path("tasks.yaml").write_text("\n".join([*told, ""]))
+    folders.command("continual", "learn", "tasks.yaml", "--out", "out")
+
+
 def _long_texts() -> None:
     folders.model(Path("model"), "llama")
     long = [" ".join([*folders.TEXTS, f"w{i}"] * 6) for i in range(3)]
@@ -298,6 +310,7 @@ BUILDERS = {
     "cifar": lambda: folders.cifar(Path("cifar10")),
     "cifar cut": _cifar_cut,
     "pictures": _pictures,
+    "tasks": _tasks,
     "streamed": _streamed,
     "long texts": _long_texts,
 }

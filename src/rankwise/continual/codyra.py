@@ -39,7 +39,7 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.continual.drift import ForgettingBound, TaskDrift, drift_of, forgetting_bound
 from rankwise.continual.objectives import Objective, objective_for
 from rankwise.continual.training import Schedule, draw, rows_of, train
-from rankwise.files import fingerprint, whole_folder, write_json
+from rankwise.files import fingerprint, whole_file, whole_folder, write_json
 from rankwise.models.passes import evaluating
 from rankwise.nearest import unknown
 from rankwise.reading import read_json, read_tensors
@@ -390,15 +390,23 @@ class CodyraLearner:
         ValueError
             The folder holds something else.
         """
-        tasks = [{"name": t.name, "classes": t.classes, "number": t.number, "losses": t.losses,
-                  "ranks": {n: tuple(k) for n, k in t.ranks.items()}} for t in self.history]  # fmt: skip
         with whole_folder(Path(folder), made_by=MADE_BY) as draft:
-            for i, task in enumerate(self.history):
-                flat = {
-                    f"{n}|{side}": f for n, pair in task.factors.items() for side, f in zip("AB", pair, strict=True)
-                }
-                save_file(flat, draft / f"task-{i}.safetensors")
-            write_json(draft / "tasks.json", {"number": self.number, "first": self._told_first, "tasks": tasks})
+            self.write_into(draft)
+
+    def write_into(self, folder: str | Path) -> None:
+        """As `save`, file by file into a folder of the caller's: only what is new, and the list of tasks last."""
+        for task in self.history:
+            if not (path := Path(folder) / _file(task.number)).is_file():
+                flat = {f"{n}|A": A for n, (A, _) in task.factors.items()}
+                with whole_file(path) as draft:
+                    save_file(flat | {f"{n}|B": B for n, (_, B) in task.factors.items()}, draft)
+        tasks = [
+            {"name": t.name, "classes": t.classes, "number": t.number, "losses": t.losses,
+             "ranks": {n: tuple(kept) for n, kept in t.ranks.items()}}
+            for t in self.history
+        ]  # fmt: skip
+        first = _content(self._first) if self._first else ""
+        write_json(Path(folder) / "tasks.json", {"number": self.number, "first": first, "tasks": tasks})
 
     def resume(self, folder: str | Path) -> None:
         """Put the tasks that `save` wrote into this learner, whose model is the one that they began with.
@@ -421,9 +429,10 @@ class CodyraLearner:
         self._first, self.history, self.number = first, history, number
         self._fold()
 
-    @property
-    def _told_first(self) -> str:
-        return _content(self._first) if self._first else ""
+
+def _file(number: int) -> str:
+    """Of the factors of a task."""
+    return f"task-{number}.safetensors"
 
 
 def _read_tasks(folder: Path) -> tuple[int, str, list[LearnedTask]]:
@@ -432,8 +441,8 @@ def _read_tasks(folder: Path) -> tuple[int, str, list[LearnedTask]]:
         raise ValueError(f"{folder} holds no tasks of a CodyraLearner: tasks.json is missing")
     told, history = read_json(folder / "tasks.json"), []
     try:
-        for i, task in enumerate(told["tasks"]):
-            flat = read_tensors(folder / f"task-{i}.safetensors")
+        for task in told["tasks"]:
+            flat = read_tensors(folder / _file(int(task["number"])))
             task["factors"] = {n: (flat[f"{n}|A"], flat[f"{n}|B"]) for n in task["ranks"]}
             task["ranks"] = {n: KeptRank(*kept) for n, kept in task["ranks"].items()}
             history.append(LearnedTask(**task | {"classes": tuple(task["classes"])}))

@@ -79,8 +79,8 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
         title="CoDyRA: task after task into one CLIP",
         command=f"rankwise bench codyra --data DATA --seeds {seeds}",
         setting=f"{MODEL}, {len(TASKS)} tasks ({', '.join(TASKS)}), {SHOTS} pictures a class, {STEPS} steps of {BATCH} "
-        f"a task, rate {RATE:g}, κ {KAPPA:g}, {seeds} seeds. Accuracy in per cent among the captions of each task, mean "
-        "± standard deviation; learned: on each task when it was taught; mixed: at the end, among the captions of all; "
+        f"a task, rate {RATE:g}, κ {KAPPA:g}, {seeds} seeds. Accuracy in per cent among the captions of each task, "
+        "mean ± standard deviation; learned: on each task when it was taught; mixed: at the end, among all captions; "
         f"size: of what a task changes. The untouched model is at {before} on all tasks but the first",
         header=judging.HEADER,
         rows=judging.rows_of_table(found),

@@ -117,7 +117,8 @@ def learn_stream(
                 learner.learn(task.train, name=task.name, classes=task.classes, checkpoint=draft / "step.safetensors",
                               every=checkpoint_steps, on_step=told_steps)  # fmt: skip
                 learner.finish()  # measured as it will be kept
-                learner.save(draft / "tasks")
+                (draft / "tasks").mkdir(exist_ok=True)
+                learner.write_into(draft / "tasks")
             if len(rows) <= i + 1:
                 measure()
                 if on_event is not None:
