@@ -23,7 +23,8 @@ def pair(part, k):
     return [row | {"labels": row["labels"] % 2} for row in parts[part] if row["labels"] // 2 == k]
 
 
-names, tables = [[f"digit {2 * k}", f"digit {2 * k + 1}"] for k in range(5)], {}
+words = "zero one two three four five six seven eight nine".split()
+names, tables = [words[2 * k : 2 * k + 2] for k in range(5)], {}
 for title, kappa in (("all directions kept", 0.0), ("pruned by CoDyRA", 0.06)):
     learner = CodyraLearner(
         load("clip-cifar10"), CodyraConfig(max_kappa=kappa, kappa_steps=20), tokenizer=load_tokenizer("clip-cifar10"),

@@ -1,6 +1,6 @@
 """CoDyRA's claim: ranks chosen while learning keep what a CLIP knew and what it was just taught.
 
-One small CLIP learns six tasks in a row, sixteen pictures a class: pairs of CIFAR-10's classes, scikit-learn's digits,
+One small CLIP learns five tasks in a row, sixteen pictures a class: pairs of CIFAR-10's classes, scikit-learn's digits,
 MNIST, looks (dark, blurry, …). Accuracies are among the captions of each task (as in MTIL); at the end also among those
 of all. Beside it: plain LoRA of five ranks, one rank for all weights at equal kept rank, EWC, all weights, all tasks at
 once, and a ladder of thresholds. The control of the choice are gates that are kept at random, as many a weight; the
@@ -45,11 +45,12 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 MODEL = "clip-cifar10"
-TASKS = ("digits", "pair 0", "mnist", "looks", "pair 2", "pair 4")
+TASKS = ("digits", "pair 0", "mnist", "looks", "pair 4")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SHOTS, TESTED = 16, 25  # pictures a class
-STEPS, BATCH, RATE = 100, 16, 1e-3
-KAPPA = 0.025
-LADDER = (0.0, 0.4, 2.0, 4.0)  # thresholds over KAPPA; 4 is the sheet's last rung, 0.02 at 500 steps
+STEPS, BATCH, RATE = 200, 16, 3e-3
+KAPPA = 0.0125
+LADDER = (0.0, 2.0)  # thresholds over KAPPA
 RANKS = (1, 2, 4, 8, 16)  # of plain LoRA
 EWC = 1e5
 
@@ -123,7 +124,7 @@ def _pictures(task: str, split: str, data: str | None) -> Images:
         names = [f"a photo of {article(n)}" for n in images.label_names]
     else:
         kept = [int(n) for n in which.split()] if which else range(10)
-        names = [f"a photo of the digit {n}" for n in images.label_names]
+        names = [f"a photo of the digit {n}" for n in DIGITS]
     assert images.labels is not None
     rows = [i for i, label in enumerate(images.labels) if label in kept]
     place = {label: i for i, label in enumerate(kept)}

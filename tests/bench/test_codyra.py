@@ -1,0 +1,96 @@
+"""The ways in which the recipe learns a stream, on a small model, and its verdicts on numbers made up."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from rankwise.bench.shared.stream_claims import CHANCE, EVEN, OURS, claims_of, mean_rank, ways
+from rankwise.bench.shared.streams import Domain, Subject, Way, learned, scores_of
+from rankwise.continual import Classifier, Schedule
+from small_models import bert
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SCHEDULE = Schedule(steps=8, batch_size=4, learning_rate=1e-2)
+
+
+def subject():
+    g = torch.Generator().manual_seed(0)
+
+    def rows(n):
+        ids = torch.randint(0, 50, (n, 5), generator=g)
+        return [{"input_ids": ids[i], "labels": i % 2} for i in range(n)]
+
+    def make():
+        model = bert()
+        model.config.label2id = {"no": 0, "yes": 1}
+        return model
+
+    names = ("no", "yes")
+    domains = [Domain(name=n, classes=names, train=rows(12), test=rows(10)) for n in ("a", "b", "c")]
+    return Subject(make=make, objective=Classifier(), collate=default_collate, domains=domains)
+
+
+@pytest.mark.parametrize("kind", ["codyra", "lora", "full", "ewc", "joint"])
+def test_every_way_learns_all_tasks_and_moves_the_weights(kind):
+    found = learned(subject(), Way(kind=kind, r=4, kappa=0.05, rate=0.5, weight=1.0), SCHEDULE, 0)
+    assert np.shape(found["table"]) == ((1, 3) if kind == "joint" else (3, 3))
+    assert len(found["before"]) == len(found["mixed"]) == 3
+    assert all(size > 0 for size in found["norms"])
+    assert found == learned(subject(), Way(kind=kind, r=4, kappa=0.05, rate=0.5, weight=1.0), SCHEDULE, 0)
+    ranks = {r for task in found["ranks"] for r in task.values()}
+    assert ranks == {"lora": {4}, "joint": {4}, "full": {16}, "ewc": {16}}.get(kind, ranks)
+    assert len(found["ranks"][0]) == 12
+
+
+def test_the_change_of_a_task_is_the_drift_after_the_first():
+    found = learned(subject(), Way(kind="lora", r=4), SCHEDULE, 0)
+    assert found["norms"][0] == pytest.approx(found["drift"][0])
+    assert found["drift"][-1] <= sum(found["norms"]) + 1e-6
+
+
+def test_a_heavy_penalty_holds_the_weights_after_the_first_task():
+    free = learned(subject(), Way(kind="ewc", weight=0.0), SCHEDULE, 0)
+    held = learned(subject(), Way(kind="ewc", weight=1e9), SCHEDULE, 0)
+    plain = learned(subject(), Way(kind="full"), SCHEDULE, 0)
+    assert free["norms"] == pytest.approx(plain["norms"])
+    assert held["norms"][0] == pytest.approx(free["norms"][0])
+    assert held["norms"][1] < 0.8 * free["norms"][1]
+
+
+def test_chance_keeps_as_many_gates_a_weight_and_task_as_were_chosen():
+    chosen = learned(subject(), Way(kind="codyra", r=8, kappa=0.5), SCHEDULE, 0)
+    chance = learned(subject(), Way(kind="random", r=8), SCHEDULE, 0, counts=chosen["ranks"])
+    assert chance["ranks"] == chosen["ranks"]
+    assert 0 < mean_rank(chosen) < 8
+    assert chance["norms"] != chosen["norms"]
+    after = learned(subject(), Way(kind="codyra", r=8, kappa=0.5), SCHEDULE, 0)
+    assert after == chosen  # the way of chance is gone again
+
+
+def run(table, drift, rank=8.0):
+    return {
+        "table": table, "before": [0.5, 0.6], "mixed": [0.4, 0.4], "norms": [drift, drift], "drift": [drift, 2 * drift],
+        "ranks": [{"w": rank}, {"w": rank}],
+    }  # fmt: skip
+
+
+def test_scores_are_those_of_the_table():
+    found = scores_of(run([[0.9, 0.6], [0.7, 0.8]], 1.5))
+    assert found["learned"] == pytest.approx(0.85)
+    assert found["last"] == pytest.approx(0.75)
+    assert found["forgetting"] == pytest.approx(0.2)
+    assert found["transfer"] == pytest.approx(0.6)
+    assert (found["size"], found["drift"], found["mixed"]) == (1.5, 3.0, pytest.approx(0.4))
+    assert "forgetting" not in scores_of(run([[0.7, 0.8]], 1.0))
+
+
+def test_verdicts_follow_the_numbers():
+    good, bad = run([[0.9, 0.62], [0.9, 0.9]], 1.0), run([[0.9, 0.3], [0.5, 0.9]], 3.0, 16)
+    names = [*ways(kappa=1.0, ladder=(0.0, 2.0), ranks=(1, 16), ewc=1.0), EVEN, CHANCE]
+    found = {name: [bad] * 5 for name in names} | {OURS: [good] * 5, "κ x 2": [run(good["table"], 0.5)] * 5}
+    assert {c.text for c in claims_of(found, (0.0, 2.0), (1, 16)) if not c.held} == set()
+    turned = found | {OURS: [bad] * 5, "LoRA r=16": [good] * 5}
+    held = {c.text for c in claims_of(turned, (0.0, 2.0), (1, 16)) if c.held}
+    assert held == {"each task is learned within 1 point of LoRA r=16"}  # as it was made up
+    assert [c.control for c in claims_of(found, (0.0, 2.0), (1, 16))].count(True) == 2
