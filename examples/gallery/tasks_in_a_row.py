@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from rankwise.continual import CodyraLearner, Schedule
 from rankwise.data import read_images
 from rankwise.models import load, load_image_processor, load_tokenizer
@@ -23,7 +21,7 @@ def pair(part, k):
     return [row | {"labels": row["labels"] % 2} for row in parts[part] if row["labels"] // 2 == k]
 
 
-words = "zero one two three four five six seven eight nine".split()
+words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 names, tables = [words[2 * k : 2 * k + 2] for k in range(5)], {}
 for title, kappa in (("all directions kept", 0.0), ("pruned by CoDyRA", 0.06)):
     learner = CodyraLearner(
