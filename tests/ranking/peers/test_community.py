@@ -49,15 +49,12 @@ class Network:
 
 
 async def until(true, seconds=20.0):
+    """Whether it comes to pass."""
     for _ in range(int(seconds / 0.02)):
         if true():
-            return
+            return True
         await asyncio.sleep(0.02)
-    raise AssertionError("it did not come to pass")
-
-
-def peer_of(asking, asked):
-    return asking.network.get_verified_by_public_key_bin(asked.my_peer.public_key.key_to_bin())
+    return False
 
 
 def run(coroutine):
@@ -67,13 +64,13 @@ def run(coroutine):
 def test_clicks_reach_who_asks_and_feed_his_ranking(tmp_path):
     async def story():
         async with Network(tmp_path, 2) as net:
-            await until(net.met)
+            assert await until(net.met)
             ann, bob = net[0], net[1]
             for item in ("s3", "s5", "s3"):
                 ann.click("blues", item)
             bob.click("blues", "s5")
             bob.pull()
-            await until(lambda: len(bob.state) == 4)
+            assert await until(lambda: len(bob.state) == 4)
             assert ann.state.state == tuple(c for c in bob.state.state if c.node == ann.state.node)
             assert [f.item for f in bob.state.search("blues")][:2] == ["s5", "s3"]
             assert len(ann.state) == 3  # who did not ask was told nothing
@@ -85,10 +82,10 @@ def test_clicks_reach_who_asks_and_feed_his_ranking(tmp_path):
 def test_a_search_asks_one_peer_as_published(tmp_path):
     async def story():
         async with Network(tmp_path, 2) as net:
-            await until(net.met)
+            assert await until(net.met)
             net[0].click("blues", "s3")
             net[1].search("blues")
-            await until(lambda: len(net[1].state) == 1)
+            assert await until(lambda: len(net[1].state) == 1)
 
     run(story())
 
@@ -96,7 +93,7 @@ def test_a_search_asks_one_peer_as_published(tmp_path):
 def test_a_long_log_comes_in_many_answers_and_nothing_is_sent_twice(tmp_path):
     async def story():
         async with Network(tmp_path, 2) as net:
-            await until(net.met)
+            assert await until(net.met)
             ann, bob = net[0], net[1]
             for n in range(100):
                 ann.click("blues", f"s{n % 40}")
@@ -104,7 +101,7 @@ def test_a_long_log_comes_in_many_answers_and_nothing_is_sent_twice(tmp_path):
             send = ann.endpoint.send
             ann.endpoint.send = lambda address, packet: (told.append(packet), send(address, packet))
             bob.pull()
-            await until(lambda: len(bob.state) == 100)
+            assert await until(lambda: len(bob.state) == 100)
             answers = [opened(p) for p in told if p[22] == Answer.msg_id]
             counters = [c.counter for a in answers for c in a.clicks]
             assert counters == list(range(100))
@@ -128,11 +125,11 @@ def opened(packet):
 def test_a_killed_node_comes_back_with_all_it_knew_and_asks_on_from_there(tmp_path):
     async def story():
         async with Network(tmp_path, 2) as net:
-            await until(net.met)
+            assert await until(net.met)
             for n in range(30):
                 net[0].click("blues", f"s{n}")
             net[1].pull()
-            await until(lambda: len(net[1].state) == 30)
+            assert await until(lambda: len(net[1].state) == 30)
             bob = net.nodes[1]
             before, who = net[1].state.state, net[1].state.node
             # what a kill leaves: sockets and lock go, no goodbye is said and nothing more is written
@@ -148,9 +145,9 @@ def test_a_killed_node_comes_back_with_all_it_knew_and_asks_on_from_there(tmp_pa
             asked = []
             send = again.community.ez_send
             again.community.ez_send = lambda peer, what, **more: (asked.append(what), send(peer, what, **more))
-            await until(net.met)
+            assert await until(net.met)
             again.community.pull()
-            await until(lambda: len(again.community.state) == 31)
+            assert await until(lambda: len(again.community.state) == 31)
             assert next(a.counter for a in asked if isinstance(a, Ask)) == 30
 
     run(story())
@@ -159,12 +156,12 @@ def test_a_killed_node_comes_back_with_all_it_knew_and_asks_on_from_there(tmp_pa
 def test_a_node_remembers_where_it_met_peers(tmp_path):
     async def story():
         async with Network(tmp_path, 2) as net:
-            await until(net.met)
+            assert await until(net.met)
             bob = net.nodes[1]
             await bob.__aexit__()
             again = PeerNode(tmp_path / "1", ITEMS, host="127.0.0.1", port=0, options=QUIET)
             net.nodes[1] = await again.__aenter__()
-            await until(lambda: len(again.community.get_peers()) == 1)
+            assert await until(lambda: len(again.community.get_peers()) == 1)
 
     run(story())
 
@@ -174,7 +171,7 @@ def test_peers_who_know_one_find_all(tmp_path):
         async with Network(tmp_path, 5) as net:
             for node in net.nodes[2:]:
                 node.peers = node.peers[:1]
-            await until(net.met)
+            assert await until(net.met)
 
     run(story())
 
@@ -182,7 +179,7 @@ def test_peers_who_know_one_find_all(tmp_path):
 def test_twenty_peers_tell_each_other_everything(tmp_path):
     async def story():
         async with Network(tmp_path, 20) as net:
-            await until(net.met, 60)
+            assert await until(net.met, 60)
             for n in range(20):
                 for item in (n, n + 7, n + 7):
                     net[n].click("blues", f"s{item % 40}")
