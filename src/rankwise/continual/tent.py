@@ -52,7 +52,7 @@ class Tent(StreamAdapter):
     """
 
     presets: ClassVar[dict[str, Settings]] = {
-        "ours": Settings(lr=3e-4),
+        "ours": Settings(lr=1e-4),
         "cifar10c": Settings(lr=1e-3),
         "imagenetc": Settings(optimizer="sgd", lr=2.5e-4),
     }

@@ -57,3 +57,47 @@ def drifts(lines: Mapping[str, Sequence[float]], tasks: Sequence[str], *, label:
     if len(lines) > 1:
         axis.legend(frameon=False, fontsize=7)
     return figure
+
+
+@styled
+def along_streams(
+    errors: Mapping[str, ArrayLike], kinds: Sequence[str], *, uncertainty: ArrayLike | None = None, theta: float = 0.05
+) -> Figure:
+    """Errors of each kind of picture along a stream, round after round; above it, where given, how unsure the model was.
+
+    Parameters
+    ----------
+    errors : dict of array_like
+        ``(rounds · kinds,)``, in [0, 1], in the order seen, by method.
+    kinds : sequence of str
+        What changes along the stream.
+    uncertainty : array_like, optional
+        Of each batch, in the order seen.
+    theta : float
+        From which on the wide branch is turned up.
+    """
+    segments = len(np.asarray(next(iter(errors.values()))))
+    figure, axes = panels(
+        1 if uncertainty is None else 2, 1, size=(max(4.5, 0.28 * segments + 1.5), 2.6 if uncertainty is None else 4.0),
+        squeeze=False, sharex=True,
+    )  # fmt: skip
+    below = axes[-1, 0]
+    for name, values in errors.items():
+        a = np.asarray(values, dtype=float)
+        below.step(np.arange(segments + 1), np.append(a, a[-1]) * 100, where="post", label=name)
+    for start in range(0, segments, len(kinds)):
+        for axis in axes[:, 0]:
+            axis.axvline(start, color="0.8", linewidth=0.6, zorder=0)
+    below.set_xticks(
+        np.arange(segments) + 0.5, [*kinds] * (segments // len(kinds)), rotation=60, ha="right", fontsize=6
+    )
+    below.set_ylabel("error (%)")
+    below.set_ylim(bottom=0)
+    below.legend(frameon=False, fontsize=7)
+    if uncertainty is not None:
+        U, above = np.asarray(uncertainty, dtype=float), axes[0, 0]
+        above.plot((np.arange(len(U)) + 0.5) * segments / len(U), U, linewidth=0.7, color="C3")
+        above.axhline(theta, color="0.5", linestyle=":", linewidth=0.8)
+        above.set_ylabel("uncertainty")
+        above.set_ylim(bottom=0)
+    return figure
