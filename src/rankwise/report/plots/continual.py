@@ -61,9 +61,13 @@ def drifts(lines: Mapping[str, Sequence[float]], tasks: Sequence[str], *, label:
 
 @styled
 def along_streams(
-    errors: Mapping[str, ArrayLike], kinds: Sequence[str], *, uncertainty: ArrayLike | None = None, theta: float = 0.05
+    errors: Mapping[str, ArrayLike],
+    kinds: Sequence[str],
+    *,
+    uncertainty: ArrayLike | None = None,
+    theta: float = 0.05,
 ) -> Figure:
-    """Errors of each kind of picture along a stream, round after round; above it, where given, how unsure the model was.
+    """Errors of each kind of picture along a stream, round after round; above it, where given, how unsure a model was.
 
     Parameters
     ----------
