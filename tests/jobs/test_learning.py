@@ -211,3 +211,17 @@ def test_a_folder_of_cifar10_is_for_tasks_that_read_it(tmp_path):
 def test_defaults_are_the_papers():
     c = StreamConfig(tasks=[{"name": "a", "data": "digits"}])
     assert (c.r, c.max_kappa, c.dense_share, c.steps, c.batch_size, c.learning_rate) == (16, 0.005, 0.5, 500, 64, 5e-4)
+
+
+def test_the_command_prints_matrix_and_scores_or_json_and_writes_a_page(folder, tmp_path):
+    from command import rankwise
+
+    path = stream(folder, tmp_path, tasks=2)
+    done = rankwise("continual", "learn", str(path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "forgetting" in done.stdout
+    assert "note: 6 steps leave" in done.stderr
+    assert {"report.html", "accuracy.png", "drift.png", "ranks.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    again = rankwise("continual", "learn", str(path), "--out", str(tmp_path / "other"), "--json")
+    told = json.loads(again.stdout)
+    assert told["table"] == json.loads((tmp_path / "out/results.json").read_text())["table"]
