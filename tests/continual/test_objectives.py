@@ -124,3 +124,16 @@ def test_the_objective_follows_from_the_models_class():
         objective_for(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="pass its tokenizer"):
         objective_for(clip())
+
+
+def test_a_caption_that_is_too_long_is_named():
+    class Long(Words):
+        def __call__(self, texts, **options):
+            ids = torch.ones(len(texts), 40, dtype=torch.long)
+            return {"input_ids": ids, "attention_mask": ids}
+
+    batch = {"pixel_values": torch.randn(1, 3, 32, 32), "labels": torch.tensor([0])}
+    with pytest.raises(ValueError, match=r"caption of '1' has 40 tokens; the model reads up to 16"):
+        ImageText(tokenizer=Long()).loss(clip(), batch, ["1"], 0)
+    with pytest.raises(ValueError, match="up to 32"):
+        SentenceText(tokenizer=Long()).names(bert().bert, ["1"])

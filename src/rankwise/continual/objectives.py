@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankwise.models.loading import most_tokens
 from rankwise.nearest import unknown
 
 __all__ = ["Classifier", "ImageText", "LanguageModel", "Objective", "SentenceText", "objective_for"]
@@ -133,9 +134,9 @@ class ImageText(_TwoTowers):
 
     def names(self, model: Any, classes: Sequence[str]) -> Tensor:
         """Features of the captions."""
-        words = self.tokenizer([self.template.format(c) for c in classes], padding=True, return_tensors="pt")
-        device = next(model.parameters()).device
-        return model.get_text_features(words["input_ids"].to(device), words["attention_mask"].to(device)).pooler_output
+        most = model.config.text_config.max_position_embeddings
+        words = _tokens(self.tokenizer, self.template, classes, most, next(model.parameters()).device)
+        return model.get_text_features(**words).pooler_output
 
     def scale(self, model: Any) -> Tensor:
         """The model's own."""
@@ -176,9 +177,8 @@ class SentenceText(_TwoTowers):
 
     def names(self, model: Any, classes: Sequence[str]) -> Tensor:
         """Features of the classes' sentences."""
-        words = self.tokenizer([self.template.format(c) for c in classes], padding=True, return_tensors="pt")
         device = next(model.parameters()).device
-        return self.items(model, {k: words[k].to(device) for k in ("input_ids", "attention_mask")})
+        return self.items(model, _tokens(self.tokenizer, self.template, classes, most_tokens(model), device))
 
     def scale(self, model: Any) -> float:
         """One over the temperature."""
@@ -281,6 +281,20 @@ def objective_for(model: nn.Module, tokenizer: Any = None, **options: Any) -> Ob
     if tokenizer is None:
         raise ValueError(f"{kind} learns from the names of classes: pass its tokenizer=")
     return (ImageText if towers else SentenceText)(tokenizer=tokenizer, **options)
+
+
+def _tokens(
+    tokenizer: Any, template: str, classes: Sequence[str], most: int | None, device: torch.device
+) -> dict[str, Tensor]:
+    """Ids and mask of the classes' captions, ``(classes, tokens)``; an error where one is too long for the model."""
+    words = tokenizer([template.format(c) for c in classes], padding=True, return_tensors="pt")
+    lengths = words["attention_mask"].sum(1)
+    if most is not None and int(lengths.max()) > most:
+        longest = classes[int(lengths.argmax())]
+        raise ValueError(
+            f"the caption of '{longest[:60]}' has {int(lengths.max())} tokens; the model reads up to {most}"
+        )
+    return {k: words[k].to(device) for k in ("input_ids", "attention_mask")}
 
 
 def _places(classes: Sequence[str], among: Sequence[str], labels: Tensor) -> Tensor:
