@@ -1,0 +1,164 @@
+"""O3's claim: requests are forgotten one after another without retained data, and everything else stays.
+
+SmolLM2 is taught the intents of queries from five domains of CLINC150; three of them are to be forgotten in order.
+After every request: accuracy on what was taught and is forgotten, on unseen queries of the same domains, on the domains
+that stay, on general facts; and a membership attack on losses, of which 0.5 is the aim. All baselines train a block of
+the same rank. Power first: what is to be forgotten was known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankwise.bench import Recipe
+from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.requests import clinc, made_up
+from rankwise.bench.shared.unlearning import (
+    ARMS,
+    ASCENT,
+    HARD,
+    LOOSE,
+    NPO,
+    O3,
+    OPEN,
+    ORACLE,
+    PLAIN,
+    SHUFFLED,
+    TAUGHT,
+    Bench,
+    Sizes,
+    compared,
+    right,
+)
+from rankwise.continual import Schedule, membership_auc
+from rankwise.events import OnEvent, environment
+
+RECIPE = Recipe(
+    name="o3",
+    part="domains",
+    about="O3 on CLINC150's domains as requests: forgotten, retained, useful, membership; against eight other ways",
+    smoke={
+        "DATA": "made-up", "BLOCKS": 2, "TEACH": 6, "FORGET": 3, "BASELINES": 2, "RATES": (1e-3,), "seeds": 1,
+    },
+)  # fmt: skip
+
+DATA = "clinc150"
+DOMAINS, RETAINED = ("banking", "travel", "kitchen_and_dining"), ("work", "auto_and_commute")
+INTENTS, TRAIN, TEST = 8, 10, 5  # of a domain, and queries of an intent
+BLOCKS = 30  # all of SmolLM2's
+TEACH, FORGET, BASELINES = 150, 40, 20  # steps, of a request
+RATES = (1e-4, 1e-3)  # of the baselines; the better one is taken
+RANK = 4
+Stage = Mapping[str, Any]
+
+
+def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
+    """All ways on ``seeds`` draws of intents and queries, each with a model of its own."""
+    begin, found, rates = time.perf_counter(), [], None
+    for seed in range(seeds):
+        sizes = Sizes(
+            blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=16, learning_rate=1e-4), baselines=BASELINES,
+            forgotten=Schedule(steps=FORGET, batch_size=16, learning_rate=1e-3), rates=RATES, rank=RANK,
+            answers="random", max_length=64,
+        )  # fmt: skip
+        bench = Bench(
+            subject=_subject(data, seed), sizes=sizes, folder=out / f"seed-{seed}", seed=seed,
+            note=on_event or (lambda *_: None),
+        )  # fmt: skip
+        arms, rates = compared(bench, rates)
+        found.append(arms)
+    names = [*bench.subject.requests]
+    end = {arm: [summary(arms[arm], names) for arms in found] for arm in (TAUGHT, *ARMS, ORACLE)}
+    told = ", ".join(f"{arm} {rate:g}" for arm, rate in (rates or {}).items())
+    return Evidence(
+        recipe="o3",
+        title="O3: forgetting requests one after another",
+        command=f"rankwise bench o3 --part domains --data FOLDER --seeds {seeds}",
+        setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of 16 queries; requests {', '.join(names)}, "
+        f"{FORGET} steps each of random answers ({BASELINES} for other objectives, at the better of "
+        f"{', '.join(f'{r:g}' for r in RATES)}: {told}), rank {RANK}; after the last request; {seeds} seeds, of "
+        "queries, intents and training alike; on " + ("a GPU" if torch.cuda.is_available() else "the CPU"),
+        header=["", "forgotten, taught", "forgotten, unseen", "retained", "utility", "membership AUC"],
+        rows=[[arm, *[plus_minus([s[k] for s in all_]) for k in KINDS[:4]],
+               plus_minus([s["membership"] for s in all_], 1, 3)] for arm, all_ in end.items()],
+        claims=claims(end, found, names),
+        seconds=time.perf_counter() - begin,
+        environment=environment("fp32", 1),
+        extra={"after every request": [
+            {arm: {n: brief(stage, names) for n, stage in stages.items()} for arm, stages in arms.items()}
+            for arms in found
+        ]},
+    )  # fmt: skip
+
+
+KINDS = ("taught", "unseen", "retained", "utility", "membership")
+
+
+def _subject(data: Path | None, seed: int) -> Any:
+    if data is None and DATA == "made-up":
+        return made_up(seed=seed)
+    return clinc(data, seed=seed, domains=DOMAINS, retained=RETAINED, intents=INTENTS, train=TRAIN, test=TEST)
+
+
+def brief(stage: Stage, names: Sequence[str]) -> dict[str, float]:
+    """A stage's numbers, of all requests together."""
+    auc = [membership_auc(stage[f"{n}/train"]["nll"], stage[f"{n}/test"]["nll"]) for n in names]
+    return {
+        "taught": float(np.mean([right(stage, f"{n}/train") for n in names])),
+        "unseen": float(np.mean([right(stage, f"{n}/test") for n in names])),
+        "retained": right(stage, "retained"),
+        "utility": right(stage, "utility"),
+        "membership": float(np.mean(auc)),
+    }
+
+
+def summary(stages: Mapping[str, Stage], names: Sequence[str]) -> dict[str, float]:
+    """After the last request."""
+    return brief(list(stages.values())[-1], names)
+
+
+def claims(end: dict[str, list[dict[str, float]]], found: list[dict], names: Sequence[str]) -> list[Claim]:
+    """The paper's, ours, and two controls."""
+
+    def of(arm: str, kind: str) -> np.ndarray:
+        return np.array([s[kind] for s in end[arm]])
+
+    def traded(arm: str) -> np.ndarray:
+        return of(arm, "retained") - of(arm, "unseen")
+
+    known, kept = of(TAUGHT, "taught"), of(O3, "retained") - of(TAUGHT, "retained")
+    first = np.array([[right(stage, f"{names[0]}/train") for stage in arms[O3].values()] for arms in found])
+    shuffled = paired(traded(O3), traded(SHUFFLED))
+    out = [
+        Claim(text="power: what is to be forgotten was known, at least 80 % of it", held=known.min() >= 0.8,
+              found=f"{plus_minus(known)} % taught, {plus_minus(of(TAUGHT, 'unseen'))} % unseen", control=True),
+        Claim(text="control: a router with other prompts' weights forgets less or keeps less",
+              held=bool((traded(O3) > traded(SHUFFLED)).all()), found=f"O3 ahead by {shuffled}", control=True),
+        Claim(text="forgotten, unseen: within 10 points of a model taught anew",
+              held=(of(O3, "unseen") - of(ORACLE, "unseen")).mean() <= 0.1,
+              found=f"{plus_minus(of(O3, 'unseen'))} % against {plus_minus(of(ORACLE, 'unseen'))} %"),
+        Claim(text="retained: at most 2 points lost", held=kept.mean() >= -0.02,
+              found=f"{100 * kept.mean():+.2f} points"),
+        Claim(text="utility: at most 2 points lost",
+              held=(of(O3, "utility") - of(TAUGHT, "utility")).mean() >= -0.02,
+              found=f"{100 * (of(O3, 'utility') - of(TAUGHT, 'utility')).mean():+.2f} points"),
+        Claim(text="membership: nearer to 0.5 than before",
+              held=np.abs(of(O3, "membership") - 0.5).mean() < np.abs(of(TAUGHT, "membership") - 0.5).mean(),
+              found=f"{plus_minus(of(O3, 'membership'), 1, 3)} from {plus_minus(of(TAUGHT, 'membership'), 1, 3)}; "
+              f"taught anew {plus_minus(of(ORACLE, 'membership'), 1, 3)}"),
+        Claim(text="the first request stays forgotten: later ones bring back at most 2 points",
+              held=(first[:, -1] - first[:, 0]).mean() <= 0.02,
+              found=", ".join(f"{100 * v:.1f} %" for v in first.mean(0)) + " after each"),
+    ]  # fmt: skip
+    for other in (PLAIN, ASCENT, NPO, OPEN, HARD, LOOSE):
+        ahead = paired(traded(O3), traded(other))
+        out.append(
+            Claim(text=f"retained less forgotten: above '{other}'", held=ahead.mean > ahead.error, found=str(ahead))
+        )
+    return out

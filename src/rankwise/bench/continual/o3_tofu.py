@@ -1,0 +1,103 @@
+"""O3 on TOFU: facts about authors who do not exist, a task of them a request; what is said instead are refusals.
+
+As with domains, but what stays are other authors, and what was never taught are other questions about the same ones: a
+taught answer is a sentence, so that accuracy counts tokens' sequences that are right throughout, and losses tell more.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankwise.bench import Recipe
+from rankwise.bench.continual.o3 import summary
+from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.requests import made_up, tofu
+from rankwise.bench.shared.unlearning import ARMS, O3, ORACLE, SHUFFLED, TAUGHT, Bench, Sizes, compared
+from rankwise.continual import Schedule
+from rankwise.events import OnEvent, environment
+
+RECIPE = Recipe(
+    name="o3",
+    part="tofu",
+    about="O3 on TOFU's tasks in sequence: answers forgotten, retained, membership",
+    smoke={
+        "DATA": "made-up", "BLOCKS": 2, "TEACH": 6, "FORGET": 3, "BASELINES": 2, "RATES": (1e-3,), "seeds": 1,
+    },
+)  # fmt: skip
+
+DATA = "tofu"
+REQUESTS, EACH, RETAINED = 3, 20, 60  # tasks, and questions of a task
+BLOCKS = 30
+TEACH, FORGET, BASELINES = 120, 30, 15
+RATES = (1e-4, 1e-3)
+RANK = 4
+
+
+def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
+    """All ways on ``seeds`` draws of questions."""
+    begin, found, rates = time.perf_counter(), [], None
+    for seed in range(seeds):
+        sizes = Sizes(
+            blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=16, learning_rate=2e-4), baselines=BASELINES,
+            forgotten=Schedule(steps=FORGET, batch_size=16, learning_rate=1e-3), rates=RATES, rank=RANK,
+            answers="refusal", max_length=96,
+        )  # fmt: skip
+        subject: Any = made_up(seed=seed) if data is None and DATA == "made-up" else tofu(
+            data, seed=seed, requests=REQUESTS, each=EACH, retained=RETAINED
+        )  # fmt: skip
+        bench = Bench(
+            subject=subject, sizes=sizes, folder=out / f"seed-{seed}", seed=seed, note=on_event or (lambda *_: None)
+        )
+        arms, rates = compared(bench, rates)
+        found.append(arms)
+    names = [*bench.subject.requests]
+    end = {arm: [_with_losses(arms[arm], names) for arms in found] for arm in (TAUGHT, *ARMS, ORACLE)}
+    return Evidence(
+        recipe="o3_tofu",
+        title="O3: forgetting authors, task after task",
+        command=f"rankwise bench o3 --part tofu --data FOLDER --seeds {seeds}",
+        setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of 16; {len(names)} requests of {EACH} answers, "
+        f"{FORGET} steps each of refusals; rank {RANK}; after the last request; {seeds} seeds; on "
+        + ("a GPU" if torch.cuda.is_available() else "the CPU"),
+        header=["", "forgotten, nats a token", "right", "retained, nats a token", "right", "utility", "membership AUC"],
+        rows=[[arm, plus_minus([s["lost"] for s in all_], 1, 2), plus_minus([s["taught"] for s in all_]),
+               plus_minus([s["stays"] for s in all_], 1, 2), plus_minus([s["retained"] for s in all_]),
+               plus_minus([s["utility"] for s in all_]), plus_minus([s["membership"] for s in all_], 1, 3)]
+              for arm, all_ in end.items()],
+        claims=_claims(end),
+        seconds=time.perf_counter() - begin,
+        environment=environment("fp32", 1),
+    )  # fmt: skip
+
+
+def _with_losses(stages: dict, names: list[str]) -> dict[str, float]:
+    last = list(stages.values())[-1]
+    lost = float(np.mean([np.mean(last[f"{n}/train"]["nll"]) for n in names]))
+    return {**summary(stages, names), "lost": lost, "stays": float(np.mean(last["retained"]["nll"]))}
+
+
+def _claims(end: dict[str, list[dict[str, float]]]) -> list[Claim]:
+    def of(arm: str, kind: str) -> np.ndarray:
+        return np.array([s[kind] for s in end[arm]])
+
+    known = of(ORACLE, "lost") - of(TAUGHT, "lost")
+    kept, shuffled = of(O3, "stays") - of(TAUGHT, "stays"), of(O3, "lost") - of(SHUFFLED, "lost")
+    near = [np.abs(of(arm, "membership") - 0.5).mean() for arm in (O3, TAUGHT)]
+    return [
+        Claim(text="power: answers were known, at least half a nat a token better than by a model never taught them",
+              held=known.min() >= 0.5, found=f"{plus_minus(known, 1, 2)} nats", control=True),
+        Claim(text="control: a router with other prompts' weights forgets less", held=bool((shuffled > 0).all()),
+              found=f"O3 {plus_minus(shuffled, 1, 2)} nats above", control=True),
+        Claim(text="forgotten: at least as unlikely as to a model taught anew",
+              held=(of(O3, "lost") - of(ORACLE, "lost")).mean() >= -0.1,
+              found=f"{plus_minus(of(O3, 'lost'), 1, 2)} against {plus_minus(of(ORACLE, 'lost'), 1, 2)} nats a token"),
+        Claim(text="retained: at most 0.05 nats a token lost", held=kept.mean() <= 0.05,
+              found=f"{plus_minus(kept, 1, 3)} nats"),
+        Claim(text="membership: nearer to 0.5 than before", held=near[0] < near[1],
+              found=f"{plus_minus(of(O3, 'membership'), 1, 3)} from {plus_minus(of(TAUGHT, 'membership'), 1, 3)}"),
+    ]  # fmt: skip
