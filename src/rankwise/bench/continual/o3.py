@@ -50,9 +50,9 @@ RECIPE = Recipe(
 
 DATA = "clinc150"
 DOMAINS, RETAINED = ("banking", "travel", "kitchen_and_dining"), ("work", "auto_and_commute")
-INTENTS, TRAIN, TEST = 8, 10, 5  # of a domain, and queries of an intent
+INTENTS, TRAIN, TEST = 6, 10, 5  # of a domain, and queries of an intent
 BLOCKS = 30  # all of SmolLM2's
-TEACH, FORGET, BASELINES = 150, 40, 20  # steps, of a request
+TEACH, FORGET, BASELINES = 100, 30, 15  # steps, of a request
 RATES = (1e-4, 1e-3)  # of the baselines; the better one is taken
 RANK = 4
 Stage = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""O3's detectors: does what all layers say tell a request's texts from others better than one layer, or a classifier?
+"""O3's detectors: all layers together tell a request's texts from others better than one layer, or a classifier.
 
 Each of CLINC150's ten domains in turn is the request: a detector sees a hundred of its queries and nothing else, and is
 judged by AUROC on unseen queries of the domain against those of the nine others and against queries out of every
@@ -112,8 +112,8 @@ def _scores(fit: NDArray, labels: list[str], seed: int) -> dict[str, Score]:
         "Mahalanobis, last layer": lambda h: -known.mahalanobis(h[:, -1:])[:, 0],
         f"neighbour {NEIGHBOUR}, last layer": lambda h: cosines(h)[:, -NEIGHBOUR],
         "largest cosine, last layer": lambda h: cosines(h)[:, -1],
-        "energy of a classifier": lambda h: logsumexp(logits(h), 1),
-        "largest probability": lambda h: softmax(logits(h), 1).max(1),
+        "energy of a classifier": lambda h: np.asarray(logsumexp(logits(h), 1)),
+        "largest probability": lambda h: np.asarray(softmax(logits(h), 1)).max(1),
     }
 
 

@@ -31,9 +31,10 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 DATA = "tofu"
-REQUESTS, EACH, RETAINED = 3, 20, 60  # tasks, and questions of a task
+REQUESTS, EACH, RETAINED = 3, 12, 24  # tasks, and questions of a task
 BLOCKS = 30
-TEACH, FORGET, BASELINES = 120, 30, 15
+BATCH = 8
+TEACH, FORGET, BASELINES = 80, 20, 10
 RATES = (1e-4, 1e-3)
 RANK = 4
 
@@ -43,8 +44,8 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
     begin, found, rates = time.perf_counter(), [], None
     for seed in range(seeds):
         sizes = Sizes(
-            blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=16, learning_rate=2e-4), baselines=BASELINES,
-            forgotten=Schedule(steps=FORGET, batch_size=16, learning_rate=1e-3), rates=RATES, rank=RANK,
+            blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=2e-4), baselines=BASELINES,
+            forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3), rates=RATES, rank=RANK,
             answers="refusal", max_length=96,
         )  # fmt: skip
         subject: Any = made_up(seed=seed) if data is None and DATA == "made-up" else tofu(
@@ -61,7 +62,7 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
         recipe="o3_tofu",
         title="O3: forgetting authors, task after task",
         command=f"rankwise bench o3 --part tofu --data FOLDER --seeds {seeds}",
-        setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of 16; {len(names)} requests of {EACH} answers, "
+        setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of {BATCH}; {len(names)} requests of {EACH} answers, "
         f"{FORGET} steps each of refusals; rank {RANK}; after the last request; {seeds} seeds; on "
         + ("a GPU" if torch.cuda.is_available() else "the CPU"),
         header=["", "forgotten, nats a token", "right", "retained, nats a token", "right", "utility", "membership AUC"],

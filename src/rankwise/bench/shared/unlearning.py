@@ -118,7 +118,7 @@ class Bench:
         """All rows that are measured after every request."""
         requests = self.subject.requests.items()
         own = {f"{n}/{part}": rows[i] for n, rows in requests for i, part in enumerate(("train", "test"))}
-        return own | {"retained": self.subject.retained[1], "utility": list(GENERAL)}
+        return own | {"retained": self.subject.retained[1], "utility": list(GENERAL[:20])}
 
     def measured(self, model: nn.Module, around: Around | None = None) -> dict[str, dict[str, list[float]]]:
         """Of every set's rows: nats a token, and whether right."""
@@ -173,7 +173,7 @@ class Bench:
         block: Any = {n: tuple(nn.Parameter(f.to(self.device)) for f in pair) for n, pair in start.items()}
         parameters = {f"{n}|{i}": p for n, pair in block.items() for i, p in enumerate(pair)}
         stages, one = {}, torch.ones(1, 1)
-        schedule = Schedule(steps=self.sizes.baselines, batch_size=16, learning_rate=rate)
+        schedule = replace(self.sizes.forgotten, steps=self.sizes.baselines, learning_rate=rate)
         for t, (name, (rows, _)) in enumerate([*self.subject.requests.items()][:requests]):
             before = known(model, self.writer, rows).nll
 
@@ -201,7 +201,7 @@ class Bench:
 
     def _retained(self, model: nn.Module, step: int, t: int) -> Tensor:
         rows = self.subject.retained[0]
-        part = [rows[i] for i in rows_of(step, len(rows), 16, self.seed, 100 + t)]
+        part = [rows[i] for i in rows_of(step, len(rows), self.sizes.forgotten.batch_size, self.seed, 100 + t)]
         losses, _, mask = token_losses(model, self.writer.batch(part))
         return losses.sum() / mask.sum()
 

@@ -105,3 +105,29 @@ def along_streams(
         above.set_ylabel("uncertainty")
         above.set_ylim(bottom=0)
     return figure
+
+
+@styled
+def switches(weights: Mapping[str, ArrayLike], grid: ArrayLike, curves: Mapping[str, ArrayLike]) -> Figure:
+    """How many texts of each kind have a weight of at least so much, and the scale that routers make of a weight.
+
+    Parameters
+    ----------
+    weights : mapping of str to array
+        Weights of texts, by kind.
+    grid : array
+        Weights at which routers are drawn.
+    curves : mapping of str to array
+        Scales on the grid, by router.
+    """
+    figure, (left, right) = panels(1, 2, size=(7.2, 2.8))
+    for name, w in weights.items():
+        least = np.sort(np.asarray(w, dtype=float))[::-1]
+        left.step(least, np.arange(1, len(least) + 1) / len(least), label=name)
+    left.set(xlabel="weight", ylabel="texts with at least this weight", xlim=(1, 0), ylim=(0, 1))
+    left.legend(frameon=False)
+    for name, scale in curves.items():
+        right.plot(grid, scale, label=name)
+    right.set(xlabel="weight", ylabel="scale of the block", ylim=(-0.05, 1.3))
+    right.legend(frameon=False)
+    return figure
