@@ -27,13 +27,15 @@ def test_columns_come_in_any_order_with_any_separator_and_others_are_passed_over
     [
         ("name,title\nx,y\n", "unknown column 'id'.*name, title"),
         ("id,title\n", "no item below its header"),
-        ("", "unknown column 'id'"),
+        ("", "is empty"),
+        ("\n\n", "is empty"),
         ("id,title\na,x\na,y\n", "line 3: the id 'a' is there twice"),
         ("id,title\n,x\n", "line 2: the id ''"),
         ("id,title\na,x,y\n", "line 2: as many columns"),
         ("id,title\na\n", "line 2: as many columns"),
         ('id,"title\na,x\n', "unexpected end of data"),
         ('id,title\na,"x\n', "unexpected end of data"),
+        ("sep=,\n", "is empty"),
         ("id\n" + "x" * 201, "1 to 200 bytes"),
     ],
 )
@@ -45,3 +47,12 @@ def test_what_is_no_library_is_named_with_its_line(tmp_path, text, message):
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"(?i)utf-8"):
         read_items(written(tmp_path, "id,title\na,Größe\n", "latin-1"))
+
+
+def test_what_spreadsheets_add_is_passed_over_and_lines_are_counted_with_it(tmp_path):
+    text = "\ufeffsep=;\r\nid;title\r\ns1;Slow\r\n;\r\n\r\ns2;Water\r\n;\r\n"
+    assert [item.id for item in read_items(written(tmp_path, text))] == ["s1", "s2"]
+    with pytest.raises(ValueError, match="line 6: the id 's1' is there twice"):
+        read_items(written(tmp_path, text.replace("s2", "s1")))
+    with pytest.raises(ValueError, match="line 3: as many columns"):
+        read_items(written(tmp_path, text.replace("Slow", "Slow;Ann")))

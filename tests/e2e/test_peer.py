@@ -93,6 +93,9 @@ def test_what_a_person_is_told_fits_a_terminal_and_ends_on_interrupt(tmp_path, l
     [
         (["--peers", "localhost:8090"], "is no IPv4 address and port"),
         (["--peers", "192.0.2.7"], "is no IPv4 address and port"),
+        (["--peers", "192.0.2.7:-1"], "is no IPv4 address and port"),
+        (["--peers", "192.0.2.7:0"], "is no IPv4 address and port"),
+        (["--host", "::1"], "host='::1' is IPv6"),
         (["--port", "70000"], "port=70000"),
         (["--page", "-1"], "page=-1"),
         (["--cap", "0"], "cap=0"),

@@ -1,5 +1,7 @@
 """G-Rank: hand-worked similarities and lists, logs that merge in any order, and what is refused."""
 
+import time
+import unicodedata
 from collections import Counter
 from fractions import Fraction
 
@@ -406,3 +408,70 @@ def test_a_node_needs_a_name():
 
 def test_logs_in_memory_are_objects_of_their_own():
     assert tuple(MemoryLog()) == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("İSTANBUL", "istanbul"),
+        ("re\u0301sume\u0301", "Résumé"),
+        ("slow\u00adwater", "slowwater"),
+        ("\u202eslow\u202c", "slow"),
+        ("1\ufe0f\u20e3", "1\u20e3"),
+    ],
+)
+def test_words_that_look_the_same_are_the_same_query(one, other):
+    assert as_query(one) == as_query(other)
+
+
+@pytest.mark.parametrize("word", ["हिन्दी", "שָׁלוֹם", "ภาษาไทย", "x̂y", "ǰazz"])
+def test_marks_belong_to_their_word(word):
+    assert len(as_query(word).split()) == 1
+    bare = "".join(c for c in word if unicodedata.category(c)[0] != "M")
+    assert bare == word or as_query(bare) != as_query(word)
+
+
+LETTERS = st.characters(categories=["L", "M", "N", "Cf", "Zs", "S"])
+
+
+@settings(max_examples=2_000, deadline=None)
+@given(st.text(LETTERS | st.sampled_from("iİǰß\u0345\u0307\u0301\u0323\u00ad\u200d"), min_size=1, max_size=8))
+def test_a_query_as_it_is_kept_stays_what_it_is(text):
+    try:
+        query = as_query(text)
+    except ValueError:
+        return
+    assert as_query(query) == query
+    assert GRank("ann").merge([Click("bob", 0, query, "x")]) == 1
+
+
+def test_a_click_that_is_offered_otherwise_is_a_lie_and_the_same_once_more_is_none():
+    node = GRank("ann")
+    node.merge(clicks("bob", ("rock", "b")))
+    node.merge(clicks("bob", ("rock", "b")))
+    assert not node.lies
+    node.merge(clicks("bob", ("rock", "a")))
+    node.merge(clicks("bob", ("rock", "c")))
+    assert node.lies == {"bob": 2}
+
+
+def test_words_that_many_queries_share_are_looked_up_at_once():
+    node = GRank("ann", isolation=1)
+    node.merge([Click("bob", n, f"love {n}", f"i{n % 50:02d}") for n in range(20_000)])
+    spent = []
+    for _ in range(3):
+        began = time.perf_counter()
+        found = node.search("love unheard")
+        spent.append(time.perf_counter() - began)
+    assert found[0] == ("i00", 400.0, "related")
+    assert min(spent) < 0.1  # one array a query took 0.3 s
+
+
+def test_a_click_after_a_common_query_is_taken_back_without_a_walk_through_all():
+    node = GRank("ann")
+    node.merge([Click(f"n{n % 50}", n // 50, "love", "b") for n in range(100_000)])
+    node.merge([Click("eve", n, "love", "z") for n in range(20)])
+    began = time.perf_counter()
+    node.merge([Click("eve", n, "love", "y") for n in range(20)])
+    assert time.perf_counter() - began < 0.1  # in a loop over the clicks it took 0.3 s
+    assert node.search("love")[0].item == "b"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,11 @@ def read_items(path: str | Path) -> list[Item]:
     ('blues', 'live')
     """
     text = read_text(Path(path), most=MOST).removeprefix("\ufeff")
+    skipped = re.match(r"(sep=.\r?\n)?(\s*\n)?", text, re.IGNORECASE)[0]  # Excel's line for itself, and empty ones
+    text = text[len(skipped) :]
     header = text.partition("\n")[0]
+    if not header.strip():
+        raise ValueError(f"{path} is empty; a library has columns {', '.join(COLUMNS)}")
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
     items: dict[str, Item] = {}
     try:
@@ -82,13 +87,16 @@ def read_items(path: str | Path) -> list[Item]:
             raise ValueError(f"{path}: {unknown('column', 'id', names)}; a library has columns {', '.join(COLUMNS)}")
         rows.fieldnames = names
         for row in rows:
-            where = f"{path}, line {rows.line_num}"
+            where = f"{path}, line {rows.line_num + skipped.count(chr(10))}"
+            if None not in row and not any(map(str.strip, filter(None, row.values()))):
+                continue  # spreadsheets write rows that somebody emptied
             item = _item(row, where)
             if item.id in items:
                 raise ValueError(f"{where}: the id {item.id!r} is there twice")
             items[item.id] = item
     except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+        why = f"{error}; is a quotation mark left open?" if "end of data" in str(error) else str(error)
+        raise ValueError(f"{path}, line {rows.line_num + skipped.count(chr(10))}: {why}") from error
     if not items:
         raise ValueError(f"{path} holds no item below its header")
     return list(items.values())

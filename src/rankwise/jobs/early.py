@@ -173,12 +173,12 @@ def check_peer(
 
 
 def _address(text: str) -> tuple[str, int]:
-    import ipaddress
+    from rankwise.ranking.peers.quotas import address_of
 
     host, _, port = text.rpartition(":")
     try:
-        return str(ipaddress.IPv4Address(host)), range(65536)[int(port)]
-    except (ValueError, IndexError) as error:
+        return address_of(host, int(port))
+    except ValueError as error:
         raise ValueError(f"the peer '{text}' is no IPv4 address and port; write 192.0.2.7:8090") from error
 
 

@@ -24,6 +24,7 @@ half of all nodes never receive anything, and clicks the lowest id whatever is s
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -96,6 +97,11 @@ class GRank:
     log : Log, optional
         Where clicks are kept: `SqliteLog` for a file. In memory by default.
 
+    Attributes
+    ----------
+    lies : Counter
+        By node: how often a click was offered that is not the one known by its name, since this object is there.
+
     Raises
     ------
     ValueError
@@ -141,6 +147,7 @@ class GRank:
         self._next: dict[str, int] = {}
         self._ahead: dict[str, set[int]] = {}
         self._clicks = 0
+        self.lies: Counter[str] = Counter()
         self._matches = _index(self.library.values())
         for batch in _batches(self.log):
             if wrong := next((c for c in batch if fault(c)), None):
@@ -213,7 +220,10 @@ class GRank:
                 old = held.get(counter)
                 if old is None:
                     new.append(click)
-                elif click < old:
+                    continue
+                if click != old:
+                    self.lies[node] += 1
+                if click < old:
                     better.append(click)
                     worse.append(old)
         if new or better:
@@ -254,7 +264,7 @@ class GRank:
             return self._swapped(found, asked) if len(counts.nodes) > 1 else found
         if len(matching) >= self.length:
             return matching[: self.length]
-        near = sorted(set().union(*(counts.by_word.get(w, ()) for w in asked.split())))
+        near = set().union(*(counts.by_word.get(w, ()) for w in asked.split()))
         related = self._by_clicks(near, "related") if near else []
         return _first([*matching, *related, *self._best(self._tallies.fans, "popular")], self.length)
 
@@ -262,9 +272,8 @@ class GRank:
         """Close the log."""
         self.log.close()
 
-    def _by_clicks(self, queries: list[int], why: str) -> list[Found]:
-        parts = [self._tallies.clicks(q) for q in queries]
-        items, nodes = (np.concatenate(p) for p in zip(*parts, strict=True))
+    def _by_clicks(self, queries: Iterable[int], why: str) -> list[Found]:
+        items, nodes = self._tallies.clicks(queries)
         return self._best(relevance(items, nodes, self.similarities(), self.isolation), why)
 
     def _best(self, scores: Array, why: str) -> list[Found]:

@@ -15,7 +15,7 @@ from ipv8.messaging.payload_headers import BinMemberAuthenticationPayload
 
 from rankwise.data.items import Item
 from rankwise.ranking import Click, GRank, GRankCommunity, GRankSettings, PeerNode
-from rankwise.ranking.peers.quotas import Quota
+from rankwise.ranking.peers.quotas import Quota, address_of
 from rankwise.ranking.peers.wire import LARGEST, Answer, Ask, SignedClick, fitting, is_signed, node_of, signed
 
 ITEMS = [Item(id=f"s{n}", title=f"Song {n}", tags=("blues" if n % 2 else "rock",)) for n in range(40)]
@@ -680,3 +680,101 @@ def test_options_that_settings_do_not_have_are_refused(tmp_path):
         PeerNode(tmp_path / "node", ITEMS, options={"intervall": 3})
     with pytest.raises(ValueError, match="isolation=2"):
         PeerNode(tmp_path / "node", ITEMS, isolation=2)
+
+
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_an_address_of_ipv6_is_refused_before_anything_is_made(tmp_path, host):
+    async def story():
+        async with PeerNode(tmp_path / "node", ITEMS, host=host, port=0):
+            pass
+
+    with pytest.raises(ValueError, match=f"host='{host}' is IPv6; peers are reached by IPv4"):
+        run(story())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_addresses_that_cannot_be_written_are_said_and_no_reason_to_leave(tmp_path, monkeypatch):
+    async def story():
+        def full(*_):
+            raise OSError("no space left on device")
+
+        async with Network(tmp_path, 2) as net:
+            await until(net.met)
+            monkeypatch.setattr("rankwise.ranking.peers.node.write_json", full)
+            net.nodes[0]._remember()
+            assert "no space" in net[0].trouble
+            port = net.nodes[0].address[1]
+        async with PeerNode(tmp_path / "0", ITEMS, host="127.0.0.1", port=port):  # port and folder were let go
+            pass
+
+    run(story())
+
+
+def test_who_left_is_greeted_in_turn_and_not_all_at_once(tmp_path):
+    async def story():
+        async with Network(tmp_path, 1) as net:
+            greeted, node = [], net.nodes[0]
+            node.community.walk_to = greeted.append
+            node._met = [("192.0.2.1", n) for n in range(1, 31)]
+            for step in range(1, 200):
+                node._look(*(type("Still", (), {"take_step": lambda self: None})() for _ in range(2)))
+                assert len(greeted) == step
+            assert len(set(greeted)) > 20
+
+    run(story())
+
+
+def test_who_was_met_is_greeted_again_when_all_are_lost(tmp_path):
+    async def story():
+        async with Network(tmp_path, 2) as net:
+            await until(net.met)
+            first = net.nodes[0]  # was told of nobody
+            assert first.peers == []
+            first._remember()
+            for peer in net[0].get_peers():
+                net[0].network.remove_peer(peer)
+            greeted = []
+            net[0].walk_to = greeted.append
+            first._look(*(type("Still", (), {"take_step": lambda self: None})() for _ in range(2)))
+            assert [tuple(address) for address in greeted] == [net.nodes[1].address]
+
+    run(story())
+
+
+def test_who_gives_one_name_to_two_clicks_too_often_is_not_heard_any_more():
+    async def story(lone):
+        eve, bob = key(), key()
+        peer = lone.friend(eve)
+
+        def tell(item):
+            lone.give(lone.packet(eve, Answer(lone.asked(peer), 9, said(eve, ("rock", item)))))
+
+        for n in range(12):
+            tell(f"z{99 - n}")
+        assert lone.community.refused == {"lies": 1}
+        assert lone.community.state.state[0].item == "z89"
+        asked = lone.asked(lone.friend(bob, ("192.0.2.2", 6)))
+        lone.give(lone.packet(bob, Answer(asked, 1, said(bob, ("rock", "s2")))))
+        assert len(lone.community.state) == 2
+
+    alone(story)
+
+
+def test_what_is_kept_in_all_is_bounded_and_own_clicks_go_on():
+    async def story(lone):
+        for n in range(4):
+            eve = key()
+            peer = lone.friend(eve, ("192.0.2.1", 10 + n))
+            lone.give(lone.packet(eve, Answer(lone.asked(peer), 2, said(eve, ("rock", "s2"), ("rock", "s3")))))
+        assert lone.community.refused == {"full": 1}
+        assert len(lone.community.state) == 6
+        lone.community.click("rock", "s2")
+        assert len(lone.community.state) == 7
+
+    alone(story, most_in_all=7)
+
+
+@pytest.mark.parametrize(("host", "port"), [("192.0.2.7", 0), ("192.0.2.7", -1), ("192.0.2.7", 65_536), ("::1", 5)])
+def test_an_address_outside_of_ipv4_and_its_ports_is_refused(host, port):
+    with pytest.raises(ValueError, match=r"port -?\d+; 1 to 65535|Expected 4 octets"):
+        address_of(host, port)

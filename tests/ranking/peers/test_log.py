@@ -1,5 +1,7 @@
 """Logs in files: what is no log is refused, and what is damaged is said."""
 
+import resource
+import signal
 import sqlite3
 
 import pytest
@@ -68,4 +70,33 @@ def test_a_transaction_is_there_whole_or_not_at_all(path):
     assert log.since("bob", 0, 10) == []
     assert log.since("eve", 298, 10) == MADE[298:]
     assert log.held("eve", [3, 299, 1_000]) == {3: MADE[3], 299: MADE[299]}
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(sqlite3.SQLITE_IOERR_WRITE, OSError), (sqlite3.SQLITE_BUSY, OSError), (sqlite3.SQLITE_CANTOPEN, OSError),
+     (sqlite3.SQLITE_FULL, OSError), (sqlite3.SQLITE_CORRUPT, ValueError), (sqlite3.SQLITE_NOTADB, ValueError)],
+)  # fmt: skip
+def test_only_what_speaks_against_the_file_is_called_damage(path, code, kind):
+    log, error = SqliteLog(path), sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    with pytest.raises(kind), log._complaining():
+        raise error
+    log.close()
+
+
+def test_a_file_that_may_not_grow_is_no_damaged_one_and_goes_on_when_it_may(path):
+    log = SqliteLog(path)
+    log.put([Click("bob", 0, "rock", "s1")])
+    before, usual = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name("log.sqlite-wal").stat().st_size, before[1]))
+    try:
+        with pytest.raises(OSError, match="cannot be read or written"):
+            log.put([Click("bob", 1, "rock", "s1")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, usual)
+    log.put([Click("bob", 1, "rock", "s2")])
+    assert [c.item for c in log.since("bob", 0, 9)] == ["s1", "s2"]
     log.close()

@@ -187,3 +187,28 @@ def test_another_site_in_the_same_browser_can_neither_click_nor_read(tmp_path):
                 assert len(node.community.state) == 0
         finally:
             server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("application/x-www-form-urlencoded", b"q=%FF&item=\xff"),
+        ("application/x-www-form-urlencoded; charset=none", b"q=a"),
+        ("multipart/form-data; boundary=x", b"q=a"),
+        ("multipart/form-data", b"q=a"),
+    ],
+)
+def test_a_form_that_is_none_is_said_to_be_none(tmp_path, kind, content):
+    with page(tmp_path / "node") as (at, _):
+        headers = {"Origin": at.rstrip("/"), "Content-Type": kind}
+        done = httpx.post(at + "click", content=content, headers=headers)
+        assert (done.status_code, done.text) == (400, "this is no form of the page: search again")
+
+
+def test_of_a_very_long_title_its_beginning_is_shown(tmp_path, monkeypatch):
+    long = Item(id="s1", title="Water " + "very long " * 5_000, artist="A" * 5_000)
+    monkeypatch.setitem(globals(), "ITEMS", [long])
+    with page(tmp_path / "node") as (at, _):
+        shown = httpx.get(at, params={"q": "water"}).text
+        assert "Water very long" in shown
+        assert len(shown) < 5_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -86,8 +86,28 @@ def as_query(text: str, *, secret: str = "") -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Letters and digits that hang together, in small letters."""
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    """Letters and digits that hang together with their marks (accents, vowel signs), in small letters."""
+    if text.isascii():
+        return re.findall(r"\w+", text.lower())
+    for _ in range(4):  # writing alike can leave what can be written alike again
+        alike = _UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold().replace("i\u0307", "i")
+        alike = unicodedata.normalize("NFKC", alike)
+        if alike == text:
+            break
+        text = alike
+    return _words().findall(text)
+
+
+# What a word looks the same without: soft hyphen, joiners, directions, variants
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
+)
+
+
+@cache
+def _words() -> re.Pattern[str]:
+    marks = "".join(c for c in map(chr, range(0x20000)) if unicodedata.category(c)[0] == "M")
+    return re.compile(rf"\w[\w{marks}]*")
 
 
 def fault(click: Click) -> str:

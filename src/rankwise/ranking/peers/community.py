@@ -6,7 +6,8 @@ which the log itself says, so that no pointer can be lost. ``push`` also sends n
 
 What is refused, and counted by reason in `GRankCommunity.refused`: "oversized", "malformed", "unknown" (message),
 "forged" (a signature), "unasked" (also replayed: an answer is taken once), "quota" (of an address or a peer), "field"
-(see `Click`), "full" (clicks of one node, or nodes), "stranger" (not introduced yet), "storage" (it could not be
+(see `Click`), "full" (clicks of one node, nodes, or clicks in all), "lies" (of a node that gave one name to two clicks
+too often), "stranger" (not introduced yet), "storage" (it could not be
 written; `GRankCommunity.trouble` says why). A refusal costs its sender nothing else: a name that lies about itself
 cannot get another one banned.
 """
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["GRankCommunity", "GRankSettings"]
 
 PATIENCE = 5.0  # seconds an answer is waited for
+LIES = 10  # clicks that a node may take back by another of the same name
 WALKABLE = 200  # addresses that others told of and that nobody has tried yet
 
 
@@ -54,6 +56,8 @@ class GRankSettings(CommunitySettings):
         Take clicks that nobody asked for. What was asked for is always taken.
     most_clicks, most_nodes : int
         Kept of one other node, and how many other nodes are kept at all.
+    most_in_all : int
+        Clicks that are kept; a node's own are always written down.
     rate, burst : float
         Packets a second from one address, and clicks a second from one peer, on average and at once.
 
@@ -70,6 +74,7 @@ class GRankSettings(CommunitySettings):
     accepting: bool = True
     most_clicks: int = 100_000
     most_nodes: int = 10_000
+    most_in_all: int = 2_000_000
     rate: float = 200.0
     burst: float = 1_000.0
 
@@ -232,7 +237,11 @@ class GRankCommunity(Community):
     def _checked(self, peer: Peer, offered: Sequence[Any]) -> list[Click]:
         """What a peer says that it clicked, if all of it is well formed, signed and within what is kept of one node."""
         node = node_of(peer.public_key)
+        if self.state.lies[node] >= LIES:
+            raise _Refused("lies")
         clicks = [Click(node, c.counter, c.query, c.item, c.signature) for c in offered]
+        if len(self.state) + len(clicks) > self.settings.most_in_all:
+            raise _Refused("full")
         for click in clicks:
             if fault(click):
                 raise _Refused("field")

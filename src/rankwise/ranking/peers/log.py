@@ -13,6 +13,10 @@ from rankwise.ranking.peers.clicks import Click
 from rankwise.reading import check_regular
 
 FIELDS = ", ".join(Click._fields)
+ELSEWHERE = {  # SQLite's codes that say nothing against the file itself
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
+}  # fmt: skip
 
 
 class Log(Protocol):
@@ -183,10 +187,10 @@ class SqliteLog:
 
     @contextmanager
     def _complaining(self) -> Iterator[None]:
-        """SQLite's complaints in this library's words."""
+        """SQLite's complaints in this library's words: against the disk or another process, or against the file."""
         try:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            if "full" in str(error) or "readonly" in str(error):
-                raise OSError(f"{self.path} cannot be written: {error}") from error
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in ELSEWHERE:
+                raise OSError(f"{self.path} cannot be read or written: {error}") from error
             raise ValueError(f"{self.path} is no log of clicks, or is damaged: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import random
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -24,6 +24,7 @@ from rankwise.ranking.g_rank import GRank
 from rankwise.ranking.peers.community import GRankCommunity, GRankSettings
 from rankwise.ranking.peers.log import SqliteLog
 from rankwise.ranking.peers.page import Page
+from rankwise.ranking.peers.quotas import address_of
 from rankwise.ranking.peers.wire import node_of
 from rankwise.reading import check_regular, read_json
 
@@ -104,6 +105,10 @@ class PeerNode:
 
     async def __aenter__(self) -> PeerNode:
         """Claim the folder, open the ports, and look for peers."""
+        if ":" in self.host:
+            raise ValueError(
+                f"host='{self.host}' is IPv6; peers are reached by IPv4 (0.0.0.0: by any of this machine's)"
+            )
         _check_port(socket.SOCK_DGRAM, self.host, self.port)
         if self.page is not None:
             _check_port(socket.SOCK_STREAM, self.page_host, self.page)
@@ -116,11 +121,13 @@ class PeerNode:
             self._met = _met(folder / "peers.json")
             state = GRank(node_of(key.pub()), self.items, secret=self.secret, log=log, **self.of_rank)
             self.endpoint = UDPEndpoint(port=self.port, ip=self.host)
-            await self.endpoint.open()
+            if not await self.endpoint.open():
+                raise ValueError(f"{self.host}:{self.port} cannot be opened for peers; port 0 takes any that is free")
+            stack.callback(self.endpoint.close)
             me = Peer(key)
             settings = GRankSettings(my_peer=me, endpoint=self.endpoint, network=Network(), state=state, **self.options)
             self.community = GRankCommunity(settings)
-            if self.host != "0.0.0.0":  # else py-ipv8 tells peers of an address that this node does not listen on
+            if self.address[0] != "0.0.0.0":  # else py-ipv8 tells peers of an address that this node does not listen on
                 self.community.my_estimated_lan = UDPv4Address(*self.address)
             await self._serve()
             self._open = stack.pop_all()
@@ -135,7 +142,6 @@ class PeerNode:
             await self._page.stop()
         self._remember()
         await self.community.unload()
-        self.endpoint.close()
         self._open.close()
 
     @property
@@ -155,10 +161,11 @@ class PeerNode:
             self.page_at = await self._page.start(self.page_host, self.page)
 
     def _look(self, walk: RandomWalk, churn: RandomChurn) -> None:
-        """Greet who was named at the start until he answers, then walk on from peer to peer."""
-        for host, port in {*self.peers, *self._met}:
-            if not self.community.network.get_verified_by_address(address := UDPv4Address(host, port)):
-                self.community.walk_to(address)
+        """Greet who was named at the start or met, one at a time, until he answers; then walk on from peer to peer."""
+        here = {tuple(at) for p in self.community.get_peers() for at in p.addresses.values()}
+        silent = {*self.peers, *self._met} - here  # by address, py-ipv8 goes on finding peers that it dropped
+        if silent:
+            self.community.walk_to(UDPv4Address(*random.choice(sorted(silent))))
         if len(self.community.get_peers()) < self.community.max_peers:
             walk.take_step()
         churn.take_step()
@@ -166,7 +173,11 @@ class PeerNode:
     def _remember(self) -> None:
         """Where peers were met, for the next start; an empty room is no reason to forget."""
         if met := sorted((str(p.address[0]), int(p.address[1])) for p in self.community.get_peers()):
-            write_json(self.folder / "peers.json", {"peers": met})
+            self._met = met
+            try:
+                write_json(self.folder / "peers.json", {"peers": met})
+            except OSError as error:  # no reason to leave
+                self.community.trouble = str(error)
 
 
 def _met(path: Path) -> list[tuple[str, int]]:
@@ -175,8 +186,8 @@ def _met(path: Path) -> list[tuple[str, int]]:
         return []
     met = read_json(path).get("peers")
     try:
-        return [(str(ipaddress.IPv4Address(host)), range(1, 65536)[port - 1]) for host, port in met or []]
-    except (ValueError, TypeError, IndexError) as error:
+        return [address_of(host, port) for host, port in met or []]
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no list of addresses; delete it, and name peers anew") from error
 
 

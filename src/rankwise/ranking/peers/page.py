@@ -26,6 +26,7 @@ WHY = {
     "related": "clicked after a similar query",
     "popular": "clicked by many nodes",
 }
+LONGEST = 200  # letters of a title that are shown
 POLICY = "default-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -50,7 +51,7 @@ _PAGE = """<!doctype html>
 {% if query and not found and not error %}<p>Nothing found: no item has these words, and no peer clicked on
 anything yet.</p>{% endif %}
 <ol>{% for one in found %}
- <li><div>{{ one.title }}{% if one.artist %} <span>· {{ one.artist }}</span>{% endif %}<br>
+ <li><div><bdi>{{ one.title }}</bdi>{% if one.artist %} · <bdi>{{ one.artist }}</bdi>{% endif %}<br>
  <small>{{ one.why }}{% if one.unknown %}; not in your library{% endif %}</small></div>
  <form action="/click" method="post"><input type="hidden" name="token" value="{{ token }}">
  <input type="hidden" name="q" value="{{ query }}"><input type="hidden" name="item" value="{{ one.id }}">
@@ -139,11 +140,14 @@ class Page:
 
     def _row(self, found: Found) -> dict[str, object]:
         item = self.community.state.library.get(found.item)
-        title, artist = (item.title or item.id, item.artist) if item else (found.item, "")
+        title, artist = (_short(item.title or item.id), _short(item.artist)) if item else (found.item, "")
         return {"id": found.item, "title": title, "artist": artist, "why": WHY[found.why], "unknown": item is None}
 
     async def _click(self, request: web.Request) -> web.Response:
-        form = await request.post()
+        try:
+            form = await request.post()
+        except (ValueError, LookupError) as wrong:
+            raise web.HTTPBadRequest(text="this is no form of the page: search again") from wrong
         query, item, token = (str(form.get(name, "")) for name in ("q", "item", "token"))
         if not secrets.compare_digest(token.encode(), self.token.encode()):
             raise web.HTTPForbidden(text="this form is of an earlier start of the node: search again")
@@ -162,3 +166,7 @@ class Page:
             "peers": len(self.community.get_peers()), "refused": dict(self.community.refused),
             "trouble": self.community.trouble,
         })  # fmt: skip
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -45,3 +46,10 @@ class Quota:
         if len(self._left) > self.names:
             self._left.popitem(last=False)
         return allowed
+
+
+def address_of(host: str, port: int) -> tuple[str, int]:
+    """An IPv4 address and a port from 1 to 65535; anything else is an error."""
+    if not 0 < port < 65536:
+        raise ValueError(f"port {port}; 1 to 65535 is wanted")
+    return str(ipaddress.IPv4Address(host)), port

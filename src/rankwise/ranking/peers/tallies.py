@@ -54,7 +54,7 @@ class Tallies:
         self._terms: list[int] = []
         self._pairs: list[int] = []
         self._shared_items: list[int] = []
-        self._fans: list[int] = []  # by item: nodes that clicked it
+        self._fans = array("i")  # by item: nodes that clicked it
         self._place(own)
 
     @property
@@ -76,12 +76,13 @@ class Tallies:
     @property
     def fans(self) -> Array:
         """How many nodes clicked each item."""
-        return np.asarray(self._fans, float)
+        return np.frombuffer(self._fans, np.int32).astype(float)
 
-    def clicks(self, query: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Items and nodes of the clicks after a query, an entry a click."""
-        items, nodes = self._of_query[query]
-        return np.frombuffer(items, np.int32), np.frombuffer(nodes, np.int32)
+    def clicks(self, queries: Iterable[int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Items and nodes of the clicks after some queries, an entry a click."""
+        both = zip(*(self._of_query[q] for q in queries), strict=True)
+        items, nodes = (np.frombuffer(b"".join(parts), np.int32) for parts in both)
+        return items, nodes
 
     def released(self) -> tuple[Array, Array]:
         """κ_m as the released code has it (items that both clicked after queries that both made), and those queries."""
@@ -120,6 +121,8 @@ class Tallies:
 
         same = times > 0 and q in top
         if times < 0:
+            if q not in top:
+                return
             top.clear()
             top.update(heapq.nsmallest(self.k, (q for q, count in asked.items() if count), key=place))
         elif q not in top:
@@ -176,9 +179,10 @@ class Tallies:
             items.append(i)
             nodes.append(n)
             return
-        at = next(k for k, entry in enumerate(zip(items, nodes, strict=True)) if entry == (i, n))
-        items.pop(at)
-        nodes.pop(at)
+        at = int(np.flatnonzero((np.frombuffer(items, np.int32) == i) & (np.frombuffer(nodes, np.int32) == n))[0])
+        items[at], nodes[at] = items[-1], nodes[-1]  # their order says nothing
+        items.pop()
+        nodes.pop()
 
     def _place(self, node: str) -> int:
         n = self.nodes[node] = len(self.nodes)
