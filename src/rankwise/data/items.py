@@ -74,12 +74,12 @@ def read_items(path: str | Path) -> list[Item]:
     ('blues', 'live')
     """
     text = read_text(Path(path), most=MOST).removeprefix("\ufeff")
-    skipped = re.match(r"(sep=.\r?\n)?(\s*\n)?", text, re.IGNORECASE)[0]  # Excel's line for itself, and empty ones
-    text = text[len(skipped) :]
-    header = text.partition("\n")[0]
+    table = re.sub(r"\A(sep=.\r?\n)?(\s*\n)?", "", text, count=1, flags=re.IGNORECASE)  # Excel's own line, empty ones
+    skipped = text.count("\n") - table.count("\n")
+    header = table.partition("\n")[0]
     if not header.strip():
         raise ValueError(f"{path} is empty; a library has columns {', '.join(COLUMNS)}")
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    rows = csv.DictReader(io.StringIO(table, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
     items: dict[str, Item] = {}
     try:
         names = [n.strip().lower() for n in rows.fieldnames or []]
@@ -87,7 +87,7 @@ def read_items(path: str | Path) -> list[Item]:
             raise ValueError(f"{path}: {unknown('column', 'id', names)}; a library has columns {', '.join(COLUMNS)}")
         rows.fieldnames = names
         for row in rows:
-            where = f"{path}, line {rows.line_num + skipped.count(chr(10))}"
+            where = f"{path}, line {rows.line_num + skipped}"
             if None not in row and not any(map(str.strip, filter(None, row.values()))):
                 continue  # spreadsheets write rows that somebody emptied
             item = _item(row, where)
@@ -96,7 +96,7 @@ def read_items(path: str | Path) -> list[Item]:
             items[item.id] = item
     except csv.Error as error:
         why = f"{error}; is a quotation mark left open?" if "end of data" in str(error) else str(error)
-        raise ValueError(f"{path}, line {rows.line_num + skipped.count(chr(10))}: {why}") from error
+        raise ValueError(f"{path}, line {rows.line_num + skipped}: {why}") from error
     if not items:
         raise ValueError(f"{path} holds no item below its header")
     return list(items.values())
