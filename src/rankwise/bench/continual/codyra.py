@@ -39,7 +39,7 @@ RECIPE = Recipe(
     about="CoDyRA on a CLIP: pairs of CIFAR-10, digits, MNIST and looks in a row, against LoRA, EWC and all weights",
     spreads=True,
     smoke={
-        "TASKS": ("digits 0 1", "digits 2 3"), "STEPS": 8, "KAPPA": 0.3125, "TESTED": 20, "SHOTS": 4, "LADDER": (0.0,),
+        "TASKS": ("digits 0 1", "digits 2 3"), "STEPS": 4, "KAPPA": 0.625, "TESTED": 10, "SHOTS": 4, "LADDER": (0.0,),
         "RANKS": (1, 16), "seeds": 1,
     },
 )  # fmt: skip
