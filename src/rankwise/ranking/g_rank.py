@@ -9,8 +9,8 @@ a log of clicks (node, query, item), its own and those that it asked other nodes
 
 * F is the isolation constant: at 0 only nodes with something in common count, at 1 strangers count half as much as i.
 * A query that was seen shows items by R (then by id), then what the library offers. One that was not shows matches in
-  the library (title, artist, tags), then items clicked after queries that share a word, then what most nodes clicked:
-  names come before clicks, so that nobody can bomb a query that is new.
+  the library (title, artist, tags), then items clicked after queries that share a word (one of at most 10,000 queries),
+  then what most nodes clicked: names come before clicks, so that nobody can bomb a query that is new.
 * With probability `swap` two of the shown places change hands, so that what stands low can be found.
 
 What people get wrong: κ_m is squared once (it is a number of pairs, not "the square of the cardinality" squared again).
@@ -23,6 +23,7 @@ half of all nodes never receive anything, and clicks the lowest id whatever is s
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,7 @@ from rankwise.ranking.peers.tallies import Tallies
 __all__ = ["Found", "GRank", "relevance", "similarities"]
 
 Array = NDArray[np.float64]
+COMMON = 10_000  # a word of more queries than these relates none of them
 
 
 class Found(NamedTuple):
@@ -264,7 +266,8 @@ class GRank:
             return self._swapped(found, asked) if len(counts.nodes) > 1 else found
         if len(matching) >= self.length:
             return matching[: self.length]
-        near = set().union(*(counts.by_word.get(w, ()) for w in asked.split()))
+        shared = [counts.by_word.get(w, ()) for w in asked.split()]
+        near = set().union(*(s for s in shared if len(s) <= COMMON))
         related = self._by_clicks(near, "related") if near else []
         return _first([*matching, *related, *self._best(self._tallies.fans, "popular")], self.length)
 
@@ -279,10 +282,14 @@ class GRank:
     def _best(self, scores: Array, why: str) -> list[Found]:
         """Items with a score, by score and id: twice as many as are shown, for half may be shown already."""
         most, names = 2 * self.length, self._tallies.names
-        at = np.flatnonzero(scores)
+        at, least = np.flatnonzero(scores), 0.0
         if len(at) > most:
-            at = at[scores[at] >= np.partition(scores[at], -most)[-most]]
-        return sorted((Found(names[i], float(scores[i]), why) for i in at), key=lambda f: (-f.score, f.item))[:most]
+            least = np.partition(scores[at], -most)[-most]
+        best = sorted((-scores[i], names[i]) for i in at[scores[at] > least])
+        last = heapq.nsmallest(
+            most - len(best), (names[i] for i in at[scores[at] == least].tolist())
+        )  # a million can be equal
+        return [Found(name, -float(minus), why) for minus, name in (*best, *((-least, name) for name in last))]
 
     def _matching(self, query: str) -> list[str]:
         """Items of the library in which all words stand: all in the title, then with the artist, then with the tags."""
