@@ -286,9 +286,8 @@ class GRank:
         if len(at) > most:
             least = np.partition(scores[at], -most)[-most]
         best = sorted((-scores[i], names[i]) for i in at[scores[at] > least])
-        last = heapq.nsmallest(
-            most - len(best), (names[i] for i in at[scores[at] == least].tolist())
-        )  # a million can be equal
+        equal = (names[i] for i in at[scores[at] == least].tolist())
+        last = heapq.nsmallest(most - len(best), equal)  # a million can be equal: not one place for each
         return [Found(name, -float(minus), why) for minus, name in (*best, *((-least, name) for name in last))]
 
     def _matching(self, query: str) -> list[str]:
