@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 import struct
 import tracemalloc
 from collections import Counter
@@ -17,6 +18,7 @@ from rankwise.data.items import Item
 from rankwise.ranking import Click, GRank, GRankCommunity, GRankSettings, PeerNode
 from rankwise.ranking.peers.quotas import Quota, address_of
 from rankwise.ranking.peers.wire import LARGEST, Answer, Ask, SignedClick, fitting, is_signed, node_of, signed
+from rankwise.reading import read_json
 
 ITEMS = [Item(id=f"s{n}", title=f"Song {n}", tags=("blues" if n % 2 else "rock",)) for n in range(40)]
 QUIET = {"interval": 0}
@@ -701,6 +703,7 @@ def test_addresses_that_cannot_be_written_are_said_and_no_reason_to_leave(tmp_pa
         async with Network(tmp_path, 2) as net:
             await until(net.met)
             monkeypatch.setattr("rankwise.ranking.peers.node.write_json", full)
+            net.nodes[0]._met = []
             net.nodes[0]._remember()
             assert "no space" in net[0].trouble
             port = net.nodes[0].address[1]
@@ -778,3 +781,37 @@ def test_what_is_kept_in_all_is_bounded_and_own_clicks_go_on():
 def test_an_address_outside_of_ipv4_and_its_ports_is_refused(host, port):
     with pytest.raises(ValueError, match=r"port -?\d+; 1 to 65535|Expected 4 octets"):
         address_of(host, port)
+
+
+def test_a_node_that_is_killed_soon_comes_back_behind_another_port_and_finds_whom_it_met(tmp_path):
+    async def story():
+        async with Network(tmp_path, 2) as net:  # the first was told of nobody
+            await until(net.met)
+            await until((tmp_path / "0" / "peers.json").exists, seconds=5)
+            await until((tmp_path / "1" / "peers.json").exists, seconds=5)
+            shutil.copytree(tmp_path / "0", tmp_path / "2")  # as a kill leaves it
+            await net.nodes[0].__aexit__()
+            again = PeerNode(tmp_path / "2", ITEMS, host="127.0.0.1", port=0, options=QUIET)
+            net.nodes[0] = await again.__aenter__()
+            await until(lambda: len(again.community.get_peers()) == 1)
+            again.community.click("blues", "s3")
+            bob, who = net[1], again.community.my_peer.public_key.key_to_bin()
+            peer = bob.network.get_verified_by_public_key_bin(who)
+            await until(lambda: again.address in peer.addresses.values())
+            bob.pull(peer)
+            await until(lambda: len(bob.state) == 1)
+
+    run(story())
+
+
+def test_places_are_kept_when_only_some_answer_and_are_not_more_than_so_many(tmp_path):
+    async def story():
+        async with Network(tmp_path, 2) as net:
+            await until(net.met)
+            node, other = net.nodes
+            node._met = [("192.0.2.1", n) for n in range(1, 61)]
+            node._remember()
+            assert node._met == [other.address, *(("192.0.2.1", n) for n in range(1, 50))]
+            assert read_json(node.folder / "peers.json")["peers"] == [list(place) for place in node._met]
+
+    run(story())

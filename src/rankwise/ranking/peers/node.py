@@ -31,7 +31,8 @@ from rankwise.reading import check_regular, read_json
 __all__ = ["PeerNode"]
 
 MADE_BY = "peer"  # what its folder says of itself
-REMEMBER = 30.0  # seconds between two times that addresses are written
+REMEMBER = 2.0  # seconds after which new addresses are written
+PLACES = 50  # that are remembered
 
 
 class PeerNode:
@@ -171,13 +172,16 @@ class PeerNode:
         churn.take_step()
 
     def _remember(self) -> None:
-        """Where peers were met, for the next start; an empty room is no reason to forget."""
-        if met := sorted((str(p.address[0]), int(p.address[1])) for p in self.community.get_peers()):
-            self._met = met
-            try:
-                write_json(self.folder / "peers.json", {"peers": met})
-            except OSError as error:  # no reason to leave
-                self.community.trouble = str(error)
+        """Where peers were met, those of now first, for the next start and for when all are lost."""
+        here = sorted((str(p.address[0]), int(p.address[1])) for p in self.community.get_peers())
+        met = list(dict.fromkeys([*here, *self._met]))[:PLACES]
+        if {*met} == {*self._met}:
+            return
+        self._met = met
+        try:
+            write_json(self.folder / "peers.json", {"peers": met})
+        except OSError as error:  # no reason to leave
+            self.community.trouble = str(error)
 
 
 def _met(path: Path) -> list[tuple[str, int]]:
