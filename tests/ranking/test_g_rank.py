@@ -492,3 +492,11 @@ def test_a_click_after_a_common_query_is_taken_back_without_a_walk_through_all()
     node.merge([Click("eve", n, "love", "y") for n in range(20)])
     assert time.perf_counter() - began < 0.1  # in a loop over the clicks it took 0.3 s
     assert node.search("love")[0].item == "b"
+
+
+def test_names_that_all_of_a_large_library_share_are_found_at_once():
+    node = GRank("ann", [Item(id=f"i{n:05d}", title=f"song {n}", tags=("jazz",)) for n in range(49_999, -1, -1)])
+    for query, seconds in (("song", 0.01), ("jazz", 0.1), ("jazz song", 0.1)):
+        found, spent = quickest(lambda query=query: node.search(query))
+        assert [f.item for f in found] == [f"i{n:05d}" for n in range(10)]
+        assert spent < seconds  # sorting all of them took 0.14 s

@@ -292,10 +292,14 @@ class GRank:
 
     def _matching(self, query: str) -> list[str]:
         """Items of the library in which all words stand: all in the title, then with the artist, then with the tags."""
-        words = words_of(query)
-        hits = [self._matches.get(w, {}) for w in words]
-        both = set(hits[0]).intersection(*hits[1:])
-        return sorted(both, key=lambda id: (max(h[id] for h in hits), id))
+        first, *others = sorted((self._matches.get(w, {}) for w in words_of(query)), key=len)
+        places: tuple[list[str], ...] = ([], [], [])
+        for id, at in first.items():  # by id
+            if all(id in hits for hits in others):
+                places[max(at, *(hits[id] for hits in others)) if others else at].append(id)
+                if len(places[0]) == self.length:
+                    break
+        return [id for place in places for id in place][: self.length]
 
     def _swapped(self, found: list[Found], asked: str) -> list[Found]:
         draw = random.Random(f"{self.seed} {len(self)} {asked}")
@@ -394,7 +398,7 @@ def _first(found: Iterable[Found], length: int) -> list[Found]:
 def _index(items: Iterable[Item]) -> dict[str, dict[str, int]]:
     """Word → item → where it stands: 0 in the title, 1 the artist, 2 the tags."""
     index: dict[str, dict[str, int]] = {}
-    for item in items:
+    for item in sorted(items, key=lambda item: item.id):
         for field, text in enumerate((item.title, item.artist, " ".join(item.tags))):
             for word in words_of(text):
                 index.setdefault(word, {}).setdefault(item.id, field)

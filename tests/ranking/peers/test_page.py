@@ -212,3 +212,13 @@ def test_of_a_very_long_title_its_beginning_is_shown(tmp_path, monkeypatch):
         shown = httpx.get(at, params={"q": "water"}).text
         assert "Water very long" in shown
         assert len(shown) < 5_000
+
+
+def test_a_double_click_counts_once_and_the_next_list_counts_anew(tmp_path):
+    with page(tmp_path / "node") as (at, node):
+        for clicks in (1, 2):
+            text = httpx.get(at, params={"q": "water"}).text
+            data = form(text, "s2") | {"once": re.search(r'name="once" value="([^"]+)"', text)[1]}
+            for _ in range(2):
+                assert httpx.post(at + "click", data=data, headers={"Origin": at.rstrip("/")}).status_code == 303
+            assert len(node.community.state) == clicks

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import socket
+from collections import deque
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -54,6 +55,7 @@ anything yet.</p>{% endif %}
  <li><div><bdi>{{ one.title }}</bdi>{% if one.artist %} · <bdi>{{ one.artist }}</bdi>{% endif %}<br>
  <small>{{ one.why }}{% if one.unknown %}; not in your library{% endif %}</small></div>
  <form action="/click" method="post"><input type="hidden" name="token" value="{{ token }}">
+ <input type="hidden" name="once" value="{{ nonce }}">
  <input type="hidden" name="q" value="{{ query }}"><input type="hidden" name="item" value="{{ one.id }}">
  <button aria-label="Choose {{ one.title }}">Choose</button></form></li>{% endfor %}</ol>
 <footer class="note">{{ peers }} peer{{ "" if peers == 1 else "s" }} connected · {{ "{:,}".format(clicks) }}
@@ -83,6 +85,7 @@ class Page:
     def __init__(self, community: GRankCommunity) -> None:
         self.community = community
         self.token = secrets.token_urlsafe()
+        self._chosen: deque[tuple[str, str]] = deque(maxlen=100)  # so that a double click is one
         self.names = {"localhost", socket.gethostname().lower()}
         app = web.Application(client_max_size=8_192, middlewares=[self._guard])
         app.add_routes(
@@ -148,11 +151,13 @@ class Page:
             form = await request.post()
         except (ValueError, LookupError) as wrong:
             raise web.HTTPBadRequest(text="this is no form of the page: search again") from wrong
-        query, item, token = (str(form.get(name, "")) for name in ("q", "item", "token"))
+        query, item, token, once = (str(form.get(name, "")) for name in ("q", "item", "token", "once"))
         if not secrets.compare_digest(token.encode(), self.token.encode()):
             raise web.HTTPForbidden(text="this form is of an earlier start of the node: search again")
         try:
-            self.community.click(query, item)
+            if not once or (once, item) not in self._chosen:
+                self.community.click(query, item)
+            self._chosen.append((once, item))
         except ValueError as wrong:
             raise web.HTTPBadRequest(text=str(wrong)) from wrong
         except OSError as wrong:
