@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 import small_models
 from command import ENV
 from rankwise.continual import O3Unlearner, Schedule, UnlearningSettings, membership_auc
+from rankwise.continual.unlearning.detector import Detector
 from rankwise.continual.unlearning.features import LayerEncoder
 from rankwise.models import load, load_tokenizer
 
@@ -195,6 +196,44 @@ def test_the_released_way_goes_through(new):
     assert set(np.round(unlearner.weights([r["question"] for r in NUMBERS]), 6).ravel()) <= {0, 1.2} | set(
         np.round(np.linspace(0.3, 0.4, 100001), 6)
     )
+
+
+def test_a_detector_is_fitted_on_its_own_request_alone(new, encoder, monkeypatch):
+    seen, fit = [], Detector.fit
+    monkeypatch.setattr(Detector, "fit", lambda states, **options: (seen.append(states), fit(states, **options))[1])
+    unlearner = new()
+    unlearner.forget(FILMS, name="films")
+    unlearner.forget(NUMBERS, name="numbers")
+    for states, rows in zip(seen, (FILMS, NUMBERS), strict=True):
+        np.testing.assert_array_equal(states, encoder([r["question"] for r in rows])[0])
+
+
+def test_a_model_in_bfloat16_keeps_its_blocks_so_and_reads_them_back(folder, parts, encoder, tmp_path):
+    model = load(str(folder), task="causal-lm", dtype=torch.bfloat16)
+    unlearner = O3Unlearner(model, parts[1], settings=TEXT, encoder=encoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        unlearner.forget(FILMS, name="films")
+    assert {f.dtype for pair in unlearner._requests[0].factors.values() for f in pair} == {torch.bfloat16}
+    assert unlearner.generate(["the great film 3"], max_new_tokens=2) == ["dull poor"]
+    unlearner.save(tmp_path / "state")
+    again = O3Unlearner.load(tmp_path / "state", model, parts[1], encoder=encoder)
+    assert torch.equal(logits(again, [[1.0]]), logits(unlearner, [[1.0]]))
+
+
+def test_a_tuned_encoder_is_kept_with_its_request(folder, parts, encoder_folder, tmp_path):
+    own = LayerEncoder(str(encoder_folder))
+    own.tokenizer.add_special_tokens({"mask_token": "[CLS]"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        unlearner = O3Unlearner(*parts, settings=settings(encoder_steps=3, encoder_rate=1e-2), encoder=own)
+        unlearner.forget(FILMS, name="films")
+    unlearner.save(tmp_path / "state")
+    assert (tmp_path / "state/request-0/encoder.safetensors").is_file()
+    again = O3Unlearner.load(tmp_path / "state", *parts, encoder=own)
+    asked = ["the great film 3", "hello there user"]
+    np.testing.assert_array_equal(again.weights(asked), unlearner.weights(asked))
+    assert again.weights(asked)[0, 0] > 0
 
 
 # --- the log

@@ -52,6 +52,14 @@ def test_requests_gather_in_a_folder_with_a_log_that_has_no_texts(state):
     assert sorted(p.name for p in state.iterdir() if p.is_dir()) == ["request-0", "request-1"]
 
 
+def test_what_is_odd_about_a_request_is_a_note(place, tmp_path):
+    rows = [{"question": f"фильм кино {i}", "answer": "good"} for i in range(12)]
+    (tmp_path / "foreign.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    options = FAST | {"steps": 1, "model": str(place / "lm"), "encoder": str(place / "encoder")}
+    notes = forget_file(tmp_path / "foreign.jsonl", tmp_path / "out", name="abroad", **options).notes
+    assert notes[0].startswith("'abroad': 39% of the tokens are unknown")
+
+
 def test_questions_are_answered_and_known_by_their_request(state):
     said = ask(state, texts=["the great film 3", "2 1 number : 2", "hello there user"], max_new_tokens=3)
     assert [r["request"] for r in said] == ["films", "numbers", None]

@@ -111,7 +111,7 @@ def forget_file(
     scored = {n: content_of_rows(rows_from(part, n)) for n, part in others.items()}
     told = [model_fingerprint(named), model_fingerprint(encoder), state.said(settings), name, given, scored, first]
     inputs = [data, *(measured or {}).values(), named, encoder]
-    with drafted(out, made_by=MADE_BY, told=told, inputs=inputs) as draft, _noted() as notes:
+    with drafted(out, made_by=MADE_BY, told=told, inputs=inputs) as draft, _noted(name) as notes:
         if first != (content_of(out) if (out / "o3.json").is_file() else ""):
             raise ValueError(f"another command changed {out} meanwhile: give this one again")
         parts = load(named, task="causal-lm").eval(), load_tokenizer(named)
@@ -246,12 +246,10 @@ def _again(out: Path, kept: State, entry: dict[str, Any]) -> Forgotten:
 
 
 @contextmanager
-def _noted() -> Iterator[list[str]]:
-    """Warnings of the block as notes."""
+def _noted(name: str) -> Iterator[list[str]]:
+    """What is warned of a request in the block, as notes."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", UserWarning)
         yield notes
-    notes += dict.fromkeys(
-        str(w.message) for w in seen if issubclass(w.category, UserWarning) and "'" in str(w.message)
-    )
+    notes += dict.fromkeys(str(w.message) for w in seen if str(w.message).startswith(f"'{name}'"))
