@@ -52,7 +52,7 @@ def test_what_was_published_holds_every_claim():
         ({"o3": GOOD | {"retained": 0.87}}, ["retained: at most"]),
         ({"o3": GOOD | {"utility": 0.6}}, ["utility"]),
         ({"o3": GOOD | {"membership": 0.2}}, ["membership"]),
-        ({"plain": GOOD | {"retained": 0.95}}, ["random answers"]),
+        ({"plain": GOOD | {"retained": 0.95}}, ["plain LoRA"]),
         ({"hard": GOOD | {"retained": 0.95}}, ["hard router"]),
         ({"first": (0.02, 0.02, 0.2)}, ["stays forgotten"]),
     ],

@@ -253,6 +253,12 @@ def test_the_log_says_what_when_which_data_and_what_came_of_it_but_never_the_tex
     assert not any(r["question"] in said for r in FILMS + NUMBERS)
 
 
+def test_general_facts_are_asked_as_the_beginnings_of_sentences_that_they_are(parts, encoder):
+    chats = O3Unlearner(*parts, settings=settings(style="chat"), encoder=encoder)
+    plain = O3Unlearner(*parts, settings=settings(), encoder=encoder)
+    assert chats.measure()["utility"] == plain.measure()["utility"]
+
+
 def test_texts_are_kept_and_measured_again_only_when_asked(new, two, tmp_path):
     two.save(tmp_path / "bare")
     assert not any(b"great film" in p.read_bytes() for p in (tmp_path / "bare").rglob("*") if p.is_file())

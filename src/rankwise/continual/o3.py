@@ -367,14 +367,16 @@ class O3Unlearner:
 
     # --- what came of it
 
-    def known(self, dataset: Sequence[Mapping[str, Any]], *, plain: bool = False) -> measuring.Known:
+    def known(
+        self, dataset: Sequence[Mapping[str, Any]], *, plain: bool = False, style: str | None = None
+    ) -> measuring.Known:
         """How well answers are known, row by row: by the model that has forgotten, or by the ``plain`` one."""
-        rows = rows_from(dataset, "rows")
+        rows, writer = rows_from(dataset, "rows"), self.writer
+        if style is not None:
+            writer = Writer(self.tokenizer, style=style, max_length=self.settings.max_length)
         if plain:
-            return known(self.model, self.writer, rows)
-        return known(
-            self.model, self.writer, rows, around=lambda part: self.acting(self.weights([r.prompt for r in part]))
-        )
+            return known(self.model, writer, rows)
+        return known(self.model, writer, rows, around=lambda part: self.acting(self.weights([r.prompt for r in part])))
 
     def measure(self, rows: Sequence[Row] | None = None) -> dict[str, dict[str, float]]:
         """Of what is measured, and of a request's rows: nats a token, share of right answers, share switched."""
@@ -383,7 +385,8 @@ class O3Unlearner:
         return {name: self._measured(part) for name, part in asked.items()}
 
     def _measured(self, rows: Any) -> dict[str, float]:
-        found, on = self.known(rows), self.weights([r.prompt for r in rows]).any(1)
+        on = self.weights([r.prompt for r in rows]).any(1)
+        found = self.known(rows, style="text" if rows == list(GENERAL) else None)  # these are beginnings of sentences
         return {"nll": float(found.nll.mean()), "right": float(found.right.mean()), "switched": float(on.mean())}
 
     def share(self, request: Request) -> float:

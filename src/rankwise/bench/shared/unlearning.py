@@ -1,8 +1,8 @@
 """A language model is taught, then asked to forget, request after request, in several ways; all are measured alike.
 
 Baselines train one low-rank block on the taught model, of the same rank as O3's, on every request in turn, and have no
-router: gradient ascent, GradDiff (ascent, and descent on retained rows), NPO, and random answers. The oracle is taught
-anew without what was forgotten.
+router: gradient ascent, GradDiff (ascent, and descent on retained rows), NPO, and the answers that O3 learns. The
+oracle is taught anew without what was forgotten.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rankwise.files import whole_file, write_json
 from rankwise.models import linear_layers, load, load_tokenizer
 from rankwise.reading import read_json
 
-O3, LOOSE, PLAIN = "O3", "O3, not orthogonal", "random answers, no router"
+O3, LOOSE, PLAIN = "O3", "O3, not orthogonal", "plain LoRA, no router"
 OPEN, HARD, SHUFFLED = "O3, no router", "O3, hard router", "O3, shuffled router"
 ASCENT, DIFFERENCE, NPO = "gradient ascent", "GradDiff (retained data)", "NPO"
 TAUGHT, ORACLE = "taught", "taught anew (oracle)"

@@ -3,7 +3,7 @@
 Of layer l, fitted on the request's texts h_i alone:
 
     M_l(h) = (h - μ)ᵀ Σ⁻¹ (h - μ),   Σ⁻¹ = Σ_j v_j v_jᵀ / λ_j + ρ (I - Σ_j v_j v_jᵀ)      Ledoit–Wolf's shrinkage
-    z_l(h) = ½ [½ M_l(h)] + ½ [-max_i cos(h, h_i)],   [·] standardised          u_l = 1 - z_l / 10
+    z_l(h) = 0.1 [½ M_l(h)] + 0.9 [-max_i cos(h, h_i)],   [·] standardised       u_l = 1 - z_l / 10
     g(h) = w · u(h),   w = Σ_i α_i u(h_i)                                 the linear one-class SVM over all layers
 
 What is standardised, and what trains the SVM, are values of texts that did not fit Σ (five folds): of its own texts a
@@ -11,9 +11,9 @@ covariance in more dimensions than texts says too little. The released score is 
 with the unshrunk pseudo-inverse, of texts that did fit it. Its two terms pull against each other, so that it needs a
 router that switches off on both sides.
 
-Kept are arrays: of a layer the mean, at most ``MOST`` directions and as many texts' directions, rounded to half
-precision; three numbers of the calibration; the SVM's weights. They are not the texts, but whoever has them and the
-encoder can tell whether a text was among them.
+Kept are arrays: of a layer the mean, at most 64 directions and those of 128 texts, rounded to half precision; three
+numbers of the calibration; the SVM's weights. They are not the texts, but whoever has them and the encoder can tell
+whether a text was among them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from rankwise.continual.unlearning.router import Array, Calibration
 
 Score = Literal["standardised", "released"]
-MOST = 64  # directions of a covariance, and texts whose direction is kept, a layer
+MOST = 64  # directions of a covariance, a layer
+BANK = 128  # texts whose direction is kept
+SHARES = np.array([0.1, 0.9])  # of ½ M and of the cosine
 FOLDS = 5
 FAR = 10.0  # standard deviations from the mean at which u is 0
 COSINE = 1000.0  # c of the released score
@@ -192,7 +194,7 @@ class Detector:
         order = rng.permutation(len(h))
         fitted, held = h[order[: len(h) * 4 // 5]], h[order[len(h) * 4 // 5 :]]
         ours = score == "standardised"
-        rows = np.sort(rng.permutation(len(fitted))[:MOST]) if ours else None
+        rows = np.sort(rng.permutation(len(fitted))[:BANK]) if ours else None
         known = statistics(fitted, shrunk=ours, rows=rows)
         terms = _terms(known, fitted) if not ours else _cross_fitted(fitted)
         centre, scale = terms.mean(1), np.maximum(terms.std(1), 1e-9)
@@ -253,7 +255,7 @@ class Detector:
 
 def most_bytes(layers: int, width: int) -> int:
     """Of a detector of the standardised score at most."""
-    return layers * (2 * MOST * width * 2 + 4 * width + 4 * MOST + 4 + 8 * 5) + 8 * 4
+    return layers * ((MOST + BANK) * width * 2 + 4 * width + 4 * MOST + 4 + 8 * 5) + 8 * 4
 
 
 def _terms(known: LayerStatistics, h: NDArray) -> Array:
@@ -272,7 +274,7 @@ def _cross_fitted(h: NDArray) -> Array:
 def _vectors(terms: Array, centre: Array, scale: Array, score: Score) -> Array:
     if score == "released":
         return COSINE * terms[1] - terms[0]
-    return 1 - ((terms - centre[:, None]) / scale[:, None]).mean(0) / FAR
+    return 1 - np.tensordot(SHARES, (terms - centre[:, None]) / scale[:, None], 1) / FAR
 
 
 def _unit(h: NDArray) -> NDArray:
