@@ -35,7 +35,7 @@ REQUESTS, EACH, RETAINED = 3, 12, 24  # tasks, and questions of a task
 BLOCKS = 30
 BATCH = 8
 TEACH, FORGET, BASELINES = 80, 20, 10
-RATES = (1e-4, 1e-3)
+RATES = (2e-4, 5e-4, 1e-3)  # of the baselines; the best one is taken
 RANK = 4
 
 
