@@ -35,10 +35,12 @@ def stay(
         A csv file (see `rankwise.data.items.read_items`).
     out : Path
         The node's folder.
-    port, page, host, page_host, secret
+    port, page, host, page_host
         See `PeerNode`.
     peers : sequence of str
         ``address:port`` each.
+    secret : str
+        See `PeerNode`.
     push : bool
         Also send new clicks unasked.
     on_start : callable

@@ -1,4 +1,4 @@
-"""Does a network that gossips clicks learn to rank, does similarity help, and what do attackers cost?
+"""Whether a network that gossips clicks learns to rank, whether similarity helps, and what attackers cost.
 
 A simulated network (library, tastes and clicks are made up): nDCG@10 of the lists that are shown, for three models of
 clicks, against what a server could do, gossip of popularity, a node's own clicks and chance. All arms share worlds,

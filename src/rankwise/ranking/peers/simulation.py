@@ -142,11 +142,13 @@ def simulate(
         Which place is clicked: by interest, by interest and position, or the first (the paper's model).
     gossip : {"pull", "push", "none"}
         After its search a node asks another for what it clicked, or tells another.
-    isolation, swap, k, length, cap : float, float, int, int, int or None
+    isolation, swap : float
         As in `GRank`.
     similarity : {"paper", "released", "equal", "shuffled"}
         With "equal" all clicks that a node heard of count the same: gossip of popularity. "shuffled", a control, gives
         every node another's similarity.
+    k, length, cap : int
+        As in `GRank`.
     attack : {"none", "inflation", "targeted", "epic"}
         See `Attack` in ``peers.gossip``. Attackers join after a quarter and strike after half of the rounds.
     attackers : int, optional
