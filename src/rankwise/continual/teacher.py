@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.continual.augmentation import uniform
+from rankwise.continual.settings import Settings
 from rankwise.continual.stream import Inputs, StreamAdapter
 
 
@@ -31,9 +32,17 @@ class TeacherAdapter(StreamAdapter):
     (True, False)
     """
 
-    def __init__(self, model: nn.Module, **options: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mean: Iterable[float] | None = None,
+        std: Iterable[float] | None = None,
+        preset: str | Settings = "cifar10c",
+        **changes: Any,
+    ) -> None:
         self._teacher: dict[str, Tensor] = {}  # its trained parameters, by the student's names
-        super().__init__(model, **options)
+        super().__init__(model, mean=mean, std=std, preset=preset, **changes)
         self.teacher = copy.deepcopy(self.model).requires_grad_(False)
         parameters = dict(self.teacher.named_parameters())
         self._teacher = {name: parameters[name] for name in self.trained}

@@ -33,7 +33,7 @@ class Tent(StreamAdapter):
         As for `TestTimeAdapter`.
     preset : {"cifar10c", "imagenetc", "ours"} or Settings
         Adam at 1e-3 (``cifar10c``, the default; published for batches of 200), SGD at 2.5e-4 (``imagenetc``), or Adam
-        at 3e-4 (``ours``), which smaller batches stand.
+        at 1e-4 (``ours``), which smaller batches stand.
     **changes
         Of `Settings`: ``optimizer``, ``lr``, ``momentum``, ``episodic``, ``precision``.
 

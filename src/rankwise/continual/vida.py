@@ -112,10 +112,19 @@ class TestTimeAdapter(TeacherAdapter):
         "ours": Settings(lr=1e-3, lr_vida=1e-3, alpha=0.99, alpha_vida=0.99, restore=0.01, n_aug=4),
     }  # fmt: skip
 
-    def __init__(self, model: nn.Module, *, adapter: VidaConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        adapter: VidaConfig | None = None,
+        mean: Iterable[float] | None = None,
+        std: Iterable[float] | None = None,
+        preset: str | Settings = "cifar10c",
+        **changes: Any,
+    ) -> None:
         self._config = adapter
         self.last: Adapted | None = None
-        super().__init__(model, **options)
+        super().__init__(model, mean=mean, std=std, preset=preset, **changes)
         if self._passes_drop and not any(p > 0 for p in self._dropouts().values()):
             raise ValueError("the model has no dropout above 0 for uncertainty='mc_dropout': give dropout=0.1, e.g.")
 
