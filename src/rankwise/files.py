@@ -443,8 +443,11 @@ def _held_draft(target: Path, said: Path, *, wait: bool = False) -> Iterator[Pat
     draft = _draft(target)
     while True:
         draft.mkdir(parents=True, exist_ok=True)
-        ours = any((draft / mark).is_file() for mark in (DRAFT, MARKER))
-        if draft.is_symlink() or (not ours and any(draft.iterdir())):
+        try:
+            there = {p.name for p in draft.iterdir()}  # once: others may be making it at this moment
+        except FileNotFoundError:
+            continue  # the folder was renamed in between
+        if draft.is_symlink() or (there and not there & {DRAFT, MARKER}):
             raise ValueError(f"{draft} is in the way and rankwise did not make it; move it, or give another name")
         try:
             handle = _lock(draft / DRAFT, wait=wait, said=said)

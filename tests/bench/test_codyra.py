@@ -5,7 +5,21 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from rankwise.bench.shared.stream_claims import CHANCE, EVEN, OURS, claims_of, mean_rank, ways
+from rankwise.bench.shared import stream_claims
+from rankwise.bench.shared.stream_claims import (
+    CHANCE,
+    EVEN,
+    HEADER,
+    OURS,
+    Stream,
+    claims_of,
+    extras,
+    mean_before,
+    mean_rank,
+    rows_of_table,
+    runs_of,
+    ways,
+)
 from rankwise.bench.shared.streams import Domain, Subject, Way, learned, scores_of
 from rankwise.continual import Classifier, Schedule
 from small_models import bert
@@ -29,6 +43,28 @@ def subject():
     names = ("no", "yes")
     domains = [Domain(name=n, classes=names, train=rows(12), test=rows(10)) for n in ("a", "b", "c")]
     return Subject(make=make, objective=Classifier(), collate=default_collate, domains=domains)
+
+
+def test_runs_are_kept_one_by_one_and_those_that_depend_on_ours_know_its_ranks(tmp_path, monkeypatch):
+    stream = Stream(subject=lambda setting, seed: subject(), setting=None, schedule=SCHEDULE)
+    wanted = {OURS: Way(kind="codyra", r=4, kappa=0.05), "LoRA r=4": Way(kind="lora", r=4)}
+    told = []
+    found = runs_of(tmp_path, stream, wanted, 1, lambda *note: told.append(note))
+    assert set(found) == {*wanted, EVEN, CHANCE}
+    assert len(told) == 4
+    assert mean_rank(found[EVEN][0]) == max(1, round(mean_rank(found[OURS][0])))
+    open_gates = [[sum(task.values()) for task in found[name][0]["ranks"]] for name in (OURS, CHANCE)]
+    assert open_gates[0] == open_gates[1]
+    monkeypatch.setattr(stream_claims, "learned", lambda *_, **__: pytest.fail("what is kept is read back"))
+    again = runs_of(tmp_path, stream, wanted, 1, lambda *_: None)
+    assert again[OURS][0]["table"] == found[OURS][0]["table"]
+    rows = rows_of_table(found)
+    assert [row[0] for row in rows] == [*found]
+    assert {len(row) for row in rows} == {len(HEADER)}
+    assert mean_before(found[OURS][0]) == np.mean(found[OURS][0]["before"][1:])
+    told = extras(found, ["a", "b", "c"])
+    assert told["tables"][OURS] == found[OURS][0]["table"]
+    assert set(told["ranks"]) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("kind", ["codyra", "lora", "full", "ewc", "joint"])

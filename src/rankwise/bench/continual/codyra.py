@@ -51,6 +51,7 @@ SHOTS, TESTED = 16, 25  # pictures a class
 STEPS, BATCH, RATE = 200, 16, 3e-3
 KAPPA = 0.0125
 LADDER = (0.0, 2.0)  # thresholds over KAPPA
+LOOKED = ("backlit", "dark", "overexposed", "blurry", "noisy", "black and white", "faded", "pixelated")
 RANKS = (1, 2, 4, 8, 16)  # of plain LoRA
 EWC = 1e5
 
@@ -130,7 +131,7 @@ def _pictures(task: str, split: str, data: str | None) -> Images:
     place = {label: i for i, label in enumerate(kept)}
     taken = images.taken(rows)
     labels = np.array([place[int(label)] for label in images.labels[rows]], np.int64)
-    captions = [f"{article(look)} photo" for look in LOOKS] if what == "looks" else [names[i] for i in kept]
+    captions = [f"{article(look)} photo" for look in LOOKED] if what == "looks" else [names[i] for i in kept]
     return Images(name=task, store=taken.store, labels=None if what == "looks" else labels, label_names=captions)
 
 
@@ -153,8 +154,8 @@ def _looking(images: Images, most: int, classes: Sequence[str], draw: torch.Gene
     order = torch.randperm(len(images), generator=draw)[: most * len(classes)].tolist()
     plain = torch.stack([torch.from_numpy(images[i].copy()) for i in order]).permute(0, 3, 1, 2).float() / 255
     found = []
-    for label, look in enumerate(LOOKS.values()):
-        changed = look(plain[label * most : (label + 1) * most], draw).clamp(0, 1)
+    for label, look in enumerate(LOOKED):
+        changed = LOOKS[look](plain[label * most : (label + 1) * most], draw).clamp(0, 1)
         arrays = (changed * 255).round().byte().permute(0, 2, 3, 1).numpy()
         pixels = processor(list(arrays), return_tensors="pt")["pixel_values"]
         found += [{"pixel_values": x, "labels": label} for x in pixels]
