@@ -74,9 +74,7 @@ def test_a_run_killed_at_three_moments_ends_with_the_same_numbers(finished):
             time.sleep(moments.uniform(3 if stop == signal.SIGINT else 0.5, 7))
             process.send_signal(stop)
             said = process.communicate()[1]
-            ended = (
-                folder / "killed" / "results.json"
-            ).exists()  # then Python was leaving, with no handler left
+            ended = (folder / "killed" / "results.json").exists()  # then Python was leaving, with no handler left
             if stop == signal.SIGINT and process.returncode and not ended:
                 assert process.returncode == 130, said
                 assert said.splitlines()[-1] == "interrupted; the same command continues"
