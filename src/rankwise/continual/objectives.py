@@ -12,6 +12,7 @@ all domains together.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -73,19 +74,22 @@ def two_way_loss(logits: Tensor, labels: Tensor, *, all_classes: int | None = No
     return F.cross_entropy(logits, labels) - to_image / (all_classes or len(logits))
 
 
-class _TwoTowers:
+class _TwoTowers(ABC):
     """Items and names of classes side by side."""
 
     normalise_text_loss: bool
 
+    @abstractmethod
     def items(self, model: Any, batch: Batch) -> Tensor:
-        raise NotImplementedError
+        """Features of the items."""
 
+    @abstractmethod
     def names(self, model: Any, classes: Sequence[str]) -> Tensor:
-        raise NotImplementedError
+        """Features of the classes."""
 
+    @abstractmethod
     def scale(self, model: Any) -> Tensor | float:
-        raise NotImplementedError
+        """What the cosines are multiplied by."""
 
     def logits(self, model: Any, batch: Batch, classes: Sequence[str]) -> Tensor:
         """Scaled cosines ``(batch, classes)``."""
