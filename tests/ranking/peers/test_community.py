@@ -345,6 +345,35 @@ def test_a_packet_that_its_sender_did_not_sign_is_refused():
     alone(story)
 
 
+def test_an_old_packet_sent_again_from_elsewhere_moves_no_peer():
+    async def story(lone):
+        bob = key()
+        peer = lone.friend(bob)
+        packet = lone.packet(bob, Ask(7, 0))
+        peer.last_response = 0
+        lone.give(packet, ("203.0.113.9", 9))
+        assert peer.address == ("192.0.2.1", 5)
+        assert peer.last_response == 0
+        assert [tuple(at) for at, _ in lone.community.endpoint.sent] == [("192.0.2.1", 5)]
+        lone.give(packet)
+        assert peer.last_response > 0
+
+    alone(story)
+
+
+def test_of_an_answer_that_reaches_beyond_what_is_kept_the_first_part_is_kept():
+    async def story(lone):
+        bob = key()
+        peer = lone.friend(bob)
+        lone.give(lone.packet(bob, Answer(lone.asked(peer), 9, said(bob, *[("rock", "s2")] * 4, start=2))))
+        assert [c.counter for c in lone.community.state.state] == [2, 3]
+        assert not lone.community.refused
+        lone.give(lone.packet(bob, Answer(lone.asked(peer), 9, said(bob, ("rock", "s2"), start=4))))
+        assert lone.community.refused == {"full": 1}
+
+    alone(story, most_clicks=4)
+
+
 def test_a_stranger_is_neither_told_nor_heard():
     async def story(lone):
         eve = key()
@@ -654,6 +683,24 @@ def test_a_port_in_use_is_refused_where_pyipv8_would_take_the_next(tmp_path):
                 await PeerNode(tmp_path / "b", ITEMS, host="127.0.0.1", port=first.address[1]).__aenter__()
             with pytest.raises(ValueError, match="another command is writing"):
                 await PeerNode(tmp_path / "a", ITEMS, host="127.0.0.1", port=0).__aenter__()
+
+    run(story())
+
+
+def test_a_page_that_cannot_start_leaves_no_port_no_lock_and_no_task(tmp_path, monkeypatch):
+    async def story():
+        async def fails(page, host, number):
+            raise OSError("address already in use")
+
+        node = PeerNode(tmp_path / "a", ITEMS, host="127.0.0.1", port=0, page=0)
+        with monkeypatch.context() as patched:
+            patched.setattr("rankwise.ranking.peers.page.Page.start", fails)
+            with pytest.raises(OSError, match="already in use"):
+                await node.__aenter__()
+        assert not node.endpoint.is_open()
+        assert node.community.get_tasks() == []
+        async with PeerNode(tmp_path / "a", ITEMS, host="127.0.0.1", port=0, page=0) as again:
+            assert again.page_at
 
     run(story())
 

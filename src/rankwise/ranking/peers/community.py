@@ -7,9 +7,9 @@ which the log itself says, so that no pointer can be lost. ``push`` also sends n
 What is refused, and counted by reason in `GRankCommunity.refused`: "oversized", "malformed", "unknown" (message),
 "forged" (a signature), "unasked" (also replayed: an answer is taken once), "quota" (of an address or a peer), "field"
 (see `Click`), "full" (clicks of one node, nodes, or clicks in all), "lies" (of a node that gave one name to two clicks
-too often), "stranger" (not introduced yet), "storage" (it could not be
-written; `GRankCommunity.trouble` says why). A refusal costs its sender nothing else: a name that lies about itself
-cannot get another one banned.
+too often), "stranger" (not introduced yet), "storage" (it could not be written; `GRankCommunity.trouble` says why). A
+refusal costs its sender nothing else: a name that lies about itself cannot get another one banned. Where a peer is
+reached is learned from introductions alone: an old packet that somebody sends again from elsewhere moves nobody.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ class GRankCommunity(Community):
         peer = self.network.get_verified_by_public_key_bin(auth.public_key_bin)
         if peer is None:
             raise _Refused("stranger")
-        peer.add_address(address)
-        peer.last_response = time.time()
+        if tuple(address) in {tuple(at) for at in peer.addresses.values()}:  # else somebody may send an old one again
+            peer.last_response = time.time()
         return peer, payload
 
     def _on_ask(self, peer: Peer, ask: Ask) -> None:
@@ -245,13 +245,13 @@ class GRankCommunity(Community):
         for click in clicks:
             if fault(click):
                 raise _Refused("field")
-            if click.counter >= self.settings.most_clicks:
-                raise _Refused("full")
             if not is_signed(click, peer.public_key):
                 raise _Refused("forged")
-        if not self.state.knows(node) and len(self.state.nodes()) > self.settings.most_nodes:
+        kept = [c for c in clicks if c.counter < self.settings.most_clicks]
+        strange = not self.state.knows(node) and len(self.state.nodes()) > self.settings.most_nodes
+        if strange or (clicks and not kept):
             raise _Refused("full")
-        return clicks
+        return kept
 
     def _forget(self) -> None:
         """Questions that were not answered, and addresses beyond what a walk can try."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import socket
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ class PeerNode:
         _check_port(socket.SOCK_DGRAM, self.host, self.port)
         if self.page is not None:
             _check_port(socket.SOCK_STREAM, self.page_host, self.page)
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             told = {"secret": fingerprint(self.secret)}
             folder = stack.enter_context(claimed(self.folder, made_by=MADE_BY, told=told))
             key = _key(folder / "key.bin")
@@ -128,9 +127,14 @@ class PeerNode:
             me = Peer(key)
             settings = GRankSettings(my_peer=me, endpoint=self.endpoint, network=Network(), state=state, **self.options)
             self.community = GRankCommunity(settings)
+            stack.push_async_callback(self.community.unload)
             if self.address[0] != "0.0.0.0":  # else py-ipv8 tells peers of an address that this node does not listen on
                 self.community.my_estimated_lan = UDPv4Address(*self.address)
-            await self._serve()
+            stack.callback(self._remember)
+            if self.page is not None:
+                page = Page(self.community)
+                stack.push_async_callback(page.stop)
+                self.page_at = await page.start(self.page_host, self.page)
             self._open = stack.pop_all()
         walk, churn = RandomWalk(self.community), RandomChurn(self.community)
         self.community.register_task("walk", self._look, walk, churn, interval=0.5, delay=0)
@@ -138,28 +142,14 @@ class PeerNode:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Leave: nothing is lost, every click was written when it came."""
-        if self._page is not None:
-            await self._page.stop()
-        self._remember()
-        await self.community.unload()
-        self._open.close()
+        """Leave, in the order opposite to the start: nothing is lost, every click was written when it came."""
+        await self._open.aclose()
 
     @property
     def address(self) -> tuple[str, int]:
         """Where peers reach it."""
         host, port = self.endpoint.get_address()[:2]
         return str(host), int(port)
-
-    async def run(self) -> None:
-        """Stay until cancelled."""
-        await asyncio.Event().wait()
-
-    async def _serve(self) -> None:
-        self._page = None
-        if self.page is not None:
-            self._page = Page(self.community)
-            self.page_at = await self._page.start(self.page_host, self.page)
 
     def _look(self, walk: RandomWalk, churn: RandomChurn) -> None:
         """Greet who was named at the start or met, one at a time, until he answers; then walk on from peer to peer."""
