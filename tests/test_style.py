@@ -45,3 +45,14 @@ def test_an_exception_with_rule_and_reason_passes_and_so_does_prose():
     assert unsound("x = f(y)  # pyright: ignore[reportArgumentType]  (groups are its own use)") == []
     assert unsound("x = f(y)  # pyright: ignore[reportCallIssue, reportArgumentType]  (two of them)") == []
     assert unsound("the type of y is checked  # by pyright") == []
+
+
+def test_singular_values_are_decomposed_in_spectral_alone_and_where_others_are_timed():
+    library = ROOT / "src" / "rankwise"
+    homes = (library / "spectral", library / "bench")
+    decomposed = re.compile(r"linalg\.svd(vals)?\(|\b(svd|pca)_lowrank\(|\bsvds\(|TruncatedSVD\(n_components")
+    strays = [
+        str(f.relative_to(ROOT)) for f in library.rglob("*.py")
+        if not any(home in f.parents for home in homes) and decomposed.search(f.read_text(encoding="utf-8"))
+    ]  # fmt: skip
+    assert strays == []

@@ -151,3 +151,15 @@ def test_too_few_texts_and_equal_texts_are_refused():
         Detector.fit(states(9))
     with pytest.raises(ValueError, match="all the same"):
         Detector.fit(np.repeat(states(1), 12, 0))
+
+
+def test_directions_and_variances_are_those_of_numpys_decomposition():
+    h = states(30)
+    h[:, 1] = h[0, 1]  # a layer without spread has no directions that count
+    known = statistics(h, shrunk=False)
+    for layer in (0, 2):
+        centred = h[:, layer].astype(np.float64) - h[:, layer].astype(np.float64).mean(0)
+        _, s, V = np.linalg.svd(centred, full_matrices=False)
+        np.testing.assert_allclose(known.inverse[layer], 30 / s**2, rtol=1e-6)
+        np.testing.assert_allclose(np.abs((known.basis[layer] * V).sum(1)), 1, rtol=1e-6)
+    assert not known.inverse[1].any()

@@ -44,7 +44,8 @@ RECIPE = Recipe(
     part="domains",
     about="O3 on CLINC150's domains as requests: forgotten, retained, useful, membership; against eight other ways",
     smoke={
-        "DATA": "made-up", "BLOCKS": 2, "TEACH": 6, "FORGET": 3, "BASELINES": 2, "RATES": (1e-3,), "seeds": 1,
+        "DATA": "made-up", "BLOCKS": 1, "TEACH": 2, "FORGET": 2, "BASELINES": 1, "BATCH": 4, "RATES": (1e-3,),
+        "seeds": 1,
     },
 )  # fmt: skip
 
@@ -53,6 +54,7 @@ DOMAINS, RETAINED = ("banking", "travel", "kitchen_and_dining"), ("work", "auto_
 INTENTS, TRAIN, TEST = 6, 10, 5  # of a domain, and queries of an intent
 BLOCKS = 30  # all of SmolLM2's
 TEACH, FORGET, BASELINES = 80, 30, 15  # steps, of a request
+BATCH = 16  # rows a step
 RATES = (2e-4, 5e-4, 1e-3)  # of the baselines; the best one is taken
 RANK = 4
 Stage = Mapping[str, Any]
@@ -63,8 +65,8 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
     begin, found, rates = time.perf_counter(), [], None
     for seed in range(seeds):
         sizes = Sizes(
-            blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=16, learning_rate=1e-4), baselines=BASELINES,
-            forgotten=Schedule(steps=FORGET, batch_size=16, learning_rate=1e-3), rates=RATES, rank=RANK,
+            blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=1e-4), baselines=BASELINES,
+            forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3), rates=RATES, rank=RANK,
             answers="random", max_length=64,
         )  # fmt: skip
         bench = Bench(
@@ -80,7 +82,7 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
         recipe="o3",
         title="O3: forgetting requests one after another",
         command=f"rankwise bench o3 --part domains --data FOLDER --seeds {seeds}",
-        setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of 16 queries; requests {', '.join(names)}, "
+        setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of {BATCH} queries; requests {', '.join(names)}, "
         f"{FORGET} steps each of random answers ({BASELINES} for other objectives, at the best of "
         f"{', '.join(f'{r:g}' for r in RATES)}: {told}), rank {RANK}; after the last request; {seeds} seeds, of "
         "queries, intents and training alike; on " + ("a GPU" if torch.cuda.is_available() else "the CPU"),

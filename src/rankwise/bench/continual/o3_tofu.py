@@ -26,7 +26,8 @@ RECIPE = Recipe(
     part="tofu",
     about="O3 on TOFU's tasks in sequence: answers forgotten, retained, membership",
     smoke={
-        "DATA": "made-up", "BLOCKS": 2, "TEACH": 6, "FORGET": 3, "BASELINES": 2, "RATES": (1e-3,), "seeds": 1,
+        "DATA": "made-up", "BLOCKS": 1, "TEACH": 2, "FORGET": 2, "BASELINES": 1, "BATCH": 4, "RATES": (1e-3,),
+        "seeds": 1,
     },
 )  # fmt: skip
 

@@ -23,9 +23,11 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rankwise.continual.unlearning.router import Array, Calibration
+from rankwise.spectral import truncated_svd
 
 Score = Literal["standardised", "released"]
 MOST = 64  # directions of a covariance, a layer
@@ -89,7 +91,7 @@ def statistics(h: NDArray, *, shrunk: bool = True, rows: NDArray | None = None) 
     mean, basis, inverse, rest = [], [], [], []
     for layer in h.swapaxes(0, 1).astype(np.float64):
         mu, d = layer.mean(0), layer.shape[1]
-        _, s, V = np.linalg.svd(layer - mu, full_matrices=False)
+        _, s, V, _ = (t.numpy() for t in truncated_svd(torch.from_numpy(layer - mu), min(layer.shape), method="full"))
         k = min(MOST, len(layer) - 1, d) if shrunk else min(len(layer) - 1, d)
         variance = s**2 / len(layer)
         shrink = float(ledoit_wolf_shrinkage(layer)) if shrunk else 0.0
