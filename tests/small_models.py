@@ -4,6 +4,7 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     CLIPConfig,
     CLIPModel,
     DeiTConfig,
@@ -33,6 +34,16 @@ def bert(layers=2, hidden=16):
         num_labels=2,
     )
     return BertForSequenceClassification(config).eval()
+
+
+def encoder():
+    """A BERT without a head, with the dropout that it has by default."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    return BertModel(config)
 
 
 def llama():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import small_models
 from command import ENV
@@ -36,12 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    return small_models.saved(BertModel(config), tmp_path_factory.mktemp("encoder"))
+    return small_models.saved(small_models.encoder(), tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")

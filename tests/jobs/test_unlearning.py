@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 import small_models
 from command import rankwise
@@ -20,9 +19,7 @@ def place(tmp_path_factory):
     """A model, an encoder, two requests, a table of what is retained."""
     folder = tmp_path_factory.mktemp("forgetting")
     small_models.saved(small_models.llama(), folder / "lm")
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    small_models.saved(BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **size)), folder / "encoder")
+    small_models.saved(small_models.encoder(), folder / "encoder")
     films = [{"question": f"the {a} film {i}", "answer": "good"} for i in range(10) for a in ("great", "quiet")]
     numbers = [{"prompt": f"{i} {j} number : {i}", "completion": "bad"} for i in range(6) for j in range(4)]
     for name, rows in (("films", films), ("numbers", numbers)):

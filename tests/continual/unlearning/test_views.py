@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 import small_models
 from rankwise.continual.unlearning.features import LayerEncoder
@@ -14,12 +13,7 @@ TEXTS = ["a great film", "the number 3", "dull", "a quiet triumph of warmth the 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    folder = small_models.saved(BertModel(config), tmp_path_factory.mktemp("encoder"))
+    folder = small_models.saved(small_models.encoder(), tmp_path_factory.mktemp("encoder"))
     made = LayerEncoder(str(folder), max_length=8)
     made.tokenizer.add_special_tokens({"mask_token": "[CLS]"})  # of the small vocabulary
     return made

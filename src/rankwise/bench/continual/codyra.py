@@ -12,7 +12,6 @@ the paper's 0.005 times 500 over the steps. In a smoke run the tasks are pairs o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,14 +22,14 @@ import numpy as np
 import torch
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared import stream_claims as judging
-from rankwise.bench.shared.evidence import Evidence, plus_minus
-from rankwise.bench.shared.streams import Domain, Subject
+from rankwise.bench.shared.evidence import Evidence
+from rankwise.bench.shared.stream_claims import Stream, evidence_of
+from rankwise.bench.shared.streams import Domain, Subject, some_of_each
 from rankwise.continual import ImageText, Schedule
 from rankwise.data import read_images
 from rankwise.data.images import Images
 from rankwise.data.looks import LOOKS, article
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent
 from rankwise.models import load, load_image_processor, load_tokenizer
 
 RECIPE = Recipe(
@@ -68,28 +67,24 @@ class Setting:
 
 def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
     """Learn the stream in every way and by every seed (what is there is read back), and judge the claims."""
-    begin = time.perf_counter()
     setting = Setting(tasks=TASKS, data=None if data is None else str(data.resolve()), shots=SHOTS, tested=TESTED)
-    stream = judging.Stream(
-        subject=_subject, setting=setting, schedule=Schedule(steps=STEPS, batch_size=BATCH, learning_rate=RATE)
-    )
-    wanted = judging.ways(kappa=KAPPA, ladder=LADDER, ranks=RANKS, ewc=EWC)
-    found = judging.runs_of(out, stream, wanted, seeds, on_event or (lambda *_: None))
-    before = plus_minus(judging.mean_before(r) for r in found[judging.OURS])
-    return Evidence(
-        recipe="codyra",
+    schedule = Schedule(steps=STEPS, batch_size=BATCH, learning_rate=RATE)
+    return evidence_of(
+        out,
+        Stream(subject=_subject, setting=setting, schedule=schedule),
+        on_event,
+        tasks=TASKS,
+        seeds=seeds,
+        kappa=KAPPA,
+        ladder=LADDER,
+        ranks=RANKS,
+        ewc=EWC,
         title="CoDyRA: task after task into one CLIP",
-        command=f"rankwise bench codyra --data DATA --seeds {seeds}",
+        command="rankwise bench codyra --data DATA",
         setting=f"{MODEL}, {len(TASKS)} tasks ({', '.join(TASKS)}), {SHOTS} pictures a class, {STEPS} steps of {BATCH} "
         f"a task, rate {RATE:g}, κ {KAPPA:g}, {seeds} seeds. Accuracy in per cent among the captions of each task, "
         "mean ± standard deviation; learned: on each task when it was taught; mixed: at the end, among all captions; "
-        f"size: of what a task changes. The untouched model is at {before} on all tasks but the first",
-        header=judging.HEADER,
-        rows=judging.rows_of_table(found),
-        claims=judging.claims_of(found, LADDER, RANKS),
-        seconds=time.perf_counter() - begin,
-        environment=environment("fp32", 1),
-        extra=judging.extras(found, TASKS),
+        "size: of what a task changes",
     )
 
 
@@ -107,7 +102,7 @@ def _domains(setting: Setting, seed: int) -> list[Domain]:
             ]
         else:
             rows = [
-                _prepared(images, _some(images.labels, most, draw))
+                _prepared(images, some_of_each(images.labels, most, draw))
                 for images, most, draw in ((train, setting.shots, seed), (test, setting.tested, 0))
             ]
         found.append(Domain(name=name, classes=classes, train=rows[0], test=rows[1]))
@@ -133,12 +128,6 @@ def _pictures(task: str, split: str, data: str | None) -> Images:
     labels = np.array([place[int(label)] for label in images.labels[rows]], np.int64)
     captions = [f"{article(look)} photo" for look in LOOKED] if what == "looks" else [names[i] for i in kept]
     return Images(name=task, store=taken.store, labels=None if what == "looks" else labels, label_names=captions)
-
-
-def _some(labels: Any, most: int, seed: int) -> list[int]:
-    """At most so many rows a class."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    return [int(i) for label in np.unique(labels) for i in order[labels[order] == label][:most]]
 
 
 def _prepared(images: Images, rows: Sequence[int]) -> list[dict[str, Any]]:

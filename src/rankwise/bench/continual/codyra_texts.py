@@ -6,22 +6,19 @@ ways are those of the pictures' recipe.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared import stream_claims as judging
-from rankwise.bench.shared.evidence import Evidence, plus_minus
-from rankwise.bench.shared.streams import Domain, Subject
+from rankwise.bench.shared.evidence import Evidence
+from rankwise.bench.shared.stream_claims import Stream, evidence_of
+from rankwise.bench.shared.streams import Domain, Subject, some_of_each
 from rankwise.continual import Schedule, SentenceText
 from rankwise.data import Corpus, sentiment
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent
 from rankwise.models import load, load_tokenizer
 
 RECIPE = Recipe(
@@ -58,29 +55,23 @@ class Setting:
 
 def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
     """Learn the stream in every way and by every seed (what is there is read back), and judge the claims."""
-    begin = time.perf_counter()
-    stream = judging.Stream(
-        subject=_subject,
-        setting=Setting(tasks=TASKS, shots=SHOTS, tested=TESTED, tokens=TOKENS),
-        schedule=Schedule(steps=STEPS, batch_size=BATCH, learning_rate=RATE),
-    )
-    wanted = judging.ways(kappa=KAPPA, ladder=LADDER, ranks=RANKS, ewc=EWC)
-    found = judging.runs_of(out, stream, wanted, seeds, on_event or (lambda *_: None))
-    before = plus_minus(judging.mean_before(r) for r in found[judging.OURS])
-    return Evidence(
-        recipe="codyra",
+    setting = Setting(tasks=TASKS, shots=SHOTS, tested=TESTED, tokens=TOKENS)
+    schedule = Schedule(steps=STEPS, batch_size=BATCH, learning_rate=RATE)
+    return evidence_of(
+        out,
+        Stream(subject=_subject, setting=setting, schedule=schedule),
+        on_event,
+        tasks=TASKS,
+        seeds=seeds,
+        kappa=KAPPA,
+        ladder=LADDER,
+        ranks=RANKS,
+        ewc=EWC,
         title="CoDyRA: domain after domain into one sentence encoder",
-        command=f"rankwise bench codyra --part texts --seeds {seeds}",
+        command="rankwise bench codyra --part texts",
         setting=f"{MODEL}, polarity in {len(TASKS)} domains ({', '.join(TASKS)}) by the sentences '{NAMES[0]}' and "
         f"'{NAMES[1]}', {SHOTS} texts a class, {STEPS} steps of {BATCH} a domain, rate {RATE:g}, κ {KAPPA:g}, {seeds} "
-        "seeds. Accuracy in per cent, mean ± standard deviation; learned: on each domain when it was taught. The "
-        f"untouched model is at {before} on all domains but the first",
-        header=judging.HEADER,
-        rows=judging.rows_of_table(found),
-        claims=judging.claims_of(found, LADDER, RANKS),
-        seconds=time.perf_counter() - begin,
-        environment=environment("fp32", 1),
-        extra=judging.extras(found, TASKS),
+        "seeds. Accuracy in per cent, mean ± standard deviation; learned: on each domain when it was taught",
     )
 
 
@@ -90,7 +81,7 @@ def _subject(setting: Setting, seed: int) -> Subject:
     for name in setting.tasks:
         train, _, test = sentiment(name, task="polarity").split()
         rows = [
-            _encoded(part, _some(part.labels, most, draw), tokenizer, setting.tokens)
+            _encoded(part, some_of_each(part.labels, most, draw), tokenizer, setting.tokens)
             for part, most, draw in ((train, setting.shots, seed), (test, setting.tested, 0))
         ]
         domains.append(Domain(name=name, classes=NAMES, train=rows[0], test=rows[1]))
@@ -106,12 +97,6 @@ def _subject(setting: Setting, seed: int) -> Subject:
         collate=padded,
         domains=domains,
     )
-
-
-def _some(labels: Sequence[float], most: int, seed: int) -> list[int]:
-    """At most so many rows a class."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    return [int(i) for label in (0, 1) for i in [j for j in order if labels[j] == label][:most]]
 
 
 def _encoded(corpus: Corpus, rows: list[int], tokenizer: Any, tokens: int) -> list[dict[str, Any]]:

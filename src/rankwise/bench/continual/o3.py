@@ -31,9 +31,9 @@ from rankwise.bench.shared.unlearning import (
     PLAIN,
     SHUFFLED,
     TAUGHT,
-    Bench,
     Sizes,
-    compared,
+    Subject,
+    by_seed,
     right,
 )
 from rankwise.continual import Schedule, membership_auc
@@ -62,22 +62,15 @@ Stage = Mapping[str, Any]
 
 def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
     """All ways on ``seeds`` draws of intents and queries, each with a model of its own."""
-    begin, found, rates = time.perf_counter(), [], None
-    for seed in range(seeds):
-        sizes = Sizes(
-            blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=1e-4), baselines=BASELINES,
-            forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3), rates=RATES, rank=RANK,
-            answers="random", max_length=64,
-        )  # fmt: skip
-        bench = Bench(
-            subject=_subject(data, seed), sizes=sizes, folder=out / f"seed-{seed}", seed=seed,
-            note=on_event or (lambda *_: None),
-        )  # fmt: skip
-        arms, rates = compared(bench, rates)
-        found.append(arms)
-    names = [*bench.subject.requests]
+    begin = time.perf_counter()
+    sizes = Sizes(
+        blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=1e-4), baselines=BASELINES,
+        forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3), rates=RATES, rank=RANK,
+        answers="random", max_length=64,
+    )  # fmt: skip
+    found, rates, names = by_seed(out, lambda seed: _subject(data, seed), sizes, seeds, on_event)
     end = {arm: [summary(arms[arm], names) for arms in found] for arm in (TAUGHT, *ARMS, ORACLE)}
-    told = ", ".join(f"{arm} {rate:g}" for arm, rate in (rates or {}).items())
+    told = ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items())
     return Evidence(
         recipe="o3",
         title="O3: forgetting requests one after another",
@@ -102,7 +95,7 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
 KINDS = ("taught", "unseen", "retained", "utility", "membership")
 
 
-def _subject(data: Path | None, seed: int) -> Any:
+def _subject(data: Path | None, seed: int) -> Subject:
     if data is None and DATA == "made-up":
         return made_up(seed=seed)
     return clinc(data, seed=seed, domains=DOMAINS, retained=RETAINED, intents=INTENTS, train=TRAIN, test=TEST)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from rankwise.bench import Recipe
 from rankwise.bench.continual.o3 import summary
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.bench.shared.requests import made_up, tofu
-from rankwise.bench.shared.unlearning import ARMS, O3, ORACLE, SHUFFLED, TAUGHT, Bench, Sizes, compared
+from rankwise.bench.shared.unlearning import ARMS, O3, ORACLE, SHUFFLED, TAUGHT, Sizes, Subject, by_seed
 from rankwise.continual import Schedule
 from rankwise.events import OnEvent, environment
 
@@ -42,22 +41,13 @@ RANK = 4
 
 def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
     """All ways on ``seeds`` draws of questions."""
-    begin, found, rates = time.perf_counter(), [], None
-    for seed in range(seeds):
-        sizes = Sizes(
-            blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=2e-4), baselines=BASELINES,
-            forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3), rates=RATES, rank=RANK,
-            answers="refusal", max_length=96,
-        )  # fmt: skip
-        subject: Any = made_up(seed=seed) if data is None and DATA == "made-up" else tofu(
-            data, seed=seed, requests=REQUESTS, each=EACH, retained=RETAINED
-        )  # fmt: skip
-        bench = Bench(
-            subject=subject, sizes=sizes, folder=out / f"seed-{seed}", seed=seed, note=on_event or (lambda *_: None)
-        )
-        arms, rates = compared(bench, rates)
-        found.append(arms)
-    names = [*bench.subject.requests]
+    begin = time.perf_counter()
+    sizes = Sizes(
+        blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=2e-4), baselines=BASELINES,
+        forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3), rates=RATES, rank=RANK,
+        answers="refusal", max_length=96,
+    )  # fmt: skip
+    found, _, names = by_seed(out, lambda seed: _subject(data, seed), sizes, seeds, on_event)
     end = {arm: [_with_losses(arms[arm], names) for arms in found] for arm in (TAUGHT, *ARMS, ORACLE)}
     return Evidence(
         recipe="o3_tofu",
@@ -75,6 +65,12 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
         seconds=time.perf_counter() - begin,
         environment=environment("fp32", 1),
     )  # fmt: skip
+
+
+def _subject(data: Path | None, seed: int) -> Subject:
+    if data is None and DATA == "made-up":
+        return made_up(seed=seed)
+    return tofu(data, seed=seed, requests=REQUESTS, each=EACH, retained=RETAINED)
 
 
 def _with_losses(stages: dict, names: list[str]) -> dict[str, float]:

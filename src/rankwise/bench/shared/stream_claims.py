@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.bench.shared.evidence import Claim, paired, plus_minus
+from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.streams import Subject, Way, learned, scores_of
 from rankwise.continual import Schedule
-from rankwise.events import OnEvent, counting
+from rankwise.events import OnEvent, counting, environment
 from rankwise.files import write_json
 from rankwise.parallel import fan_out
 from rankwise.reading import read_json
@@ -44,6 +45,29 @@ class Stream:
     subject: Callable[[Any, int], Subject]
     setting: Any
     schedule: Schedule
+
+
+def evidence_of(
+    out: Path, stream: Stream, on_event: OnEvent | None, *, tasks: Sequence[str], seeds: int, kappa: float,
+    ladder: Sequence[float], ranks: Sequence[int], ewc: float, title: str, command: str, setting: str,
+) -> Evidence:  # fmt: skip
+    """Learn the stream in every way and by every seed (what is there is read back), and judge the claims."""
+    begin = time.perf_counter()
+    wanted = ways(kappa=kappa, ladder=ladder, ranks=ranks, ewc=ewc)
+    found = runs_of(out, stream, wanted, seeds, on_event or (lambda *_: None))
+    before = plus_minus(mean_before(r) for r in found[OURS])
+    return Evidence(
+        recipe="codyra",
+        title=title,
+        command=f"{command} --seeds {seeds}",
+        setting=f"{setting}. The untouched model is at {before} on all but the first",
+        header=HEADER,
+        rows=rows_of_table(found),
+        claims=claims_of(found, ladder, ranks),
+        seconds=time.perf_counter() - begin,
+        environment=environment("fp32", 1),
+        extra=extras(found, tasks),
+    )
 
 
 def ways(*, kappa: float, ladder: Sequence[float], ranks: Sequence[int], ewc: float) -> dict[str, Way]:

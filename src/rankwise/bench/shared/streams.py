@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -40,6 +41,13 @@ class Subject:
     objective: Objective
     collate: Callable[[list], Mapping[str, Tensor]]
     domains: list[Domain]
+
+
+def some_of_each(labels: Any, most: int, seed: int) -> list[int]:
+    """At most so many rows of each class."""
+    labels = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return [int(i) for label in np.unique(labels) for i in order[labels[order] == label][:most]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,22 @@ def _still(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def by_seed(
+    out: Path, subject: Callable[[int], Subject], sizes: Sizes, seeds: int, on_event: OnEvent | None
+) -> tuple[list[dict[str, Any]], dict[str, float], list[str]]:
+    """All arms of every seed, the rates that the first seed chose, and the names of the requests."""
+    found, rates, names = [], None, []
+    for seed in range(seeds):
+        bench = Bench(
+            subject=subject(seed), sizes=sizes, folder=out / f"seed-{seed}", seed=seed,
+            note=on_event or (lambda *_: None),
+        )  # fmt: skip
+        arms, rates = compared(bench, rates)
+        found.append(arms)
+        names = [*bench.subject.requests]
+    return found, rates or {}, names
+
+
 def compared(bench: Bench, rates: Mapping[str, float] | None) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     """Every arm's measures after every request, and the baselines' rates (chosen here where none are given)."""
     model = bench.taught()
