@@ -25,8 +25,11 @@ def on_config(config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """``<!-- evidence NAME -->`` becomes the claims and verdicts of that recipe."""
-    return re.sub(r"<!-- evidence ([\w-]+) -->", lambda m: _claims(m[1]), markdown)
+    """``<!-- evidence NAME -->`` becomes that recipe's claims and verdicts, ``$x$`` in a sentence an equation."""
+    markdown = re.sub(r"<!-- evidence ([\w-]+) -->", lambda m: _claims(m[1]), markdown)
+    parts = re.split(r"(```.*?```|`[^`]*`)", markdown, flags=re.DOTALL)  # every second one is code, and stays
+    parts[::2] = [re.sub(r"\$([^$\n]+(?:\n[^$\n]+)?)\$", lambda m: convert(m[1]), part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _claims(name: str) -> str:

@@ -136,6 +136,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     page = (tmp_path / "methods" / "s2lora" / "index.html").read_text(encoding="utf-8")
     assert "<math" in page  # equations are rendered
     assert "<!-- evidence" not in page
+    for built in tmp_path.rglob("*.html"):
+        said = re.sub(r"<(script|style|code|pre)\b.*?</\1>", "", built.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"\$[^$]*\$", said), f"an equation within a sentence is not rendered: {built}"
     other = (tmp_path / "how-to" / "adapt" / "index.html").read_text(encoding="utf-8")
     assert all(f'href="../../methods/{e.id}/"' in other for e in ready())  # in the navigation
 
@@ -143,7 +146,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("id", [e.id for e in ready()])
 def test_what_a_method_page_shows_can_be_pasted(id, tmp_path):
-    (code,) = blocks((DOCS / "methods" / f"{id}.md").read_text(encoding="utf-8"), "python")
+    code = "\n".join(blocks((DOCS / "methods" / f"{id}.md").read_text(encoding="utf-8"), "python"))
+    assert code
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

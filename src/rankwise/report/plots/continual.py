@@ -128,6 +128,6 @@ def switches(weights: Mapping[str, ArrayLike], grid: ArrayLike, curves: Mapping[
     left.legend(frameon=False)
     for name, scale in curves.items():
         right.plot(grid, scale, label=name)
-    right.set(xlabel="weight", ylabel="scale of the block", ylim=(-0.05, 1.3))
-    right.legend(frameon=False)
+    right.set(xlabel="weight", ylabel="scale of the block", ylim=(-0.05, 1.7))
+    right.legend(frameon=False, loc="upper left")  # above every curve
     return figure
