@@ -54,7 +54,7 @@ from rankwise.nearest import unknown
 
 __all__ = ["O3Unlearner"]
 
-SHARE = 0.01  # of the model's numbers that a request may hold
+SHARE = 0.01  # of the model's bytes that a request may hold
 RANK = 8
 SEPARATE = 0.9  # AUROC of a request's own texts against general ones below which it is said
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from rankwise.continual.augmentation import Augmentation
+from rankwise.continual.ranges import check_ranges
 from rankwise.nearest import unknown
 
 __all__ = ["Settings"]
@@ -123,16 +123,12 @@ class Settings:
         for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise unknown(name, str(getattr(self, name)), [str(a) for a in accepted])
-        for name in ("alpha", "alpha_vida", "restore", "threshold", "dropout", "confident"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}; from 0 to 1")
-        for name in ("lr", "lr_vida", "momentum", "theta"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name}={getattr(self, name)}; a number from 0 on")
-        for name, least in (("n_aug", 2), ("chunk", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}; at least {least}")
+        check_ranges(
+            self,
+            shares=("alpha", "alpha_vida", "restore", "threshold", "dropout", "confident"),
+            amounts=("lr", "lr_vida", "momentum", "theta"),
+            least={"n_aug": 2, "chunk": 1, "seed": 0},
+        )
         if self.dropout is not None and self.uncertainty != "mc_dropout":
             raise ValueError(f"dropout is of uncertainty='mc_dropout', and it is '{self.uncertainty}'")
         if self.confident is not None and self.per_sample:

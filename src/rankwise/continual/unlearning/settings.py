@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rankwise.continual.ranges import check_ranges
 from rankwise.continual.training import Schedule
 from rankwise.continual.unlearning.names import CHOICES, check_choices
 from rankwise.continual.unlearning.rows import REFUSALS
@@ -21,7 +21,8 @@ class UnlearningSettings:
     Parameters
     ----------
     rank : int, optional
-        Of a request's block. None: the largest up to 8 with which a request holds at most 1 % of the model's numbers.
+        Of a request's block. None: the largest up to 8 with which a request, its detector included, holds at most 1 %
+        of the model's bytes.
     scaling : float
         ``s``, LoRA's alpha over rank. Default 2.
     dropout : float
@@ -112,17 +113,14 @@ class UnlearningSettings:
         check_choices(**{name: getattr(self, name) for name in CHOICES if getattr(self, name) is not None})
         if self.adapter == "shared" and self.combine == "per-block":
             raise ValueError("a shared adapter has one scale: combine='max'")
-        for name, least, most in (("dropout", 0, 1), ("nu", 0, 1), ("low", 0, 1), ("high", 0, 1)):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name}={getattr(self, name)}; from {least} to {most}")
+        check_ranges(
+            self,
+            shares=("dropout", "nu", "low", "high"),
+            amounts=("scaling", "orthogonal", "encoder_rate", "top"),
+            least={"max_length": 2, "encoder_steps": 0, "seed": 0, "rank": 1},
+        )
         if self.nu == 0 or self.dropout == 1 or self.low >= self.high:
             raise ValueError(f"nu={self.nu} must be above 0, dropout={self.dropout} below 1, low={self.low} below high")
-        for name, least in (("scaling", 0), ("orthogonal", 0), ("encoder_rate", 0), ("top", 0)):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= least):
-                raise ValueError(f"{name}={getattr(self, name)}; a number from {least} on")
-        for name, least in (("max_length", 2), ("encoder_steps", 0), ("seed", 0), ("rank", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}; at least {least}")
         if not self.refusals or not all(isinstance(r, str) and r.strip() for r in self.refusals):
             raise ValueError("refusals must be a list of sentences")
 

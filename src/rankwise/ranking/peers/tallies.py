@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,39 +140,14 @@ class Tallies:
                 self._terms[other] = len(self._top[0] & self._top[other])
 
     def _count_pair(self, n: int, q: int, i: int, times: int) -> None:
-        chose, key = self._chose[n], (q, i)
-        before = chose.get(key, 0)
-        after = before + times
-        if after:
-            chose[key] = after
-        else:
-            del chose[key]
+        before, after = _counted(self._chose, self._pairs, n, (q, i), times)
         if self.cap is None or max(before, after) <= self.cap:
             self._enter(q, i, n, times)
-        if bool(before) == bool(after):
-            return
-        if n:
-            self._pairs[n] += times * (key in self._chose[0])
-        else:
-            for other, theirs in enumerate(self._chose):
-                self._pairs[other] += times * (other == 0 or key in theirs)
 
     def _count_item(self, n: int, i: int, times: int) -> None:
-        clicked = self._clicked[n]
-        before = clicked.get(i, 0)
-        after = before + times
-        if after:
-            clicked[i] = after
-        else:
-            del clicked[i]
-        if bool(before) == bool(after):
-            return
-        self._fans[i] += times
-        if n:
-            self._shared_items[n] += times * (i in self._clicked[0])
-        else:
-            for other, theirs in enumerate(self._clicked):
-                self._shared_items[other] += times * (other == 0 or i in theirs)
+        before, after = _counted(self._clicked, self._shared_items, n, i, times)
+        if bool(before) != bool(after):
+            self._fans[i] += times
 
     def _enter(self, q: int, i: int, n: int, times: int) -> None:
         items, nodes = self._of_query[q]
@@ -201,3 +177,21 @@ class Tallies:
         for word in query.split():
             self.by_word[word].add(q)
         return q
+
+
+def _counted(tables: list[dict[Any, int]], shared: list[int], n: int, key: Hashable, times: int) -> tuple[int, int]:
+    """Count in the table of a node, and what each shares with node 0; how often it stood there before, and after."""
+    own = tables[n]
+    before = own.get(key, 0)
+    after = before + times
+    if after:
+        own[key] = after
+    else:
+        del own[key]
+    if bool(before) != bool(after):
+        if n:
+            shared[n] += times * (key in tables[0])
+        else:
+            for other, theirs in enumerate(tables):
+                shared[other] += times * (other == 0 or key in theirs)
+    return before, after
