@@ -3,12 +3,15 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from PIL import Image
 
 from continual.test_objectives import Words
 from rankwise.continual import CodyraLearner, Schedule
+from rankwise.continual.codyra import _content
 from rankwise.tuning import CodyraConfig
 from small_models import bert, clip, gpt2, llama, vit
 
@@ -368,3 +371,61 @@ def test_nothing_is_warned_of_in_an_ordinary_run():
         for i in range(2):
             learner.learn(texts(i), name=str(i))
         learner.finish()
+
+
+# --- models and examples as people have them
+
+
+class Seen(torch.nn.Module):
+    """Statistics that run, and a weight to adapt."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.dropout, self.linear = torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.1), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.linear(self.dropout(self.norm(x)))
+
+
+class Errors:
+    """Cross-entropy and largest output of a plain module; says what was training."""
+
+    def __init__(self):
+        self.modes = set()
+
+    def loss(self, model, batch, classes, seen):
+        self.modes.add((model.norm.training, model.dropout.training))
+        return torch.nn.functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+    def right(self, model, batch, classes, among):
+        return model(batch["x"]).argmax(-1) == batch["labels"]
+
+
+def test_running_statistics_stand_still_so_that_a_task_can_be_taken_out_whole(tmp_path):
+    rows = [{"x": torch.randn(4, generator=torch.Generator().manual_seed(i)) + 3, "labels": i % 2} for i in range(8)]
+    model, errors = Seen(), Errors()
+    model.norm.eval()
+    before = state(model)
+    options = {"config": CodyraConfig(r=2, target_modules=["linear"]), "objective": errors, "schedule": SHORT}
+    learner = CodyraLearner(model, **options)
+    learner.learn(rows, name="one")
+    after = state(learner.finish())
+    assert errors.modes == {(False, True)}
+    assert (model.norm.training, model.dropout.training) == (False, True)
+    learner.save(tmp_path / "tasks")
+    again = CodyraLearner(Seen(), **options)
+    again.resume(tmp_path / "tasks")
+    assert equal(state(again.finish()), after)
+    learner.forget("one")
+    assert equal(state(learner.finish()), before)
+    assert not torch.equal(after["linear.weight"], before["linear.weight"])
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x], lambda x: {"a": x}, torch.tensor, Image.fromarray])
+def test_examples_that_differ_in_one_number_alone_have_another_content(wrap):
+    x = np.zeros((60, 60), np.uint8)
+    y = x.copy()
+    y[30, 30] = 1
+    assert _content({"x": wrap(x)}) == _content({"x": wrap(x.copy())})
+    assert _content({"x": wrap(x)}) != _content({"x": wrap(y)})

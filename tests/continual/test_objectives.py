@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import SiglipConfig, SiglipModel, T5Config, T5EncoderModel, T5Model
 
 from rankwise.continual import Classifier, ImageText, LanguageModel, SentenceText, objective_for
 from rankwise.continual.objectives import two_way_loss
@@ -137,3 +138,25 @@ def test_a_caption_that_is_too_long_is_named():
         ImageText(tokenizer=Long()).loss(clip(), batch, ["1"], 0)
     with pytest.raises(ValueError, match="up to 32"):
         SentenceText(tokenizer=Long()).names(bert().bert, ["1"])
+
+
+def test_models_that_read_no_texts_and_those_with_a_decoder_are_no_sentence_encoders():
+    t5 = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    for model in (vit().vit, T5Model(t5)):
+        with pytest.raises(ValueError, match=f"no objective for a {type(model).__name__}"):
+            objective_for(model, Words())
+    assert isinstance(objective_for(T5EncoderModel(t5), Words()), SentenceText)
+
+
+def test_a_tower_whose_captions_must_be_padded_is_refused_by_name():
+    side = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = SiglipModel(SiglipConfig(text_config={"vocab_size": 9} | side, vision_config={"image_size": 32} | side))
+    with pytest.raises(ValueError, match="no objective for a SiglipModel"):
+        objective_for(model, Words())
+
+
+def test_a_classifier_refuses_one_class_alone_whose_loss_is_zero():
+    model = vit()
+    batch = {"pixel_values": torch.zeros(1, 3, 32, 32), "labels": torch.tensor([0])}
+    with pytest.raises(ValueError, match="one class alone, 'LABEL_1'"):
+        Classifier().loss(model, batch, ["LABEL_1"], 0)

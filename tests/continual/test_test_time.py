@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from rankwise.continual import Augmentation, Settings, TestTimeAdapter, warm_up
+from rankwise.continual import Augmentation, CoTTA, Settings, Tent, TestTimeAdapter, warm_up
 from rankwise.continual.teacher import moving_average, restored, soft_cross_entropy
 from rankwise.continual.vida import balanced, spread, symmetric
 from rankwise.tuning import VidaConfig
@@ -618,3 +618,97 @@ def test_presets_are_the_released_ones():
         (0.9, True, 0, 5e-7),
         (0.9, True, 0, 2e-7),
     ]
+
+
+# --- models as people have them
+
+
+def told_of(model):
+    return [(n, p.requires_grad) for n, p in model.named_parameters()], [m.training for m in model.modules()]
+
+
+@pytest.mark.parametrize("kind", [TestTimeAdapter, CoTTA, Tent])
+def test_a_model_that_has_adapters_already_is_refused_and_the_first_can_still_be_released(kind):
+    model = base()
+    before = copy.deepcopy(model.state_dict())
+    first = adapter(model)
+    first.predict(batches(1)[0])
+    with pytest.raises(ValueError, match=r"has adapters already: release\(\)"):
+        kind(model)
+    after = first.release().state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[n], before[n]) for n in before)
+
+
+def test_branches_alone_are_refused_too_where_adapters_lie_in_the_model():
+    model = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), base())
+    with pytest.raises(ValueError, match="has adapters already"):
+        adapter(model, train="adapters")
+    with pytest.raises(ValueError, match="has adapters already"):
+        warm_up(model, [(batches(1)[0], torch.zeros(4, dtype=torch.long))])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (TestTimeAdapter, {"uncertainty": "mc_dropout"}),
+        (TestTimeAdapter, {"adapter": VidaConfig(target_modules=["nowhere"])}),
+        (Tent, {}),
+        (CoTTA, {}),
+    ],
+)
+def test_a_model_that_is_refused_is_as_it_was(kind, options):
+    model = words(0.0).train() if kind is TestTimeAdapter else base().to(torch.bfloat16)
+    before = told_of(model)
+    with pytest.raises(ValueError):
+        kind(model, **options)
+    assert told_of(model) == before
+
+
+def test_a_warm_up_without_batches_leaves_the_model():
+    model = base()
+    before = told_of(model)
+    with pytest.raises(ValueError, match="batches is empty"):
+        warm_up(model, [])
+    assert told_of(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [TestTimeAdapter, CoTTA, Tent])
+def test_parameters_of_half_precision_that_would_have_to_move_are_refused_by_name(kind, dtype):
+    with pytest.raises(ValueError, match=rf"(weight|embeddings\.\w+) is {str(dtype)[6:]}.*model\.float\(\)"):
+        kind(base().to(dtype))
+
+
+def test_branches_alone_move_beside_a_backbone_of_half_precision():
+    mine = adapter(base().to(torch.bfloat16), train="adapters")
+    assert {p.dtype for p in mine.trained.values()} == {torch.float32}
+    for x in batches(2):
+        assert torch.isfinite(mine.predict(x.to(torch.bfloat16))).all()
+    assert any(not torch.equal(p, mine.source[n]) for n, p in mine.trained.items())
+
+
+@pytest.mark.parametrize("kind", [TestTimeAdapter, CoTTA, Tent])
+def test_inference_mode_around_it_changes_nothing(kind):
+    def answers(model, xs):
+        mine = kind(model, preset=Settings(n_aug=2, augmentation=Shades(), lr=1e-2))
+        return [mine.predict(x) for x in xs]
+
+    expected, model = answers(base(), batches(3)), base()
+    with torch.inference_mode():
+        found = answers(model, batches(3))
+        with pytest.raises(ValueError, match="make it outside"):
+            kind(base())
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (Tent, {"theta": 0.3}), (Tent, {"alpha": 0.5}), (CoTTA, {"lr_vida": 0.1}), (CoTTA, {"uncertainty": "probs"}),
+        (TestTimeAdapter, {"threshold": 0.5}),
+    ],
+)  # fmt: skip
+def test_a_setting_that_a_method_does_not_read_is_refused(kind, option):
+    with pytest.raises(ValueError, match=rf"{kind.__name__} has no use for {next(iter(option))}; it reads"):
+        kind(base(), **option)

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -208,9 +209,11 @@ class CodyraLearner:
         check_schedule(self.schedule.steps, self.config)
         self._fold()
         key = (self.seed, self.number)
-        tuner, training = self._adapt(*key), self.model.training
+        tuner = self._adapt(*key)
         told = "" if checkpoint is None else self._told(dataset, name, names, tuner, *key)
-        self.model.train()
+        modes = {m: m.training for m in self.model.modules()}
+        for module in self.model.modules():  # running statistics could not be taken out again: they stand still
+            module.training = getattr(module, "running_mean", None) is None
         seen = len({c for t in self.history for c in t.classes} - set(names))
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         try:
@@ -223,7 +226,8 @@ class CodyraLearner:
             self._unload()
             raise
         finally:
-            self.model.train(training)
+            for module, mode in modes.items():
+                module.training = mode
         task = LearnedTask(
             name=name, classes=names, number=self.number, losses=losses, ranks=tuner.rank_map(), factors=_factors(tuner)
         )
@@ -488,11 +492,25 @@ def _content(values: Mapping[str, Any]) -> str:
     """SHA-256 of named tensors, or of what else an example holds."""
     total = hashlib.sha256()
     for name in sorted(values):
-        value = values[name]
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous()
-            total.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            total.update(f"{name}{value!r}".encode())
+        total.update(name.encode() + _exact(values[name]))
     return total.hexdigest()
+
+
+def _exact(value: Any) -> bytes:
+    """All of a value: the ``repr`` of an array or a picture leaves out what is within."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        return f"{value.dtype}{tuple(value.shape)}".encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return (
+            _exact(value.tolist())
+            if value.dtype == object
+            else f"{value.dtype}{value.shape}".encode() + value.tobytes()
+        )
+    if hasattr(value, "getbands"):  # a picture of Pillow's, which need not be installed
+        return f"{value.mode}{value.size}".encode() + value.tobytes()
+    if isinstance(value, Mapping):
+        return b"".join(f"{k!r}:".encode() + _exact(v) + b"," for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return b"".join(_exact(v) + b"," for v in value)
+    return repr(value).encode()

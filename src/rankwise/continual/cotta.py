@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rankwise.continual.settings import Settings
+from rankwise.continual.settings import OPTIMISING, Settings
 from rankwise.continual.stream import Inputs, rows
 from rankwise.continual.teacher import TeacherAdapter
 
@@ -53,6 +53,7 @@ class CoTTA(TeacherAdapter):
     torch.Size([4, 3])
     """
 
+    reads = OPTIMISING | {"n_aug", "threshold", "alpha", "restore", "augmentation", "chunk"}
     presets: ClassVar[dict[str, Settings]] = {
         "ours": Settings(lr=1e-3, n_aug=32, restore=0.01, alpha=0.99, threshold=0.1),
         "cifar10c": Settings(lr=1e-3, n_aug=32, restore=0.01),

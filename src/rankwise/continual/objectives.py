@@ -212,6 +212,8 @@ class Classifier:
 
     def loss(self, model: nn.Module, batch: Batch, classes: Sequence[str], seen: int) -> Tensor:
         """Cross-entropy over the classes of the task."""
+        if len(classes) == 1:
+            raise ValueError(f"a classifier learns nothing from one class alone, '{classes[0]}': its loss is zero")
         return F.cross_entropy(self.logits(model, batch, classes), batch["labels"])
 
     def right(self, model: nn.Module, batch: Batch, classes: Sequence[str], among: Sequence[str]) -> Tensor:
@@ -277,7 +279,12 @@ def objective_for(model: nn.Module, tokenizer: Any = None, **options: Any) -> Ob
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return LanguageModel(**options)
     towers = hasattr(model, "get_text_features") and hasattr(model, "logit_scale")
-    if not towers and not kind.endswith("Model"):
+    if towers and "siglip" in kind.lower():
+        raise ValueError(
+            f"no objective for a {kind}, which reads captions padded to one length, without a mask: pass objective="
+        )
+    encodes = kind.endswith("Model") and getattr(model, "main_input_name", "") == "input_ids"
+    if not towers and (not encodes or (hasattr(model, "encoder") and hasattr(model, "decoder"))):
         raise ValueError(
             f"no objective for a {kind}: CLIPs, encoders without a head, classifiers of texts or pictures and causal "
             "language models are known; pass objective=, an object with loss and right"

@@ -23,6 +23,8 @@ CHOICES = {
     "precision": ("fp32", "bf16"),
     "compat": (None, "released"),
 }
+# what each of the methods reads
+OPTIMISING = frozenset({"optimizer", "lr", "momentum", "episodic", "precision", "seed"})
 
 
 @dataclass(frozen=True, kw_only=True)

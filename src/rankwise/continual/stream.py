@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ class StreamAdapter(ABC):
     preset : str or Settings
         Where the settings start from.
     **changes
-        Fields of `Settings`, instead of the preset's.
+        Fields of `Settings`, instead of the preset's, as far as the method reads them.
 
     Attributes
     ----------
@@ -51,6 +53,12 @@ class StreamAdapter(ABC):
         Batches so far.
     skipped : int
         Those that changed nothing, because a loss or gradient was not finite.
+
+    Raises
+    ------
+    ValueError
+        A preset or setting that is unknown, out of range or of another method; a model that has adapters outside of a
+        PEFT model, or whose parameters that are to move are not float32 or float64. The model is then as it was.
 
     Examples
     --------
@@ -67,7 +75,11 @@ class StreamAdapter(ABC):
 
     __test__ = False  # names that start with Test are no test classes: pytest passes them over
     presets: ClassVar[Mapping[str, Settings]]
+    reads: ClassVar[frozenset[str]]  # the settings that the method has a use for
 
+    adds: ClassVar[bool] = False  # whether it puts parameters of its own in
+
+    @torch.inference_mode(False)  # what is kept moves later, wherever this was made
     def __init__(
         self,
         model: nn.Module,
@@ -79,14 +91,13 @@ class StreamAdapter(ABC):
     ) -> None:
         self.settings = self._settings(preset, changes)
         self.normalised = _colours(mean, std)
+        self._check(model)
         self._flags = {n: p.requires_grad for n, p in model.named_parameters()}
         self._mode = {n: m.training for n, m in model.named_modules()}
         self._given = model
         self.model = self._prepared(model)
         self._norms = _use_batch_statistics(self.model)
-        self.trained = self._trained()
-        if not self.trained:
-            raise ValueError(f"{type(self).__name__} finds nothing to train in a {type(model).__name__}")
+        self.trained = self._trained(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.trained)
         self.source = {n: p.detach().clone() for n, p in self.trained.items()}
@@ -98,12 +109,31 @@ class StreamAdapter(ABC):
     # --- what a method says
 
     @abstractmethod
-    def _trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that move, by name."""
+    def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of a model that move, by name."""
 
     @abstractmethod
     def _step(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits that are the prediction, and the loss whose gradient is to be followed."""
+
+    def _check(self, model: nn.Module) -> None:
+        """Refuse a model that this method cannot serve, before anything of it is changed."""
+        if not isinstance(model, PeftModel):
+            refuse_adapters(model)
+        if any(p.is_inference() for p in model.parameters()):
+            raise ValueError(
+                "the model was made within torch.inference_mode(), where nothing can move: make it outside"
+            )
+        trained = self._trained(model)
+        if not trained and not self.adds:
+            raise ValueError(f"{type(self).__name__} finds nothing to train in a {type(model).__name__}")
+        for name, parameter in trained.items():
+            if parameter.dtype not in (torch.float32, torch.float64):
+                kind = str(parameter.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"{name} is {kind}, in which the small steps of a stream are lost: give model.float(), and "
+                    "precision='bf16' to compute in bfloat16" + (", or train='adapters'" if self.adds else "")
+                )
 
     def _prepared(self, model: nn.Module) -> nn.Module:
         return model
@@ -131,6 +161,7 @@ class StreamAdapter(ABC):
 
     # --- what people call
 
+    @torch.inference_mode(False)  # gradients are needed, whoever calls
     def predict(self, batch: Any, *, adapt: bool = True) -> Tensor:
         """Logits of a batch, made before the step that it causes.
 
@@ -340,7 +371,9 @@ class StreamAdapter(ABC):
                 f"a batch is {type(batch).__name__} without rows; pixels, or a mapping of tensors, is needed"
             )
         device = next(iter(self.trained.values())).device
-        found = found.to(device) if isinstance(found, Tensor) else {k: v.to(device) for k, v in found.items()}
+        found = _ordinary(found, device) if isinstance(found, Tensor) else {
+            k: _ordinary(v, device) for k, v in found.items()
+        }  # fmt: skip
         pixels = found if isinstance(found, Tensor) else found.get("pixel_values")
         if pixels is not None and pixels.is_floating_point():
             low, high = float(pixels.min()), float(pixels.max())
@@ -381,7 +414,18 @@ class StreamAdapter(ABC):
         for name in changes:
             if name not in (accepted := [f.name for f in fields(preset)]):
                 raise unknown("setting", name, accepted)
+            if name not in cls.reads:
+                raise ValueError(f"{cls.__name__} has no use for {name}; it reads {', '.join(sorted(cls.reads))}")
         return replace(preset, **changes)
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Raise where adapters lie in a model: a second set of them could not be told from the first, nor taken out."""
+    if any(isinstance(m, BaseTunerLayer) for m in model.modules()):
+        raise ValueError(
+            "the model has adapters already: release() what adapts it now, or merge or unload them; where they are "
+            "ViDA's, give TestTimeAdapter the PeftModel itself"
+        )
 
 
 def rows(inputs: Inputs) -> int:
@@ -391,6 +435,11 @@ def rows(inputs: Inputs) -> int:
 
 def _first(inputs: Inputs) -> Tensor:
     return inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+
+
+def _ordinary(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor that gradients may pass, on the device: of one made in inference mode, a copy."""
+    return (values.clone() if values.is_inference() else values).to(device)
 
 
 def _pixels(inputs: Inputs) -> Tensor:

@@ -32,6 +32,7 @@ class TeacherAdapter(StreamAdapter):
     (True, False)
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -51,8 +52,8 @@ class TeacherAdapter(StreamAdapter):
     def _alpha_of(self, name: str) -> float:
         return self.settings.alpha
 
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.model.named_parameters() if p.is_floating_point()}
+    def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return dict(model.named_parameters())
 
     @abstractmethod
     def _answers(self, inputs: Inputs) -> Tensor:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rankwise.continual.settings import Settings
+from rankwise.continual.settings import OPTIMISING, Settings
 from rankwise.continual.stream import Inputs, StreamAdapter
 
 __all__ = ["Tent"]
@@ -35,7 +35,7 @@ class Tent(StreamAdapter):
         Adam at 1e-3 (``cifar10c``, the default; published for batches of 200), SGD at 2.5e-4 (``imagenetc``), or Adam
         at 1e-4 (``ours``), which smaller batches stand.
     **changes
-        Of `Settings`: ``optimizer``, ``lr``, ``momentum``, ``episodic``, ``precision``.
+        Of `Settings`: ``optimizer``, ``lr``, ``momentum``, ``episodic``, ``precision``, ``seed``.
 
     Examples
     --------
@@ -51,15 +51,16 @@ class Tent(StreamAdapter):
     torch.Size([4, 3])
     """
 
+    reads = OPTIMISING
     presets: ClassVar[dict[str, Settings]] = {
         "ours": Settings(lr=1e-4),
         "cifar10c": Settings(lr=1e-3),
         "imagenetc": Settings(optimizer="sgd", lr=2.5e-4),
     }
 
-    def _trained(self) -> dict[str, nn.Parameter]:
-        modules = dict(self.model.named_modules())
-        return {n: p for n, p in self.model.named_parameters() if isinstance(modules[n.rpartition(".")[0]], NORMS)}
+    def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        modules = dict(model.named_modules())
+        return {n: p for n, p in model.named_parameters() if isinstance(modules[n.rpartition(".")[0]], NORMS)}
 
     def _step(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         said = self.logits(self.model, inputs)

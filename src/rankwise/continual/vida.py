@@ -27,6 +27,8 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -35,7 +37,7 @@ from peft import PeftModel, PeftType, get_peft_model
 from torch import Tensor, nn
 
 from rankwise.continual.settings import Settings
-from rankwise.continual.stream import Inputs, rows
+from rankwise.continual.stream import Inputs, refuse_adapters, rows
 from rankwise.continual.teacher import TeacherAdapter, soft_cross_entropy
 from rankwise.tuning.vida import VidaConfig, VidaLayer, VidaModel
 
@@ -103,6 +105,8 @@ class TestTimeAdapter(TeacherAdapter):
     'ViTForImageClassification'
     """
 
+    adds = True
+    reads = frozenset(f.name for f in fields(Settings)) - {"threshold"}
     presets: ClassVar[dict[str, Settings]] = {
         "cifar10c": Settings(lr=1e-4, lr_vida=1e-5, restore=0.1),
         "cifar100c": Settings(lr=3e-4, lr_vida=1e-6, restore=0.1),
@@ -125,20 +129,24 @@ class TestTimeAdapter(TeacherAdapter):
         self._config = adapter
         self.last: Adapted | None = None
         super().__init__(model, mean=mean, std=std, preset=preset, **changes)
-        if self._passes_drop and not any(p > 0 for p in self._dropouts().values()):
-            raise ValueError("the model has no dropout above 0 for uncertainty='mc_dropout': give dropout=0.1, e.g.")
 
     @property
     def _passes_drop(self) -> bool:
         return self.settings.uncertainty == "mc_dropout" and self.settings.homeostasis != "off"
 
-    def _prepared(self, model: nn.Module) -> nn.Module:
+    def _check(self, model: nn.Module) -> None:
         if isinstance(model, PeftModel):
             kind = model.peft_config[str(model.active_adapter)].peft_type
             if self._config is not None:
                 raise ValueError("the model has an adapter and adapter= is given too: leave it out")
             if kind != PeftType["VIDA"]:
                 raise ValueError(f"the model has a {PeftType(kind).value} adapter: merge it, or give ViDA's")
+        super()._check(model)
+        if self._passes_drop and not any(p > 0 for p in self._dropouts(model).values()):
+            raise ValueError("the model has no dropout above 0 for uncertainty='mc_dropout': give dropout=0.1, e.g.")
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        if isinstance(model, PeftModel):
             return model
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
@@ -148,8 +156,8 @@ class TestTimeAdapter(TeacherAdapter):
         self._set_scales(1.0, 1.0)
         return model if model is self._given else cast(Any, model).unload()
 
-    def _trained(self) -> dict[str, nn.Parameter]:
-        trained = super()._trained()
+    def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        trained = super()._trained(model)
         return trained if self.settings.train == "all" else {n: p for n, p in trained.items() if "vida_" in n}
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -211,15 +219,15 @@ class TestTimeAdapter(TeacherAdapter):
                 else:
                     yield {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in inputs.items()}
 
-    def _dropouts(self) -> dict[nn.Dropout, float]:
+    def _dropouts(self, model: nn.Module) -> dict[nn.Dropout, float]:
         given = self.settings.dropout
-        return {m: m.p if given is None else given for m in self.teacher.modules() if isinstance(m, nn.Dropout)}
+        return {m: m.p if given is None else given for m in model.modules() if isinstance(m, nn.Dropout)}
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
-        kept = {m: m.p for m in self._dropouts()}
+        kept = {m: m.p for m in self._dropouts(self.teacher)}
         try:
-            for module, p in self._dropouts().items():
+            for module, p in self._dropouts(self.teacher).items():
                 module.p, module.training = p, True
             yield
         finally:
@@ -327,6 +335,7 @@ def symmetric(student: Tensor, teacher: Tensor) -> Tensor:
     return (soft_cross_entropy(student, teacher) + soft_cross_entropy(teacher, student)) / 2
 
 
+@torch.inference_mode(False)
 def warm_up(
     model: nn.Module,
     batches: Iterable[tuple[Any, Tensor]],
@@ -355,7 +364,7 @@ def warm_up(
     Raises
     ------
     ValueError
-        No batch at all.
+        No batch at all, or a model that has adapters.
 
     Examples
     --------
@@ -367,19 +376,20 @@ def warm_up(
     >>> source = [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])) for _ in range(3)]
     >>> adapter = TestTimeAdapter(warm_up(ViTForImageClassification(config), source))
     """
+    refuse_adapters(model)
+    coming = iter(batches)
+    if (first := next(coming, None)) is None:
+        raise ValueError("batches is empty: nothing was trained")
     warmed = cast(PeftModel, get_peft_model(cast(Any, model), copy.deepcopy(adapter) or VidaConfig()))
-    mode, steps = {m: m.training for m in warmed.modules()}, 0
+    mode = {m: m.training for m in warmed.modules()}
     optimizer = torch.optim.Adam([p for n, p in warmed.named_parameters() if "vida_" in n], lr=lr)
     warmed.eval()  # the backbone stands still: no dropout, no statistics
     with torch.enable_grad():
-        for inputs, labels in batches:
+        for inputs, labels in chain([first], coming):
             out = warmed(**inputs) if isinstance(inputs, Mapping) else warmed(inputs)
             F.cross_entropy(getattr(out, "logits", out).float(), labels).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            steps += 1
     for module, training in mode.items():
         module.training = training
-    if not steps:
-        raise ValueError("batches is empty: nothing was trained")
     return warmed
