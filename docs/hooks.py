@@ -28,7 +28,9 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     """``<!-- evidence NAME -->`` becomes that recipe's claims and verdicts, ``$x$`` in a sentence an equation."""
     markdown = re.sub(r"<!-- evidence ([\w-]+) -->", lambda m: _claims(m[1]), markdown)
     parts = re.split(r"(```.*?```|`[^`]*`)", markdown, flags=re.DOTALL)  # every second one is code, and stays
-    parts[::2] = [re.sub(r"\$([^$\n]+(?:\n[^$\n]+)?)\$", lambda m: convert(m[1]), part) for part in parts[::2]]
+    within = re.compile(r"\$([^$\n]+(?:\n[^$\n]+)?)\$")
+    # a span, since Markdown would make a block of an equation that begins a line
+    parts[::2] = [within.sub(lambda m: f"<span>{convert(m[1])}</span>", part) for part in parts[::2]]
     return "".join(parts)
 
 
