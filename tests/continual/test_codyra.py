@@ -11,7 +11,7 @@ from PIL import Image
 
 from continual.test_objectives import Words
 from rankwise.continual import CodyraLearner, Schedule
-from rankwise.continual.codyra import _content
+from rankwise.continual.learning.content import content_of_values
 from rankwise.tuning import CodyraConfig
 from small_models import bert, clip, gpt2, llama, vit
 
@@ -427,5 +427,5 @@ def test_examples_that_differ_in_one_number_alone_have_another_content(wrap):
     x = np.zeros((60, 60), np.uint8)
     y = x.copy()
     y[30, 30] = 1
-    assert _content({"x": wrap(x)}) == _content({"x": wrap(x.copy())})
-    assert _content({"x": wrap(x)}) != _content({"x": wrap(y)})
+    assert content_of_values({"x": wrap(x)}) == content_of_values({"x": wrap(x.copy())})
+    assert content_of_values({"x": wrap(x)}) != content_of_values({"x": wrap(y)})
