@@ -108,7 +108,9 @@ def test_power_is_the_difference_that_a_test_sees_in_four_of_five_cases():
     far = recipe._power(spread, np.zeros(4), 10)
     drawn = rng.normal(far, spread.std(ddof=1), (20_000, 10))
     seen = stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05
-    assert seen.mean() == pytest.approx(0.8, abs=0.03)
+    exact = stats.nct.sf(stats.t.ppf(0.975, 9), 9, far / (spread.std(ddof=1) / 10**0.5))
+    assert seen.mean() == pytest.approx(exact, abs=5 * (0.8 * 0.2 / 20_000) ** 0.5)  # 5 standard errors
+    assert exact == pytest.approx(0.8, abs=0.005)  # the sum of two quantiles of t is near the noncentral one
     assert recipe._power(spread, np.zeros(4), 1) == math.inf
 
 

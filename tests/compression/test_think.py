@@ -285,7 +285,7 @@ def test_softmax_is_computed_in_float32_in_a_bf16_model():
     assert not found.equal(low)
 
 
-def test_the_scaling_is_that_of_all_channels(llama):
+def test_the_scaling_is_that_of_all_channels():
     """In `attend` above it is given; a thin layer must not fall back to the number of channels kept."""
     Q, K = random(1, 1, 1, 8), random(1, 1, 5, 8, seed=1)
     channels = torch.tensor([[[0, 3]]])
@@ -1054,7 +1054,7 @@ def test_a_ratio_is_a_number(llama, options):
         ThinKCache(llama.config, **options)
 
 
-def test_an_adapted_models_attention_can_be_chosen(llama):
+def test_an_adapted_models_attention_can_be_chosen():
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(made(attention="sdpa"), peft.LoraConfig(target_modules=["q_proj"]))
     with thinking(adapted):

@@ -75,7 +75,7 @@ def test_the_command_writes_a_page_and_a_picture_each(place, tmp_path):
     assert told["agreement"] == sum(i["before"] == i["after"] for i in told["images"]) / 2
 
 
-def test_a_clip_chooses_among_captions(place, tmp_path, monkeypatch):
+def test_a_clip_chooses_among_captions(place, tmp_path):
     saved_with_processor(clip(), place / "clip")
     saved(bert(), place / "words")
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -63,7 +63,7 @@ def test_questions_are_answered_and_known_by_their_request(state):
     assert [r["weight"] for r in said] == [1, 1, 0]
 
 
-def test_a_request_is_taken_back_without_a_model(state, place, tmp_path):
+def test_a_request_is_taken_back_without_a_model(state, tmp_path):
     own = shutil.copytree(state, tmp_path / "state")
     done = relearn_request(own, name="films")
     assert done.requests == ["numbers"]

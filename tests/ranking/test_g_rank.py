@@ -250,7 +250,7 @@ def test_a_swap_is_of_two_places_seeded_and_only_where_others_are_known(three):
     assert 70 < sum(half) < 130  # six standard deviations are 42
 
 
-def test_a_cap_bounds_what_one_node_can_add_to_one_item(three):
+def test_a_cap_bounds_what_one_node_can_add_to_one_item():
     def shown(cap):
         node = GRank("ann", LIBRARY, cap=cap, isolation=1, swap=0)
         node.merge(clicks("ann", ("rock", "b"), ("rock", "b")))
