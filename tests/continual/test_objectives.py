@@ -160,3 +160,20 @@ def test_a_classifier_refuses_one_class_alone_whose_loss_is_zero():
     batch = {"pixel_values": torch.zeros(1, 3, 32, 32), "labels": torch.tensor([0])}
     with pytest.raises(ValueError, match="one class alone, 'LABEL_1'"):
         Classifier().loss(model, batch, ["LABEL_1"], 0)
+
+
+@pytest.mark.parametrize("kind", [ImageText, SentenceText])
+def test_a_template_takes_the_class_once_and_other_braces_as_they_are(kind):
+    seen = []
+
+    class Heard(Words):
+        def __call__(self, texts, **options):
+            seen.extend(texts)
+            return super().__call__(texts)
+
+    model = clip() if kind is ImageText else bert().bert
+    kind(tokenizer=Heard(), template="{x} of {} {").names(model, ["1", "{2}"])
+    assert seen == ["{x} of 1 {", "{x} of {2} {"]
+    for template in ("no place", "{} and {}"):
+        with pytest.raises(ValueError, match="needs {} once"):
+            kind(tokenizer=Heard(), template=template)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoModel
 
 from rankwise.continual import CodyraLearner, stream_scores
@@ -171,6 +172,9 @@ def test_shots_are_drawn_by_the_seed_and_counted_by_class(folder, tmp_path):
         ({"tasks": [{"name": "a", "data": "digits", "classes": ["1"], "words": {"2": "two"}}]}, "'2'"),
         ({"tasks": [{"name": "a", "data": "digits", "shots": 0}]}, "shots"),
         ({"model": "clip-cifar"}, "clip-cifar10"),
+        ({"tasks": [{"name": "a", "data": "digits", "classes": [True, "1"]}]}, "YAML reads a bool, True: .*quotes"),
+        ({"tasks": [{"name": "a", "data": "digits", "words": {"1": 1.5}}]}, r"YAML reads a float, 1\.5: .*quotes"),
+        ({"tasks": [{"name": None, "data": "digits"}]}, "YAML reads a NoneType"),
     ],
 )
 def test_bad_files_are_refused_by_name_before_work(change, match, tmp_path):
@@ -225,3 +229,52 @@ def test_the_command_prints_matrix_and_scores_or_json_and_writes_a_page(folder, 
     again = rankwise("continual", "learn", str(path), "--out", str(tmp_path / "other"), "--json")
     told = json.loads(again.stdout)
     assert told["table"] == json.loads((tmp_path / "out/results.json").read_text())["table"]
+
+
+def test_whole_numbers_in_the_file_are_names_of_classes(tmp_path):
+    (tmp_path / "t.yaml").write_text("tasks: [{name: 2026, data: digits, classes: [0, 1], words: {0: zero, 1: 11}}]")
+    (task,) = read_stream(tmp_path / "t.yaml").tasks
+    assert (task.name, task.classes, task.words) == ("2026", ["0", "1"], {"0": "zero", "1": "11"})
+
+
+def test_data_of_which_one_part_is_left_empty_are_refused_by_name(folder, tmp_path):
+    (tmp_path / "same.csv").write_text("text,label\n" + "the same film,good\nanother film,bad\n" * 20)
+    told = SHORT | {"model": str(folder / "bert"), "tasks": [{"name": "a", "data": str(tmp_path / "same.csv")}]}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(told))
+    with pytest.raises(ValueError, match=r"task 'a': .*same\.csv leaves no texts to (train|test)"):
+        learn_stream(tmp_path / "t.yaml", tmp_path / "out")
+
+
+def test_a_classifiers_task_of_one_class_is_refused_before_any_is_learned(tmp_path):
+    tasks = [{"name": "a", "data": "digits", "classes": ["1"], "words": {"1": "cat"}, "shots": 2}]
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(SHORT | {"model": "vit-cifar10", "tasks": tasks}))
+    with pytest.raises(ValueError, match="task 'a': a classifier learns nothing from one class alone, '1'"):
+        learn_stream(tmp_path / "t.yaml", tmp_path / "out")
+
+
+def test_a_head_that_is_left_out_is_told(whole):
+    _, done = whole
+    assert any(
+        "is a BertForSequenceClassification: it learns, and is saved, as a text encoder" in n for n in done.notes
+    )
+
+
+def test_two_classes_of_one_word_are_refused_before_any_task_is_learned(folder, tmp_path):
+    path = stream(folder, tmp_path, tasks=2)
+    told = yaml.safe_load(path.read_text())
+    told["tasks"][1]["words"] = {"great": "dull"}
+    path.write_text(yaml.safe_dump(told))
+    with pytest.raises(ValueError, match="task 't1' has two classes that are called 'dull'"):
+        learn_stream(path, tmp_path / "out")
+    assert not [*tmp_path.glob("*out*")]
+
+
+def test_a_class_without_pictures_in_one_part_is_told_with_the_part(tmp_path):
+    for part, names in (("train", "ab"), ("test", "a")):
+        for i, name in enumerate(names):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (i, 0, len(part))).save(tmp_path / "data" / part / name / "0.png")
+    tasks = [{"name": "t", "data": str(tmp_path / "data"), "classes": ["b"]}]
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(SHORT | {"tasks": tasks}))
+    with pytest.raises(ValueError, match="task 't': the test part of .*data has no examples of b"):
+        learn_stream(tmp_path / "t.yaml", tmp_path / "out")

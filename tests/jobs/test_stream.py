@@ -167,3 +167,21 @@ def test_the_command_prints_a_table_or_json(place, tmp_path):
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 7
     again = CliRunner().invoke(app, [*words, "--json"])
     assert json.loads(again.stdout)["pictures"] == 7
+
+
+@pytest.mark.parametrize("broken", ["absent", "damaged"])
+def test_what_was_predicted_before_a_listed_picture_that_cannot_be_read_is_kept(place, tmp_path, broken):
+    bad = tmp_path / "bad.png"
+    if broken == "damaged":
+        bad.write_bytes((place / "photos/0.png").read_bytes()[:300])
+    good = [str(place / "photos" / f"{i}.png") for i in range(4)]
+    whole = run(place, tmp_path / "whole.csv", images="-", listed=good, state=tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"bad\.png.*; the 4 pictures listed before it are in .*part\.csv"):
+        run(place, tmp_path / "part.csv", images="-", listed=[*good, str(bad), good[0]], state=tmp_path / "part")
+    assert (tmp_path / "part.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    states = [(tmp_path / name / "state.safetensors").read_bytes() for name in ("whole", "part")]
+    assert states[0] == states[1]
+    assert len(whole.rows) == 4
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        run(place, tmp_path / "none.csv", images="-", listed=[str(bad)])
+    assert not (tmp_path / "none.csv").exists()

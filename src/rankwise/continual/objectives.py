@@ -78,6 +78,11 @@ class _TwoTowers(ABC):
     """Items and names of classes side by side."""
 
     normalise_text_loss: bool
+    template: str
+
+    def __post_init__(self) -> None:
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template '{self.template}' needs {{}} once, where the class stands")
 
     @abstractmethod
     def items(self, model: Any, batch: Batch) -> Tensor:
@@ -298,7 +303,7 @@ def _tokens(
     tokenizer: Any, template: str, classes: Sequence[str], most: int | None, device: torch.device
 ) -> dict[str, Tensor]:
     """Ids and mask of the classes' captions, ``(classes, tokens)``; an error where one is too long for the model."""
-    words = tokenizer([template.format(c) for c in classes], padding=True, return_tensors="pt")
+    words = tokenizer([template.replace("{}", c) for c in classes], padding=True, return_tensors="pt")
     lengths = words["attention_mask"].sum(1)
     if most is not None and int(lengths.max()) > most:
         longest = classes[int(lengths.argmax())]

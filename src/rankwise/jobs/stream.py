@@ -107,7 +107,8 @@ def adapt_to_pictures(
     Raises
     ------
     ValueError
-        As `check_stream`; pictures that cannot be read; a state of another model, method or preset.
+        As `check_stream`; pictures that cannot be read; a state of another model, method or preset. Where a listed
+        picture cannot be read, the table and the state of those before it are written first.
     """
     check_stream(images, out, model=model, method=method, preset=preset, batch_size=batch_size, state=state, seed=seed)
     import torch
@@ -122,8 +123,9 @@ def adapt_to_pictures(
         adapter.load(state)
     source = load(model, task="image-classification").eval()
     batches: Iterable[list[tuple[str, Image, str | None]]]
+    stopped: list[ValueError] = []
     if found is None:
-        batches = _batches(_opened(listed), batch_size)
+        batches = _batches(_opened(listed, stopped), batch_size)
     else:
         order = np.random.default_rng(seed).permutation(len(found)) if classes else np.arange(len(found))
         batches = list(_batches(_taken(found, order), batch_size))
@@ -134,10 +136,12 @@ def adapt_to_pictures(
             plain = source(pixel_values=pixels).logits
         rows += _rows(batch, adapter.predict({"pixel_values": pixels}), plain, names, number, adapter)
     if not rows:
-        raise ValueError("no picture was listed: nothing was predicted")
+        raise stopped[0] if stopped else ValueError("no picture was listed: nothing was predicted")
     write_rows(out, [{k: v for k, v in row.items() if k != "label"} for row in rows])
     if state is not None:
         adapter.save(state)
+    if stopped:
+        raise ValueError(f"{stopped[0]}; the {len(rows)} pictures listed before it are in {out}") from stopped[0]
     return _judged(rows, adapter, [] if found is None else found.notes)
 
 
@@ -168,14 +172,19 @@ def _taken(images: Images, order: np.ndarray) -> Iterator[tuple[str, Image, str 
         yield images.keys[i] if images.keys else str(i), images.pil(i), label
 
 
-def _opened(listed: Iterable[str]) -> Iterator[tuple[str, Image, str | None]]:
+def _opened(listed: Iterable[str], stopped: list[ValueError]) -> Iterator[tuple[str, Image, str | None]]:
+    """Pictures as they are listed, up to the first that cannot be read, whose error is put into ``stopped``."""
     from PIL import Image
 
     from rankwise.data.images import read_image
 
     for line in listed:
         if name := line.rstrip("\r\n"):
-            pixels = read_image(Path(name)).astype(np.uint8, copy=False)
+            try:
+                pixels = read_image(Path(name)).astype(np.uint8, copy=False)
+            except ValueError as error:
+                stopped.append(error)
+                return
             yield name, Image.fromarray(pixels).convert("RGB"), None
 
 

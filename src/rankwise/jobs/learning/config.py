@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rankwise.data.corpus import BUILT_IN
 from rankwise.files import check_output
@@ -18,19 +18,31 @@ PICTURES = ("digits", "mnist", "cifar10")
 MOST = 1_000_000  # steps, or examples a step
 
 
+def _word(value: object) -> object:
+    """A whole number as YAML reads it, as the word that stands in the file; other values have more than one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, bool | float) or value is None:
+        raise ValueError(f"YAML reads a {type(value).__name__}, {value}: put the word in quotes")
+    return value
+
+
+Word = Annotated[str, BeforeValidator(_word)]
+
+
 class TaskConfig(BaseModel):
     """One task of a stream."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=200, description="what it is called; each task its own")
+    name: Word = Field(min_length=1, max_length=200, description="what it is called; each task its own")
     data: str = Field(
         min_length=1,
         description="pictures: digits, mnist, cifar10, or a folder; texts: sentiment:DOMAIN, or a csv, tsv, jsonl, "
         "json or parquet file",
     )
-    classes: list[str] | None = Field(default=None, description="those of the data's classes that are of the task")
-    words: dict[str, str] = Field(default={}, description="for a class, how captions and labels call it")
+    classes: list[Word] | None = Field(default=None, description="those of the data's classes that are of the task")
+    words: dict[Word, Word] = Field(default={}, description="for a class, how captions and labels call it")
     shots: int | None = Field(default=None, ge=1, description="most training examples a class")
 
     @field_validator("classes")

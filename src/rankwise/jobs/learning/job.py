@@ -123,7 +123,7 @@ def learn_stream(
                 measure()
                 if on_event is not None:
                     on_event(task.name, "done", config.steps, config.steps, float("nan"))
-        done = _learned(config, learner, rows, [n for t in tasks for n in t.notes])
+        done = _learned(config, learner, rows, held.notes + [n for t in tasks for n in t.notes])
         learner.finish().save_pretrained(draft / "model")
         for part in (held.tokenizer, held.processor):
             if part is not None:

@@ -60,6 +60,8 @@ class Learner:
         Its task in `rankwise.models.load`.
     name : str
         As the user wrote it.
+    notes : list of str
+        What the user should know of how it was read.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Learner:
     model: Any
     tokenizer: Any
     processor: Any
+    notes: list[str]
 
 
 def learner_of(name: str) -> Learner:
@@ -95,6 +98,9 @@ def learner_of(name: str) -> Learner:
         model=model.eval(),
         tokenizer=None if kind == "image-classification" else load_tokenizer(name),
         processor=load_image_processor(name) if kind in SEES else None,
+        notes=[f"{name} is a {made_for}: it learns, and is saved, as a text encoder without that head"]
+        if kind == "base" and "For" in made_for
+        else [],
     )
 
 
@@ -111,12 +117,14 @@ def _pictures(task: TaskConfig, config: StreamConfig, learner: Learner, data: Pa
         images = read_images(task.data, split=split, data=data if task.data == "cifar10" else None)
         if images.labels is None:
             raise ValueError(f"task '{task.name}': the pictures of {task.data} have no labels")
-        parts[split] = _chosen(images, images.labels, images.label_names, task)
+        parts[split] = _chosen(images, images.labels, images.label_names, task, part=f"the {split} part of ")
     (train, names), (test, _) = parts["train"], parts["test"]
+    if learner.kind == "image-classification" and len(names) == 1:
+        raise ValueError(f"task '{task.name}': a classifier learns nothing from one class alone, '{names[0]}'")
     train = train.taken(_shots(train.labels, task.shots or config.shots, config.seed))
     return StreamTask(
         name=task.name,
-        classes=tuple(task.words.get(n, n) for n in names),
+        classes=_called(names, task),
         train=_seen(train, learner.processor),
         test=_seen(test.head(config.test_limit), learner.processor),
         fingerprint=train.fingerprint() + test.fingerprint(),
@@ -140,7 +148,7 @@ def _texts(task: TaskConfig, config: StreamConfig, learner: Learner, data: Path 
     if not corpus.label_names:
         raise ValueError(f"task '{task.name}': the texts of {task.data} have no classes")
     corpus, names = _chosen(corpus, np.asarray(corpus.labels, np.int64), corpus.label_names, task)
-    words = tuple(task.words.get(n, n) for n in names)
+    words = _called(names, task)
     train, _, test = corpus.split()
     train = _taken(train, _shots(np.asarray(train.labels), task.shots or config.shots, config.seed))
     test = test.head(config.test_limit)
@@ -149,7 +157,7 @@ def _texts(task: TaskConfig, config: StreamConfig, learner: Learner, data: Path 
     encoder = TextTask(kind=kind, tokenizer=learner.tokenizer, max_length=config.max_length, label_names=words)
     sides = []
     for part in (train, test):
-        rows = encoder.encode(part)
+        rows = encoder.encode(part) if len(part) else []
         if not rows:
             raise ValueError(f"task '{task.name}': {task.data} leaves no texts to {'train' if not sides else 'test'}")
         check_lengths(encoder, learner.model, rows)
@@ -182,7 +190,15 @@ def collate_of(learner: Learner) -> Any:
     return padded
 
 
-def _chosen(rows: Any, labels: Any, names: Sequence[str], task: TaskConfig) -> tuple[Any, list[str]]:
+def _called(names: Sequence[str], task: TaskConfig) -> tuple[str, ...]:
+    """The words for a task's classes, each its own."""
+    words = [task.words.get(n, n) for n in names]
+    if twice := [w for i, w in enumerate(words) if w in words[:i]]:
+        raise ValueError(f"task '{task.name}' has two classes that are called '{twice[0]}': each its own word")
+    return tuple(words)
+
+
+def _chosen(rows: Any, labels: Any, names: Sequence[str], task: TaskConfig, *, part: str = "") -> tuple[Any, list[str]]:
     """The rows of a task's classes, labelled by their place among them, and the classes."""
     wanted = list(names if task.classes is None else task.classes)
     for name in [*wanted, *task.words]:
@@ -191,7 +207,7 @@ def _chosen(rows: Any, labels: Any, names: Sequence[str], task: TaskConfig) -> t
     place = {list(names).index(n): i for i, n in enumerate(wanted)}
     kept = [i for i, label in enumerate(labels) if int(label) in place]
     if not kept:
-        raise ValueError(f"task '{task.name}': {task.data} has no examples of {', '.join(wanted)}")
+        raise ValueError(f"task '{task.name}': {part}{task.data} has no examples of {', '.join(wanted)}")
     there: list[Any] = [place[int(labels[i])] for i in kept]
     if hasattr(rows, "texts"):
         return _taken(rows, kept).labelled(there, wanted), wanted
