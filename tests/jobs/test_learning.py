@@ -276,5 +276,5 @@ def test_a_class_without_pictures_in_one_part_is_told_with_the_part(tmp_path):
             Image.new("RGB", (8, 8), (i, 0, len(part))).save(tmp_path / "data" / part / name / "0.png")
     tasks = [{"name": "t", "data": str(tmp_path / "data"), "classes": ["b"]}]
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(SHORT | {"tasks": tasks}))
-    with pytest.raises(ValueError, match="task 't': the test part of .*data has no examples of b"):
+    with pytest.raises(ValueError, match=r"task 't': the test part of .*data has no examples of b"):
         learn_stream(tmp_path / "t.yaml", tmp_path / "out")
