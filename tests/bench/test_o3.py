@@ -135,8 +135,8 @@ def test_detectors_are_above_others_only_beyond_two_errors_and_the_control_can_f
     other = {"b": [0.9, 0.91, 0.9], "c": [0.97, 0.96, 0.99]}
     found = {o3_detectors.OURS: [0.97, 0.97, 0.98], **other, o3_detectors.CONTROL: [0.5, 0.5, 0.5]}
     held = {c.text: c.held for c in o3_detectors._claims(found)}
-    assert held["above 'b'"]
-    assert not held["above 'c'"]
+    assert held["its AUROC is above that of 'b'"]
+    assert not held["its AUROC is above that of 'c'"]
     assert [c.held for c in o3_detectors._claims(found) if c.control] == [True]
     assert [c.held for c in o3_detectors._claims(found | {o3_detectors.CONTROL: [0.9] * 3}) if c.control] == [False]
 

@@ -157,7 +157,7 @@ def _claims(found: dict[str, list[float]]) -> list[Claim]:
             error = float(d.std(ddof=1) / len(d) ** 0.5) if len(d) > 1 else float("nan")
             out.append(
                 Claim(
-                    text=f"above '{name}'",
+                    text=f"its AUROC is above that of '{name}'",
                     held=d.mean() > 2 * error,
                     found=f"{100 * d.mean():+.2f}±{100 * error:.2f} points",
                 )
