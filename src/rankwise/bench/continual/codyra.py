@@ -52,7 +52,6 @@ KAPPA = 0.0125
 LADDER = (0.0, 2.0)  # thresholds over KAPPA
 LOOKED = ("backlit", "dark", "overexposed", "blurry", "noisy", "black and white", "faded", "pixelated")
 RANKS = (1, 2, 4, 8, 16)  # of plain LoRA
-EWC = 1e5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +72,10 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
         out,
         Stream(subject=_subject, setting=setting, schedule=schedule),
         on_event,
-        tasks=TASKS,
         seeds=seeds,
         kappa=KAPPA,
         ladder=LADDER,
         ranks=RANKS,
-        ewc=EWC,
         title="CoDyRA: task after task into one CLIP",
         command="rankwise bench codyra --data DATA",
         setting=f"{MODEL}, {len(TASKS)} tasks ({', '.join(TASKS)}), {SHOTS} pictures a class, {STEPS} steps of {BATCH} "

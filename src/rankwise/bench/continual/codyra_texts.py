@@ -40,7 +40,6 @@ STEPS, BATCH, RATE, TOKENS = 100, 16, 5e-4, 32
 KAPPA = 0.025  # the paper's 0.005 at 500 steps
 LADDER = (0.0, 2.0)
 RANKS = (1, 8, 16)
-EWC = 1e5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +60,10 @@ def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Eviden
         out,
         Stream(subject=_subject, setting=setting, schedule=schedule),
         on_event,
-        tasks=TASKS,
         seeds=seeds,
         kappa=KAPPA,
         ladder=LADDER,
         ranks=RANKS,
-        ewc=EWC,
         title="CoDyRA: domain after domain into one sentence encoder",
         command="rankwise bench codyra --part texts",
         setting=f"{MODEL}, polarity in {len(TASKS)} domains ({', '.join(TASKS)}) by the sentences '{NAMES[0]}' and "

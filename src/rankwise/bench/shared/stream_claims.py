@@ -24,6 +24,7 @@ OURS, PLAIN, EVEN, CHANCE, ALL = "CoDyRA", "LoRA r=16", "one rank for all", "gat
 SHOWN = ("transfer", "average", "last", "forgetting", "learned", "mixed")
 HEADER = ["way", *[f.capitalize() for f in SHOWN], "rank", "size", "drift"]
 ENOUGH = 0.05  # of a one-sided p, where there are seeds enough for it
+EWC = 1e5  # weight of its penalty
 FULL = 0.1  # learning rate of all weights over that of adapters
 
 Run = dict[str, Any]
@@ -38,7 +39,7 @@ class Stream:
     subject : callable
         Of a module's top level: makes the model and the tasks of a seed from ``setting``.
     setting : object
-        Picklable.
+        Picklable; its ``tasks`` are their names.
     schedule : Schedule
     """
 
@@ -48,12 +49,12 @@ class Stream:
 
 
 def evidence_of(
-    out: Path, stream: Stream, on_event: OnEvent | None, *, tasks: Sequence[str], seeds: int, kappa: float,
-    ladder: Sequence[float], ranks: Sequence[int], ewc: float, title: str, command: str, setting: str,
+    out: Path, stream: Stream, on_event: OnEvent | None, *, seeds: int, kappa: float, ladder: Sequence[float],
+    ranks: Sequence[int], title: str, command: str, setting: str,
 ) -> Evidence:  # fmt: skip
     """Learn the stream in every way and by every seed (what is there is read back), and judge the claims."""
     begin = time.perf_counter()
-    wanted = ways(kappa=kappa, ladder=ladder, ranks=ranks, ewc=ewc)
+    wanted = ways(kappa=kappa, ladder=ladder, ranks=ranks, ewc=EWC)
     found = runs_of(out, stream, wanted, seeds, on_event or (lambda *_: None))
     before = plus_minus(mean_before(r) for r in found[OURS])
     return Evidence(
@@ -66,7 +67,7 @@ def evidence_of(
         claims=claims_of(found, ladder, ranks),
         seconds=time.perf_counter() - begin,
         environment=environment("fp32", 1),
-        extra=extras(found, tasks),
+        extra=extras(found, stream.setting.tasks),
     )
 
 
