@@ -1,5 +1,7 @@
 """The ways in which the recipe learns a stream, on a small model, and its verdicts on numbers made up."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from rankwise.bench.shared.stream_claims import (
     OURS,
     Stream,
     claims_of,
+    evidence_of,
     extras,
     mean_before,
     mean_rank,
@@ -20,7 +23,7 @@ from rankwise.bench.shared.stream_claims import (
     runs_of,
     ways,
 )
-from rankwise.bench.shared.streams import Domain, Subject, Way, learned, scores_of
+from rankwise.bench.shared.streams import Domain, Subject, Way, learned, scores_of, some_of_each
 from rankwise.continual import Classifier, Schedule
 from small_models import bert
 
@@ -65,6 +68,25 @@ def test_runs_are_kept_one_by_one_and_those_that_depend_on_ours_know_its_ranks(t
     told = extras(found, ["a", "b", "c"])
     assert told["tables"][OURS] == found[OURS][0]["table"]
     assert set(told["ranks"]) == {"a", "b", "c"}
+
+
+def test_some_of_each_class_are_at_most_so_many_and_drawn_by_the_seed():
+    labels = [0] * 9 + [2] * 3 + [1] * 9
+    rows = some_of_each(labels, 4, 0)
+    assert [labels[i] for i in rows] == [0] * 4 + [1] * 4 + [2] * 3
+    assert len(set(rows)) == len(rows)
+    assert rows == some_of_each(labels, 4, 0) != some_of_each(labels, 4, 1)
+
+
+def test_the_evidence_has_a_row_a_way_and_names_the_command_and_where_the_untouched_model_was(tmp_path):
+    setting = SimpleNamespace(tasks=("a", "b", "c"))
+    stream = Stream(subject=lambda setting, seed: subject(), setting=setting, schedule=SCHEDULE)
+    about = {"title": "A stream", "command": "rankwise bench codyra", "setting": "three small tasks"}
+    found = evidence_of(tmp_path, stream, None, seeds=1, kappa=0.05, ladder=(0.0,), ranks=(1, 16), **about)
+    assert {OURS, EVEN, CHANCE, "κ x 0", "LoRA r=1", "LoRA r=16"} <= {row[0] for row in found.rows}
+    assert found.command == "rankwise bench codyra --seeds 1"
+    assert found.setting.startswith("three small tasks. The untouched model is at ")
+    assert sum(c.control for c in found.claims) == 2
 
 
 @pytest.mark.parametrize("kind", ["codyra", "lora", "full", "ewc", "joint"])
