@@ -464,3 +464,62 @@ def test_the_default_rank_is_the_largest_that_keeps_a_request_under_a_hundredth_
         share = unlearner.forget(FILMS, name="films")["share"]
     assert 1 < unlearner.rank < 8
     assert share <= 0.01 < share + 2 * each / sum(4 * p.numel() for p in model.parameters())
+
+
+def test_a_long_prompt_gets_the_plain_models_answer_to_the_whole_of_it(parts, new):
+    prompt = "hello there user number film " * 8
+    short = new(max_length=8)  # tokens that are learned of a row, which say nothing of what may be asked
+    ids = parts[1](prompt, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        said = parts[0].generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    assert short.generate([prompt], max_new_tokens=4) == [parts[1].decode(said, skip_special_tokens=True).strip()]
+    assert torch.equal(short.writer.asked([prompt])["input_ids"], ids)
+
+
+def test_a_prompt_that_leaves_the_model_no_room_is_refused_by_its_tokens(two):
+    with pytest.raises(ValueError, match=r"has 3 tokens, and with 62 new ones more than the 64 .* max_new_tokens=61"):
+        two.generate(["hello there user"], max_new_tokens=62)
+    assert len(two.generate(["hello there user"], max_new_tokens=61)) == 1
+    with pytest.raises(ValueError, match=r"has 90 tokens, .* shorten it"):
+        two.generate(["hello there user " * 30], max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["generation_config", "past_key_values", "max_length", "input_ids", "attention_mask", "return_dict_in_generate"],
+)
+def test_options_of_one_batch_are_refused_by_name(two, option):
+    with pytest.raises(ValueError, match=f"{option} is not taken here"):
+        two.generate(["hello there user"], max_new_tokens=1, **{option: True})
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"), [("hello", "one text was given"), ([None], "is a NoneType"), (["a", 3], "is a int")]
+)
+def test_what_is_no_list_of_texts_is_refused_also_where_nothing_is_forgotten(two, new, texts, said):
+    for unlearner in (new(), two):
+        for asked in (unlearner.weights, unlearner.generate):
+            with pytest.raises(ValueError, match=said):
+                asked(texts)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        two.generate(["a"], batch_size=0)
+
+
+def test_sampled_answers_of_a_seed_are_the_plain_models_where_no_request_acts(two, parts):
+    plain = ["hello there user", "label :"]
+    torch.manual_seed(3)
+    mixed = two.generate([plain[0], "the great film 1", plain[1]], max_new_tokens=5, do_sample=True)
+    asked = two.writer.asked(plain)
+    torch.manual_seed(3)
+    ids = parts[0].generate(**asked, max_new_tokens=5, do_sample=True, pad_token_id=two.writer.padding)
+    said = parts[1].batch_decode(ids[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert [mixed[0], mixed[2]] == [s.strip() for s in said]
+
+
+def test_a_table_in_memory_is_pointed_to_its_rows(new):
+    import pandas as pd
+
+    with pytest.raises(ValueError, match=r"a DataFrame's are frame.to_dict\('records'\)"):
+        new().forget(pd.DataFrame(FILMS), name="films")
+    with pytest.raises(ValueError, match="name is 3"):
+        new().forget(FILMS, name=3)

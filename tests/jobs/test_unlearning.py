@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,9 +171,78 @@ def test_the_commands_go_all_the_way(place, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "forgotten films" in done.stdout
-    asked = rankwise("continual", "ask", "state", "--text", "the great film 3", "--json", cwd=tmp_path)
+    asked = rankwise(
+        "continual", "ask", "state", "--text", "the great film 3", "--max-new-tokens", "5", "--json", cwd=tmp_path
+    )
     assert asked.returncode == 0, asked.stderr
     assert json.loads(asked.stdout)[0]["request"] == "films"
     back = rankwise("continual", "relearn", "state", "--name", "films", cwd=tmp_path)
     assert back.returncode == 0, back.stderr
     assert "forgotten nothing" in back.stdout
+
+
+@pytest.fixture(scope="module")
+def beside(place, tmp_path_factory):
+    """A state beside its model and its encoder, both named from another folder than the state."""
+    folder = tmp_path_factory.mktemp("beside")
+    for name in ("lm", "encoder"):
+        shutil.copytree(place / name, folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        forgotten(place, Path("state"), "films", model="lm", encoder="encoder", steps=1)
+    return folder
+
+
+def test_model_and_encoder_are_found_from_any_folder_and_move_with_the_state(beside, tmp_path):
+    told = json.loads((beside / "state/o3.json").read_text())
+    assert (told["model"], told["encoder"]) == ("../lm", "../encoder")
+    shutil.copytree(beside, tmp_path / "moved")
+    for folder in (beside, tmp_path / "moved"):
+        assert ask(folder / "state", texts=["the great film 3"], max_new_tokens=1)[0]["request"] == "films"
+
+
+def test_an_encoder_that_was_moved_is_named_and_known_by_its_weights(beside, tmp_path):
+    shutil.copytree(beside / "state", tmp_path / "a/state")
+    shutil.copytree(beside / "encoder", tmp_path / "elsewhere")
+    asked = {"texts": ["the great film 3"], "model": str(beside / "lm"), "max_new_tokens": 1}
+    with pytest.raises(ValueError, match="say where it is with --encoder"):
+        ask(tmp_path / "a/state", **asked)
+    assert ask(tmp_path / "a/state", encoder=str(tmp_path / "elsewhere"), **asked)[0]["request"] == "films"
+
+
+def test_an_encoder_of_other_weights_at_the_same_place_is_refused(beside, tmp_path):
+    shutil.copytree(beside, tmp_path / "own")
+    torch.manual_seed(1)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **size)).save_pretrained(tmp_path / "own/encoder")
+    with pytest.raises(ValueError, match=r"read another encoder than .* or other weights"):
+        ask(tmp_path / "own/state", texts=["the great film 3"], max_new_tokens=1)
+
+
+def test_a_state_of_a_version_that_kept_no_encoders_weights_is_read(beside, tmp_path):
+    shutil.copytree(beside, tmp_path / "own")
+    told = json.loads((tmp_path / "own/state/o3.json").read_text())
+    del told["encoder_identity"]
+    (tmp_path / "own/state/o3.json").write_text(json.dumps(told | {"encoder": str(tmp_path / "own/encoder")}))
+    assert ask(tmp_path / "own/state", texts=["the great film 3"], max_new_tokens=1)[0]["request"] == "films"
+
+
+@pytest.mark.parametrize("name", ["", " ", " films", "films\n", "a\x1b]0;b\x07", "x" * 201, "a\u202eb"])
+def test_a_name_that_cannot_be_typed_again_is_refused_before_work(place, tmp_path, name):
+    with pytest.raises(ValueError, match="name"):
+        forget_file(place / "films.jsonl", tmp_path / "out", name=name, model=str(place / "lm"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../../up", "[red]a[/b]", "имя ☃", "x" * 200])
+def test_a_name_is_a_name_and_no_path(place, tmp_path, name):
+    (tmp_path / "in").mkdir()
+    out = tmp_path / "in/state"
+    done = forget_file(
+        place / "films.jsonl", out, name=name, model=str(place / "lm"), encoder=str(place / "encoder"),
+        **FAST | {"steps": 1},
+    )  # fmt: skip
+    assert done.requests == [name]
+    assert sorted(p.name for p in out.iterdir()) == [".rankwise.json", "log.json", "o3.json", "request-0"]
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert relearn_request(out, name=name).requests == []

@@ -109,6 +109,7 @@ def ask_(
     text: Annotated[list[str] | None, typer.Option(help="A question; give the option once for each.")] = None,
     data: Annotated[Path | None, typer.Option(help="Rows with question or prompt, instead.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the model is, if it was moved.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Where the detectors' encoder is, if it was moved.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 64,
     out: RowsOut = None,
     json_: Json = False,
@@ -130,7 +131,7 @@ def ask_(
     from rankwise.report.tables import terminal
 
     with console.status("answering") if console.is_terminal and not json_ else nullcontext():
-        said = ask(state, texts=texts, data=data, model=model, max_new_tokens=max_new_tokens)
+        said = ask(state, texts=texts, data=data, model=model, encoder=encoder, max_new_tokens=max_new_tokens)
     if out is not None:
         write_rows(out, said)
     if json_:

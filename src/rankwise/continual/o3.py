@@ -21,7 +21,6 @@ give back a single request; its router has a hole and is two-sided; its random a
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,9 +38,9 @@ from rankwise.continual.training import draw, rows_of, train
 from rankwise.continual.unlearning import measuring, state
 from rankwise.continual.unlearning.blocks import Factors, acting, fresh, overlap, shape_of
 from rankwise.continual.unlearning.detector import LEAST, Detector, most_bytes
-from rankwise.continual.unlearning.features import MOST_UNKNOWN, LayerEncoder
+from rankwise.continual.unlearning.features import MOST_UNKNOWN, LayerEncoder, check_texts
 from rankwise.continual.unlearning.measuring import GENERAL, known, token_losses
-from rankwise.continual.unlearning.names import MADE_BY
+from rankwise.continual.unlearning.names import MADE_BY, check_name
 from rankwise.continual.unlearning.router import ROUTERS, Array, auroc, switch
 from rankwise.continual.unlearning.rows import Row, Writer, content_of_rows, instead, rows_from
 from rankwise.continual.unlearning.settings import UnlearningSettings
@@ -56,6 +55,10 @@ __all__ = ["O3Unlearner"]
 
 SHARE = 0.01  # of the model's bytes that a request may hold
 RANK = 8
+OF_A_BATCH = (
+    "inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "generation_config",
+    "max_length", "return_dict_in_generate",
+)  # fmt: skip
 SEPARATE = 0.9  # AUROC of a request's own texts against general ones below which it is said
 
 
@@ -172,8 +175,7 @@ class O3Unlearner:
         FloatingPointError
             A loss that is not finite; nothing is changed then.
         """
-        if not name.strip():
-            raise ValueError("a request needs a name, by which it can be taken back")
+        check_name(name)
         if name in self.requests:
             raise ValueError(f"'{name}' is forgotten already: give another name, or relearn('{name}') first")
         rows = rows_from(dataset, name)
@@ -299,6 +301,7 @@ class O3Unlearner:
         return self._likeness(texts, self._requests)
 
     def _likeness(self, texts: Sequence[str], requests: Sequence[Request]) -> Array:
+        check_texts(texts)
         out = np.zeros((len(texts), len(requests)))
         common: Any = None  # states that all requests without an encoder of their own share
         for i, request in enumerate(requests):
@@ -335,22 +338,32 @@ class O3Unlearner:
         Parameters
         ----------
         prompts : sequence of str
-            As the user gave them; the chat template comes here.
+            As the user gave them, of any length that the model reads; the chat template comes here.
         max_new_tokens : int
             Tokens of an answer at most.
         batch_size : int
             Prompts at once.
         **options
-            As ``model.generate`` takes them; greedy by default.
+            As ``model.generate`` takes them one by one; greedy by default. What is of one batch alone (ids, a cache)
+            belongs into a call of ``model.generate`` within ``acting``.
 
         Raises
         ------
         ValueError
-            Several answers a prompt; one text in place of a list.
+            Several answers a prompt; one text in place of a list; an option of one batch; a prompt that leaves the
+            model no room for ``max_new_tokens``.
         """
         if options.get("num_return_sequences", 1) != 1:
             raise ValueError("one answer a prompt: leave num_return_sequences out, and give a prompt several times")
-        weights = self.weights(prompts)
+        if strange := [name for name in options if name in OF_A_BATCH]:
+            raise ValueError(
+                f"{strange[0]} is not taken here, where prompts are answered in batches as texts: give options of "
+                "model.generate one by one, or call that within unlearner.acting(unlearner.weights(prompts))"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}; at least 1")
+        prompts, weights = [*prompts], self.weights(prompts)
+        self._check_room(prompts, max_new_tokens)
         out, plain = [""] * len(prompts), ~weights.any(1)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": self.writer.padding} | options
         with evaluating(self.model):
@@ -364,6 +377,16 @@ class O3Unlearner:
                     for i, text in zip(at, self.tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
                         out[i] = text.strip()
         return out
+
+    def _check_room(self, prompts: Sequence[str], new: int) -> None:
+        most = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        for prompt in prompts:
+            own = self.writer.asked([prompt])["input_ids"].shape[1]
+            if most is not None and own + new > most:
+                raise ValueError(
+                    f"prompt {prompt[:40]!r} has {own} tokens, and with {new} new ones more than the {most} that the "
+                    f"model reads: {f'max_new_tokens={most - own} would fit' if own < most else 'shorten it'}"
+                )
 
     # --- what came of it
 
@@ -398,12 +421,7 @@ class O3Unlearner:
     @property
     def identity(self) -> str:
         """By which the model is known again: a row of every adapted layer."""
-        total = hashlib.sha256()
-        for name, layer in self.layers.items():
-            weight: Any = layer.weight
-            row = weight.detach()[0].cpu().contiguous()
-            total.update(f"{name}{tuple(weight.shape)}{row.dtype}".encode() + row.view(torch.uint8).numpy().tobytes())
-        return total.hexdigest()
+        return state.identity(self.layers)
 
     def save(self, folder: str | Path, *, model: str = "") -> None:
         """Write all requests: each a stock PEFT adapter, and its detector as arrays; and the log.
@@ -421,12 +439,13 @@ class O3Unlearner:
             The folder holds something else.
         """
         with whole_folder(Path(folder), made_by=MADE_BY) as draft:
-            state.write(draft, self.state(model))
+            state.write(draft, self.state(Path(folder), model))
 
-    def state(self, model: str = "") -> State:
-        """All that is kept."""
+    def state(self, folder: Path, model: str = "") -> State:
+        """All that is kept in a folder."""
         return State(
-            model=model, identity=self.identity, encoder=self.encoder.name, settings=self.settings,
+            model=model, identity=self.identity, encoder=state.beside(self.encoder.name, folder),
+            encoder_identity=state.identity(self.encoder.layers), settings=self.settings,
             requests=self._requests, log=self.log, number=self.number,
         )  # fmt: skip
 
@@ -452,17 +471,21 @@ class O3Unlearner:
         ValueError
             No such state, another model, files that do not belong together.
         """
-        return cls.of(state.read(Path(folder)), model, tokenizer, encoder=encoder, source=str(folder), **options)
+        kept = state.read(Path(folder))
+        encoder = encoder or LayerEncoder(state.found(kept.encoder, Path(folder)))
+        return cls.of(kept, model, tokenizer, encoder=encoder, source=str(folder), **options)
 
     @classmethod
     def of(
-        cls, kept: State, model: Any, tokenizer: Any, *, encoder: LayerEncoder | None = None, source: str = "the state",
+        cls, kept: State, model: Any, tokenizer: Any, *, encoder: LayerEncoder, source: str = "the state",
         **options: Any,
     ) -> O3Unlearner:  # fmt: skip
         """An unlearner with a state that was read already."""
-        out = cls(model, tokenizer, settings=kept.settings, encoder=encoder or kept.encoder, **options)
+        out = cls(model, tokenizer, settings=kept.settings, encoder=encoder, **options)
         if out.identity != kept.identity:
             raise ValueError(f"{source}: these requests were forgotten by another model, or by other weights")
+        if kept.encoder_identity not in ("", state.identity(encoder.layers)):  # an earlier version kept none
+            raise ValueError(f"{source}: its detectors read another encoder than {encoder}, or other weights")
         config, first = out.encoder.model.config, next(model.parameters())
         for r in kept.requests:
             r.check(out.layers, config.num_hidden_layers, config.hidden_size, source)

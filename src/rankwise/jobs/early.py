@@ -298,11 +298,10 @@ def check_forgetting(
     data: Path, out: Path, *, name: str, model: str | None, measured: Mapping[str, Path], **options: Any
 ) -> None:
     """Of `rankwise.jobs.unlearning.forget_file`."""
-    from rankwise.continual.unlearning.names import CHOICES, MADE_BY, check_choices
+    from rankwise.continual.unlearning.names import CHOICES, MADE_BY, check_choices, check_name
     from rankwise.data.tables import kind_of
 
-    if not name.strip():
-        raise ValueError("a request needs a name, by which it can be taken back")
+    check_name(name)
     check_choices(**{k: v for k, v in options.items() if k in CHOICES and v is not None})
     for option, least in (("rank", 1), ("steps", 1), ("batch_size", 1), ("max_length", 2), ("seed", 0)):
         if options.get(option) is not None and options[option] < least:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from rankwise.continual.o3 import O3Unlearner
 from rankwise.continual.unlearning import state
+from rankwise.continual.unlearning.features import LayerEncoder
 from rankwise.continual.unlearning.names import MADE_BY
 from rankwise.continual.unlearning.rows import content_of_rows, rows_from
 from rankwise.continual.unlearning.settings import UnlearningSettings
@@ -20,7 +20,6 @@ from rankwise.data.tables import read_table
 from rankwise.files import check_output, content_of, drafted, whole_folder
 from rankwise.jobs.early import check_asking, check_forgetting
 from rankwise.models import load, load_tokenizer, model_fingerprint
-from rankwise.models.names import BUNDLED
 
 TRAINING = "training.safetensors"  # in the draft, while a request trains
 OF_SCHEDULE = ("steps", "batch_size", "learning_rate")
@@ -100,9 +99,7 @@ def forget_file(
     kept = state.read(out) if first else None
     settings = _settings(kept, options)
     named = _model(kept, model, out)
-    if kept is not None and encoder not in (None, kept.encoder):
-        raise ValueError(f"encoder is {encoder}, and that of {out} is {kept.encoder}: leave it out")
-    encoder = encoder or (kept.encoder if kept is not None else "minilm")
+    encoder = _encoder(kept, encoder, out)
     given = content_of_rows(rows_from(rows, name))
     if kept is not None and (same := [r for r in kept.requests if r.name == name]):
         if same[0].data != given:
@@ -118,12 +115,12 @@ def forget_file(
         if kept is None:
             unlearner = O3Unlearner(*parts, settings=settings, encoder=encoder, measured=others)
         else:
-            unlearner = O3Unlearner.of(kept, *parts, source=str(out), measured=others)
+            unlearner = O3Unlearner.of(kept, *parts, encoder=LayerEncoder(encoder), source=str(out), measured=others)
         entry = unlearner.forget(
             rows, name=name, checkpoint=draft / TRAINING, every=25,
             on_step=lambda step, loss: on_step(step + 1, settings.schedule.steps, loss),
         )  # fmt: skip
-        state.write(draft, unlearner.state(_kept_as(named, out)))
+        state.write(draft, unlearner.state(out, state.beside(named, out)))
     return Forgotten(entry=entry, requests=unlearner.requests, notes=notes)
 
 
@@ -146,6 +143,7 @@ def ask(
     texts: Sequence[str] = (),
     data: Path | None = None,
     model: str | None = None,
+    encoder: str | None = None,
     max_new_tokens: int = 64,
 ) -> list[dict[str, Any]]:
     """Answers of the model that has forgotten, with the request that each prompt was known by and its weight.
@@ -160,6 +158,8 @@ def ask(
         Rows with ``question`` or ``prompt``, instead.
     model : str, optional
         Where the model is now, if it was moved.
+    encoder : str, optional
+        Where the detectors' encoder is now, if it was moved.
     max_new_tokens : int
         Tokens of an answer at most.
     """
@@ -167,7 +167,9 @@ def ask(
     asked = list(texts) if data is None else _prompts(data)
     kept = state.read(folder)
     named = _model(kept, model, folder)
-    unlearner = O3Unlearner.of(kept, load(named, task="causal-lm").eval(), load_tokenizer(named), source=str(folder))
+    reads = LayerEncoder(_encoder(kept, encoder, folder))
+    parts = load(named, task="causal-lm").eval(), load_tokenizer(named)
+    unlearner = O3Unlearner.of(kept, *parts, encoder=reads, source=str(folder))
     weights, said = unlearner.weights(asked), unlearner.generate(asked, max_new_tokens=max_new_tokens)
     names = unlearner.requests
     return [
@@ -230,12 +232,20 @@ def _model(kept: State | None, model: str | None, out: Path) -> str:
         return model
     if kept is None or not kept.model:
         raise ValueError("the requests do not say of which model they are: say so with --model")
-    return os.path.normpath(out.resolve() / kept.model) if kept.model.startswith("..") else kept.model
+    return state.found(kept.model, out)
 
 
-def _kept_as(model: str, out: Path) -> str:
-    folder = model not in BUNDLED and Path(model).is_dir()
-    return os.path.relpath(Path(model).resolve(), out.resolve()) if folder else model
+def _encoder(kept: State | None, given: str | None, out: Path) -> str:
+    """What the detectors read; another place than the state's is taken where that is no more, by its weights."""
+    if kept is None:
+        return given or "minilm"
+    theirs = state.found(kept.encoder, out)
+    gone = bool(kept.encoder_identity) and kept.encoder.startswith("..") and not Path(theirs).is_dir()
+    if given is None and gone:
+        raise ValueError(f"the encoder of {out} is no more at {theirs}: say where it is with --encoder")
+    if given is not None and not gone and state.beside(given, out) != state.beside(theirs, out):
+        raise ValueError(f"encoder is {given}, and that of {out} is {theirs}: leave it out")
+    return given or theirs
 
 
 def _again(out: Path, kept: State, entry: dict[str, Any]) -> Forgotten:

@@ -104,3 +104,27 @@ def test_prompts_to_answer_are_padded_on_the_left(tokenizer):
     asked = Writer(tokenizer, style="text", max_length=32).asked(["film", "the good film"])
     assert asked["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
     assert asked["input_ids"][0, 2] == asked["input_ids"][1, 2]
+
+
+def test_a_prompt_is_asked_whole_however_short_what_is_learned(tokenizer):
+    assert Writer(tokenizer, style="text", max_length=2).asked(["the good film"])["input_ids"].shape == (1, 3)
+
+
+@pytest.mark.parametrize(("row", "what"), [(Row("the film", "..."), "answer"), (Row("...", "good"), "prompt")])
+def test_a_text_without_a_token_is_refused_and_nothing_else_learned_in_its_place(row, what):
+    class Letters:
+        """Knows words of letters alone."""
+
+        chat_template, pad_token_id, eos_token_id = None, 0, 9
+
+        def __call__(self, text, **_):
+            return {"input_ids": [len(w) for w in text.split() if w.isalpha()]}
+
+    with pytest.raises(ValueError, match=f"no token for the {what}"):
+        Writer(Letters(), style="text", max_length=8).encoded(row)
+
+
+@pytest.mark.parametrize("choices", [5, True, "good", {"a": "b"}, ["good", 3], [""]])
+def test_choices_that_are_no_list_of_texts_are_refused(choices):
+    with pytest.raises(ValueError, match=r"row 1: choices is .* a list of texts is needed"):
+        rows_from([{"question": "a", "answer": "b", "choices": choices}], "r")

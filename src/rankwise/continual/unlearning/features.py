@@ -62,8 +62,7 @@ class LayerEncoder:
 
     def chunks(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
         """Token ids of every chunk, and the text that each is of."""
-        if isinstance(texts, str):
-            raise ValueError("one text was given where a list of texts is needed: put it into a list")
+        check_texts(texts)
         if not len(texts):
             return [], np.zeros(0, np.int64)
         cut = self.tokenizer([*texts], truncation=True, max_length=self.max_length, return_overflowing_tokens=True)
@@ -95,6 +94,14 @@ class LayerEncoder:
 
     def __repr__(self) -> str:
         return f"LayerEncoder({printable(self.name)!r})"
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse one text in place of a list, and what is no text."""
+    if isinstance(texts, str):
+        raise ValueError("one text was given where a list of texts is needed: put it into a list")
+    if strange := [t for t in texts if not isinstance(t, str)]:
+        raise ValueError(f"{str(strange[0])[:60]!r} is a {type(strange[0]).__name__} where a text is needed")
 
 
 def mean_over(hidden: Tensor, mask: Tensor) -> Tensor:

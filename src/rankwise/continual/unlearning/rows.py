@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,11 @@ def rows_from(dataset: Sequence[Mapping[str, Any]], name: str) -> list[Row]:
     ValueError
         No rows, a row without such a pair of texts, an empty one, choices that are no list of texts.
     """
-    if isinstance(dataset, (str, bytes, Mapping)) or not hasattr(dataset, "__getitem__"):
-        raise ValueError(f"'{name}' is a {type(dataset).__name__}; a list of rows with question and answer is needed")
+    if isinstance(dataset, (str, bytes)) or hasattr(dataset, "keys") or not hasattr(dataset, "__getitem__"):
+        spread = "; a DataFrame's are frame.to_dict('records')" if hasattr(dataset, "columns") else ""
+        raise ValueError(
+            f"'{name}' is a {type(dataset).__name__}; a list of rows with question and answer is needed{spread}"
+        )
     if not len(dataset):
         raise ValueError(f"'{name}' has no rows")
     return [_row(dataset[i], f"'{name}', row {i + 1}") for i in range(len(dataset))]
@@ -65,10 +68,12 @@ def _row(row: Any, where: str) -> Row:
     for key in pair:
         if not isinstance(row[key], str) or not row[key].strip():
             raise ValueError(f"{where}: {key} is {row[key]!r}; a text is needed")
-    choices = [] if row.get("choices") is None else row["choices"]
-    if isinstance(choices, (str, Mapping)) or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise ValueError(f"{where}: choices is {str(choices)[:60]!r}; a list of texts is needed")
-    return Row(row[pair[0]], row[pair[1]], tuple(choices))
+    given = () if row.get("choices") is None else row["choices"]
+    listed = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+    choices = tuple(given) if listed else (None,)
+    if not all(isinstance(c, str) and c.strip() for c in choices):
+        raise ValueError(f"{where}: choices is {str(given)[:60]!r}; a list of texts is needed (jsonl, json, parquet)")
+    return Row(row[pair[0]], row[pair[1]], choices)
 
 
 def content_of_rows(rows: Sequence[Row]) -> str:
@@ -109,7 +114,7 @@ class Writer:
     style : {"chat", "text"}
         Whether prompts go through the chat template or stand as they are.
     max_length : int
-        Tokens of prompt and answer; of a longer prompt the end is kept.
+        Tokens of prompt and answer where both are learned or measured; of a longer prompt the end is kept.
 
     Examples
     --------
@@ -136,7 +141,13 @@ class Writer:
         return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
     def encoded(self, row: Row, *, whole: bool = False) -> tuple[list[int], int]:
-        """Ids of prompt, answer and end, and where what is learned begins."""
+        """Ids of prompt, answer and end, and where what is learned begins.
+
+        Raises
+        ------
+        ValueError
+            The tokenizer has no token for the prompt, or none for the answer.
+        """
         prompt = self.prompt(row.prompt)
         gap = "" if prompt[-1:].isspace() or row.answer[:1].isspace() else " "
         both = self._ids(prompt + gap + row.answer)
@@ -144,7 +155,9 @@ class Writer:
         begin = next(
             (i for i, (a, b) in enumerate(zip(both, alone, strict=False)) if a != b), min(len(both), len(alone))
         )
-        begin = min(begin, len(both) - 1)
+        if not alone or begin == len(both):
+            what, text = ("answer", row.answer) if alone else ("prompt", row.prompt)
+            raise ValueError(f"the tokenizer has no token for the {what} {text[:60]!r}")
         end = [] if self.tokenizer.eos_token_id in (None, both[-1]) else [self.tokenizer.eos_token_id]
         ids = both + end
         cut = max(0, min(len(ids) - self.max_length, begin - 1))
@@ -163,8 +176,8 @@ class Writer:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def asked(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Ids and mask of prompts alone, padded on the left, as generation needs them."""
-        coded = [self._ids(self.prompt(p))[-self.max_length :] or [self.padding] for p in prompts]
+        """Ids and mask of whole prompts alone, padded on the left, as generation needs them."""
+        coded = [self._ids(self.prompt(p)) or [self.padding] for p in prompts]
         longest = max(map(len, coded))
         ids = torch.tensor([[self.padding] * (longest - len(c)) + c for c in coded])
         mask = torch.tensor([[0] * (longest - len(c)) + [1] * len(c) for c in coded])

@@ -8,6 +8,8 @@ request-N/detector.safetensors, encoder.safetensors where the encoder was tuned,
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +29,7 @@ from rankwise.continual.unlearning.detector import Detector
 from rankwise.continual.unlearning.rows import Row
 from rankwise.continual.unlearning.settings import UnlearningSettings
 from rankwise.files import write_json
+from rankwise.models.names import BUNDLED
 from rankwise.nearest import unknown
 from rankwise.reading import read_json, read_tensors
 
@@ -120,6 +123,7 @@ class State:
     requests: list[Request]
     log: list[dict[str, Any]]
     number: int
+    encoder_identity: str = ""
 
     def taken_back(self, name: str) -> State:
         """Without a request, which the log says; nothing is measured, so that no model is needed."""
@@ -141,6 +145,27 @@ def without(requests: Sequence[Request], at: int, *, shared: bool) -> list[Reque
     return [r for i, r in enumerate(requests) if i != at]
 
 
+def identity(layers: Mapping[str, nn.Module]) -> str:
+    """By which a model is known again: a row of every adapted layer."""
+    total = hashlib.sha256()
+    for name, layer in layers.items():
+        weight: Any = layer.weight
+        row = weight.detach()[0].cpu().contiguous()
+        total.update(f"{name}{tuple(weight.shape)}{row.dtype}".encode() + row.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def beside(name: str, folder: Path) -> str:
+    """A model's folder by its way from the state's, so that both can be moved together; other names as they are."""
+    own = name not in BUNDLED and Path(name).is_dir()
+    return os.path.relpath(Path(name).resolve(), folder.resolve()) if own else name
+
+
+def found(name: str, folder: Path) -> str:
+    """What `beside` named."""
+    return os.path.normpath(folder.resolve() / name) if name.startswith("..") else name
+
+
 def said(settings: UnlearningSettings) -> dict[str, Any]:
     """Settings as plain data."""
     return asdict(settings) | {"refusals": [*settings.refusals]}
@@ -159,6 +184,7 @@ def write(folder: Path, state: State) -> None:
             write_json(own / "texts.json", {"rows": [[t.prompt, t.answer, list(t.choices)] for t in r.texts]})
     about = [{k: getattr(r, k) for k in ("name", "number", "data", "rows", "losses")} for r in state.requests]
     parts = {"model": state.model, "identity": state.identity, "encoder": state.encoder, "number": state.number}
+    parts["encoder_identity"] = state.encoder_identity
     write_json(folder / "o3.json", {"version": VERSION, **parts, "settings": said(state.settings), "requests": about})
     write_json(folder / "log.json", {"log": state.log})
 
@@ -185,7 +211,7 @@ def read(folder: Path) -> State:
         if len(set(names)) < len(names) or len({n for _, n in about}) < len(about):
             raise ValueError("a request is there twice")
         texts = {"model": str, "identity": str, "encoder": str, "number": int}
-        plain = {k: t(told[k]) for k, t in texts.items()}
+        plain = {k: t(told[k]) for k, t in texts.items()} | {"encoder_identity": str(told.get("encoder_identity", ""))}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder}/o3.json is not what rankwise writes: {error}") from error
     requests = [_request(folder / f"request-{n}", r, settings) for r, n in about]
