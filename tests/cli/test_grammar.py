@@ -41,6 +41,7 @@ SHARED = {
     "--concurrency": int,
     "--max-completion-tokens": bool,
     "--extra-body": "text",
+    "--encoder": "text",  # what reads texts for detectors
     "--jobs": int,  # processes at once
     "--scheduler": "text",  # address of a Dask scheduler
 }

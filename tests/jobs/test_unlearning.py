@@ -212,9 +212,11 @@ def test_an_encoder_that_was_moved_is_named_and_known_by_its_weights(beside, tmp
 
 def test_an_encoder_of_other_weights_at_the_same_place_is_refused(beside, tmp_path):
     shutil.copytree(beside, tmp_path / "own")
-    torch.manual_seed(1)
-    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **size)).save_pretrained(tmp_path / "own/encoder")
+    other = small_models.encoder()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.1)
+    other.save_pretrained(tmp_path / "own/encoder")
     with pytest.raises(ValueError, match=r"read another encoder than .* or other weights"):
         ask(tmp_path / "own/state", texts=["the great film 3"], max_new_tokens=1)
 

@@ -211,14 +211,15 @@ def read(folder: Path) -> State:
         if len(set(names)) < len(names) or len({n for _, n in about}) < len(about):
             raise ValueError("a request is there twice")
         texts = {"model": str, "identity": str, "encoder": str, "number": int}
-        plain = {k: t(told[k]) for k, t in texts.items()} | {"encoder_identity": str(told.get("encoder_identity", ""))}
+        plain = {k: t(told[k]) for k, t in texts.items()}
+        reads = str(told.get("encoder_identity", ""))  # an earlier version kept none
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder}/o3.json is not what rankwise writes: {error}") from error
     requests = [_request(folder / f"request-{n}", r, settings) for r, n in about]
     log = read_json(folder / "log.json").get("log")
     if not isinstance(log, list):
         raise ValueError(f"{folder}/log.json holds no log")
-    return State(settings=settings, requests=requests, log=log, **plain)
+    return State(settings=settings, requests=requests, log=log, encoder_identity=reads, **plain)
 
 
 def _request(folder: Path, about: dict[str, Any], settings: UnlearningSettings) -> Request:
