@@ -294,6 +294,21 @@ def test_saved_tasks_are_put_into_the_model_that_they_began_with_alone(tmp_path)
     assert equal(state(again.model), state(bert()))
 
 
+def test_factors_that_another_learner_wrote_or_that_are_damaged_are_not_kept_for_ones_own(tmp_path):
+    for seed in (1, 2):
+        learner = learner_of(seed=seed)
+        learner.learn(texts(seed), name="one")
+        learner.write_into(tmp_path)
+        again = learner_of()
+        again.resume(tmp_path)
+        assert equal(state(again.finish()), state(learner.finish()))
+    (tmp_path / "task-0.safetensors").write_bytes(b"damaged")
+    learner.write_into(tmp_path)
+    written = (tmp_path / "task-0.safetensors").stat().st_mtime_ns
+    learner.write_into(tmp_path)
+    assert (tmp_path / "task-0.safetensors").stat().st_mtime_ns == written  # what is there is kept
+
+
 def test_a_folder_that_no_learner_wrote_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"tasks\.json is missing"):
         learner_of().resume(tmp_path)

@@ -357,6 +357,22 @@ def test_a_state_of_other_settings_or_another_model_is_refused(tmp_path):
         adapter().load(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["moment", "generator"])
+def test_a_damaged_state_changes_nothing(damage):
+    mine = adapter(lr=1e-2, lr_vida=1e-2)
+    mine.predict(batches()[0])
+    state = {k: v.clone() for k, v in mine.state_dict().items()}
+    if damage == "moment":
+        state[next(k for k in reversed(state) if k.endswith(".exp_avg"))].fill_(float("nan"))
+    else:
+        state["generator"] = state["generator"][:10]
+    again = adapter(lr=1e-2, lr_vida=1e-2)
+    before = {k: v.clone() for k, v in again.state_dict().items()}
+    with pytest.raises(ValueError, match="damaged"):
+        again.load_state_dict(state)
+    assert all(torch.equal(v, before[k]) for k, v in again.state_dict().items())
+
+
 def test_a_reset_forgets_all_batches():
     mine, xs = adapter(lr=1e-2, lr_vida=1e-2, restore=0.1), batches()
     first = [mine.predict(x) for x in xs]

@@ -261,15 +261,20 @@ class StreamAdapter(ABC):
             # adapters start from draws, or a warm-up, and are taken over; the backbone is the model itself
             if key.startswith("source.") and "vida_" not in key and not torch.equal(mine[key].cpu(), value.cpu()):
                 raise ValueError(f"the state is of a model with other weights: {key.removeprefix('source.')} differs")
-        for key, value in theirs.items():
-            if key != "generator":
-                mine[key].copy_(value)
-        self.generator.set_state(state["generator"])
-        self.optimizer.state.clear()
+        moments = {}  # all is checked before anything is taken over
         for name, parameter in self.trained.items():
             start = f"optimizer.{name}."
             if kept := {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}:
-                self.optimizer.state[parameter] = self._moments(name, parameter, kept)
+                moments[parameter] = self._moments(name, parameter, kept)
+        try:
+            self.generator.set_state(state["generator"])
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"the state's generator is damaged: {error}") from error
+        for key, value in theirs.items():
+            if key != "generator":
+                mine[key].copy_(value)
+        self.optimizer.state.clear()
+        self.optimizer.state.update(moments)
 
     def _moments(self, name: str, parameter: Tensor, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         """The optimiser's state of one parameter, checked."""

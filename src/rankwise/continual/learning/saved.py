@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
+from rankwise.continual.learning.content import content_of_values
 from rankwise.continual.learning.tasks import LearnedTask
 from rankwise.files import whole_file, write_json
 from rankwise.reading import read_json, read_tensors
@@ -14,7 +16,7 @@ from rankwise.tuning.codyra import KeptRank
 
 
 def write_tasks(folder: Path, tasks: Sequence[LearnedTask], *, number: int, first: str) -> None:
-    """Factors that are not there yet, and the list of all last.
+    """Factors that are not there yet, by their content, and the list of all last.
 
     Parameters
     ----------
@@ -28,10 +30,11 @@ def write_tasks(folder: Path, tasks: Sequence[LearnedTask], *, number: int, firs
         Content of the weights that they began with.
     """
     for task in tasks:
-        if not (path := folder / _file(task.number)).is_file():
-            flat = {f"{n}|A": A for n, (A, _) in task.factors.items()}
+        path, flat = folder / _file(task.number), {f"{n}|A": A for n, (A, _) in task.factors.items()}
+        flat |= {f"{n}|B": B for n, (_, B) in task.factors.items()}
+        if not _holds(path, flat):
             with whole_file(path) as draft:
-                save_file(flat | {f"{n}|B": B for n, (_, B) in task.factors.items()}, draft)
+                save_file(flat, draft)
     told = [
         {"name": t.name, "classes": t.classes, "number": t.number, "losses": t.losses,
          "ranks": {n: tuple(kept) for n, kept in t.ranks.items()}}
@@ -54,6 +57,14 @@ def read_tasks(folder: Path) -> tuple[int, str, list[LearnedTask]]:
         return int(told["number"]), str(told["first"]), history
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}/tasks.json is not what a CodyraLearner writes: {error!r}") from error
+
+
+def _holds(path: Path, flat: dict[str, Tensor]) -> bool:
+    """Whether these tensors are there already; those of another learner, or damaged ones, are not."""
+    try:
+        return path.is_file() and content_of_values(read_tensors(path)) == content_of_values(flat)
+    except ValueError:
+        return False
 
 
 def _file(number: int) -> str:
