@@ -43,6 +43,7 @@ from rankwise.optim.groups import check_group, check_keys, check_state, split
 from rankwise.optim.held import Holders, refuse_loss_scaling, refuse_replicas, undo_of
 from rankwise.optim.tied import gather_in_place
 from rankwise.spectral import truncated_svd
+from rankwise.spectral.accepted import largest_entry
 
 __all__ = ["GaLoreAdamW"]
 
@@ -396,7 +397,7 @@ def _dense(grad: Tensor) -> Tensor:
 
 def _finite(grads: list[Tensor]) -> bool:
     """Whether no gradient has NaN or Inf; a norm over all would overflow before its entries do."""
-    largest = [torch.linalg.vector_norm(g, float("inf")) for g in grads if g.numel()]
+    largest = [largest_entry(g) for g in grads if g.numel()]
     return not largest or bool(torch.stack([x.to(largest[0].device, torch.float64) for x in largest]).isfinite().all())
 
 

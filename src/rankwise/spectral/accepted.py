@@ -39,9 +39,14 @@ def finite(A: Tensor, name: str) -> Tensor:
     return A
 
 
+def largest_entry(A: Tensor, dim: tuple[int, ...] = ()) -> Tensor:
+    """``max |A|`` over ``dim`` (all where it is empty), NaN where there is one; many times faster than a norm of order ∞."""
+    return torch.maximum(A.amax(dim), -A.amin(dim))
+
+
 def ordinary(A: Tensor) -> bool:
     """Whether squares of the entries stay far inside float32's range (so do NaN and Inf, which are named elsewhere)."""
-    return A.numel() == 0 or int(torch.frexp(torch.linalg.vector_norm(A, float("inf"))).exponent.abs()) <= _SAFE
+    return A.numel() == 0 or int(torch.frexp(largest_entry(A)).exponent.abs()) <= _SAFE
 
 
 def scaled(A: Tensor, name: str, *, single: bool = False) -> tuple[Tensor, Tensor]:
@@ -59,7 +64,7 @@ def scaled(A: Tensor, name: str, *, single: bool = False) -> tuple[Tensor, Tenso
         needed = "one matrix" if single else "matrices"
         raise ValueError(f"{name}: {needed} with entries needed, got shape {tuple(A.shape)}")
     A = finite(A, name)
-    largest = torch.linalg.vector_norm(A, float("inf"), dim=(-2, -1))
+    largest = largest_entry(A, (-2, -1))
     exponent = torch.frexp(largest).exponent
     if int(exponent.abs().max()) <= _SAFE:
         return A, torch.ones_like(largest, dtype=torch.float64)

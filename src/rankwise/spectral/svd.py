@@ -5,9 +5,9 @@ equal-shaped matrices, decomposed together.
 
 * ``gram``: eigendecomposition of the smaller of ``AᵀA`` and ``AAᵀ``, in float64. Exact for float32 and bfloat16 input
   down to ``σ ≈ 1e-8 σ₁``, since squaring costs half of float64's digits, which is all that float32 carries.
-* ``randomized``: range finder with power iterations (Halko, Martinsson & Tropp, 2011, Algorithms 4.4 and 5.1). The
-  error it leaves is known exactly afterwards, ``‖A - QQᵀA‖_F² = ‖A‖_F² - ‖QᵀA‖_F²``, so the iteration stops when
-  another round no longer lowers it.
+* ``randomized``: range finder with power iterations that keeps every block it has seen, ``[AΩ, AAᵀAΩ, …]`` (block
+  Krylov: Musco & Musco, 2015, Algorithm 2; Halko, Martinsson & Tropp, 2011, keep the last). The error it leaves is
+  known exactly on the way, ``‖A - QQᵀA‖_F² = ‖A‖_F² - ‖QᵀA‖_F²``, so it stops when another round would not lower it.
 * ``full``: LAPACK's SVD, the choice for float64 input at high rank.
 
 What people get wrong: comparing randomized singular *vectors* where two singular values nearly coincide. Compare the
@@ -30,6 +30,7 @@ Method = Literal["auto", "gram", "randomized", "full"]
 _AROUND = 32  # directions on either side of a cut that rounding may mix
 _SMALL = 3e-4  # of λ₁: an eigenvalue above it is right to 1e-3 in float32
 _CANCELS = 1e-4  # of ‖A‖²: what is left is taken entry by entry below it, where the difference has no digits
+_INDEPENDENT = 1e-5  # of L's diagonal: above it a Cholesky factor in float64 leaves Q orthonormal to 1e-6
 _SEPARATE = 1e-4  # of σ₁: above it the columns of A V / S are orthonormal to 1e-8, (σ₁/σ)² times float64's precision
 
 
@@ -67,7 +68,7 @@ def truncated_svd(
     rank: int,
     *,
     method: Method = "auto",
-    oversample: int = 10,
+    oversample: int = 8,
     max_power_iterations: int = 6,
     tol: float = 2e-3,
     start: Tensor | None = None,
@@ -85,8 +86,8 @@ def truncated_svd(
         ``auto`` takes ``randomized`` when ``8 · rank <= min(m, n)`` and the matrix is larger than 128, else ``gram``
         (``full`` for float64 input).
     oversample, max_power_iterations, tol
-        For ``randomized``: extra directions, the most power iterations, and the relative decrease of the squared error
-        below which they stop.
+        For ``randomized``: directions of a block beyond ``rank`` (default 8), the most power
+        iterations, and the relative decrease of the squared error that the next must promise.
     start : Tensor, optional
         For ``randomized``: ``(..., k, n)`` rows that already lie near the wanted right singular vectors (those of a
         matrix that changed a little); random directions fill up the rest.
@@ -171,7 +172,9 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
     V = symmetric_eigh(A.mT @ A)[1].flip(1)
     around = slice(max(0, rank - _AROUND), rank + _AROUND)
     if rank < V.shape[1]:
-        Q = _orthonormal(V[:, around].double())  # what float32 lacks in orthonormality would be taken for a difference
+        Q = _orthonormal(
+            V[:, around].mT.double()
+        ).mT  # what float32 lacks in orthonormality would be taken for a difference
         AQ = A.double() @ Q
         V[:, around] = (Q @ torch.linalg.eigh(AQ.mT @ AQ)[1].flip(1)).to(V.dtype)
     return V[:, :rank]
@@ -373,27 +376,56 @@ def _gram(A: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _randomized(A, rank: int, width: int, iterations: int, tol: float, start: Tensor | None, seed: int, total: Tensor):
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    omega = torch.randn(A.shape[-1], width, generator=generator, dtype=A.dtype).to(A.device)
+    omega = torch.randn(width, A.shape[-1], generator=generator, dtype=A.dtype).to(A.device)
     if start is not None:
         known = min(start.shape[-2], width)
         omega = omega.expand(*A.shape[:-2], -1, -1).clone()
-        omega[..., :known] = start[..., :known, :].mT.to(A)
-    Q = _orthonormal(A @ omega)
-    previous = None
+        omega[..., :known, :] = start[..., :known, :].to(A)
+    Q = _orthonormal(omega @ A.mT)  # rows, as all blocks here: products with few columns are several times slower
+    Z = Q @ A  # (rows of Q, n): A's image of the range found so far
+    gram = _outer(Z, Z)
+    left: list[Tensor] = []
     for step in range(iterations + 1):
-        Z = A.mT @ Q  # (n, width): A's image of the range found so far
-        values, W = torch.linalg.eigh(Z.double().mT @ Z.double())
-        left = (total - values.flip(-1)[..., :rank].sum(-1)).clamp(min=0)
-        settled = previous is not None and bool((previous - left <= tol * left + 1e-12 * total).all())
-        if settled or step == iterations:
+        room = min(A.shape[-2:]) - Q.shape[-2]
+        left.append((total - torch.linalg.eigvalsh(gram)[..., -rank:].sum(-1)).clamp(min=0))
+        if step == iterations or room == 0 or _settled(left, tol, total):
             break
-        previous = left
-        Q = _orthonormal(A @ _orthonormal(Z))
-    S, W = values.flip(-1)[..., :rank].clamp(min=0).sqrt(), W.flip(-1)[..., :rank].to(A.dtype)
-    V, R = torch.linalg.qr(Z @ W)
-    V = V * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
-    return Q @ W, S.to(A.dtype), V.mT
+        Y = _orthonormal(Z[..., -width:, :])[..., :room, :] @ A.mT
+        for _ in range(2):  # once leaves what rounding put into Y along Q
+            Y = _orthonormal(Y - (Y @ Q.mT) @ Q)
+        new = Y @ A
+        cross = _outer(Z, new)
+        gram = torch.cat([torch.cat([gram, cross], -1), torch.cat([cross.mT, _outer(new, new)], -1)], -2)
+        Q, Z = torch.cat([Q, Y], -2), torch.cat([Z, new], -2)
+    values, W = torch.linalg.eigh(gram)
+    S, W = values[..., -rank:].flip(-1).clamp(min=0).sqrt(), W[..., -rank:].flip(-1).mT.to(A.dtype)
+    V = W @ Z / S.clamp(min=torch.finfo(A.dtype).tiny).to(A.dtype).unsqueeze(-1)
+    return (W @ Q).mT, S.to(A.dtype), _orthonormal(V)
+
+
+def _outer(X: Tensor, Y: Tensor) -> Tensor:
+    """Products of all rows, in float64."""
+    return X.double() @ Y.double().mT
+
+
+def _settled(left: list[Tensor], tol: float, total: Tensor) -> bool:
+    """Whether another round would lower what is left by less than ``tol`` of it: gains fall about geometrically."""
+    if len(left) == 1:
+        return False
+    gain = left[-2] - left[-1]
+    if len(left) > 2:
+        before = (left[-3] - left[-2]).clamp(min=torch.finfo(torch.float64).tiny)
+        gain = gain * (gain / before).clamp(max=1)
+    return bool((gain <= tol * left[-1] + 1e-12 * total).all())
 
 
 def _orthonormal(Y: Tensor) -> Tensor:
-    return torch.linalg.qr(Y).Q
+    """Q of ``Y = L Q``, rows, L's diagonal positive: by Cholesky in float64, by Householder where rows nearly coincide."""
+    D = Y.double()
+    L, failed = torch.linalg.cholesky_ex(_outer(Y, Y))
+    diagonal = L.diagonal(dim1=-2, dim2=-1)
+    if bool(failed.any()) or bool((diagonal.amin(-1) < _INDEPENDENT * diagonal.amax(-1)).any()):
+        Q, R = torch.linalg.qr(Y.mT)
+        return Q.mT * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q).unsqueeze(-1)
+    inverse = torch.linalg.solve_triangular(L, torch.eye(L.shape[-1]).to(L), upper=False)
+    return (inverse @ D).to(Y.dtype)

@@ -171,9 +171,8 @@ def streaming() -> Measured:
 
 
 def truncated() -> Measured:
-    """Rank 16 of matrices 768 × 768, against a loop over `torch.linalg.svd`."""
-    spectrum = torch.arange(1, 769) ** -0.7
-    A = torch.randn(MATRICES, 768, 768, generator=torch.Generator().manual_seed(0)) * spectrum
+    """Rank 16 of matrices 768 × 768, against a loop over `torch.linalg.svd` and `torch.svd_lowrank` of equal error."""
+    A = spectra(MATRICES)["power 0.7"]
     results: dict = {}
 
     def ours() -> None:
@@ -183,16 +182,56 @@ def truncated() -> Measured:
         results["S"] = torch.stack([torch.linalg.svd(a, full_matrices=False)[1] for a in A])
 
     a, b = alternate(ours, loop, times=2)
-    S = results["S"].double().square()
-    best = (S[:, 16:].sum(1) / S.sum(1)).sqrt()
-    excess = float((results["ours"].error / best - 1).max())
-    return [_row("truncated SVD", a, "torch.linalg.svd loop", b)], [
+    excess = _excess(results["ours"].error, results["S"])
+    row = _row("truncated SVD", a, "torch.linalg.svd loop", b)
+    claim = Claim(
+        text="truncated SVD of many matrices at least 5x faster than a torch loop, error within 1% of optimal",
+        held=b / a >= 5 and excess <= 0.01,
+        found=f"{b / a:.1f}x, error {100 * excess:.2f}% above optimal",
+    )
+    found = [_against_lowrank(name, A) for name, A in spectra(MATRICES).items()]
+    worst = min(ratio for _, ratio, _ in found)
+    return [row, *(row for row, _, _ in found)], [
+        claim,
         Claim(
-            text="truncated SVD of many matrices at least 5x faster than a torch loop, error within 1% of optimal",
-            held=b / a >= 5 and excess <= 0.01,
-            found=f"{b / a:.1f}x, error {100 * excess:.2f}% above optimal",
-        )
+            text="truncated SVD at least 1.3x faster than torch.svd_lowrank with as many extra directions and as many "
+            "iterations as our error takes, on flat, linear and power spectra",
+            held=worst >= 1.3,
+            found="; ".join(told for _, _, told in found),
+        ),
     ]
+
+
+def spectra(matrices: int, n: int = 768) -> dict[str, torch.Tensor]:
+    """So many square matrices of each spectrum: iid Gaussian (flat), falling linearly, falling by a power."""
+    g = torch.Generator().manual_seed(0)
+    flat = torch.randn(matrices, n, n, generator=g)
+    left, right = (torch.linalg.qr(torch.randn(matrices, n, n, generator=g)).Q for _ in range(2))
+    at = torch.arange(1, n + 1)
+    falling = {"linear": 1 - (at - 1) / n, "power 0.7": at**-0.7, "power 1": 1 / at}
+    return {"flat": flat} | {name: (left * s) @ right for name, s in falling.items()}
+
+
+def _excess(error: torch.Tensor, S: torch.Tensor, k: int = 16) -> float:
+    """By how much the largest relative error of rank ``k`` lies above the smallest possible one."""
+    S = S.double().square()
+    return float((error / (S[:, k:].sum(1) / S.sum(1)).sqrt() - 1).max())
+
+
+def _against_lowrank(name: str, A: torch.Tensor, k: int = 16) -> tuple[list[str], float, str]:
+    """A row, the ratio, and both errors: `torch.svd_lowrank` iterates until its error is no more than ours."""
+    S = torch.linalg.svdvals(A)
+    wanted = _excess(truncated_svd(A, k).error, S)
+    for niter in range(1, 21):
+        torch.manual_seed(0)
+        U, s, V = torch.svd_lowrank(A, q=k + 8, niter=niter)
+        rest = torch.linalg.matrix_norm(A - (U * s.unsqueeze(-2))[..., :k] @ V[..., :k].mT).double()
+        theirs = _excess(rest / torch.linalg.matrix_norm(A).double(), S)
+        if theirs <= wanted:
+            break
+    a, b = alternate(lambda: truncated_svd(A, k), lambda: torch.svd_lowrank(A, q=k + 8, niter=niter), times=TIMES)
+    told = f"{name} {b / a:.2f}x ({100 * wanted:.3f}% above optimal, theirs {100 * theirs:.3f}%, {niter} iterations)"
+    return _row(f"truncated SVD, {name}", a, f"torch.svd_lowrank, {niter} iterations", b), b / a, told
 
 
 def eva_start() -> Measured:
