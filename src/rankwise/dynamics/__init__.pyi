@@ -1,0 +1,11 @@
+from rankwise.dynamics.in_context.experiment import InContextExperiment as InContextExperiment
+from rankwise.dynamics.in_context.experiment import InContextResult as InContextResult
+from rankwise.dynamics.in_context.measures import Progress as Progress
+from rankwise.dynamics.in_context.measures import progress as progress
+from rankwise.dynamics.in_context.network import AttentionOnlyNet as AttentionOnlyNet
+from rankwise.dynamics.in_context.task import InContextBatch as InContextBatch
+from rankwise.dynamics.in_context.task import InContextTask as InContextTask
+from rankwise.dynamics.in_context.task import Sampler as Sampler
+from rankwise.dynamics.in_context.theory import MinimalInductionHead as MinimalInductionHead
+from rankwise.dynamics.in_context.theory import PhenomenologicalModel as PhenomenologicalModel
+from rankwise.dynamics.in_context.theory import hand_set as hand_set

@@ -1,0 +1,137 @@
+"""The network: two attention layers of one head, then a classifier of three layers on the last token.
+
+    X ← X + softmax(X W_Q W_Kᵀ Xᵀ, causal) X W_V        twice;  W ∈ ℝ^{d×d}, N(0, 1/D)
+    h ← relu(h W + b)                                    three times;  W ~ N(0, 2 / inputs), one number b a layer
+    logits = h W_out                                     W_out ~ N(0, 1 / hidden)
+
+No biases, no norm, no 1/√d, no projection of the output. The last token alone is classified, so that the second layer
+is computed for its query only, and ``W_Q W_Kᵀ`` before any token: the same numbers for a third of the work.
+
+A stack of networks, one a seed, is one network whose parameters have a first dimension more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankwise.dynamics.in_context.task import InContextTask, generator
+
+__all__ = ["AttentionOnlyNet"]
+
+FIRST = ("q1", "k1", "v1")  # parameters of the first layer
+HIDDEN = 128
+
+
+class AttentionOnlyNet(nn.Module):
+    """Two layers of attention and a classifier; of several seeds at once, where several are given.
+
+    Parameters
+    ----------
+    task : InContextTask
+        Whose sequences it takes: its places, dimension and labels.
+    seeds : int or sequence of int
+        Of the first weights. A sequence makes a stack: inputs and logits have a first dimension more.
+    hidden : int
+        Width of the classifier.
+
+    Examples
+    --------
+    >>> from rankwise.dynamics import AttentionOnlyNet, InContextTask
+    >>> task = InContextTask()
+    >>> batch = next(iter(task))
+    >>> AttentionOnlyNet(task)(batch.inputs).shape
+    torch.Size([128, 32])
+    """
+
+    q1: nn.Parameter
+    k1: nn.Parameter
+    v1: nn.Parameter
+    q2: nn.Parameter
+    k2: nn.Parameter
+    v2: nn.Parameter
+    w1: nn.Parameter
+    w2: nn.Parameter
+    w3: nn.Parameter
+    b1: nn.Parameter
+    b2: nn.Parameter
+    b3: nn.Parameter
+    head: nn.Parameter
+
+    def __init__(self, task: InContextTask, *, seeds: int | Sequence[int] = 0, hidden: int = HIDDEN) -> None:
+        super().__init__()
+        d, (stack, several) = task.width, ([seeds], False) if isinstance(seeds, int) else (seeds, True)
+        shapes = dict.fromkeys(("q1", "k1", "v1", "q2", "k2", "v2"), ((d, d), 1 / math.sqrt(task.dim)))
+        shapes |= classifier_shapes(d, hidden, task.labels)
+        for name, tensor in drawn(shapes, stack).items():
+            self.register_parameter(name, nn.Parameter(tensor if several else tensor[0]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(size, labels)`` of the last token."""
+        x = inputs + self._layer(inputs, 1)[0]
+        last = x[..., -1:, :]
+        scores = project(project(last, self.q2), self.k2.mT) @ x.mT
+        return classify(self, (last + project(scores.softmax(-1) @ x, self.v2))[..., 0, :])
+
+    def layers(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream after both layers, ``(size, tokens, d)``, and attention ``(size, 2, tokens, tokens)``.
+
+        Rows of attention are queries; row t is 0 after t.
+        """
+        first, a1 = self._layer(inputs, 1)
+        x = inputs + first
+        second, a2 = self._layer(x, 2)
+        return x + second, torch.stack([a1, a2], -3)
+
+    def _layer(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        q, k, v = (getattr(self, f"{name}{number}") for name in "qkv")
+        scores = project(x, q @ k.mT) @ x.mT
+        later = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).triu(1)
+        a = scores.masked_fill(later, -torch.inf).softmax(-1)
+        return a @ project(x, v), a
+
+
+def project(x: Tensor, W: Tensor) -> Tensor:
+    """``x W``, a matrix for each network of a stack."""
+    return torch.einsum("...std,...de->...ste", x, W)
+
+
+def classify(net: nn.Module, h: Tensor) -> Tensor:
+    """Three layers with one bias each, and the head."""
+    for i in (1, 2, 3):
+        W, b = getattr(net, f"w{i}"), getattr(net, f"b{i}")
+        h = F.relu(torch.einsum("...sd,...de->...se", h, W) + b[..., None, None])
+    return torch.einsum("...sd,...de->...se", h, getattr(net, "head"))  # noqa: B009  (of either model)
+
+
+def classifier_shapes(inputs: int, hidden: int, labels: int) -> dict[str, tuple[tuple[int, ...], float]]:
+    """Shape and standard deviation of each of the classifier's parameters."""
+    widths = (inputs, hidden, hidden, hidden)
+    found: dict[str, tuple[tuple[int, ...], float]] = {
+        f"w{i + 1}": ((widths[i], hidden), math.sqrt(2 / widths[i])) for i in range(3)
+    }
+    return found | {f"b{i}": ((), 0.0) for i in (1, 2, 3)} | {"head": ((hidden, labels), 1 / math.sqrt(hidden))}
+
+
+def drawn(shapes: dict[str, tuple[tuple[int, ...], float]], seeds: Sequence[int]) -> dict[str, Tensor]:
+    """First values of parameters, stacked over seeds: each seed's do not depend on the others."""
+    sources = [generator(seed, "weights") for seed in seeds]
+    return {
+        name: torch.stack([scale * torch.randn(shape, generator=g) for g in sources])
+        for name, (shape, scale) in shapes.items()
+    }
+
+
+def plant_previous_token(net: AttentionOnlyNet, task: InContextTask, beta1: float) -> AttentionOnlyNet:
+    """Make the first layer look at the token before, with logit ``beta1``, by places alone; in place."""
+    P = task.places
+    with torch.no_grad():
+        net.q1.zero_()
+        net.k1.zero_()
+        net.k1[..., :P, :P] = torch.eye(P)
+        net.q1[..., :P, :P] = beta1 * torch.diag(torch.ones(P - 1), -1)  # place t asks for place t - 1
+    return net
