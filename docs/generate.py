@@ -10,11 +10,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from typer.main import get_command
 
 from rankwise.bench import Located, recipes
+from rankwise.bench.shared.evidence import Claim, Verdict
+from rankwise.bench.shared.evidence import verdicts as judged
 from rankwise.catalogue import CATALOGUE, FAMILIES, Entry, ready
 from rankwise.cli.main import app
 from rankwise.family import names
@@ -29,6 +31,7 @@ def generated() -> dict[Path, str]:
     return {
         HERE / "methods" / "index.md": methods(),
         HERE / "evidence.md": evidence(),
+        HERE / "evidence.json": evidence_rows(),
         HERE / "gallery.md": gallery(),
         HERE / "command-line.md": filled(HERE / "command-line.md", {"commands": commands()}),
         ROOT / "README.md": filled(ROOT / "README.md", readme_tables()),
@@ -75,19 +78,31 @@ def methods() -> str:
 
 
 def evidence() -> str:
-    """Every recipe's table, claims and verdicts, as its JSON says."""
+    """One table of what was found, then every recipe's table, claims and verdicts, as its JSON says."""
     parts = [
         "# Evidence\n\nWhat the papers claim, measured here on real data with a control that can fail. Differences are "
-        "paired by seed (p is the one-sided exact sign-flip p-value) or by query (with bootstrap intervals). A claim "
-        "that did not hold is listed as such.\n"
+        "paired by seed (p is the one-sided exact sign-flip p-value; *sees* is the smallest difference that so many "
+        "pairs would have shown, 2.8 standard errors) or by query (with bootstrap intervals). A claim that did not "
+        "hold is listed as such; where a control did not hold, the recipe cannot tell. The first claim of each recipe "
+        "stands here; the same for programs is in [evidence.json](evidence.json).\n"
     ]
-    found = [(located, recorded(located)) for parts in recipes().values() for located in parts.values()]
-    held = [(located, e) for located, e in found if e]
-    rows = [
-        [f"[{e['title']}](#{anchor(located)})", _code(e["command"]), *(_held(e["claims"], c) for c in (False, True))]
-        for located, e in held
-    ]
-    parts.append(_words(["recipe", "command", "claims held", "controls held"], rows))
+    held = measured()
+    rows = []
+    for located, e in held:
+        found = _verdicts(e)
+        first = next((i for i, c in enumerate(e["claims"]) if not c["control"]), 0)
+        rows.append(
+            [
+                f"[{e['title']}](#{anchor(located)})<br>{_code(e['command'])}",
+                e["claims"][first]["text"],
+                f"**{found[first]}**",
+                e["claims"][first]["found"],
+                _minutes(e["seconds"]),
+                " / ".join(str(found.count(verdict)) for verdict in get_args(Verdict)),
+            ]
+        )
+    header = ["recipe, command", "claim", "verdict", "found", "minutes (its last call)", "held / not / cannot tell"]
+    parts.append(_words(header, rows))
     for located, e in held:
         env = e["environment"]
         parts += [
@@ -102,6 +117,35 @@ def evidence() -> str:
     return "\n".join(parts)
 
 
+def measured() -> list[tuple[Located, dict]]:
+    """Every recipe whose evidence is recorded, by family."""
+    found = [(located, recorded(located)) for parts in recipes().values() for located in parts.values()]
+    return [(located, e) for located, e in found if e]
+
+
+def evidence_rows() -> str:
+    """A JSON list with an entry a claim."""
+    rows = [
+        {
+            "recipe": located.recipe.name,
+            "part": located.recipe.part,
+            "family": located.place.parts[0],
+            "title": e["title"],
+            "claim": c["text"],
+            "control": c["control"],
+            "verdict": verdict,
+            "found": c["found"],
+            "paper": c.get("paper", ""),
+            "command": e["command"],
+            "seconds": round(e["seconds"], 1),
+            "link": f"evidence.md#{anchor(located)}",
+        }
+        for located, e in measured()
+        for c, verdict in zip(e["claims"], _verdicts(e), strict=True)
+    ]
+    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+
+
 def recorded(located: Located) -> dict:
     """The recorded evidence of a recipe; empty where there is none."""
     path = HERE / "evidence" / located.place.with_suffix(".json")
@@ -109,9 +153,21 @@ def recorded(located: Located) -> dict:
 
 
 def verdicts(e: dict) -> str:
-    """A table of claims."""
-    claims = [["**held**" if c["held"] else "**not held**", c["text"], c["found"]] for c in e["claims"]]
-    return _words(["verdict", "claim", "found"], claims)
+    """A table of claims; what the paper reports is a column where it reports something."""
+    claims, papers = e["claims"], any(c.get("paper") for c in e["claims"])
+    rows = [
+        [f"**{verdict}**", c["text"], c["found"], *([c.get("paper", "")] if papers else [])]
+        for c, verdict in zip(claims, _verdicts(e), strict=True)
+    ]
+    return _words(["verdict", "claim", "found", *(["the paper, in its setting"] if papers else [])], rows)
+
+
+def _verdicts(e: dict) -> list[str]:
+    return [*judged([Claim(**{k: v for k, v in c.items() if k != "verdict"}) for c in e["claims"]])]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f}" if seconds >= 60 else "under 1"
 
 
 def anchor(located: Located) -> str:
@@ -224,18 +280,13 @@ def _paper(e: Entry) -> str:
     return f"[{e.arxiv}](https://arxiv.org/abs/{e.arxiv})"
 
 
-def _held(claims: list[dict], control: bool) -> str:
-    verdicts = [c["held"] for c in claims if c["control"] == control]
-    return f"{sum(verdicts)} of {len(verdicts)}" if verdicts else "-"
-
-
 def _remark(claims: list[dict]) -> list[str]:
     """What a failed control means for the rest."""
     if all(c["held"] for c in claims if c["control"]):
         return []
     return [
         "A control did not hold: in this setting (few steps, the spread of a small model) the recipe cannot tell its "
-        "variants apart, so the verdicts above neither confirm nor refute the paper.\n"
+        "variants apart, and what it found neither confirms nor refutes the paper.\n"
     ]
 
 

@@ -116,6 +116,8 @@ def bench(
 def _print_evidence(evidence: Evidence) -> None:
     from rich.table import Table
 
+    from rankwise.bench.shared.evidence import verdicts
+
     console.print(evidence.title, style="bold")
     console.print(f"{evidence.setting}\n")
     if (table := _whole_words(evidence.header, evidence.rows)) is not None:
@@ -128,9 +130,12 @@ def _print_evidence(evidence: Evidence) -> None:
             console.print(cells)
     claims = Table.grid(padding=(0, 1, 0, 0))
     claims.add_column(no_wrap=True)
-    for claim in evidence.claims:
-        verdict = ("HELD", "green") if claim.held else ("NOT HELD", "red")
-        claims.add_row(Text(*verdict), Text(printable(f"{claim.text}\n{claim.found}")))
+    colours = {"held": "green", "not held": "red", "cannot tell": "yellow"}
+    for claim, verdict in zip(evidence.claims, verdicts(evidence.claims), strict=True):
+        told = f"{claim.text}\n{claim.found}" + (
+            f"\n{claim.paper} in the paper, in another setting" if claim.paper else ""
+        )
+        claims.add_row(Text(verdict.upper(), colours[verdict]), Text(printable(told)))
     console.print()
     console.print(claims)
 

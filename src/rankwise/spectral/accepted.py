@@ -40,7 +40,7 @@ def finite(A: Tensor, name: str) -> Tensor:
 
 
 def largest_entry(A: Tensor, dim: tuple[int, ...] = ()) -> Tensor:
-    """``max |A|`` over ``dim`` (all where it is empty), NaN where there is one; many times faster than a norm of order ∞."""
+    """``max |A|`` over ``dim`` (all where it is empty), NaN where there is one; far faster than a norm of order ∞."""
     return torch.maximum(A.amax(dim), -A.amin(dim))
 
 

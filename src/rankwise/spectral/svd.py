@@ -420,7 +420,7 @@ def _settled(left: list[Tensor], tol: float, total: Tensor) -> bool:
 
 
 def _orthonormal(Y: Tensor) -> Tensor:
-    """Q of ``Y = L Q``, rows, L's diagonal positive: by Cholesky in float64, by Householder where rows nearly coincide."""
+    """Q of ``Y = L Q``, in rows, L's diagonal positive: Cholesky in float64, Householder where rows nearly coincide."""
     D = Y.double()
     L, failed = torch.linalg.cholesky_ex(_outer(Y, Y))
     diagonal = L.diagonal(dim1=-2, dim2=-1)

@@ -1,9 +1,10 @@
 import json
+import math
 
 import numpy as np
 import pytest
 
-from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus
+from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus, verdicts
 from rankwise.bench.tuning.eva import _steps_to
 from rankwise.bench.tuning.s2lora import _spearman
 
@@ -18,7 +19,25 @@ def test_sign_flip_p_value_counts_all_flips():
 
 
 def test_a_paired_difference_is_shown_in_points_with_its_error_and_p():
-    assert str(Paired(mean=0.0123, error=0.0045, p_value=0.03125)) == "+1.23±0.45 points, p=0.031"
+    assert str(Paired(mean=0.0123, error=0.0045, p_value=0.03125)) == "+1.23±0.45 points, p=0.031, sees 1.26"
+    assert str(Paired(mean=0.0123, error=math.nan, p_value=0.5)) == "+1.23±nan points, p=0.5"
+
+
+def test_what_can_be_seen_is_found_in_four_of_five_repetitions():
+    rng, true = np.random.default_rng(0), 1.0
+    n = round((2.8 / true) ** 2 * 100)  # pairs of spread 10 whose mean has a standard error of true / 2.8
+    means = true + 10 / math.sqrt(n) * rng.normal(size=20_000)
+    found = np.mean(np.abs(means) > 1.96 * 10 / math.sqrt(n))
+    assert Paired(mean=0.0, error=10 / math.sqrt(n), p_value=1.0).smallest == pytest.approx(true)
+    assert found == pytest.approx(0.8, abs=0.01)
+
+
+def test_beside_a_control_that_did_not_hold_no_claim_has_a_verdict():
+    claims = [Claim(text="a", held=True, found=""), Claim(text="b", held=False, found="")]
+    assert verdicts(claims) == ["held", "not held"]
+    fine, failed = (Claim(text="c", held=held, found="", control=True) for held in (True, False))
+    assert verdicts([*claims, fine]) == ["held", "not held", "held"]
+    assert verdicts([*claims, fine, failed]) == ["cannot tell", "cannot tell", "held", "not held"]
 
 
 def test_rank_correlation_agrees_with_scipy():
@@ -40,6 +59,6 @@ def test_evidence_is_written_as_json_with_its_verdicts(tmp_path):
         tmp_path / "x.json"
     )
     assert json.loads((tmp_path / "x.json").read_text())["claims"] == [
-        {"text": "a", "held": False, "found": "b", "control": True}
+        {"text": "a", "held": False, "found": "b", "control": True, "paper": "", "verdict": "not held"}
     ]
     assert plus_minus([0.5, 0.7]) == "60.0±14.1"

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from rankwise.files import write_json
+
+Verdict = Literal["held", "not held", "cannot tell"]
+SEEN = 2.8  # standard errors: a difference so large is found in four of five repetitions, at 5 % (two-sided)
 
 
 @dataclass(kw_only=True)
@@ -27,12 +31,15 @@ class Claim:
         The numbers.
     control : bool
         A control: it holds when the thing that should fail does fail.
+    paper : str
+        What the paper reports for the claim, in its own setting; empty where it has no figure for it.
     """
 
     text: str
     held: bool
     found: str
     control: bool = False
+    paper: str = ""
 
     def __post_init__(self) -> None:
         self.held = bool(self.held)  # comparisons of arrays give numpy's
@@ -54,8 +61,21 @@ class Evidence:
     extra: dict = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """As JSON, in one step."""
-        write_json(path, asdict(self))
+        """As JSON, in one step; each claim with its verdict."""
+        told = asdict(self)
+        for claim, verdict in zip(told["claims"], verdicts(self.claims), strict=True):
+            claim["verdict"] = verdict
+        write_json(path, told)
+
+
+def verdicts(claims: Sequence[Claim]) -> list[Verdict]:
+    """``held`` or ``not held``; ``cannot tell`` for every claim beside a control that did not hold.
+
+    A recipe whose control fails would have found the same whatever the method does, or nothing: what it found then
+    neither confirms nor refutes the paper.
+    """
+    tells = all(c.held for c in claims if c.control)
+    return [("held" if c.held else "not held") if tells or c.control else "cannot tell" for c in claims]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +86,14 @@ class Paired:
     error: float
     p_value: float
 
+    @property
+    def smallest(self) -> float:
+        """The smallest true difference that so many pairs would have shown (power 0.8, 5 %, two-sided)."""
+        return SEEN * self.error
+
     def __str__(self) -> str:
-        return f"{100 * self.mean:+.2f}±{100 * self.error:.2f} points, p={self.p_value:.2g}"
+        shown = f"{100 * self.mean:+.2f}±{100 * self.error:.2f} points, p={self.p_value:.2g}"
+        return shown if math.isnan(self.error) else f"{shown}, sees {100 * self.smallest:.2f}"
 
 
 def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired:
