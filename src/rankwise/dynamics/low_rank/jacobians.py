@@ -1,0 +1,152 @@
+"""How many directions a denoiser keeps at a point: the numerical rank of its Jacobian.
+
+    rank = min{r : √(Σ_{i≤r} s_i²) > energy · √(Σ_i s_i²)},   s: singular values of J = ∂x̂/∂x
+
+At the denoiser of a mixture of low-rank Gaussians J has the rank of the subspaces that are active there. J of n rows
+and columns is not built: k products Jω span nearly its leading range, with basis Q; k products Jᵀq give QᵀJ, and with
+it the leading s_i. The share of an energy needs the whole of it too: what Q holds is known exactly, so that only the
+rest, ‖(I - QQᵀ)J‖_F², is estimated (Hutchinson), where even a large error matters little. k doubles until the rank is
+decided or J is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.spectral import singular_values
+
+__all__ = ["intrinsic_dimension"]
+
+EXACT = 96  # inputs up to which all of J is taken at once
+PROBES = 8  # of what the basis leaves
+
+
+def intrinsic_dimension(
+    denoiser: Callable[..., Tensor],
+    x: Tensor,
+    sigma: float | Tensor,
+    *,
+    energy: float = 0.99,
+    start: int = 16,
+    seed: int = 0,
+    **condition: Any,
+) -> Tensor:
+    """Directions of the input that a denoiser keeps at noisy points.
+
+    Parameters
+    ----------
+    denoiser : callable
+        ``denoiser(x, sigma, **condition)`` of a batch; its outputs have the shape of x, and rows do not depend on each
+        other. A module is best in ``eval`` mode.
+    x : Tensor
+        ``(B, …)``, the noisy points.
+    sigma : float or Tensor
+        Their noise, as the denoiser takes it: a number, or ``(B,)``.
+    energy : float
+        Share of ``√Σs²``, between 0 and 1; at 0.99, 98.01% of the squares.
+    start : int
+        Directions of the first try.
+    seed : int
+        Of the directions.
+    **condition :
+        Further arguments of the denoiser, such as labels ``(B,)``; tensors of B rows are taken by row.
+
+    Returns
+    -------
+    Tensor
+        ``(B,)``, int64; 0 where the Jacobian is zero.
+
+    Raises
+    ------
+    ValueError
+        No points, an energy outside (0, 1), outputs of another shape, NaN in a Jacobian.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.dynamics import intrinsic_dimension
+    >>> scaling = torch.tensor([1.0, 0.1, 0.01])
+    >>> intrinsic_dimension(lambda x, sigma: scaling * x, torch.randn(2, 3), 0.5)
+    tensor([1, 1])
+    """
+    if not 0 < energy < 1:
+        raise ValueError(f"energy={energy}: a share between 0 and 1 is accepted")
+    if start < 1:
+        raise ValueError(f"start={start}: at least 1 direction is needed")
+    if x.dim() < 2 or not x.numel():
+        raise ValueError(f"points of shape {tuple(x.shape)}: a batch (B, …) with entries is accepted; give x[None]")
+    generator = torch.Generator().manual_seed(seed)
+    ranks = []
+    for b in range(len(x)):
+        level = sigma[b] if isinstance(sigma, Tensor) and sigma.dim() else sigma
+        told = {
+            k: v[b : b + 1] if isinstance(v, Tensor) and v.shape[:1] == x.shape[:1] else v for k, v in condition.items()
+        }
+        ranks.append(_rank(_Jacobian(denoiser, x[b], level, told), energy, start, generator))
+    return torch.tensor(ranks)
+
+
+class _Jacobian:
+    """Products with J at one point, many at once: the point stands in a batch, each copy has a direction."""
+
+    def __init__(self, denoiser: Callable[..., Tensor], x: Tensor, sigma: Any, condition: dict[str, Any]) -> None:
+        self.x, self.n = x.detach(), x.numel()
+        self.denoiser, self.sigma, self.condition = denoiser, sigma, condition
+
+    def _call(self, x: Tensor) -> Tensor:
+        def rows(v: Any) -> Any:
+            return v.expand(len(x), *v.shape[1:]) if isinstance(v, Tensor) and v.dim() and len(v) == 1 else v
+
+        sigma = self.sigma.expand(len(x)) if isinstance(self.sigma, Tensor) else self.sigma
+        out = self.denoiser(x, sigma, **{k: rows(v) for k, v in self.condition.items()})
+        if out.shape != x.shape:
+            raise ValueError(f"the denoiser makes {tuple(out.shape)} of {tuple(x.shape)}: equal shapes are needed")
+        return out
+
+    def forward(self, directions: Tensor) -> Tensor:
+        """``(k, n)`` → the rows ``J ω``."""
+        points = self.x.expand(len(directions), *self.x.shape).contiguous()
+        out = torch.func.jvp(self._call, (points,), (directions.view_as(points),))[1]
+        return out.detach().reshape(len(directions), -1)
+
+    def backward(self, directions: Tensor) -> Tensor:
+        """``(k, n)`` → the rows ``Jᵀ q``."""
+        points = self.x.expand(len(directions), *self.x.shape).clone().requires_grad_()
+        with torch.enable_grad():
+            (out,) = torch.autograd.grad(self._call(points), points, directions.view_as(points))
+        return out.reshape(len(directions), -1)
+
+
+def _rank(J: _Jacobian, energy: float, start: int, generator: torch.Generator) -> int:
+    def drawn(k: int) -> Tensor:
+        return torch.randn(k, J.n, generator=generator).to(J.x)
+
+    k = start
+    while 2 * k < J.n and J.n > EXACT:
+        images = J.forward(drawn(k))
+        Q = torch.linalg.qr(_finite(images).mT).Q
+        S = singular_values(J.backward(Q.mT.contiguous()))
+        probes = J.forward(drawn(PROBES))
+        rest = float((probes - (probes @ Q) @ Q.mT).square().sum()) / PROBES
+        held = S.square().cumsum(0)
+        if rest <= (1 - energy**2) * (float(held[-1]) + rest) / 2:  # else the rank lies near k, or beyond
+            return _first(held, energy**2 * (float(held[-1]) + rest))
+        k *= 2
+    S = singular_values(_finite(J.forward(torch.eye(J.n).to(J.x))))
+    held = S.square().cumsum(0)
+    return _first(held, energy**2 * float(held[-1]))
+
+
+def _first(held: Tensor, wanted: float) -> int:
+    """How many squares it takes to exceed ``wanted``."""
+    return int((held <= wanted).sum()) + 1 if float(held[-1]) > 0 else 0
+
+
+def _finite(images: Tensor) -> Tensor:
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("the denoiser's Jacobian has NaN or Inf entries")
+    return images

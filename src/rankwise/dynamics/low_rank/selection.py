@@ -1,0 +1,71 @@
+"""How many subspaces, and of how many dimensions: mixtures compared by the Bayesian information criterion.
+
+    BIC = -2 log L + p log n,   p = Σ_k (D d_k - d_k (d_k - 1) / 2 [+ D]) + K
+
+Each number of clusters starts expectation-maximisation from K-subspaces; where dimensions are open, from those of
+1, 2, 4, … dimensions, and each step of it lets every cluster take the dimension that pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankwise.dynamics.low_rank.alternation import k_subspaces
+from rankwise.dynamics.low_rank.mixture import Mixture, expectation_maximisation, information
+
+PATIENCE = 2  # numbers of clusters without a gain, after which no more are tried
+MOST = 64  # dimensions of a cluster that are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The best mixture of one number of clusters, its criterion, and where the starts of K-subspaces ended."""
+
+    model: Mixture
+    bic: float
+    restarts: list[float]
+
+
+def selected(
+    X: Tensor, asked: Sequence[tuple[int, Sequence[int] | None]], *, affine: bool, restarts: int, max_iter: int,
+    tol: float, generator: torch.Generator,
+) -> list[Choice]:  # fmt: skip
+    """A mixture for each number of clusters and its dimensions (None: open), until more clusters do not gain."""
+    found: list[Choice] = []
+    for K, dims in asked:
+        fits = [
+            _fitted(
+                X, K, dims, begin, affine=affine, restarts=restarts, max_iter=max_iter, tol=tol, generator=generator
+            )
+            for begin in ([list(dims)] if dims is not None else _beginnings(K, *X.shape))
+        ]
+        found.append(min(fits, key=lambda c: c.bic))
+        best = min(range(len(found)), key=lambda i: found[i].bic)
+        if len(found) - 1 - best >= PATIENCE:
+            break
+    return found
+
+
+def _beginnings(K: int, n: int, D: int) -> list[list[int]]:
+    """Dimensions that K-subspaces starts from: powers of two with two rows each; for one cluster any will do."""
+    powers = [2**j for j in range(7) if 2**j < D and 2 ** (j + 1) * K <= n] or [1]
+    return [[d] * K for d in (powers if K > 1 else powers[:1])]
+
+
+def _fitted(
+    X: Tensor, K: int, dims: Sequence[int] | None, begin: list[int], *, affine: bool, restarts: int, max_iter: int,
+    tol: float, generator: torch.Generator,
+) -> Choice:  # fmt: skip
+    n, D = X.shape
+    ended: list[float] = []
+    shares = X.new_ones(n, 1)
+    if K > 1:
+        start = k_subspaces(X, begin, affine=affine, restarts=restarts, generator=generator)
+        shares, ended = torch.nn.functional.one_hot(start.labels, K).to(X), start.restarts
+    most = min(D - 1, MOST, max(n - 1, 1))
+    model = expectation_maximisation(X, shares, dims, affine=affine, max_iter=max_iter, tol=tol, most=most)
+    return Choice(model=model, bic=information(model, n, affine=affine), restarts=ended)
