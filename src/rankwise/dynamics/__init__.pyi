@@ -17,5 +17,16 @@ from rankwise.dynamics.low_rank.recovery import low_rank_mixture as low_rank_mix
 from rankwise.dynamics.low_rank.recovery import phase_transition as phase_transition
 from rankwise.dynamics.low_rank.recovery import recovery_threshold as recovery_threshold
 from rankwise.dynamics.low_rank.recovery import subspace_error as subspace_error
+from rankwise.dynamics.rich_lazy.callback import LazinessCallback as LazinessCallback
+from rankwise.dynamics.rich_lazy.experiment import RichLazyExperiment as RichLazyExperiment
+from rankwise.dynamics.rich_lazy.kernels import tangent_kernel as tangent_kernel
+from rankwise.dynamics.rich_lazy.measures import Laziness as Laziness
+from rankwise.dynamics.rich_lazy.measures import alignment as alignment
+from rankwise.dynamics.rich_lazy.measures import laziness as laziness
+from rankwise.dynamics.rich_lazy.networks import RateRNN as RateRNN
+from rankwise.dynamics.rich_lazy.starts import effective_rank as effective_rank
+from rankwise.dynamics.rich_lazy.starts import low_rank_init as low_rank_init
+from rankwise.dynamics.rich_lazy.theory import expected_kernel_alignment as expected_kernel_alignment
+from rankwise.dynamics.rich_lazy.theory import linear_flow as linear_flow
 from rankwise.dynamics.subspaces import IdentifiabilityWarning as IdentifiabilityWarning
 from rankwise.dynamics.subspaces import SubspaceClustering as SubspaceClustering
