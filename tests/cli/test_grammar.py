@@ -42,6 +42,9 @@ SHARED = {
     "--max-completion-tokens": bool,
     "--extra-body": "text",
     "--encoder": "text",  # what reads texts for detectors
+    "--split": "text",  # which part of data that has several
+    "--epochs": int,  # passes over data
+    "--rank": int,  # of adapters
     "--jobs": int,  # processes at once
     "--scheduler": "text",  # address of a Dask scheduler
 }
@@ -54,6 +57,8 @@ MISTAKES = {
     "compress": ["--model", "smollm2", "--out", ".", "--ratio", "0.3"],
     "tokens": ["none.png", "--model", "owner/model", "--out", "x"],
     "cache": ["--model", "smollm2", "--ratios", "0,1.5"],
+    "distill": ["--data", "none", "--out", "x"],
+    "distill-train": ["none", "--data", "digits"],
     "methods": ["--family", "tunning"],
     "pretrain": ["vit-cifar", "--out", "x"],
     "bench": ["evaa"],

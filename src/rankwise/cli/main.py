@@ -18,6 +18,7 @@ from rankwise.cli import (  # noqa: F401
     clicks,
     compression,
     continual,
+    distilled,
     distributions,
     evidence,
     merging,

@@ -22,6 +22,7 @@ QUANTILES = "quantile fit"  # what makes the folders of quantile models
 PERSEVAL = "perseval"  # and those of leaderboards of summaries
 PEER = "peer"  # and those of nodes among peers
 RANK = "rank fit"  # and those of rankers from clicks
+DISTILLED, STUDENTS = "distill", "distill-train"  # and those of distilled pictures and what learns from them
 STREAMS = "continual adapt"  # and those of what was learned while predicting
 # classes of `rankwise.continual` that adapt while they predict, and their presets
 STREAM_METHODS = {
@@ -338,3 +339,40 @@ def check_requests(folder: Path) -> None:
     """Whether a folder holds requests that are forgotten."""
     if not (folder / "o3.json").is_file():
         raise ValueError(f"{folder} holds no requests of `rankwise continual forget`: o3.json is missing")
+
+
+def check_distillation(data: str, out: Path, *, model: str, template: str, limit: int | None, **options: int) -> None:
+    """Of `rankwise.jobs.distill.distill_pictures`."""
+    for name, value in options.items():
+        least = 0 if name in ("rank", "head_rank", "seed") else 1
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; at least 1 picture")
+    if template.count("{}") != 1:
+        raise ValueError(f"template '{template}': {{}} stands for a class's name in it, once")
+    _check_pictures(data)
+    check_output(out, made_by=DISTILLED, inputs=there(data, model))
+    check_model(model, "zero-shot-image")
+
+
+def check_student(run: Path, data: str, out: Path | None, *, student: str, width: int, epochs: int, seed: int) -> None:
+    """Of `rankwise.jobs.distill.train_from`."""
+    _known(("student", student, ("convnet", "resnet")))
+    for name, value, least in (("width", width, 1), ("epochs", epochs, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least}")
+    if not (run / "distilled.json").is_file():
+        raise ValueError(f"{run} holds no distilled pictures of `rankwise {DISTILLED}`: distilled.json is missing")
+    _check_pictures(data)
+    if out is not None:
+        check_output(out, made_by=STUDENTS, inputs=[run, *there(data)])
+
+
+def _check_pictures(data: str) -> None:
+    from rankwise.data.loading import PICTURES
+
+    if data in PICTURES or Path(data).expanduser().exists():
+        return
+    if data.count("/") != 1 or data.startswith((".", "/", "~")):
+        raise unknown("pictures", data, PICTURES) if "/" not in data else ValueError(f"no such folder: {data}")

@@ -18,6 +18,7 @@ from rankwise.report.tables import METRICS, caches, comparison, compression_summ
 if TYPE_CHECKING:
     from rankwise.jobs.cache import CacheReport
     from rankwise.jobs.compress import Compression
+    from rankwise.jobs.distill import Distilled
     from rankwise.jobs.tokens import TokenReport
 
 _PAGE = """<!doctype html>
@@ -205,4 +206,27 @@ def write_caches(folder: Path, done: CacheReport, command: str) -> None:
         header=header,
         rows=rows,
         caption="cache: the sum over the tensors' storages; resident: what the process takes for a copy of it.",
+    )
+
+
+def write_distilled(folder: Path, done: Distilled, command: str) -> None:
+    """``report.html`` and ``tiles.png``, of `rankwise.jobs.distill.distill_pictures`."""
+    from rankwise.report.plots.distilled import tile_sheet
+
+    few = done.few
+    header, rows = done.table()
+    write_figure(
+        folder,
+        "tiles",
+        lambda: tile_sheet(few.images.permute(0, 2, 3, 1).numpy(), few.label_names),
+        section="The pictures",
+        title=f"{done.pictures:,} pictures as {len(few):,}",
+        subtitle=f"{few.ipc} for each of {len(few.label_names)} classes; labels by {few.told['base']} with adapters of "
+        f"rank {few.told['rank']} and {few.told['head_rank']}",
+        command=command,
+        header=header,
+        rows=rows,
+        caption="Each picture is made of the squares that a teacher named best. The base itself is not counted: who "
+        "trains a student needs it too.",
+        notes=few.notes,
     )

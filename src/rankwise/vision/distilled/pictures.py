@@ -47,7 +47,7 @@ class Real(NamedTuple):
     notes: list[str]
 
 
-def collected(dataset: Any, size: int | None) -> Real:
+def collected(dataset: Any, size: int | None, *, whole: bool = True) -> Real:
     """Pictures at one size, with their classes.
 
     Parameters
@@ -57,6 +57,8 @@ def collected(dataset: Any, size: int | None) -> Real:
         [0, 1]) and a class index; its ``classes`` are the names, if it has them.
     size : int, optional
         Of a side; their own by default.
+    whole : bool
+        Every class must occur, and more than one. Default ``True``.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def collected(dataset: Any, size: int | None) -> Real:
     if not len(images) or images.labels is None:
         raise ValueError(f"{images.name}: no {'classes: folders are classes' if len(images) else 'pictures'}")
     missing = [name for i, name in enumerate(images.label_names) if i not in set(images.labels.tolist())]
-    if missing or len(images.label_names) < 2:
+    if whole and (missing or len(images.label_names) < 2):
         raise ValueError(f"{images.name}: no pictures of {missing[0]}" if missing else f"{images.name}: only one class")
     sizes = {images[i].shape[:2] for i in (0, len(images) - 1)}
     notes = list(images.notes)
