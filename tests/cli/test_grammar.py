@@ -32,6 +32,8 @@ SHARED = {
     "--max-new-tokens": int,  # room for an answer
     "--name": "text",  # what a part of a folder is called
     "--max-length": int,  # tokens of a text
+    "--leave-out": "text",  # columns that are not used
+    "--method": "text",  # one of several ways to the same
     "--limit": int,  # how many pictures or texts at most
     "--distance": "text",  # how far two texts are
     "--style": "text",  # how a prompt is written
@@ -76,6 +78,7 @@ MISTAKES = {
     "continual forget": ["--data", "none.jsonl", "--name", "a", "--model", "owner/model", "--out", "x"],
     "continual relearn": ["none", "--name", "a"],
     "continual ask": ["none", "--text", "a"],
+    "dynamics subspaces": ["none.csv", "--out", "x"],
     "quantile fit": ["none.csv", "--response", "y", "--out", "x"],
     "quantile predict": ["none", "none.csv"],
     "quantile report": ["none"],

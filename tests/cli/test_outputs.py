@@ -24,6 +24,7 @@ FOLDERS = {
     "pretrain": "pretrain vit-cifar10 --data cifar10 --epochs 1 --batch-size 16 --out",
     "compare": "compare a.txt b.txt --model model --out",
     "perseval": "perseval readers.csv --simplified --out",
+    "dynamics subspaces": "dynamics subspaces numbers.csv --k 2 --dim 1 --out",
     "rank fit": "rank fit clicks.csv --network linear --steps 2 --out",
 }
 FILES = {
@@ -53,6 +54,7 @@ def made(tmp_path_factory):
     (place / "readers.csv").write_text("\n".join(["doc_id,uid,user,T5", *headlines]))
     shown = [f"{s % 9},{s % 9}-{d},{d},{int(s % 3 == d)},{s},{s % 9 * d}" for s in range(40) for d in (1, 2)]
     (place / "clicks.csv").write_text("\n".join(["query,doc,position,click,session,bm25", *shown]))
+    (place / "numbers.csv").write_text("\n".join(["a,b,c", *(f"{s},{s % 3},{s % 5}" for s in range(40))]))
     for name in ("a.txt", "b.txt"):
         (place / name).write_text("\n".join(folders.TEXTS))
     (place / "mine").mkdir()

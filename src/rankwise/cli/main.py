@@ -25,6 +25,7 @@ from rankwise.cli import (  # noqa: F401
     peers,
     prompting,
     ranking,
+    subspaces,
     unlearning,
     vision,
 )

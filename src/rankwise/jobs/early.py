@@ -24,6 +24,7 @@ PEER = "peer"  # and those of nodes among peers
 RANK = "rank fit"  # and those of rankers from clicks
 DISTILLED, STUDENTS = "distill", "distill-train"  # and those of distilled pictures and what learns from them
 STREAMS = "continual adapt"  # and those of what was learned while predicting
+SUBSPACES = "dynamics subspaces"  # and those of clustered tables
 # classes of `rankwise.continual` that adapt while they predict, and their presets
 STREAM_METHODS = {
     "vida": ("TestTimeAdapter", ("ours", "cifar10c", "cifar100c", "imagenetc")),
@@ -376,3 +377,30 @@ def _check_pictures(data: str) -> None:
         return
     if data.count("/") != 1 or data.startswith((".", "/", "~")):
         raise unknown("pictures", data, PICTURES) if "/" not in data else ValueError(f"no such folder: {data}")
+
+
+def check_subspaces(
+    path: Path, out: Path, *, k: int | None, dim: Sequence[int] | None, method: str, max_clusters: int, n_init: int
+) -> None:
+    """Of `rankwise.jobs.subspaces.cluster_table`."""
+    from rankwise.data.tables import kind_of
+
+    _known(("method", method, ("em", "k-subspaces")))
+    for name, value, least in (
+        ("k", 1 if k is None else k, 1),
+        ("max_clusters", max_clusters, 1),
+        ("n_init", n_init, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least}")
+    if method != "em" and (k is None or dim is None):
+        raise ValueError("auto compares likelihoods, which k-subspaces has none of: give k and dim, or take method em")
+    if dim is not None:
+        if not dim or any(d < 1 for d in dim):
+            raise ValueError(f"dim is {', '.join(map(str, dim)) or 'none'}: whole numbers of at least 1 are accepted")
+        if len(dim) > 1 and len(dim) != k:
+            raise ValueError(f"dim has {len(dim)} numbers for k={k or 'auto'}: one for all, or one a cluster")
+    kind_of(path)
+    if not path.is_file():
+        raise ValueError(f"no such data file: {path}")
+    check_output(out, made_by=SUBSPACES, inputs=[path])
