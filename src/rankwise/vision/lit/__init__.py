@@ -1,0 +1,1 @@
+"""The parts of CLIP-LIT: prompts, network, losses, the map of light, pictures."""
