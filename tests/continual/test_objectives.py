@@ -177,3 +177,13 @@ def test_a_template_takes_the_class_once_and_other_braces_as_they_are(kind):
     for template in ("no place", "{} and {}"):
         with pytest.raises(ValueError, match=r"needs \{\} once"):
             kind(tokenizer=Heard(), template=template)
+
+
+def test_two_towers_one_of_which_has_no_pooler_are_refused_by_name():
+    from transformers import BertConfig, BertModel, VisionTextDualEncoderModel, ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sees = ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4), add_pooling_layer=False)
+    reads = BertModel(BertConfig(vocab_size=50, **sizes))
+    with pytest.raises(ValueError, match="a VisionTextDualEncoderModel whose ViTModel has no pooler: pass objective="):
+        objective_for(VisionTextDualEncoderModel(vision_model=sees, text_model=reads), tokenizer=object())

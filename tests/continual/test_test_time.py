@@ -650,7 +650,7 @@ def test_a_model_that_has_adapters_already_is_refused_and_the_first_can_still_be
     before = copy.deepcopy(model.state_dict())
     first = adapter(model)
     first.predict(batches(1)[0])
-    with pytest.raises(ValueError, match=r"has adapters already: release\(\)"):
+    with pytest.raises(ValueError, match=r"has adapters already: merge or unload them first, or release\(\)"):
         kind(model)
     after = first.release().state_dict()
     assert after.keys() == before.keys()

@@ -29,10 +29,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from rankwise.continual.accepted import refuse_adapters
 from rankwise.continual.drift import ForgettingBound, TaskDrift, drift_of, forgetting_bound
 from rankwise.continual.learning.content import content_of_values
 from rankwise.continual.learning.saved import read_tasks, write_tasks
@@ -104,8 +104,7 @@ class CodyraLearner:
         collate: Callable[[list], Mapping[str, Tensor]] = default_collate,
         seed: int = 0,
     ) -> None:
-        if any(isinstance(m, BaseTunerLayer) for m in model.modules()):
-            raise ValueError("the model has adapters: merge or unload them first")
+        refuse_adapters(model)
         self.config = copy.deepcopy(config or CodyraConfig())
         if self.config.modules_to_save:
             raise ValueError(

@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from rankwise.continual.accepted import refuse_adapters
 from rankwise.continual.training import draw, rows_of, train
 from rankwise.continual.unlearning import measuring, state
 from rankwise.continual.unlearning.blocks import Factors, acting, fresh, overlap, shape_of
@@ -115,8 +115,7 @@ class O3Unlearner:
         encoder: str | LayerEncoder = "minilm",
         measured: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
-        if any(isinstance(m, BaseTunerLayer) for m in model.modules()):
-            raise ValueError("the model has adapters: merge or unload them first")
+        refuse_adapters(model)
         if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
             raise ValueError(f"{type(model).__name__} is no causal language model, which is needed")
         self.model, self.tokenizer, self.settings = model, tokenizer, settings or UnlearningSettings()

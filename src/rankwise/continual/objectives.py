@@ -294,6 +294,9 @@ def objective_for(model: nn.Module, tokenizer: Any = None, **options: Any) -> Ob
             f"no objective for a {kind}: CLIPs, encoders without a head, classifiers of texts or pictures and causal "
             "language models are known; pass objective=, an object with loss and right"
         )
+    for tower in (getattr(model, "vision_model", None), getattr(model, "text_model", None)) if towers else ():
+        if getattr(tower, "pooler", tower) is None:
+            raise ValueError(f"no objective for a {kind} whose {type(tower).__name__} has no pooler: pass objective=")
     if tokenizer is None:
         raise ValueError(f"{kind} learns from the names of classes: pass its tokenizer=")
     return (ImageText if towers else SentenceText)(tokenizer=tokenizer, **options)

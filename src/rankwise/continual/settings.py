@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from rankwise.continual.accepted import check_ranges
 from rankwise.continual.augmentation import Augmentation
-from rankwise.continual.ranges import check_ranges
 from rankwise.nearest import unknown
 
 __all__ = ["Settings"]

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rankwise.continual.accepted import refuse_adapters
 from rankwise.continual.settings import Settings
 from rankwise.files import differences, whole_folder, write_json
 from rankwise.nearest import unknown
@@ -119,7 +119,10 @@ class StreamAdapter(ABC):
     def _check(self, model: nn.Module) -> None:
         """Refuse a model that this method cannot serve, before anything of it is changed."""
         if not isinstance(model, PeftModel):
-            refuse_adapters(model)
+            refuse_adapters(
+                model,
+                hint=", or release() what adapts it now; where they are ViDA's, give TestTimeAdapter the PeftModel itself",
+            )
         if any(p.is_inference() for p in model.parameters()):
             raise ValueError(
                 "the model was made within torch.inference_mode(), where nothing can move: make it outside"
@@ -422,15 +425,6 @@ class StreamAdapter(ABC):
             if name not in cls.reads:
                 raise ValueError(f"{cls.__name__} has no use for {name}; it reads {', '.join(sorted(cls.reads))}")
         return replace(preset, **changes)
-
-
-def refuse_adapters(model: nn.Module) -> None:
-    """Raise where adapters lie in a model: a second set of them could not be told from the first, nor taken out."""
-    if any(isinstance(m, BaseTunerLayer) for m in model.modules()):
-        raise ValueError(
-            "the model has adapters already: release() what adapts it now, or merge or unload them; where they are "
-            "ViDA's, give TestTimeAdapter the PeftModel itself"
-        )
 
 
 def rows(inputs: Inputs) -> int:

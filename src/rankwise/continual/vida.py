@@ -36,8 +36,9 @@ import torch.nn.functional as F
 from peft import PeftModel, PeftType, get_peft_model
 from torch import Tensor, nn
 
+from rankwise.continual.accepted import refuse_adapters
 from rankwise.continual.settings import Settings
-from rankwise.continual.stream import Inputs, refuse_adapters, rows
+from rankwise.continual.stream import Inputs, rows
 from rankwise.continual.teacher import TeacherAdapter, soft_cross_entropy
 from rankwise.tuning.vida import VidaConfig, VidaLayer, VidaModel
 

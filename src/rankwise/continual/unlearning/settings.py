@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rankwise.continual.ranges import check_ranges
+from rankwise.continual.accepted import check_ranges
 from rankwise.continual.training import Schedule
 from rankwise.continual.unlearning.names import CHOICES, check_choices
 from rankwise.continual.unlearning.rows import REFUSALS

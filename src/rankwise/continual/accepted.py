@@ -1,9 +1,12 @@
-"""What numbers of a method's settings may be, said in one way."""
+"""What the family takes: numbers in their ranges, models without adapters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 
 def check_ranges(settings: object, *, shares: Iterable[str], amounts: Iterable[str], least: Mapping[str, int]) -> None:
@@ -35,3 +38,9 @@ def check_ranges(settings: object, *, shares: Iterable[str], amounts: Iterable[s
         taken = holds(value) if value is not None else getattr(type(settings), name) is None
         if not taken:
             raise ValueError(f"{name}={value}; {accepted}")
+
+
+def refuse_adapters(model: nn.Module, *, hint: str = "") -> None:
+    """Raise where adapters lie in a model: a second set of them could not be told from the first, nor taken out."""
+    if any(isinstance(m, BaseTunerLayer) for m in model.modules()):
+        raise ValueError(f"the model has adapters already: merge or unload them first{hint}")
