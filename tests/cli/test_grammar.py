@@ -47,6 +47,7 @@ SHARED = {
     "--split": "text",  # which part of data that has several
     "--epochs": int,  # passes over data
     "--rank": int,  # of adapters
+    "--preset": "text",  # settings that belong together, by name
     "--jobs": int,  # processes at once
     "--scheduler": "text",  # address of a Dask scheduler
 }
@@ -79,6 +80,7 @@ MISTAKES = {
     "continual relearn": ["none", "--name", "a"],
     "continual ask": ["none", "--text", "a"],
     "dynamics subspaces": ["none.csv", "--out", "x"],
+    "dynamics icl": ["--class-count", "50", "--out", "x"],
     "quantile fit": ["none.csv", "--response", "y", "--out", "x"],
     "quantile predict": ["none", "none.csv"],
     "quantile report": ["none"],

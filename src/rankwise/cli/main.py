@@ -21,6 +21,7 @@ from rankwise.cli import (  # noqa: F401
     distilled,
     distributions,
     evidence,
+    in_context,
     merging,
     peers,
     prompting,

@@ -52,8 +52,9 @@ class InContextResult:
         on the sets of `InContextTask.eval_sets`, ``iwl``, ``ic`` and ``ic2``; on ``ic``: ``cla``, ``ila1``, ``tila2``,
         ``tla2`` and ``strength``, as `progress` tells them.
     task : InContextTask
-    model : nn.Module
-        The trained stack, a network a seed in the order of the frame.
+        What was drawn.
+    model : nn.Module, optional
+        The trained stack, a network a seed in the order of the frame; none where rows were read back.
 
     Examples
     --------
@@ -66,7 +67,7 @@ class InContextResult:
 
     frame: pd.DataFrame
     task: InContextTask
-    model: nn.Module
+    model: nn.Module | None = None
 
     def crossing(self, column: str, level: float) -> pd.Series:
         """By seed, the first measured step at which ``column`` is at least ``level``; NaN where none is.
@@ -131,6 +132,7 @@ class InContextExperiment:
     beta1 : float, optional
         Start with a first layer that looks one token back with this logit; 0 for minimal models.
     device : str or torch.device
+        Where it is trained.
     hidden : int
         Width of the classifier.
 

@@ -14,7 +14,6 @@ offset in every sequence: the target has no place of its own by which a network 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -23,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
+
+from rankwise.dynamics.in_context.sizes import check_task
 
 __all__ = ["InContextBatch", "InContextTask", "Sampler"]
 
@@ -119,7 +120,7 @@ class InContextTask(IterableDataset[InContextBatch]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_task(settings(self))
 
     @property
     def places(self) -> int:
@@ -170,32 +171,6 @@ class InContextTask(IterableDataset[InContextBatch]):
             yield sampler.draw(self.batch_size).of(0)
 
 
-def _check(task: InContextTask) -> None:
-    for name in ("classes", "labels", "dim", "pairs", "burstiness", "n_max", "batch_size", "seed"):
-        value = getattr(task, name)
-        least = {"labels": 2, "pairs": 2, "burstiness": 0, "seed": 0}.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-            raise ValueError(f"{name}={value!r}: a whole number of at least {least} is accepted")
-    for name in ("zipf", "noise", "p_burst", "p_novel"):
-        value, most = getattr(task, name), 1.0 if name[1] == "_" else math.inf
-        if not isinstance(value, numbers.Real) or not 0 <= float(value) <= most or math.isinf(value):
-            raise ValueError(f"{name}={value!r}: a number {'in [0, 1]' if most == 1 else 'of at least 0'} is accepted")
-    K, L, N, B = task.classes, task.labels, task.pairs, task.burstiness
-    if K % L:
-        raise ValueError(f"classes={K}: a multiple of labels={L} is accepted, e.g. {max(1, K // L) * L}")
-    if task.n_max < N:
-        raise ValueError(f"pairs={N}: places have room for n_max={task.n_max}; give n_max={N} or more")
-    if B and (N % B or B >= N):
-        accepted = ", ".join(str(b) for b in range(1, N) if N % b == 0)
-        raise ValueError(f"burstiness={B}: divisors of pairs={N} below it are accepted ({accepted}), or 0")
-    if not B and (task.p_burst or task.p_novel):
-        raise ValueError("burstiness=0: no sequence is bursty, so give p_burst=0 and p_novel=0, or burstiness=1")
-    if B and task.no_repeats and N // B > L:
-        raise ValueError(f"no_repeats with pairs / burstiness = {N // B} classes: at most labels={L} have labels apart")
-    if B and N // B > K:
-        raise ValueError(f"classes={K}: at least pairs / burstiness = {N // B} are needed")
-
-
 class Sampler:
     """Draws batches of a task for several seeds at once, each from its own generator.
 
@@ -204,6 +179,7 @@ class Sampler:
     Parameters
     ----------
     task : InContextTask
+        What is drawn.
     seeds : sequence of int
         One ensemble member each.
     device : str or torch.device

@@ -1,7 +1,8 @@
-"""Spectra of clusters that are subspaces; from how many rows subspaces are found."""
+"""Learning over time beside its theory; spectra of clusters that are subspaces, and how many rows find them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from matplotlib.figure import Figure
 from rankwise.report.plots.shared import panels, styled
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rankwise.dynamics import PhaseTransition
 
 MOST = 12  # clusters that are drawn
@@ -51,3 +54,45 @@ def phase_maps(found: Sequence[PhaseTransition]) -> Figure:
     for axis in list(axes.flat)[len(found) :]:
         axis.set_visible(False)
     return figure
+
+
+@styled
+def learning_from_context(
+    frame: pd.DataFrame, *, pairs: int, labels: int, theory: pd.DataFrame | None = None
+) -> Figure:
+    """Loss, accuracy and the measures of an induction head over training: means over seeds, a thin line each seed.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As `rankwise.dynamics.InContextResult.frame`.
+    pairs, labels : int
+        ``N`` and ``L``, of which log N and log L are drawn.
+    theory : DataFrame, optional
+        ``step`` and ``loss`` of the phenomenological model.
+    """
+    figure, (left, middle, right) = panels(1, 3, size=(10.2, 2.9))
+    _lines(left, frame, {"loss": "network"})
+    if theory is not None:
+        left.plot(theory.step, theory.loss, color="black", linestyle="--", label="theory, time stretched")
+    for value, name in ((math.log(labels), "log L"), (math.log(pairs), "log N")):
+        left.axhline(value, color="0.7", linewidth=0.6, zorder=0)
+        left.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    left.set(ylabel="loss (nats)", ylim=(0, None))
+    _lines(middle, frame, {"ic": "new classes", "ic2": "swapped labels", "iwl": "known, not in context"})
+    middle.set(ylabel="accuracy", ylim=(0, 1.02))
+    _lines(right, frame, {"cla": "CLA", "tla2": "TLA2", "ila1": "ILA1", "tila2": "TILA2"})
+    right.set(ylabel="share", ylim=(0, 1.02))
+    for axis in (left, middle, right):
+        axis.set_xlabel("step")
+        axis.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _lines(axis, frame: pd.DataFrame, columns: dict[str, str]) -> None:
+    for number, (column, name) in enumerate(columns.items()):
+        colour = f"C{number}"
+        for _, rows in frame.groupby("seed"):
+            axis.plot(rows.step, rows[column], color=colour, linewidth=0.4, alpha=0.5)
+        mean = frame.groupby("step")[column].mean()
+        axis.plot(mean.index, mean, color=colour, linewidth=1.6, label=name)
