@@ -81,6 +81,7 @@ MISTAKES = {
     "continual ask": ["none", "--text", "a"],
     "dynamics subspaces": ["none.csv", "--out", "x"],
     "dynamics icl": ["--class-count", "50", "--out", "x"],
+    "dynamics laziness": ["--before", "minilm", "--after", "minilm", "--data", "none.csv"],
     "quantile fit": ["none.csv", "--response", "y", "--out", "x"],
     "quantile predict": ["none", "none.csv"],
     "quantile report": ["none"],

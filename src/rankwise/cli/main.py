@@ -26,6 +26,7 @@ from rankwise.cli import (  # noqa: F401
     peers,
     prompting,
     ranking,
+    rich_lazy,
     subspaces,
     unlearning,
     vision,

@@ -404,3 +404,28 @@ def check_subspaces(
     if not path.is_file():
         raise ValueError(f"no such data file: {path}")
     check_output(out, made_by=SUBSPACES, inputs=[path])
+
+
+def check_laziness(
+    before: str, after: str, data: str, *, out: Path | None, limit: int, rows: int, max_length: int, seed: int
+) -> None:
+    """Of `rankwise.jobs.rich_lazy.compare_checkpoints`."""
+    from rankwise.files import check_file
+    from rankwise.jobs.predictions import check_out
+
+    for name, value, least in (
+        ("limit", limit, 1),
+        ("rows", rows, 1),
+        ("max_length", max_length, 2),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least}")
+    for model in (before, after):
+        check_model(model, "base")
+    path = Path(data)
+    if path.suffix and not path.exists() and ":" not in data:
+        raise ValueError(f"no such data file: {data}")
+    if out is not None:
+        check_out(out, data=path if path.is_file() else None)
+        check_file(out, inputs=[p for m in (before, after) if Path(m).is_dir() for p in Path(m).rglob("*")])

@@ -277,7 +277,7 @@ def _factored(kernel: Tensor, flat: Tensor, group: Sequence[_Layer], memory: int
         for b in blocks[i:]:
             right = left if b is a else _deltas(flat, group, b)
             for h, da, db in zip(H, left, right, strict=True):
-                _contract(kernel, places[:, a.start : a.stop], places[:, b.start : b.stop], h, da, db)
+                _contract(kernel, places[:, a.start : a.stop], places[:, b.start : b.stop], h, da, db, memory)
 
 
 def _deltas(flat: Tensor, group: Sequence[_Layer], ks: range) -> list[Tensor]:
@@ -293,27 +293,39 @@ def _deltas(flat: Tensor, group: Sequence[_Layer], ks: range) -> list[Tensor]:
     return found
 
 
-def _contract(kernel: Tensor, rows: Tensor, columns: Tensor, H: Tensor, Da: Tensor, Db: Tensor) -> None:
+def _contract(
+    kernel: Tensor, rows: Tensor, columns: Tensor, H: Tensor, Da: Tensor, Db: Tensor, memory: int
+) -> None:  # fmt: skip
     """Adds Σ_{t,s} (δ_t·δ'_s)(h_t·h_s), δ of ``Da`` at ``rows`` ``(n, a)``, δ' of ``Db`` at ``columns`` ``(n, b)``."""
     same = Da is Db
     n, a, T, q = Da.shape
-    b = Db.shape[1]
-    H = H.to(Da.dtype)
-    if H.shape[-1] < T:  # gradients are smaller than their factors
-        Da, Db = (torch.einsum("ntp,nktq->nkpq", H, D) for D in (Da, Db))
-        H = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device).expand(n, -1, -1)
-        T = H.shape[-1]
+    b, H = Db.shape[1], H.to(Da.dtype)
+    if _written_out(n, max(a, b), T, H.shape[-1], q, memory):
+        G = torch.einsum("ntp,nktq->nkpq", H, Da).reshape(n * a, -1)
+        other = G if same else torch.einsum("ntp,nktq->nkpq", H, Db).reshape(n * b, -1)
+        _add(kernel, rows.reshape(-1), columns.reshape(-1), G @ other.mT, mirrored=not same)
+        return
     for i in range(n):
         first = i if same else 0  # the rest is its mirror
         moved = (H[i] @ H[first:].mT)[:, None] @ Db[first:]  # (m, b, T, q)
         block = Da[i].reshape(a, T * q) @ moved.reshape(-1, T * q).mT
-        at = columns[first:].reshape(-1)
-        kernel[rows[i][:, None], at] += block
+        _add(kernel, rows[i], columns[first:].reshape(-1), block, mirrored=not same)
         if same:
-            later = columns[i + 1 :].reshape(-1)
-            kernel[later[:, None], rows[i]] += block[:, b:].mT
-        else:
-            kernel[at[:, None], rows[i]] += block.mT
+            kernel[columns[i + 1 :].reshape(-1)[:, None], rows[i]] += block[:, b:].mT
+
+
+def _add(kernel: Tensor, rows: Tensor, columns: Tensor, block: Tensor, *, mirrored: bool) -> None:
+    kernel[rows[:, None], columns] += block
+    if mirrored:
+        kernel[columns[:, None], rows] += block.mT
+
+
+def _written_out(n: int, k: int, T: int, p: int, q: int, memory: int) -> bool:
+    """Whether gradients Σ_t δ_t h_tᵀ are better written out: fewer products, and room for them."""
+    rows = n * k
+    out = rows * T * q * p + rows**2 * q * p
+    factored = (n**2 * T**2 * (p + k * q) + rows**2 * T * q) / 2  # of which half is a mirror
+    return out < factored and (p <= T or 8 * rows * q * p <= memory)
 
 
 def _by_rows(
