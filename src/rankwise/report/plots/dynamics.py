@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -96,3 +96,44 @@ def _lines(axis, frame: pd.DataFrame, columns: dict[str, str]) -> None:
             axis.plot(rows.step, rows[column], color=colour, linewidth=0.4, alpha=0.5)
         mean = frame.groupby("step")[column].mean()
         axis.plot(mean.index, mean, color=colour, linewidth=1.6, label=name)
+
+
+ALIGNMENTS = {
+    "kernel_alignment": "kernel alignment",
+    "representation_alignment": "representation alignment",
+    "sign_similarity": "equal signs",
+}
+
+
+@styled
+def along_training(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, measure: str | None = None) -> Figure:
+    """How lazy learning stays over training; 1 is lazy.
+
+    Parameters
+    ----------
+    histories : mapping of str to sequence of mapping
+        Records with ``step`` and measures, as of `rankwise.dynamics.LazinessCallback`; a colour each, of several
+        records of one step (seeds) the mean with the range.
+    measure : str, optional
+        One of the records' measures; by default three of them, a panel each.
+    """
+    shown = [measure] if measure else list(ALIGNMENTS)
+    figure, axes = panels(1, len(shown), size=(3.4 * len(shown) + 0.4, 3.0), squeeze=False)
+    for axis, name in zip(axes[0], shown, strict=True):
+        for number, (label, rows) in enumerate(histories.items()):
+            found: dict[int, list[float]] = {}
+            for row in rows:
+                if row.get(name) is not None and math.isfinite(row[name]):
+                    found.setdefault(int(row["step"]), []).append(float(row[name]))
+            steps = sorted(found)
+            colour = f"C{number}"
+            axis.plot(steps, [np.mean(found[s]) for s in steps], "o-", ms=3, color=colour, label=label)
+            if any(len(found[s]) > 1 for s in steps):
+                low, high = ([f(found[s]) for s in steps] for f in (min, max))
+                axis.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+        axis.set_xlabel("step")
+        axis.set_ylabel(ALIGNMENTS.get(name, name.replace("_", " ")))
+        axis.set_xscale("symlog", linthresh=50)
+    if len(histories) > 1:
+        axes[0][0].legend(frameon=False, fontsize=7)
+    return figure

@@ -1,0 +1,105 @@
+"""What the recipe of rich and lazy learning concludes: every claim by its own comparison; controls that can fail."""
+
+import numpy as np
+import pytest
+
+from rankwise.bench.dynamics import rich_lazy as recipe
+
+THREE = ("decision", "match", "context")
+
+
+def nets(**changed):
+    """Six seeds of every group; ``changed`` gives (rank 1, full rank) of a group's measure."""
+    rows = []
+    groups = [*THREE, "digits", *(f"gain {g:g}" for g in recipe.GAINS), "equal top singular value",
+              "equal spectral radius", "aligned", "nothing learned"]  # fmt: skip
+    low, high = f"gain {recipe.GAINS[0]:g}", f"gain {recipe.GAINS[-1]:g}"
+    usual = {low: (0.55, 0.6), high: (0.3, 0.8), "aligned": (0.9, 0.9), "nothing learned": (1.0, 1.0)}
+    for group in groups:
+        ranks = recipe.RANKS if group in THREE else recipe.SMALL_RANKS[:2] if group == "aligned" else recipe.SMALL_RANKS
+        ka = changed.get(f"{group} kernel", usual.get(group, (0.3, 0.7)))
+        ra = changed.get(f"{group} representation", (0.5, 0.9))
+        dw = changed.get(f"{group} weight", (0.9, 0.4))
+        for seed in range(6):
+            for i, rank in enumerate(ranks):
+                share = i / (len(ranks) - 1)
+                value = {m: a + share * (b - a) + seed / 1e6 for m, (a, b) in (("k", ka), ("r", ra), ("w", dw))}
+                for step in (0, 10):
+                    rows.append({
+                        "group": group, "seed": seed, "rank": rank, "step": step,
+                        "kernel_alignment": value["k"] if step else 1.0, "representation_alignment": value["r"],
+                        "relative_weight_change": value["w"], "weight_change": value["w"], "sign_similarity": 0.9,
+                        "kernel_target_alignment": 0.1, "accuracy": 0.8,
+                    })  # fmt: skip
+    return rows
+
+
+def others(off=0.001, whole=1.0, pissa=0.9, eva=0.8, told=0.9):
+    theory = [
+        {"rho": rho, "rank": rank, "found": whole if rank == 0 and rho == 1 else 0.5, "spread": 0}
+        for rho in recipe.RHOS for rank in (1, 3, 12, 0)
+    ]  # fmt: skip
+    for row in theory:
+        row["told"] = row["found"] - off
+    values = {"LoRA": (0.5, 0.1), "EVA": (eva, 0.2), "PiSSA": (pissa, told)}
+    return theory + [
+        {"start": s, "seed": k, "kernel_alignment": v + k / 1e6, "representation_alignment": 0.9, "weight_change": 0.1,
+         "sign_similarity": 0.9, "told": t}
+        for s, (v, t) in values.items() for k in range(6)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "other", "fails"),
+    [
+        ({}, {}, []),
+        ({"match kernel": (0.7, 0.3)}, {}, [0]),
+        ({"context representation": (0.9, 0.5)}, {}, [1]),
+        ({"decision weight": (0.4, 0.9)}, {}, [2]),
+        ({"digits kernel": (0.7, 0.7)}, {}, [3]),
+        ({"equal spectral radius kernel": (0.7, 0.3)}, {}, [4]),
+        ({"equal top singular value kernel": (0.7, 0.3)}, {}, [5]),
+        ({"gain 0.5 kernel": (0.1, 0.7)}, {}, [6]),
+        ({"aligned kernel": (0.2, 0.2)}, {}, [7]),
+        ({}, {"off": 0.03}, [8]),
+        ({}, {"whole": 0.99}, [9]),
+        ({}, {"pissa": 0.4}, [10]),
+        ({}, {"told": 0.0}, [10]),
+        ({}, {"eva": 0.4}, [11]),
+        ({"gain 0.5 kernel": (0.75, 0.8)}, {}, [12]),
+        ({"nothing learned kernel": (0.95, 1.0)}, {}, [13]),
+    ],
+)
+def test_each_claim_fails_by_its_own_comparison(changed, other, fails):
+    rows = nets(**changed)
+    claims = recipe._claims(rows, rows + others(**other))
+    assert [c.control for c in claims] == [False] * 12 + [True] * 2
+    assert [i for i, c in enumerate(claims) if not c.held] == fails
+
+
+def test_tables_have_a_row_a_group_and_rank_and_curves_the_means_over_seeds():
+    rows = nets()
+    table = recipe._rows(rows) + recipe._theory_rows(others()) + recipe._tuning_rows(others())
+    assert {len(r) for r in table} == {8}
+    assert len(recipe._rows(rows)) == len({(r["group"], r["rank"]) for r in rows})
+    curve = recipe._curves(rows)["digits"]["1"]
+    assert curve["step"] == [0, 10]
+    assert curve["kernel_alignment"] == pytest.approx([1.0, 0.3], abs=1e-4)
+
+
+def test_groups_have_every_seed_once_and_are_named_apart():
+    asked = recipe._asked(7)
+    for group in (*THREE, "digits", "aligned"):
+        seeds = [s for _, (_, o) in asked.items() if o.get("group") == group for s in o["seeds"]]
+        assert seeds == list(range(7))
+    assert sum(kind == "tuning" for kind, _ in asked.values()) == 7
+
+
+def test_one_that_is_not_defined_is_left_out_and_never_passes():
+    rows = nets()
+    for row in rows:
+        if row["group"] == "digits" and row["rank"] == 1 and row["seed"] == 0:
+            row["kernel_alignment"] = None
+    assert np.isnan(recipe._ends(rows, "digits", 1)[0])
+    assert not recipe._claims(rows, rows + others())[3].held
+    assert recipe._rows(rows)
