@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import CLIPModel, PreTrainedModel
 
 from rankwise.models import load, load_image_processor
 from rankwise.models.loading import load_tokenizer
@@ -85,6 +85,9 @@ class Projector(nn.Module):
     def __init__(self, encoder: nn.Module, rows: Tensor, seeing: Seeing) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).cpu().float().requires_grad_(False)
+        for part in self.encoder.modules():
+            if isinstance(part, PreTrainedModel):
+                part.set_attn_implementation("eager")  # under bfloat16 on a CPU much faster to train than the fused one
         self.head = nn.Linear(rows.shape[1], rows.shape[0], bias=False)
         self.head.weight = nn.Parameter(rows.detach().clone().float(), requires_grad=False)
         self.size = seeing.size

@@ -62,7 +62,7 @@ def snapshots(
     count : int
         How many classes there are.
     number, epochs : int
-        Points; passes over the pictures, at least as many.
+        Points; passes over the pictures, of a step a point at least.
     name, width : str, int
         Of the network.
     batch_size, lr, views, seed : int, float, Views, int
@@ -73,7 +73,7 @@ def snapshots(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = network(name, count, width=width, mean=mean, std=std).to(pixels.device).train()
-    steps = epochs * max(1, len(pixels) // batch_size)
+    steps = max(number, epochs * max(1, len(pixels) // batch_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
     due = {round(steps * (k + 1) / number) for k in range(number)}

@@ -1,0 +1,408 @@
+"""Few pictures with labels of several kinds, students of two kinds, against each other at equal bytes.
+
+Of each seed: a small network is trained on the real pictures, and its snapshots are the teachers; squares are chosen
+and tiled; adapters of several ranks learn; then students are trained, each from one kind of pictures and labels. Stored
+labels are those of the same teachers. Every run is kept as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.data import Images
+from rankwise.events import OnEvent, environment
+from rankwise.files import whole_file, write_json
+from rankwise.parallel import fan_out
+from rankwise.reading import read_json
+from rankwise.vision import DistilledDataset, Distiller, Views, train_student
+from rankwise.vision.distilled.networks import network
+from rankwise.vision.distilled.pictures import Pictures, collected
+from rankwise.vision.distilled.rivals import StoredLabels, label_bytes
+from rankwise.vision.distilled.students import batch_of
+from rankwise.vision.distilled.teachers import Mean, accuracy, colours, snapshots
+
+BASE = "clip-cifar10"
+OURS, ZERO, STORED, PRUNED = (
+    "HeLlO",
+    "labels of the base alone",
+    "stored soft labels",
+    "stored, pruned to HeLlO's bytes",
+)
+HARD, RANDOM, RANDOM_SOFT, FULL = (
+    "hard labels",
+    "random pictures, hard labels",
+    "random pictures, HeLlO's labels",
+    "all",
+)
+ARMS = (RANDOM, RANDOM_SOFT, HARD, STORED, PRUNED, ZERO, OURS)
+STRONG, KL = "one strong teacher", "divergence instead of squares"
+STUDENTS = ("convnet", "resnet")
+ENOUGH = 0.05  # of a one-sided p, where there are seeds enough for it
+WORTH = 10.0  # points that all pictures must be better than few random ones
+COUNTED = 300  # epochs for which stored labels are counted, as published
+HEADER = ["pictures a class", "student", "pictures and labels", "accuracy (%)", "picture bytes", "label bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What every run of a recipe shares; it travels with a run to other processes.
+
+    Attributes
+    ----------
+    pictures : Path
+        Real pictures, as `prepared` wrote them.
+    flip : bool
+        Whether left and right may change.
+    ipcs, epochs : tuple of int
+        Pictures of a class, and a student's epochs at each.
+    ranks : tuple of int
+        Of the sweep; the first is ours.
+    tiles, teachers, teaching, learning, candidates : int
+        Of the distiller: tiles, snapshots, epochs of the teachers and of the adapters, pictures of a class to choose
+        from.
+    lr : float
+        Of the adapters.
+    width, full : int
+        Of students; passes over all real pictures.
+    """
+
+    pictures: Path
+    flip: bool
+    ipcs: tuple[int, ...]
+    epochs: tuple[int, ...]
+    ranks: tuple[int, ...]
+    tiles: int
+    teachers: int
+    teaching: int
+    learning: int
+    candidates: int
+    lr: float
+    width: int
+    full: int
+
+    @property
+    def middle(self) -> int:
+        """Where variants are compared."""
+        return self.ipcs[len(self.ipcs) // 2]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Of the adapters, ours first."""
+        return (OURS, *(f"rank {r}" for r in self.ranks[1:]), STRONG, KL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One piece of work: a seed's preparation, a variant's adapters, or a student."""
+
+    folder: Path
+    sizes: Sizes
+    seed: int
+    kind: str = ""
+    ipc: int = 0
+    student: str = ""
+
+    @property
+    def name(self) -> str:
+        """By which it is kept."""
+        return " / ".join(str(part) for part in (self.seed, self.kind, self.ipc, self.student) if part != "")
+
+
+def prepared(path: Path, train: Images, test: Images, size: int) -> Path:
+    """Real and test pictures as one file; written once."""
+    if not path.exists():
+        real, held_out = collected(train, size), collected(test, size, whole=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {"train": real.images, "labels": real.classes, "test": held_out.images, "truth": held_out.classes}
+        with whole_file(path) as draft, draft.open("wb") as stream:
+            np.savez(stream, names=np.array(real.names), **{k: v.numpy() for k, v in arrays.items()})
+    return path
+
+
+def images_of(held: Any) -> Images:
+    """Real pictures for a distiller."""
+    return Images.of(held["train"].transpose(0, 2, 3, 1), labels=held["labels"], label_names=held["names"].tolist())
+
+
+def evidence_of(
+    out: Path, sizes: Sizes, on_event: OnEvent | None, *, seeds: int, recipe: str, title: str, command: str,
+    setting: str,
+) -> Evidence:  # fmt: skip
+    """All runs (what is there is read back), a table, and claims with verdicts."""
+    begin, note = time.perf_counter(), on_event or (lambda *_: None)
+    each = {"folder": out, "sizes": sizes}
+    runs = [Run(**each, seed=s, kind="teachers") for s in range(seeds)]
+    adapters = [Run(**each, seed=s, kind=v) for s in range(seeds) for v in sizes.variants]
+    students = [r for s in range(seeds) for r in students_of(out, sizes, s)]
+    found: dict[str, Any] = read_json(out / "runs.json") if (out / "runs.json").exists() else {}
+    total = len(runs) + len(adapters) + len(students)
+    for work, part in ((taught, runs), (adapted, adapters), (judged, students)):
+        left = [r for r in part if r.name not in found]
+
+        def keep(at: int, result: dict[str, Any], left: list[Run] = left) -> None:
+            found[left[at].name] = result
+            write_json(out / "runs.json", found)
+            note(left[at].name, "done", len(found), total, float("nan"))
+
+        fan_out(work, left, on_done=keep)
+    scores = {
+        (r.kind, r.ipc, r.student): [found[f"{s}{r.name[1:]}"] for s in range(seeds)]
+        for r in students_of(out, sizes, 0)
+    }
+    made = {v: [found[f"{s} / {v} / 0"] for s in range(seeds)] for v in sizes.variants}
+    teach = [found[f"{s} / teachers / 0"] for s in range(seeds)]
+    said = [f"{plus_minus(t['accuracy'][k] for t in teach)}" for k in range(sizes.teachers)]
+    return Evidence(
+        recipe=recipe,
+        title=title,
+        command=f"{command} --seeds {seeds} --jobs 2",
+        setting=f"{setting}; {sizes.teachers} teachers at {', '.join(said)} %, base alone at "
+        f"{plus_minus(t['base'] for t in teach)} %, with adapters {plus_minus(m['accuracy'] for m in made[OURS])} %; "
+        f"students of width {sizes.width}, {_listed(sizes.epochs)} epochs at {_listed(sizes.ipcs)} pictures a class; "
+        f"stored labels are of these epochs. Of {COUNTED} epochs of ImageNet-1K, at 1 and 200 a class, they would take "
+        f"{label_bytes(1000, 1000) / 2**20:.0f} MiB and {label_bytes(200_000, 1000) / 2**30:.0f} GiB",
+        header=HEADER,
+        rows=rows_of(scores),
+        claims=claims_of(scores, sizes),
+        seconds=time.perf_counter() - begin,
+        environment=environment("bf16", 1),
+        extra={"runs": found},
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def students_of(out: Path, sizes: Sizes, seed: int) -> list[Run]:
+    """Every student of a seed."""
+    each: dict[str, Any] = {"folder": out, "sizes": sizes, "seed": seed}
+    found = [Run(**each, kind=a, ipc=i, student=s) for i in sizes.ipcs for s in STUDENTS for a in ARMS]
+    found += [Run(**each, kind=v, ipc=sizes.middle, student=STUDENTS[0]) for v in sizes.variants[1:]]
+    return found + [Run(**each, kind=FULL, student=s) for s in STUDENTS]
+
+
+# --- the three kinds of work
+
+
+def taught(run: Run) -> dict[str, Any]:
+    """Teachers of a seed, and what they and the base alone are worth."""
+    sizes, held = run.sizes, np.load(run.sizes.pictures)
+    pixels, labels = torch.from_numpy(held["train"]), torch.from_numpy(held["labels"])
+    models = snapshots(pixels, labels, len(held["names"]), number=sizes.teachers, epochs=sizes.teaching, width=16,
+                       seed=run.seed, views=_views(sizes, cutmix=0.0))  # fmt: skip
+    save_file(
+        {f"{k}.{n}": t.contiguous() for k, m in enumerate(models) for n, t in m.state_dict().items()}, _teachers(run)
+    )
+    test, truth = torch.from_numpy(held["test"]), torch.from_numpy(held["truth"])
+    base = _distiller(run, ipc=1, tiles=1, rank=0, head_rank=0, crops=1).fit(images_of(held))
+    return {"accuracy": [accuracy(m, test, truth) for m in models], "base": accuracy(base.projector, test, truth)}
+
+
+def adapted(run: Run) -> dict[str, Any]:
+    """Adapters of a variant, kept with tiles for the most pictures a class, and what they are worth."""
+    sizes, held = run.sizes, np.load(run.sizes.pictures)
+    options: dict[str, Any] = {"rank": sizes.ranks[0]}
+    if run.kind.startswith("rank "):
+        options["rank"] = int(run.kind.removeprefix("rank "))
+    if run.kind == STRONG:
+        options["teachers"] = _models(run)[-1:]
+    if run.kind == KL:
+        options["loss"] = "kl"
+    begin = time.perf_counter()
+    few = _distiller(run, ipc=max(sizes.ipcs), **options).fit(images_of(held))
+    seconds = time.perf_counter() - begin
+    few.save(_few(run, run.kind))
+    test, truth = torch.from_numpy(held["test"]), torch.from_numpy(held["truth"])
+    found = {"accuracy": accuracy(few.projector, test, truth), "bytes": few.nbytes.projector, "seconds": seconds}
+    if run.kind == OURS:
+        for ipc in sizes.ipcs:  # best squares first: fewer pictures are not a part of many
+            less = _distiller(run, ipc=ipc, rank=0, head_rank=0).fit(images_of(held))
+            save_file({"images": less.images, "classes": less.classes}, _tiles(run, ipc))
+    return found
+
+
+def judged(run: Run) -> dict[str, Any]:
+    """A student of one kind of pictures and labels: accuracy after the last epoch, bytes, seconds an epoch."""
+    sizes, held = run.sizes, np.load(run.sizes.pictures)
+    pixels, labels = torch.from_numpy(held["train"]), torch.from_numpy(held["labels"])
+    classes = len(held["names"])
+    few, size = _pictures(run, pixels, labels)
+    mean, std = colours(few.images)
+    torch.manual_seed(run.seed)
+    student = network(run.student, classes, width=sizes.width, mean=mean, std=std)
+    epochs = sizes.full if run.kind == FULL else sizes.epochs[sizes.ipcs.index(run.ipc)]
+    views = _views(sizes, tiles=size)
+    batch = 64 if run.kind == FULL else batch_of(len(few.images), classes)
+    soft, kept = _labels(run, few, views, epochs, batch)
+    loss = "kl" if run.kind == KL else "mse"
+    begin = time.perf_counter()
+    train_student(student, few, labels=soft, epochs=epochs, batch_size=batch, loss=loss, views=views, seed=run.seed)
+    seconds = (time.perf_counter() - begin) / epochs
+    test, truth = torch.from_numpy(held["test"]), torch.from_numpy(held["truth"])
+    return {
+        "accuracy": accuracy(student, test, truth),
+        "images": few.images.numel(),
+        "labels": kept,
+        "seconds": seconds,
+    }
+
+
+def _pictures(run: Run, pixels: Tensor, labels: Tensor) -> tuple[Pictures, int]:
+    """What a student sees, and into how many tiles it is cut."""
+    if run.kind == FULL:
+        return Pictures(pixels, labels), 1
+    if run.kind in (RANDOM, RANDOM_SOFT):
+        order = np.random.default_rng([run.seed, run.ipc]).permutation(len(pixels))
+        rows = np.concatenate([order[labels.numpy()[order] == c][: run.ipc] for c in range(int(labels.max()) + 1)])
+        return Pictures(pixels[rows], labels[rows]), 1
+    return Pictures(**load_file(_tiles(run, run.ipc))), run.sizes.tiles
+
+
+def _labels(run: Run, few: Pictures, views: Views, epochs: int, batch: int) -> tuple[Any, int]:
+    """What makes a student's labels, and the bytes that it takes beside the pictures' classes."""
+    if run.kind in (RANDOM, HARD, FULL):
+        return None, 0
+    if run.kind == ZERO:
+        return _halved(_loaded(run, OURS, adapters=False)), 0
+    if run.kind in (STORED, PRUNED):
+        held = StoredLabels(Mean(_models(run)), few.images, views=views, epochs=epochs, batch_size=batch, seed=run.seed)
+        if run.kind == PRUNED:
+            held = held.pruned(_loaded(run, OURS).nbytes.projector, seed=run.seed)
+        return held, held.nbytes
+    made = _loaded(run, OURS if run.kind == RANDOM_SOFT else run.kind)
+    return _halved(made), made.nbytes.projector
+
+
+def _halved(few: DistilledDataset) -> Callable[[Tensor], Tensor]:
+    """Labels made under bfloat16, in half of the time."""
+
+    def labels(view: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return few.labels(view).float()
+
+    return labels
+
+
+def _loaded(run: Run, variant: str, *, adapters: bool = True) -> DistilledDataset:
+    few = DistilledDataset.load(_few(run, variant))
+    if not adapters:
+        few.projector = few.projector.unload()
+    return few
+
+
+def _distiller(run: Run, **options: Any) -> Distiller:
+    sizes = run.sizes
+    models: Sequence[nn.Module] = _models(run)
+    given: dict[str, Any] = {
+        "teachers": models,
+        "tiles": sizes.tiles,
+        "epochs": sizes.learning,
+        "lr": sizes.lr,
+        "seed": run.seed,
+    }
+    given |= {"candidates": sizes.candidates, "crops": 3, "views": _views(sizes), "precision": "bf16"}
+    return Distiller(BASE, "a photo of {}", **given | options)
+
+
+def _views(sizes: Sizes, *, tiles: int = 1, cutmix: float = 1.0) -> Views:
+    return Views(flip=sizes.flip, tiles=tiles, cutmix=cutmix)
+
+
+def _models(run: Run) -> list[nn.Module]:
+    held, classes = load_file(_teachers(run)), len(np.load(run.sizes.pictures)["names"])
+    models = []
+    for k in range(run.sizes.teachers):
+        own = {n.removeprefix(f"{k}."): t for n, t in held.items() if n.startswith(f"{k}.")}
+        model = network("resnet", classes, width=16)
+        model.load_state_dict(own)
+        models.append(model.eval().requires_grad_(False))
+    return models
+
+
+def _teachers(run: Run) -> Path:
+    return run.folder / f"teachers-{run.seed}.safetensors"
+
+
+def _few(run: Run, variant: str) -> Path:
+    return run.folder / f"{variant.replace(' ', '-')}-{run.seed}"
+
+
+def _tiles(run: Run, ipc: int) -> Path:
+    return run.folder / f"tiles-{ipc}-{run.seed}.safetensors"
+
+
+# --- what was found
+
+
+def rows_of(scores: dict[tuple[str, int, str], list[dict[str, Any]]]) -> list[list[str]]:
+    """A row for each kind of pictures and labels, under `HEADER`."""
+    return [
+        [
+            str(ipc) if ipc else "-", student, kind if kind != FULL else "all pictures, hard labels",
+            plus_minus(r["accuracy"] for r in runs), f"{runs[0]['images']:,}", f"{runs[0]['labels']:,}",
+        ]
+        for (kind, ipc, student), runs in scores.items()
+    ]  # fmt: skip
+
+
+def claims_of(scores: dict[tuple[str, int, str], list[dict[str, Any]]], sizes: Sizes) -> list[Claim]:
+    """HeLlO's, each with its verdict; of the first student unless it says otherwise."""
+    one, two = STUDENTS
+    middle, most = sizes.middle, max(sizes.ipcs)
+
+    def of(kind: str, ipc: int = middle, student: str = one) -> list[float]:
+        return [r["accuracy"] for r in scores[kind, ipc, student]]
+
+    def mean(kind: str, student: str = one) -> list[float]:
+        return [float(x) for x in np.mean([of(kind, ipc, student) for ipc in sizes.ipcs], 0)]
+
+    def more(text: str, a: Sequence[float], b: Sequence[float], *, least: float = 0.0, control: bool = False) -> Claim:
+        found = paired(a, b)
+        sure = found.p_value <= max(ENOUGH, 2.0 ** -len(a)) or least < 0
+        return Claim(text=text, held=found.mean > least and sure, found=str(found), control=control)
+
+    label, stored = (scores[k, most, one][0]["labels"] for k in (OURS, STORED))
+    pace = [float(np.mean([r["seconds"] for r in scores[k, most, one]])) for k in (OURS, STORED)]
+    wide, usual = f"rank {max(sizes.ranks)}" if max(sizes.ranks) != sizes.ranks[0] else OURS, OURS
+    pruned = [
+        ipc for ipc in sizes.ipcs if scores[PRUNED, ipc, one][0]["labels"] < scores[STORED, ipc, one][0]["labels"]
+    ]
+    return [
+        more(f"control: all pictures teach by {WORTH:.0f} points more than {middle} random ones a class", of(FULL, 0),
+             of(RANDOM), least=WORTH / 100, control=True),
+        more("control: labels of the base without adapters teach less", mean(OURS), mean(ZERO), control=True),
+        more(f"HeLlO teaches within a point of stored soft labels (mean of {_listed(sizes.ipcs)} a class)", mean(OURS),
+             mean(STORED), least=-0.01),
+        Claim(
+            text=f"its labels take at most 1 % of their bytes at {most} a class",
+            held=label <= 0.01 * stored,
+            found=f"{label:,} of {stored:,} bytes: {label / stored:.1%}",
+        ),
+        *(
+            more(f"more than stored labels pruned to its bytes, at {ipc} a class", of(OURS, ipc), of(PRUNED, ipc))
+            for ipc in pruned
+        ),
+        more("more than the same tiles with hard labels (hard-label recovery)", mean(OURS), mean(HARD)),
+        more("more than random real pictures with hard labels", mean(OURS), mean(RANDOM)),
+        more("and so with the other student", mean(OURS, two), mean(RANDOM, two)),
+        more("tiles teach more than random pictures under the same labels", mean(OURS), mean(RANDOM_SOFT)),
+        more(f"several weak teachers teach more than the strongest alone, at {middle} a class", of(OURS), of(STRONG)),
+        more(f"squares of logits more than divergence, at {middle} a class", of(OURS), of(KL)),
+        more(f"rank {sizes.ranks[0]} is within a point of rank {max(sizes.ranks)}", of(usual), of(wide), least=-0.01),
+        Claim(
+            text="an epoch takes at most 1.5 times that with stored labels",
+            held=pace[0] <= 1.5 * pace[1],
+            found=f"{pace[0]:.2f} s against {pace[1]:.2f} s: {pace[0] / pace[1]:.1f} times",
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,50 @@
+"""HeLlO where the base has never seen the classes: digits, by a CLIP that was trained on CIFAR-10.
+
+Its texts of digits say nothing to it, so that what its labels are worth, its adapters have learned.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankwise.bench import Recipe
+from rankwise.bench.shared.distilled import Sizes, evidence_of, prepared
+from rankwise.bench.shared.evidence import Evidence
+from rankwise.data import read_images
+from rankwise.events import OnEvent
+
+RECIPE = Recipe(
+    name="hello",
+    part="mnist",
+    about="HeLlO on handwritten digits, which its base has never seen, against stored, pruned and hard labels",
+    spreads=True,
+    smoke={
+        "SOURCE": "digits", "TRAIN": 60, "TEST": 20, "IPCS": (1, 2), "EPOCHS": (2, 1), "RANKS": (1, 2), "TEACHERS": 2,
+        "TEACHING": 1, "LEARNING": 1, "CANDIDATES": 4, "TILES": 1, "WIDTH": 4, "FULL": 1, "seeds": 1,
+    },
+)  # fmt: skip
+
+SOURCE, SIZE = "mnist", 32  # of 28 pixels, scaled to the base's
+TRAIN, TEST = 3500, 1000  # at most
+IPCS, EPOCHS = (1, 10, 50), (300, 120, 40)
+RANKS = (8, 2, 4, 16)
+TEACHERS, TEACHING, LEARNING, RATE = 3, 6, 4, 3e-3
+CANDIDATES, TILES, WIDTH, FULL = 300, 1, 32, 6  # tiles: as published at 32 pixels
+
+
+def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
+    """Every run (what is there is read back), compared."""
+    train, test = (read_images(SOURCE, split=s) for s in ("train", "test"))
+    pictures = prepared(out / "pictures.npz", train.head(TRAIN), test.head(TEST), SIZE)
+    sizes = Sizes(
+        pictures=pictures, flip=False, ipcs=IPCS, epochs=EPOCHS, ranks=RANKS, tiles=TILES, teachers=TEACHERS,
+        teaching=TEACHING, learning=LEARNING, candidates=CANDIDATES, lr=RATE, width=WIDTH, full=FULL,
+    )  # fmt: skip
+    return evidence_of(
+        out, sizes, on_event, seeds=seeds, recipe="hello",
+        title="HeLlO: digits as a few pictures, by a base that has never seen one",
+        command="rankwise bench hello --part mnist",
+        setting=f"{SOURCE}, at most {TRAIN:,} training and {TEST:,} test pictures at {SIZE} pixels, base clip-cifar10, "
+        f"which has never seen digits, ranks {RANKS[0]} and 64 (at most what a layer can have), {LEARNING} epochs at "
+        f"rate {RATE:g}, tiles {TILES} x {TILES}, bfloat16",
+    )  # fmt: skip
