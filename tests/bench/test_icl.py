@@ -109,3 +109,23 @@ def test_every_condition_can_be_and_is_judged():
 
 def test_the_distance_of_the_theory_is_in_units_of_log_L():
     assert recipe._gap(found()["main"], theory(math.log(16) / 5)) == pytest.approx(0.2)
+
+
+def test_what_the_loops_draw_is_what_the_task_draws():
+    from rankwise.bench.speed.in_context import drawn_in_loops
+
+    task = InContextTask(classes=128, labels=8, dim=15, pairs=4, burstiness=2, n_max=6, p_novel=1.0)
+    embeddings = task.sampler(0).embeddings[0].numpy().astype(float)
+    inputs, target = drawn_in_loops(task, np.random.default_rng(0), embeddings, 600)
+    ours = task.sampler(0).draw(600).of(0)
+    place, content = inputs[..., :13], inputs[..., 13:]
+    np.testing.assert_array_equal(place.sum((0, 2)), ours.inputs[..., :13].sum((0, 2)))
+    assert sorted(place[:, 0].argmax(-1).unique().tolist()) == [0, 1, 2, 3, 4]
+    assert float(content.square().sum(-1).mean()) == pytest.approx(
+        float(ours.inputs[..., 13:].square().sum(-1).mean()), abs=0.05
+    )
+    near = (content[:, ::2][:, :-1] - content[:, -1:]).square().sum(-1) < 0.2
+    labels = content[:, 1::2].numpy() @ np.linalg.pinv(embeddings)
+    assert float((near.sum(-1) >= 2).float().mean()) > 0.97
+    matched = labels.argmax(-1)[np.arange(600), near.float().argmax(-1).numpy()]
+    assert (matched == target.numpy()).mean() > 0.97

@@ -35,7 +35,7 @@ RECIPE = Recipe(
     "network's, one number fitted.",
 )
 
-STEPS, CURVE_STEPS, HEAD_STEPS = 16_000, 10_000, 6_000
+STEPS, CURVE_STEPS, HEAD_STEPS = 20_000, 12_000, 6_000
 EVERY, SIZE = 250, 1000  # steps between measurements, and sequences of each
 MAIN = {"classes": 256, "labels": 16, "dim": 31, "pairs": 4, "n_max": 8, "p_novel": 1.0}
 DATA = {"classes": 1024, "labels": 8, "dim": 15, "pairs": 4, "n_max": 10, "batch_size": 64}  # p_novel 0
@@ -45,7 +45,7 @@ HIGH = 8.0  # β₁ where the first layer starts by looking one token back
 CLASSES, BURSTS, NOISES, ZIPFS = (16, 64, 256, 1024), (1, 2, 4), (0.0, 0.1, 1.0), (0.0, 1.0, 2.0)
 NAMES = {
     "main": "the network", "high": "β₁ starts high", "frozen": "first layer frozen", "two": "two numbers",
-    "three": "three numbers", "all": "L = N = 8", "some": "L 16, N = 8", "mixed": "half bursty, a quarter new",
+    "three": "three numbers", "all": "L = N = 8", "some": "L 16, N = 8", "mixed": "half bursty, half new",
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def conditions() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         **heads,
         "all": (DATA | LONG, data),
         "some": (DATA | LONG | {"labels": 16}, data),
-        "mixed": (DATA | {"p_burst": 0.5, "p_novel": 0.25, "classes": 32}, data),
+        "mixed": (DATA | {"p_burst": 0.5, "p_novel": 0.5, "classes": 32}, data | {"steps": 3 * CURVE_STEPS}),
         **{f"K {k}": (DATA | {"classes": k}, data) for k in CLASSES},
         **{f"B {b}": (DATA | {"pairs": 8, "burstiness": b, "classes": 256}, data) for b in BURSTS},
         **{f"ε {e:g}": (DATA | {"noise": e, "classes": 256}, data) for e in NOISES},
