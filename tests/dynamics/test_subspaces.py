@@ -81,8 +81,8 @@ def test_likelihood_never_falls_and_distances_never_rise():
         for options in ({}, {"orthogonal": True}):
             if not (affine and options):
                 path = SubspaceClustering(3, 2, method="k-subspaces", affine=affine, **options).fit(X).path_
-                assert len(path) > 3
-                assert (np.diff(path) < 1e-8).all()
+                assert len(path) > 2
+                assert (np.diff(path) < 1e-5 * (X**2).sum()).all()  # the first steps are of float32
 
 
 @pytest.mark.parametrize("method", ["em", "k-subspaces"])

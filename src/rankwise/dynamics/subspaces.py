@@ -114,7 +114,8 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
     n_iter_ : int
         Steps of the fit that was kept.
     restarts_ : list of float
-        The sum of squared distances where each start ended, ascending; empty for one cluster by ``em``.
+        The sum of squared distances where each start ended, ascending, before the best one went on to full
+        precision; empty for one cluster by ``em``.
     mixture_ : object
         ``em``: its weights, variances and noise, as torch tensors.
     choices_ : list of dict
@@ -269,7 +270,7 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
     def _residuals(self, X: Tensor) -> Tensor:
         width = max(1, *(U.shape[1] for U in self.subspaces_))
         padded = [np.pad(U, ((0, 0), (0, width - U.shape[1]))) for U in self.subspaces_]
-        return residuals(X, torch.from_numpy(np.stack(padded))[None], torch.from_numpy(self.means_)[None])[0][0]
+        return residuals(X, torch.from_numpy(np.stack(padded))[None], torch.from_numpy(self.means_)[None])[0]
 
     def _check(self) -> None:
         if self.method not in METHODS:

@@ -22,6 +22,7 @@ from rankwise.jobs.early import SUBSPACES, check_subspaces
 from rankwise.nearest import unknown
 
 Array = NDArray[np.float64]
+NEAR = 0.01  # of the best distances: a start that ended so near found the same
 RARE = 0.5  # of the restarts that end where the best does; below that share more may find better
 
 
@@ -165,7 +166,7 @@ def described(
 
 def _notes(model: SubspaceClustering) -> list[str]:
     notes, ended = [], model.restarts_
-    if ended and (same := sum(r <= ended[0] * (1 + 1e-3) + 1e-12 for r in ended)) < RARE * len(ended):
+    if ended and (same := sum(r <= ended[0] * (1 + NEAR) for r in ended)) < RARE * len(ended):
         notes.append(f"{same} of {len(ended)} starts ended where the best did: more may find better (--starts)")
     if model.n_clusters == "auto" and model.n_clusters_ == model.max_clusters:
         notes.append(f"the best number of clusters is the largest tried, {model.max_clusters}: allow more")

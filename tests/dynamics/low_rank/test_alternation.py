@@ -19,12 +19,11 @@ def test_squared_distances_are_those_of_projections():
     bases = torch.stack([torch.linalg.qr(torch.randn(12, 3, generator=G, dtype=torch.float64)).Q for _ in range(4)])
     means = torch.randn(2, 2, 12, generator=G, dtype=torch.float64)
     U = bases.view(2, 2, 12, 3)
-    left, P = residuals(X, U, means)
+    left = residuals(X, U, means)
     for r in range(2):
         for k in range(2):
             c = X - means[r, k]
             np.testing.assert_allclose(left[r, :, k], (c - c @ U[r, k] @ U[r, k].mT).square().sum(1))
-            np.testing.assert_allclose(P[r, :, k], c @ U[r, k])
 
 
 def test_an_orthogonal_step_never_lowers_what_the_subspaces_hold():
@@ -60,7 +59,7 @@ def test_unused_columns_are_zero_and_the_others_orthonormal():
 
 def test_starts_hold_the_row_that_they_were_drawn_from():
     U = starts(X, (2, 3), 5, generator=torch.Generator().manual_seed(1))
-    left, _ = residuals(X, U)
+    left = residuals(X, U)
     assert (left.amin(1) < 1e-10).all()  # of each start and cluster, the nearest row
 
 
@@ -75,12 +74,21 @@ def test_groups_of_restarts_change_nothing_but_the_draws(monkeypatch):
 
 def test_an_empty_cluster_begins_anew_where_rows_fit_worst():
     made = low_rank_mixture(12, 2, n_clusters=2, samples=20)
-    U = torch.stack([made.bases[0], torch.zeros(12, 2, dtype=torch.float64)])[None]
-    Z = torch.tensor([[1.0, 0.0]]).double().expand(1, 40, 2)
-    left, P = residuals(made.X, U)
-    Y = (made.X.T @ (P * Z[..., None])[0].flatten(1)).view(12, 2, 2).transpose(0, 1)[None]
-    now = turned(alternation._filled(Y, made.X, Z, left[..., 0], U), (2, 2))
-    assert subspace_error([now[0, 1]], [made.bases[1]])[0] < 1e-6
+    U = torch.stack([made.bases[0], torch.eye(12).double()[:, :2]])
+    far = residuals(made.X, U[None])[0, :, 0]
+    labels = torch.zeros(40, dtype=torch.long)
+    now, _ = alternation._turned_to(
+        made.X, labels, U, torch.zeros(2, 12).double(), far, (2, 2), affine=False, orthogonal=False
+    )
+    assert subspace_error([now[1]], [made.bases[1]])[0] < 1e-4
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_no_scale_of_the_rows_is_too_small_or_too_large(scale):
+    made = low_rank_mixture(12, 2, n_clusters=2, samples=20, noise=0.01)
+    found, plain = (k_subspaces(s * made.X, (2, 2), generator=torch.Generator().manual_seed(0)) for s in (scale, 1.0))
+    assert subspace_error(found.bases, plain.bases).max() < 1e-3
+    assert found.residual / scale**2 == pytest.approx(plain.residual, rel=1e-3)
 
 
 def test_directions_that_rows_leave_open_are_the_old_ones():

@@ -112,7 +112,7 @@ def test_the_hard_loss_is_a_constant_less_a_multiple_of_what_k_subspaces_maximis
     gain, losses, held = s / (s**2 + g**2), [], []
     for seed in range(4):
         model = MoLRGDenoiser(12, 2, 3, weights="hard", seed=seed).double()
-        left, _ = residuals(DATA.X, torch.stack([U.detach() for U in model.bases])[None])
+        left = residuals(DATA.X, torch.stack([U.detach() for U in model.bases])[None])
         held.append(float(DATA.X.square().sum() - left[0].amin(1).sum()))
         losses.append(float(model.loss(DATA.X, g, scale=s).detach().sum()))
     constant = float(DATA.X.square().sum()) + len(DATA.X) * g**2 * gain**2 * 3

@@ -2,23 +2,26 @@
 
     C_k = {i : ‖U_kᵀ(x_i - m_k)‖² - ‖x_i - m_k‖² is largest at k},   maximise f = Σ_k Σ_{i∈C_k} ‖U_kᵀ(x_i - m_k)‖²
 
-(for subspaces through the origin m_k = 0). A full eigendecomposition a cluster and step is more than is needed: one
-step of orthogonal iteration, U_k ← basis of S_k U_k with S_k = X_kᵀX_k, maximises tr(VᵀS_kU_k), which lies below the
-convex tr(VᵀS_kV) and touches it at U_k. So f never falls, and all restarts and clusters share two matrix products.
-Where the subspaces are to be orthogonal to each other, the same bound is maximised by the polar factor of the stacked
-[S_1U_1 … S_KU_K]. The best restart then ends with full decompositions.
+(for subspaces through the origin m_k = 0). A full eigendecomposition a cluster and step is more than is needed: a step
+of orthogonal iteration, U_k ← basis of S_k U_k with S_k = X_kᵀX_k, maximises tr(VᵀS_kU_k), which lies below the convex
+tr(VᵀS_kV) and touches it at U_k. So f never falls. All restarts are compared with all rows by one matrix product, in
+float32 and until their gains are small; the best then ends with full decompositions, in float64. Where the subspaces
+are to be orthogonal to each other, the same bound is maximised by the polar factor of the stacked [S_1U_1 … S_KU_K],
+and there is no full decomposition to end with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from rankwise.spectral import truncated_svd
 
+ROUGH = 1e-4  # gain, as a share of ‖X‖², at which a restart ends
+TURNS = 2  # of orthogonal iteration, between two assignments
 AT_ONCE = 2**24  # projections that are held together: restarts go in groups of so many
 
 
@@ -82,21 +85,20 @@ def k_subspaces(
     """
     n, width = len(X), max(dims)
     group = max(1, AT_ONCE // (n * len(dims) * width))
-    best: Alternation | None = None
-    scores: list[float] = []
+    size = float(X.abs().max())
+    rough = X if orthogonal else (X / size).float()  # no scale leaves the range of float32
+    best, scores, unit = None, [], 1.0 if orthogonal else size**2
     for first in range(0, restarts, group):
-        U = starts(X, dims, min(group, restarts - first), affine=affine, generator=generator)
-        found = _alternate(X, U, dims, affine=affine, orthogonal=orthogonal, max_iter=max_iter, tol=tol)
-        scores += found.restarts
+        U = starts(rough, dims, min(group, restarts - first), affine=affine, generator=generator)
+        found = _alternate(
+            rough, U, dims, affine=affine, orthogonal=orthogonal, max_iter=max_iter, tol=tol if orthogonal else ROUGH
+        )
+        scores += [unit * r for r in found.restarts]
         if best is None or found.residual < best.residual:
             best = found
     assert best is not None
-    if not orthogonal:
-        best = polished(X, best, affine=affine)
-    return Alternation(
-        bases=best.bases, means=best.means, labels=best.labels, residual=best.residual, path=best.path,
-        restarts=sorted(scores),
-    )  # fmt: skip
+    ended = replace(best, restarts=sorted(scores), path=[unit * r for r in best.path])
+    return ended if orthogonal else polished(X, ended, affine=affine, max_iter=max_iter, tol=tol)
 
 
 def starts(
@@ -105,8 +107,8 @@ def starts(
     """First subspaces ``(restarts, K, D, d)``: each spanned by a row and the rows most parallel to it.
 
     The row is drawn with a probability that grows with its squared distance to the subspaces there are (the first:
-    with its squared length), so that the next subspace begins where the others do not reach. Columns beyond a
-    subspace's own dimension are zero.
+    with its squared length), so that the next subspace begins where the others do not reach; the largest comes first.
+    Columns beyond a subspace's own dimension are zero.
     """
     n, D, width = *X.shape, max(dims)
     X = X - X.mean(0) if affine else X
@@ -114,7 +116,7 @@ def starts(
     unit = X / norms.clamp(min=torch.finfo(X.dtype).tiny)[:, None]
     left = norms.square().expand(restarts, n).clone()
     U = X.new_zeros(restarts, len(dims), D, width)
-    for k, d in enumerate(dims):
+    for k, d in sorted(enumerate(dims), key=lambda pair: -pair[1]):  # a line in a volume would keep its rows
         seeds = torch.multinomial(left + 1e-12 * norms.square().mean() + 1e-300, 1, generator=generator)[:, 0]
         near = (unit[seeds] @ unit.T).abs()
         near[torch.arange(restarts), seeds] = 2  # itself first
@@ -125,17 +127,20 @@ def starts(
     return U
 
 
-def residuals(X: Tensor, U: Tensor, means: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Squared distances ``(R, n, K)`` to subspaces ``U: (R, K, D, d)`` through ``means: (R, K, D)``, and the
-    projections ``(R, n, K, d)``; U's unused columns are zero."""
+def residuals(X: Tensor, U: Tensor, means: Tensor | None = None) -> Tensor:
+    """Squared distances ``(R, n, K)`` of rows to subspaces ``U: (R, K, D, d)`` through ``means: (R, K, D)``.
+
+    Unused columns of U are zero.
+    """
     R, K, D, d = U.shape
-    P = (X @ U.permute(2, 0, 1, 3).reshape(D, -1)).view(len(X), R, K, d).transpose(0, 1)
-    lengths = X.square().sum(1)[None, :, None]
+    P = X @ U.permute(2, 0, 1, 3).reshape(D, -1)
+    lengths = X.square().sum(1)[:, None]
     if means is not None:
-        P = P - (means[:, :, None] @ U).mT.reshape(R, 1, K, d)
-        lengths = lengths - 2 * (X @ means.reshape(-1, D).T).view(len(X), R, K).transpose(0, 1)
-        lengths = lengths + means.square().sum(-1)[:, None]
-    return (lengths - P.square().sum(-1)).clamp(min=0), P
+        flat = means.reshape(R * K, D)
+        P -= (flat[:, None] @ U.reshape(R * K, D, d)).flatten()
+        lengths = lengths - 2 * X @ flat.T + flat.square().sum(1)
+    held = P.square_().view(len(X), R * K, d).sum(-1)
+    return (lengths - held).clamp_(min=0).view(len(X), R, K).transpose(0, 1)
 
 
 def turned(Y: Tensor, dims: Sequence[int], *, orthogonal: bool = False) -> Tensor:
@@ -156,66 +161,71 @@ def _alternate(
     X: Tensor, U: Tensor, dims: Sequence[int], *, affine: bool, orthogonal: bool, max_iter: int, tol: float
 ) -> Alternation:
     R, K = U.shape[:2]
-    if orthogonal:
-        U = turned(U, dims, orthogonal=True)
-    means = X.mean(0).expand(R, K, -1) if affine else None
-    total, path = float(X.square().sum()), []
-    while True:
-        left, P = residuals(X, U, means)
-        least, labels = left.min(-1)
-        path.append(least.sum(1))
-        if len(path) > max_iter or (len(path) > 1 and float((path[-2] - path[-1]).max()) <= tol * total):
-            break
-        Z = torch.zeros_like(left).scatter_(-1, labels[..., None], 1.0)
-        if means is not None:  # the projections of the rows about the means that they have now
-            counts = Z.sum(1).clamp(min=1)
-            means = (Z.mT @ X) / counts[..., None]
-            P = (X @ U.permute(2, 0, 1, 3).reshape(X.shape[1], -1)).view(len(X), *P.shape[:1], *P.shape[2:])
-            P = P.transpose(0, 1) - (means[:, :, None] @ U).mT.reshape(R, 1, K, -1)
-        Y = (X.T @ (P * Z[..., None]).transpose(0, 1).reshape(len(X), -1)).view(-1, *U.shape[:2], U.shape[3])
-        Y = Y.permute(1, 2, 0, 3)
-        U = turned(Y if orthogonal else _filled(Y, X, Z, least, U), dims, orthogonal=orthogonal)
-    ended = path[-1]
-    r = int(ended.argmin())
+    U = turned(U, dims, orthogonal=True) if orthogonal else U.clone()
+    means = (X.mean(0) if affine else X.new_zeros(X.shape[1])).expand(R, K, -1).clone()
+    labels, total = torch.zeros(R, len(X), dtype=torch.long), float(X.double().square().sum())
+    going, paths = torch.arange(R), [[] for _ in range(R)]
+    while len(going):
+        left = residuals(X, U[going], means[going] if affine else None)
+        least, labels[going] = left.min(-1)
+        for r, now in zip(going.tolist(), least.double().sum(1).tolist(), strict=True):
+            paths[r].append(now)
+        on = [len(p) <= max_iter and (len(p) < 2 or p[-2] - p[-1] > tol * total) for p in (paths[r] for r in going)]
+        least, going = least[on], going[on]
+        for r, far in zip(going.tolist(), least, strict=True):
+            U[r], means[r] = _turned_to(X, labels[r], U[r], means[r], far, dims, affine=affine, orthogonal=orthogonal)
+    ended = [p[-1] for p in paths]
+    r = min(range(R), key=ended.__getitem__)
     bases = [U[r, k, :, :d].clone() for k, d in enumerate(dims)]
     return Alternation(
-        bases=bases, means=X.new_zeros(K, X.shape[1]) if means is None else means[r].clone(), labels=labels[r],
-        residual=float(ended[r]), path=[float(p[r]) for p in path], restarts=ended.tolist(),
-    )  # fmt: skip
+        bases=bases, means=means[r].clone(), labels=labels[r], residual=ended[r], path=paths[r], restarts=ended
+    )
 
 
-def _filled(Y: Tensor, X: Tensor, Z: Tensor, least: Tensor, U: Tensor) -> Tensor:
-    """Y where a cluster has rows; elsewhere the rows that fit worst, so that an empty cluster begins anew.
+def _turned_to(
+    X: Tensor, labels: Tensor, U: Tensor, means: Tensor, far: Tensor, dims: Sequence[int], *, affine: bool,
+    orthogonal: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Subspaces ``(K, D, d)`` and means ``(K, D)`` nearer to the rows of each cluster.
 
-    Directions that too few rows leave open stay as they were: Y gets a trace of the old basis.
+    An empty cluster begins anew from rows that are ``far``: nothing was said of it, so that nothing is lost.
     """
-    counts, d = Z.sum(1), U.shape[-1]
-    Y = Y + 1e-9 * Y.abs().amax((-2, -1), keepdim=True) * U
-    for r, k in (counts == 0).nonzero().tolist():
-        worst = least[r].topk(min(len(X), d * (k + 1))).indices[-d:]
-        Y[r, k] = 1e-9 * U[r, k]
-        Y[r, k, :, : len(worst)] += X[worst].T
-    return Y
+    K = len(U)
+    counts = torch.bincount(labels, minlength=K).tolist()
+    parts = X[labels.argsort()].split(counts)
+    if affine:
+        means = torch.stack([p.mean(0) if len(p) else m for p, m in zip(parts, means, strict=True)])
+        parts = [p - m for p, m in zip(parts, means, strict=True)]
+    empty = [] if orthogonal else [k for k in range(K) if not counts[k]]
+    for _ in range(1 if orthogonal else TURNS):
+        Y = torch.stack([p.T @ (p @ u) for p, u in zip(parts, U, strict=True)])
+        if not orthogonal:  # a trace of the old basis, for directions that too few rows leave open
+            Y = Y + 1e-6 * Y.abs().amax((-2, -1), keepdim=True) * U
+        for k in empty:
+            worst = far.topk(min(len(X), U.shape[-1] * (k + 1))).indices[-U.shape[-1] :]
+            Y[k] = U[k] * 1e-6
+            Y[k, :, : len(worst)] += X[worst].T - means[k][:, None]
+        U = turned(Y[None], dims, orthogonal=orthogonal)[0]
+    return U, means
 
 
-def polished(X: Tensor, found: Alternation, *, affine: bool, max_iter: int = 50) -> Alternation:
-    """The same, gone on with full decompositions until no label changes."""
-    bases, means, labels, path = found.bases, found.means, found.labels, list(found.path)
-    width = max(b.shape[1] for b in bases)
+def polished(X: Tensor, found: Alternation, *, affine: bool, max_iter: int = 50, tol: float = 0.0) -> Alternation:
+    """The same, gone on in float64 with full decompositions until no label changes, or little is gained."""
+    bases, means, labels, path = [U.double() for U in found.bases], found.means.double(), found.labels, list(found.path)
+    width, total = max(b.shape[1] for b in bases), float(X.square().sum())
     for _ in range(max_iter):
-        means = torch.stack([
-            X[labels == k].mean(0) if affine and bool((labels == k).any()) else means[k] for k in range(len(bases))
-        ])  # fmt: skip
-        bases = [leading(X[labels == k] - means[k], U) for k, U in enumerate(bases)]
+        parts = [X[labels == k] for k in range(len(bases))]
+        if affine:
+            means = torch.stack([p.mean(0) if len(p) else m for p, m in zip(parts, means, strict=True)])
+        bases = [leading(p - m, U) for p, m, U in zip(parts, means, bases, strict=True)]
         U = torch.stack([torch.nn.functional.pad(b, (0, width - b.shape[1])) for b in bases])[None]
-        left, _ = residuals(X, U, means[None] if affine else None)
-        least, now = left[0].min(-1)
+        least, now = residuals(X, U, means[None] if affine else None)[0].min(-1)
         path.append(float(least.sum()))
         same = bool((now == labels).all())
         labels = now
-        if same:
+        if same or (len(path) > len(found.path) + 1 and path[-2] - path[-1] <= tol * total):
             break
-    return Alternation(bases=bases, means=means, labels=labels, residual=path[-1], path=path, restarts=found.restarts)
+    return replace(found, bases=bases, means=means, labels=labels, residual=path[-1], path=path)
 
 
 def leading(X: Tensor, old: Tensor) -> Tensor:
