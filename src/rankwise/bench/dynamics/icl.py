@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
@@ -35,6 +36,8 @@ RECIPE = Recipe(
     "network's, one number fitted.",
 )
 
+Found = dict[str, InContextResult]  # by condition
+Array = NDArray[np.float64]
 STEPS, CURVE_STEPS, HEAD_STEPS = 20_000, 12_000, 6_000
 EVERY, SIZE = 250, 1000  # steps between measurements, and sequences of each
 MAIN = {"classes": 256, "labels": 16, "dim": 31, "pairs": 4, "n_max": 8, "p_novel": 1.0}
@@ -130,35 +133,28 @@ def _row(name: str, result: InContextResult) -> list[str]:
     ]
 
 
-def _claims(found: dict[str, InContextResult], theory: pd.DataFrame | None) -> list[Claim]:
-    def last(name: str, column: str) -> np.ndarray:
-        return found[name].final(column).to_numpy()
+def _claims(found: Found, theory: pd.DataFrame | None) -> list[Claim]:
+    return [*_beginning(found), *_by_data(found), *_theory_and_controls(found, theory)]
 
-    def curve(kind: str, values: tuple[float, ...], column: str) -> list[float]:
-        return [float(last(f"{kind} {v:g}", column).mean()) for v in values]
 
-    def said(*values: float) -> str:
-        return ", ".join(f"{100 * v:.0f}" for v in values)
+def _last(found: Found, name: str, column: str) -> Array:
+    """What every seed of a condition came to."""
+    return found[name].final(column).to_numpy(dtype=float)
 
-    main = found["main"]
+
+def _beginning(found: Found) -> list[Claim]:
+    main, order = found["main"], found["main"].order()
     begins, ends = main.crossing("ic", 0.4), main.crossing("ic", 0.8)
     share = ((ends - begins) / begins).to_numpy()
-    order = main.order()
     apart = ((order.ila1 - order.tila2).abs() / order.ic).to_numpy()
     sooner = (found["high"].crossing("ic", 0.5) / main.crossing("ic", 0.5)).to_numpy()
-    ic_k, iwl_k = curve("K", CLASSES, "ic"), curve("K", CLASSES, "iwl")
-    ic_b, ic_e = curve("B", BURSTS, "ic"), curve("ε", NOISES, "ic")
-    both = [float(np.minimum(last(f"α {a:g}", "ic"), last(f"α {a:g}", "iwl")).mean()) for a in ZIPFS]
-    kept = found["mixed"].frame.groupby("seed").ic.max().to_numpy() - last("mixed", "ic")
-    few = {k: last(f"K {CLASSES[0]}", k) for k in ("iwl", "ic2")}
-    gap = math.inf if theory is None else _gap(main, theory)
+    ic, ic2, iwl = (_last(found, "main", k) for k in ("ic", "ic2", "iwl"))
+    *heads, few, many = (_last(found, name, "ic") for name in ("two", "three", "all", "some"))
     return [
         Claim(
             text="every seed learns new classes from the context (90%), also with swapped labels; none are remembered",
-            held=bool(
-                min(last("main", "ic").min(), last("main", "ic2").min()) > 0.9 and last("main", "iwl").max() < 0.2
-            ),
-            found=", ".join(_spread(last("main", k)) for k in ("ic", "ic2", "iwl")) + "%",
+            held=bool(min(ic.min(), ic2.min()) > 0.9 and iwl.max() < 0.2),
+            found=f"{_spread(ic)}, {_spread(ic2)}, {_spread(iwl)}%",
         ),
         Claim(
             text="abruptly: from 40 to 80% takes every seed less than half of the steps before",
@@ -179,40 +175,64 @@ def _claims(found: dict[str, InContextResult], theory: pd.DataFrame | None) -> l
         ),
         Claim(
             text="an induction head of two numbers is enough, β₂ is not needed: both learn (80%) in most seeds",
-            held=bool(all((last(n, "ic") > 0.8).mean() > 0.5 for n in ("two", "three"))),
-            found=f"two: {_spread(last('two', 'ic'))}, three: {_spread(last('three', 'ic'))}%",
+            held=bool(all((v > 0.8).mean() > 0.5 for v in heads)),
+            found=f"two: {_spread(heads[0])}, three: {_spread(heads[1])}%",
         ),
         Claim(
             text="where the context holds all labels (L = N = 8) no seed begins, with L = 16 all do",
-            held=bool((last("all", "ic") < 0.5).all() and (last("some", "ic") > 0.5).all()),
-            found=f"{_spread(last('all', 'ic'))} against {_spread(last('some', 'ic'))}%",
+            held=bool((few < 0.5).all() and (many > 0.5).all()),
+            found=f"{_spread(few)} against {_spread(many)}%",
         ),
+    ]
+
+
+def _by_data(found: Found) -> list[Claim]:
+    def curve(kind: str, values: tuple[float, ...], column: str) -> Array:
+        return np.array([_last(found, f"{kind} {v:g}", column).mean() for v in values])
+
+    def told(kind: str, values: tuple[float, ...], *seen: Array) -> str:
+        shares = "; ".join(", ".join(f"{100 * v:.0f}" for v in part) for part in seen)
+        return f"{shares}% at {kind} {', '.join(f'{v:g}' for v in values)}"
+
+    ic_k, iwl_k = curve("K", CLASSES, "ic"), curve("K", CLASSES, "iwl")
+    ic_b, ic_e = curve("B", BURSTS, "ic"), curve("ε", NOISES, "ic")
+    both = np.array([np.minimum(*(_last(found, f"α {a:g}", k) for k in ("ic", "iwl"))).mean() for a in ZIPFS])
+    ic, iwl = (_last(found, "mixed", k) for k in ("ic", "iwl"))
+    lost = found["mixed"].frame.groupby("seed").ic.max().to_numpy() - ic
+    return [
         Claim(
             text="more classes: more from the context (by 50 points), less from the weights",
             held=bool(ic_k[-1] - ic_k[0] > 0.5 and iwl_k[-1] < iwl_k[0]),
-            found=f"new {said(*ic_k)}, known {said(*iwl_k)}% at K {', '.join(map(str, CLASSES))}",
+            found="new; known: " + told("K", CLASSES, ic_k, iwl_k),
         ),
         Claim(
             text="more burstiness: more from the context (by 10 points)",
             held=bool(ic_b[-1] - ic_b[0] > 0.1),
-            found=f"{said(*ic_b)}% at B {', '.join(map(str, BURSTS))}",
+            found=told("B", BURSTS, ic_b),
         ),
         Claim(
             text="noisier items: more from the context (by 10 points)",
             held=bool(max(ic_e[1:]) - ic_e[0] > 0.1),
-            found=f"{said(*ic_e)}% at ε {', '.join(f'{e:g}' for e in NOISES)}",
+            found=told("ε", NOISES, ic_e),
         ),
         Claim(
             text="at Zipf's α = 1 both are learned better than at either end (the worse of both)",
             held=bool(both[1] > max(both[0], both[2])),
-            found=f"{said(*both)}% at α {', '.join(f'{a:g}' for a in ZIPFS)}",
+            found=told("α", ZIPFS, both),
         ),
         Claim(
             text="where both pay, both are learned (70%) and kept (5 points): it is not transient",
-            held=bool(min(last("mixed", "ic").mean(), last("mixed", "iwl").mean()) > 0.7 and (kept < 0.05).all()),
-            found=f"new {_spread(last('mixed', 'ic'))}, known {_spread(last('mixed', 'iwl'))}%, "
-            f"{_spread(kept)} points below the best",
+            held=bool(min(ic.mean(), iwl.mean()) > 0.7 and (lost < 0.05).all()),
+            found=f"new {_spread(ic)}, known {_spread(iwl)}%, {_spread(lost)} points below the best",
         ),
+    ]
+
+
+def _theory_and_controls(found: Found, theory: pd.DataFrame | None) -> list[Claim]:
+    gap = math.inf if theory is None else _gap(found["main"], theory)
+    frozen = _last(found, "frozen", "ic")
+    known, swapped = (_last(found, f"K {CLASSES[0]}", k) for k in ("iwl", "ic2"))
+    return [
         Claim(
             text="the phenomenological loss, its time stretched, is within a tenth of log L of the network's",
             held=bool(gap < 0.1),
@@ -221,14 +241,14 @@ def _claims(found: dict[str, InContextResult], theory: pd.DataFrame | None) -> l
         Claim(
             text="control: with the first layer frozen no seed comes to 50%",
             control=True,
-            held=bool((last("frozen", "ic") < 0.5).all()),
-            found=f"{_spread(last('frozen', 'ic'))}%",
+            held=bool((frozen < 0.5).all()),
+            found=f"{_spread(frozen)}%",
         ),
         Claim(
             text="control: few classes are remembered (90%), and swapped labels then answered wrongly (below 10%)",
             control=True,
-            held=bool(few["iwl"].mean() > 0.9 and few["ic2"].mean() < 0.1),
-            found=f"known {_spread(few['iwl'])}, swapped {_spread(few['ic2'])}%",
+            held=bool(known.mean() > 0.9 and swapped.mean() < 0.1),
+            found=f"known {_spread(known)}, swapped {_spread(swapped)}%",
         ),
     ]
 
