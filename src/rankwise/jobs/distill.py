@@ -108,7 +108,7 @@ def distill_pictures(
         A folder: ``distilled.safetensors``, ``distilled.json``, and what ``report`` adds.
     model, template : str
         The base and the text of a class, as of `rankwise.vision.Distiller`.
-    ipc, tiles, rank, head_rank, teachers, epochs, update_images, seed
+    ipc, tiles, rank, head_rank, teachers, epochs, update_images
         As of `rankwise.vision.Distiller`.
     flip : bool
         Whether views are mirrored.
@@ -116,6 +116,8 @@ def distill_pictures(
         Of the data, where there are several.
     limit : int, optional
         Most pictures, chosen by their content.
+    seed : int
+        Of all draws.
     report : callable
         Writes pages into the draft.
     on_event : callable, optional

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Sizes:
     lr : float
         Of the adapters.
     width, full : int
-        Of students; passes over all real pictures.
+        Of the convnet, twice the resnet's; passes over all real pictures.
     """
 
     pictures: Path
@@ -125,7 +125,8 @@ def prepared(path: Path, train: Images, test: Images, size: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"train": real.images, "labels": real.classes, "test": held_out.images, "truth": held_out.classes}
         with whole_file(path) as draft, draft.open("wb") as stream:
-            np.savez(stream, names=np.array(real.names), **{k: v.numpy() for k, v in arrays.items()})
+            written: dict[str, Any] = {k: v.numpy() for k, v in arrays.items()}
+            np.savez(stream, names=np.array(real.names), **written)
     return path
 
 
@@ -168,9 +169,10 @@ def evidence_of(
         command=f"{command} --seeds {seeds} --jobs 2",
         setting=f"{setting}; {sizes.teachers} teachers at {', '.join(said)} %, base alone at "
         f"{plus_minus(t['base'] for t in teach)} %, with adapters {plus_minus(m['accuracy'] for m in made[OURS])} %; "
-        f"students of width {sizes.width}, {_listed(sizes.epochs)} epochs at {_listed(sizes.ipcs)} pictures a class; "
-        f"stored labels are of these epochs. Of {COUNTED} epochs of ImageNet-1K, at 1 and 200 a class, they would take "
-        f"{label_bytes(1000, 1000) / 2**20:.0f} MiB and {label_bytes(200_000, 1000) / 2**30:.0f} GiB",
+        f"students of width {sizes.width} and {sizes.width // 2}, {_listed(sizes.epochs)} epochs at "
+        f"{_listed(sizes.ipcs)} pictures a class; stored labels are of these epochs. Of {COUNTED} epochs of "
+        f"ImageNet-1K, at 1 and 200 a class, they would take {label_bytes(1000, 1000) / 2**20:.0f} MiB and "
+        f"{label_bytes(200_000, 1000) / 2**30:.0f} GiB",
         header=HEADER,
         rows=rows_of(scores),
         claims=claims_of(scores, sizes),
@@ -240,7 +242,8 @@ def judged(run: Run) -> dict[str, Any]:
     few, size = _pictures(run, pixels, labels)
     mean, std = colours(few.images)
     torch.manual_seed(run.seed)
-    student = network(run.student, classes, width=sizes.width, mean=mean, std=std)
+    width = sizes.width if run.student == STUDENTS[0] else sizes.width // 2
+    student = network(run.student, classes, width=width, mean=mean, std=std)
     epochs = sizes.full if run.kind == FULL else sizes.epochs[sizes.ipcs.index(run.ipc)]
     views = _views(sizes, tiles=size)
     batch = 64 if run.kind == FULL else batch_of(len(few.images), classes)
@@ -297,7 +300,7 @@ def _halved(few: DistilledDataset) -> Callable[[Tensor], Tensor]:
 def _loaded(run: Run, variant: str, *, adapters: bool = True) -> DistilledDataset:
     few = DistilledDataset.load(_few(run, variant))
     if not adapters:
-        few.projector = few.projector.unload()
+        few.projector = cast(Any, few.projector).unload()
     return few
 
 

@@ -30,7 +30,7 @@ SOURCE, SIZE = "cifar10", 32
 TRAIN, TEST = 6000, 1000  # at most
 IPCS, EPOCHS = (1, 10, 50), (300, 120, 40)
 RANKS = (8, 2, 4, 16)
-TEACHERS, TEACHING, LEARNING, RATE = 3, 8, 2, 3e-3
+TEACHERS, TEACHING, LEARNING, RATE = 3, 8, 6, 1e-3
 CANDIDATES, TILES, WIDTH, FULL = 300, 1, 32, 6  # tiles: as published at 32 pixels
 
 

@@ -28,7 +28,7 @@ SOURCE, SIZE = "mnist", 32  # of 28 pixels, scaled to the base's
 TRAIN, TEST = 3500, 1000  # at most
 IPCS, EPOCHS = (1, 10, 50), (300, 120, 40)
 RANKS = (8, 2, 4, 16)
-TEACHERS, TEACHING, LEARNING, RATE = 3, 6, 4, 3e-3
+TEACHERS, TEACHING, LEARNING, RATE = 3, 6, 10, 1e-3
 CANDIDATES, TILES, WIDTH, FULL = 300, 1, 32, 6  # tiles: as published at 32 pixels
 
 
