@@ -33,8 +33,9 @@ def found(**changed):
     """Every condition as the paper has it; ``changed`` by name, spaces and dots as underscores."""
     learns, not_, both = {}, {"ic": 0.1, "ic2": 0.1}, {"iwl": 0.9}
     worlds = {
-        "main": learns, "high": {"at": 200}, "frozen": not_, "two": learns, "three": learns, "all": not_,
-        "some": learns, "mixed": both, "K 16": {"ic": 0.1, "ic2": 0.0, "iwl": 0.99}, "K 64": {"ic": 0.3, "iwl": 0.9},
+        "main": learns, "high": {"at": 200}, "frozen": not_, "without": not_, "two": learns, "three": learns,
+        "all": not_, "some": learns, "mixed": both,
+        "K 16": {"ic": 0.1, "ic2": 0.0, "iwl": 0.99}, "K 64": {"ic": 0.3, "iwl": 0.9},
         "K 256": {"ic": 0.7, "iwl": 0.5}, "K 1024": learns, "B 1": {"ic": 0.5}, "B 2": {"ic": 0.7}, "B 4": {"ic": 0.9},
         "ε 0": {"ic": 0.3}, "ε 0.1": {"ic": 0.7}, "ε 1": {"ic": 0.6}, "α 0": {}, "α 1": both,
         "α 2": {"ic": 0.1, "iwl": 0.95},
@@ -70,7 +71,7 @@ def theory(shift=0.0):
         ({"mixed": {"iwl": 0.5}}, 0.0, [10]),
         ({"mixed": {"ic": 0.5, "iwl": 0.9}}, 0.0, [10]),
         ({}, 0.5, [11]),
-        ({"frozen": {"ic": 0.6}}, 0.0, [12]),
+        ({"without": {"ic": 0.6}}, 0.0, [12]),
         ({"K_16": {"ic": 0.1, "ic2": 0.2, "iwl": 0.99}}, 0.0, [13]),
         ({"K_16": {"ic": 0.1, "ic2": 0.0, "iwl": 0.8}}, 0.0, [13]),
     ],

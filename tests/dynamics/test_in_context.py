@@ -519,6 +519,14 @@ def test_what_is_frozen_stays_and_the_rest_moves():
         assert torch.equal(p, getattr(start, name)) == (name in FIRST), name
 
 
+def test_what_is_ablated_is_zero_and_stays_so():
+    done = experiment(ablate=["v1"]).run([0, 1]).model
+    assert not done.v1.any()
+    assert done.q2.any()
+    with pytest.raises(ValueError, match="unknown parameter 'v3'"):
+        experiment(ablate=["v3"])
+
+
 def test_a_first_layer_that_starts_high_looks_one_token_back():
     rows = experiment(beta1=8.0).run([0, 1]).frame
     assert (rows[rows.step == 0].ila1 > 0.98).all()

@@ -129,6 +129,8 @@ class InContextExperiment:
         Sequences a set, at each measurement.
     freeze : sequence of str
         Parameters that stay at their start, by name; ``first`` is all of the first layer.
+    ablate : sequence of str
+        Parameters that are 0 and stay so, named likewise; without ``v1`` the first layer copies nothing.
     beta1 : float, optional
         Start with a first layer that looks one token back with this logit; 0 for minimal models.
     device : str or torch.device
@@ -161,6 +163,7 @@ class InContextExperiment:
         every: int = 500,
         eval_size: int = 1000,
         freeze: Sequence[str] = (),
+        ablate: Sequence[str] = (),
         beta1: float | None = None,
         device: str | torch.device = "cpu",
         hidden: int = HIDDEN,
@@ -179,9 +182,11 @@ class InContextExperiment:
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.every, self.eval_size, self.beta1, self.hidden = every, eval_size, beta1, hidden
         self.device = torch.device(device)
+        self.freeze, self.ablate = (
+            tuple(p for name in given for p in (FIRST if name == "first" else (name,))) for given in (freeze, ablate)
+        )
         own = [name for name, _ in self._built([0]).named_parameters()]
-        self.freeze = tuple(p for name in freeze for p in (FIRST if name == "first" else (name,)))
-        for name in self.freeze:
+        for name in self.freeze + self.ablate:
             if name not in own:
                 raise unknown("parameter", name, own)
 
@@ -218,7 +223,7 @@ class InContextExperiment:
         if not state.rows:
             state = _State(step=0, rows=list(self._measured(net, sets, chosen, 0)))
         rows = state.rows
-        trained = [p for name, p in net.named_parameters() if name not in self.freeze]
+        trained = [p for name, p in net.named_parameters() if name not in self.freeze + self.ablate]
         for step in range(state.step + 1, self.steps + 1):
             descend(net, trained, sampler.draw(self.task.batch_size), self.learning_rate, self.weight_decay)
             if step % self.every == 0 or step == self.steps:
@@ -239,12 +244,19 @@ class InContextExperiment:
         else:
             beta2 = 0.0 if self.model == "three numbers" else None
             net = MinimalInductionHead(self.beta1 or 0.0, 0.0, beta2, task=self.task, seeds=seeds, hidden=self.hidden)
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                p.mul_(float(name not in self.ablate))
         return net.to(self.device)
 
     def _told(self, seeds: Sequence[int]) -> dict[str, Any]:
         """All that decides the result, as JSON has it."""
         names = ("model", "steps", "learning_rate", "weight_decay", "every", "eval_size", "beta1", "hidden")
-        told = {name: getattr(self, name) for name in names} | {"freeze": list(self.freeze), "seeds": list(seeds)}
+        told = {name: getattr(self, name) for name in names} | {
+            "freeze": list(self.freeze),
+            "ablate": list(self.ablate),
+            "seeds": list(seeds),
+        }
         return told | {"task": settings(self.task) | {"seed": 0}, "device": self.device.type}
 
     def _measured(
