@@ -121,7 +121,7 @@ class StreamAdapter(ABC):
         if not isinstance(model, PeftModel):
             refuse_adapters(
                 model,
-                hint=", or release() what adapts it now; where they are ViDA's, give TestTimeAdapter the PeftModel itself",
+                hint=", or release() what adapts it now; a model with ViDA's own is given whole, as the PeftModel",
             )
         if any(p.is_inference() for p in model.parameters()):
             raise ValueError(
