@@ -43,6 +43,7 @@ SHARED = {
     "--concurrency": int,
     "--max-completion-tokens": bool,
     "--extra-body": "text",
+    "--preset": "text",  # named settings
     "--encoder": "text",  # what reads texts for detectors
     "--split": "text",  # which part of data that has several
     "--epochs": int,  # passes over data
@@ -61,6 +62,8 @@ MISTAKES = {
     "tokens": ["none.png", "--model", "owner/model", "--out", "x"],
     "cache": ["--model", "smollm2", "--ratios", "0,1.5"],
     "distill": ["--data", "none", "--out", "x"],
+    "enhance": ["none.jpg", "--with", "none", "--out", "x"],
+    "enhance-fit": ["none", "none", "--out", "x"],
     "distill-train": ["none", "--data", "digits"],
     "methods": ["--family", "tunning"],
     "pretrain": ["vit-cifar", "--out", "x"],

@@ -22,6 +22,7 @@ from rankwise.cli import (  # noqa: F401
     distributions,
     evidence,
     in_context,
+    light,
     merging,
     peers,
     prompting,

@@ -25,6 +25,8 @@ RANK = "rank fit"  # and those of rankers from clicks
 DISTILLED, STUDENTS = "distill", "distill-train"  # and those of distilled pictures and what learns from them
 STREAMS = "continual adapt"  # and those of what was learned while predicting
 SUBSPACES = "dynamics subspaces"  # and those of clustered tables
+ENHANCED, LIGHT = "enhance", "enhance-fit"  # and those of enhanced pictures, and of what enhances them
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 # classes of `rankwise.continual` that adapt while they predict, and their presets
 STREAM_METHODS = {
     "vida": ("TestTimeAdapter", ("ours", "cifar10c", "cifar100c", "imagenetc")),
@@ -429,3 +431,33 @@ def check_laziness(
     if out is not None:
         check_out(out, data=path if path.is_file() else None)
         check_file(out, inputs=[p for m in (before, after) if Path(m).is_dir() for p in Path(m).rglob("*")])
+def check_light(
+    dark: Path, well_lit: Path, out: Path, *, model: str, preset: str | None, seed: int, **changes: Any
+) -> None:
+    """Of `rankwise.jobs.enhance.fit_enhancer`."""
+    for place in (dark, well_lit):
+        if not place.is_dir():
+            raise ValueError(f"no such folder of pictures: {place}")
+    if dark.resolve() == well_lit.resolve():
+        raise ValueError(f"{dark} is given as dark and as well-lit: each kind in a folder of its own")
+    if preset is not None:
+        _known(("preset", preset, ("published", "small")))
+    if changes.get("network") is not None:
+        _known(("network", str(changes["network"]), ("full", "light")))
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: from 0 to below {2**32}")
+    if (rounds := changes.get("rounds")) is not None and rounds < 1:
+        raise ValueError(f"rounds={rounds}: at least 1")
+    check_output(out, made_by=LIGHT, inputs=[dark, well_lit, *there(model)])
+    check_model(model, "zero-shot-image")
+
+
+def check_enhancing(path: Path, out: Path, *, fitted: Path, smooth: float) -> None:
+    """Of `rankwise.jobs.enhance.enhance_files`."""
+    if not path.exists():
+        raise ValueError(f"no such file: {path}")
+    if not (fitted / "enhancer.json").is_file():
+        raise ValueError(f"{fitted} holds nothing that `rankwise {LIGHT}` wrote: enhancer.json is missing")
+    if not 0 <= smooth < 1:
+        raise ValueError(f"smooth={smooth}; from 0 to below 1")
+    check_output(out, made_by=ENHANCED, inputs=[path, fitted])

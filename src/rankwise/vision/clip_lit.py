@@ -50,7 +50,7 @@ from rankwise.vision.lit.training import Training, frozen, made, scores
 
 __all__ = ["BacklitEnhancer"]
 
-MADE_BY = "enhance fit"
+MADE_BY = "enhance-fit"
 
 
 class BacklitEnhancer:
@@ -233,10 +233,14 @@ class BacklitEnhancer:
         ValueError
             Nothing is learned yet; a picture of fewer than 32 pixels on a side, of another kind, or damaged.
         """
+        return self.enhance_by(self._learned()[0], picture)
+
+    @torch.inference_mode()
+    def enhance_by(self, network: Callable[[Tensor], Tensor], picture: Any) -> Any:
+        """As `enhance`, by another map of ``(1, 3, h, w)``, e.g. one that is smoothed over frames."""
         given = opened(picture)
         pixels = self._on_device(given.pixels)
-        light = illumination_of(pixels, self._learned()[0], most=self.settings.most)
-        return given.back(enhanced(pixels, light))
+        return given.back(enhanced(pixels, illumination_of(pixels, network, most=self.settings.most)))
 
     def _on_device(self, pixels: Tensor) -> Tensor:
         return pixels.to(next(self._learned()[0].parameters()).device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,6 @@ from torch import Tensor
 from rankwise.data.images import read_image
 from rankwise.vision.lit.network import LEAST
 from rankwise.vision.lit.towers import resized
-
-if TYPE_CHECKING:
-    pass
-
-Picture = "str | Path | NDArray[Any] | Image"
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def opened(picture: Any, *, name: str = "") -> Opened:
     """
     if isinstance(picture, str | Path):
         name = name or str(picture)
-        picture = _of_its_depth(Path(picture))
+        picture = of_its_depth(Path(picture))
     elif not isinstance(picture, np.ndarray):
         return _of_pillow(picture, name or "the picture")
     name = name or "the picture"
@@ -91,8 +86,8 @@ def opened(picture: Any, *, name: str = "") -> Opened:
     return Opened(pixels, back)
 
 
-def _of_its_depth(path: Path) -> NDArray[Any]:
-    """A file's pixels, of 16 bits only where they say more than 8 would."""
+def of_its_depth(path: Path) -> NDArray[Any]:
+    """A file's pixels, ``(height, width, 3)``: uint16 where 16 bits say more than 8 would, else uint8."""
     deep = read_image(path, bits=16)
     return deep if (deep % 257).any() else (deep // 257).astype(np.uint8)
 

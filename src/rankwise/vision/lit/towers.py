@@ -1,7 +1,8 @@
 """What sees pictures: a CLIP's image tower, prepared so that gradients reach the pixels, and stages that hold content.
 
-A CLIP of transformers is a ViT: its stages are five evenly spaced layers, the embedded patches first. The paper takes
-the stem and the four stages of a ResNet (RN101), which ``open-clip-torch`` has.
+A CLIP of transformers is a ViT: its stages are five evenly spaced layers, the embedded patches first, each token with
+mean 0 and variance 1: a residual stream grows, and in some models a few numbers of it are hundreds. The paper takes the
+stem and the four stages of a ResNet (RN101), which ``open-clip-torch`` has.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class ImageTower:
         tower = self.clip.vision_model
         seen = tower(pixel_values=self.prepared(pictures), output_hidden_states=True)
         features = self.clip.visual_projection(seen.pooler_output).float()
-        return Seen(F.normalize(features, dim=-1), [seen.hidden_states[i].float() for i in self.kept])
+        stages = [seen.hidden_states[i].float() for i in self.kept]
+        return Seen(F.normalize(features, dim=-1), [F.layer_norm(h, h.shape[-1:]) for h in stages])
 
 
 class ResNetStages:

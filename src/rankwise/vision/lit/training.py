@@ -175,7 +175,9 @@ class Training:
             prompts = self.prompts(self.clip)  # they stand still
 
         def loss() -> Tensor:
-            pictures, results, _ = self._pass()
+            pictures, results, illumination = self._pass()
+            if not bool(illumination.detach().any()):
+                raise ValueError(f"round {turn}: the illumination became 0 everywhere; lower lr_network={s.lr_network}")
             seen = self.tower(results)
             light = backlit_probability(seen.features, prompts, s.scale).mean()
             content = self._identity(pictures, results, s.alphas, seen.stages)
