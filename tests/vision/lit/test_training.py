@@ -103,6 +103,29 @@ def test_starts_that_are_all_dead_are_an_error_that_names_the_way_out(tower, mon
         trained(tower)
 
 
+def test_a_network_that_dies_in_a_round_begins_it_again_at_half_the_rate(tower, monkeypatch):
+    real, passes = Training._pass, []
+
+    def dies_once(self):
+        passes.append(self.network.last.bias.detach().clone())
+        pictures, results, light = real(self)
+        return pictures, results, light * (len(passes) != 4)
+
+    monkeypatch.setattr(Training, "_pass", dies_once)
+    run = trained(tower)  # two passes of the warm-up, one of the round, then it dies
+    assert run.rate == SMALL["lr_network"] / 2
+    assert torch.equal(passes[2], passes[4])
+    assert run.by_network.param_groups[0]["lr"] == run.rate
+
+
+def test_a_network_that_always_dies_is_an_error(tower, monkeypatch):
+    real = Training._pass
+    monkeypatch.setattr(Training, "_warm_up", lambda self: None)
+    monkeypatch.setattr(Training, "_pass", lambda self: (*real(self)[:2], torch.zeros(1)))
+    with pytest.raises(ValueError, match="lower lr_network"):
+        trained(tower)
+
+
 def test_all_pictures_of_a_tuple_go_through_the_same_view(tower):
     run = Training(tower, TOKENS, settings=LitSettings(**SMALL))
     one = (torch.rand(1, 3, 32, 32) * 255).to(torch.uint8)

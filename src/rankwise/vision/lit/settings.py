@@ -127,7 +127,7 @@ class LitSettings:
 PRESETS = {
     "published": LitSettings(),
     "small": LitSettings(
-        network="light", start="identity", size_network=64, size_prompts=64, most=256, lr_network=5e-4,
+        network="light", start="identity", size_network=64, size_prompts=64, most=256, lr_network=4e-4,
         lr_prompts=3e-3, first_steps=500, warm_steps=1, network_steps=200, prompt_steps=200, rounds=3, extensions=0,
         scale=10.0, augment=False,
     ),

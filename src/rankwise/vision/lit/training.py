@@ -27,9 +27,14 @@ RECENT = 30  # steps whose mean says how good a network is
 DEAD = 8.0  # dB: a start that gives worse pictures is none
 WATCHED = 100  # steps of the warm-up before a start is judged
 STARTS = 20  # at most
+HALVINGS = 6  # of the network's rate, at most
 ADDED = {"network": 60, "prompts": 100}  # steps, while a stage's last loss is above its limit
 CHUNK = 32  # pictures that a tower or the network sees at once
 EVEN = (1.0,) * 5  # weights of stages in the warm-up
+
+
+class _Died(Exception):
+    """An illumination of 0 everywhere, which no step can change."""
 
 
 class Best:
@@ -86,6 +91,8 @@ class Training:
         the warmed-up network's), and after each round by its new prompts.
     starts : int
         How often the network was drawn.
+    rate : float
+        The network's learning rate at the end: halved where a round had to begin again.
     """
 
     def __init__(
@@ -102,8 +109,10 @@ class Training:
         self.draws = torch.Generator().manual_seed(settings.seed)
         self.prompts = LearnedPrompts.starting(self.clip, tokens).to(self.device)
         self.history: list[dict[str, float]] = []
-        self.starts = 0
+        self.starts, self.rate = 0, settings.lr_network
         self._new_network()
+        decay = settings.weight_decay
+        self.by_prompts = torch.optim.Adam(self.prompts.parameters(), settings.lr_prompts, weight_decay=decay)
 
     def run(self, dark: Any, well_lit: Any) -> Training:
         """All stages."""
@@ -133,9 +142,11 @@ class Training:
             torch.manual_seed(int(torch.randint(2**31, (), generator=self.draws)))
             self.network = made(self.settings).to(self.device)
         self.starts += 1
-        s = self.settings
-        self.by_network = torch.optim.Adam(self.network.parameters(), s.lr_network, weight_decay=s.weight_decay)
-        self.by_prompts = torch.optim.Adam(self.prompts.parameters(), s.lr_prompts, weight_decay=s.weight_decay)
+        self._new_optimizer()
+
+    def _new_optimizer(self) -> None:
+        decay = self.settings.weight_decay
+        self.by_network = torch.optim.Adam(self.network.parameters(), self.rate, weight_decay=decay)
 
     # --- stages
 
@@ -169,7 +180,10 @@ class Training:
                 done, psnr = 0, []
 
     def _network_stage(self, turn: int) -> None:
-        """The probability of the backlit prompt, and the identity loss."""
+        """The probability of the backlit prompt, and the identity loss.
+
+        Where the illumination becomes 0 everywhere nothing has a gradient: again from the beginning, at half the rate.
+        """
         s = self.settings
         with torch.no_grad():
             prompts = self.prompts(self.clip)  # they stand still
@@ -177,14 +191,23 @@ class Training:
         def loss() -> Tensor:
             pictures, results, illumination = self._pass()
             if not bool(illumination.detach().any()):
-                raise ValueError(f"round {turn}: the illumination became 0 everywhere; lower lr_network={s.lr_network}")
+                raise _Died
             seen = self.tower(results)
             light = backlit_probability(seen.features, prompts, s.scale).mean()
             content = self._identity(pictures, results, s.alphas, seen.stages)
             return s.clip_weight * light + s.identity_weight * content
 
-        steps = s.network_steps
-        self._stage("network", f"round {turn}", self.network, self.by_network, loss, steps, limit=s.network_limit)
+        begun = copy.deepcopy(self.network.state_dict())
+        for _ in range(HALVINGS):
+            try:
+                when, steps = f"round {turn}", s.network_steps
+                self._stage("network", when, self.network, self.by_network, loss, steps, limit=s.network_limit)
+                return
+            except _Died:
+                self.network.load_state_dict(begun)
+                self.rate /= 2
+                self._new_optimizer()
+        raise ValueError(f"round {turn}: the illumination becomes 0 everywhere; lower lr_network={s.lr_network}")
 
     def _prompt_stage(self, turn: int, results: list[Tensor]) -> None:
         """Dark pictures, their results, well-lit pictures, in that order."""
