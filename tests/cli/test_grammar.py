@@ -43,7 +43,7 @@ SHARED = {
     "--concurrency": int,
     "--max-completion-tokens": bool,
     "--extra-body": "text",
-    "--preset": "text",  # named settings
+    "--network": "text",  # which of a method's networks
     "--encoder": "text",  # what reads texts for detectors
     "--split": "text",  # which part of data that has several
     "--epochs": int,  # passes over data

@@ -431,6 +431,8 @@ def check_laziness(
     if out is not None:
         check_out(out, data=path if path.is_file() else None)
         check_file(out, inputs=[p for m in (before, after) if Path(m).is_dir() for p in Path(m).rglob("*")])
+
+
 def check_light(
     dark: Path, well_lit: Path, out: Path, *, model: str, preset: str | None, seed: int, **changes: Any
 ) -> None:

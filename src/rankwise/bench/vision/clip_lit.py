@@ -280,7 +280,8 @@ def judged(asked: Asked) -> dict[str, Any]:
         both = both[rng.permutation(len(both))]
         dark, well = both[: len(dark)], both[len(dark) :]
     rounds = 1 if asked.arm == FIRST else asked.rounds
-    enhancer = BacklitEnhancer(MODEL, preset="small", rounds=rounds, seed=asked.seed, **dict(asked.steps))
+    changes: dict[str, Any] = {"rounds": rounds, "seed": asked.seed, **dict(asked.steps)}
+    enhancer = BacklitEnhancer(MODEL, preset="small", **changes)
     tower = enhancer.tower
     kind = _HandTraining if asked.arm == BY_HAND else _Remembering
     training = kind(tower, enhancer._told["tokens"], settings=enhancer.settings)
