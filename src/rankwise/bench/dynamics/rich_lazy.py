@@ -1,4 +1,4 @@
-"""Does a low rank of the initial weights make learning rich, and does it at equal scale, on other tasks, and in tuning?
+"""Whether a low rank of the initial weights makes learning rich: at equal scale, on other tasks, and in tuning.
 
 Recurrent networks start from one Gaussian matrix cut to several ranks, at equal Frobenius norm as published, then at
 equal top singular value, equal spectral radius and other gains; starts that point where the task does; the solved case
