@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ class Asked:
 
 def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
     """Every arm of every seed (what is there is read back), compared."""
+    if find_spec("skimage") is None:
+        raise ImportError("pictures are judged by scikit-image: pip install 'rankwise[vision]'")
     begin, note = time.perf_counter(), on_event or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     pictures = _prepared(out / "pictures.npz", data)
