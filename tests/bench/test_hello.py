@@ -54,6 +54,21 @@ def claims(share=100, pace=1.2, **changes):
     return claims_of(found, SIZES)
 
 
+def test_pictures_that_were_kept_as_a_file_go_to_a_distiller_with_their_classes():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 6), dtype=np.uint8)
+    images = recipe.images_of({"train": pixels, "labels": np.array([0, 1, 1, 0]), "names": np.array(["a", "b"])})
+    assert [*images.labels] == [0, 1, 1, 0]
+    assert [*images.label_names] == ["a", "b"]
+    np.testing.assert_array_equal(np.asarray(images[2]), pixels[2].transpose(1, 2, 0))
+
+
+def test_the_table_has_a_row_for_each_kind_with_its_bytes():
+    runs = [{"accuracy": 0.5, "images": 30_000, "labels": 1_200}, {"accuracy": 0.7, "images": 30_000, "labels": 1_200}]
+    rows = recipe.rows_of({(OURS, 10, "net"): runs, (FULL, 0, "net"): runs})
+    assert rows[0] == ["10", "net", OURS, "60.0±14.1", "30,000", "1,200"]
+    assert rows[1][:3] == ["-", "net", "all pictures, hard labels"]
+
+
 def test_what_was_published_holds_every_claim():
     assert [c.text for c in claims() if not c.held] == []
 

@@ -440,10 +440,10 @@ class O3Unlearner:
         with whole_folder(Path(folder), made_by=MADE_BY) as draft:
             state.write(draft, self.state(Path(folder), model))
 
-    def state(self, folder: Path, model: str = "") -> State:
+    def state(self, folder: str | Path, model: str = "") -> State:
         """All that is kept in a folder."""
         return State(
-            model=model, identity=self.identity, encoder=state.beside(self.encoder.name, folder),
+            model=model, identity=self.identity, encoder=state.beside(self.encoder.name, Path(folder)),
             encoder_identity=state.identity(self.encoder.layers), settings=self.settings,
             requests=self._requests, log=self.log, number=self.number,
         )  # fmt: skip

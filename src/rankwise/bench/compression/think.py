@@ -259,11 +259,11 @@ def _claims(found: list[dict]) -> list[Claim]:
     four, agrees = rise("think", 0.4), _all(found, "think", 0.4, "agrees")
     lost = interval(_all(found, "think", 0.4, "recall") - _all(found, "dense", 0.0, "recall"))
 
-    def worse(way: str, text: str, ratios: list[float], better: str = "think", **kind: bool) -> Claim:
+    def worse(way: str, text: str, ratios: list[float], better: str = "think", *, control: bool = False) -> Claim:
         seen = {r: interval(_all(found, way, r, "loss") - _all(found, better, r, "loss")) for r in ratios}
         shown = ", ".join(f"{r:.0%}: {_told(d)}" for r, d in seen.items())
         found_text = f"difference of 100 · log perplexity with its 95 % interval: {shown}"
-        return Claim(text=text, held=all(d[1] > 0 for d in seen.values()), found=found_text, **kind)
+        return Claim(text=text, held=all(d[1] > 0 for d in seen.values()), found=found_text, control=control)
 
     return [
         Claim(

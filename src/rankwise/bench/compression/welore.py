@@ -96,11 +96,11 @@ def compared(path: Path, name: str, on_event: OnEvent | None = None) -> dict:
 def _claims(perplexity: dict) -> list[Claim]:
     shown = ", ".join(f"{r:.0%}" for r in RATIOS)
 
-    def lower(better: str, worse: str, text: str, **kind: bool) -> Claim:
+    def lower(better: str, worse: str, text: str, *, control: bool = False) -> Claim:
         """Whether one way has the lower perplexity at every reduction."""
         times = [perplexity[worse][str(r)] / perplexity[better][str(r)] for r in RATIOS]
         found = f"{WAYS[worse]}: {', '.join(f'{x:.2f}' for x in times)} times that of {WAYS[better]} at {shown}"
-        return Claim(text=f"{text} at every reduction", held=min(times) > 1, found=found, **kind)
+        return Claim(text=f"{text} at every reduction", held=min(times) > 1, found=found, control=control)
 
     return [
         lower("welore", "uniform", "WeLore: lower perplexity than uniform ranks"),

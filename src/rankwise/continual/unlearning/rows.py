@@ -70,10 +70,10 @@ def _row(row: Any, where: str) -> Row:
             raise ValueError(f"{where}: {key} is {row[key]!r}; a text is needed")
     given = () if row.get("choices") is None else row["choices"]
     listed = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
-    choices = tuple(given) if listed else (None,)
-    if not all(isinstance(c, str) and c.strip() for c in choices):
+    choices = [c for c in given if isinstance(c, str) and c.strip()] if listed else []
+    if not listed or len(choices) < len([*given]):
         raise ValueError(f"{where}: choices is {str(given)[:60]!r}; a list of texts is needed (jsonl, json, parquet)")
-    return Row(row[pair[0]], row[pair[1]], choices)
+    return Row(row[pair[0]], row[pair[1]], tuple(choices))
 
 
 def content_of_rows(rows: Sequence[Row]) -> str:

@@ -16,10 +16,12 @@ def before_and_after(before: NDArray[Any], light: NDArray[Any], after: NDArray[A
 
     Parameters
     ----------
-    before, after : ndarray
+    before : ndarray
         ``(height, width, 3)``, uint8.
     light : ndarray
         ``(height, width)``, not below 0.
+    after : ndarray
+        As ``before``.
 
     Returns
     -------

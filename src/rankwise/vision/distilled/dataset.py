@@ -235,7 +235,8 @@ def _checked(folder: Path, told: dict[str, Any], tensors: Mapping[str, Tensor]) 
         raise ValueError(f"{folder / TOLD} has no {missing[0]}")
     try:
         held: dict[str, Any] = told.pop("views")
-        views = Views(**held | {"scale": tuple(held["scale"])})
+        held["scale"] = tuple(held["scale"])
+        views = Views(**held)
         names, notes = [str(n) for n in told.pop("label_names")], [str(n) for n in told.pop("notes")]
         ranks = [int(told[k]) for k in ("rank", "head_rank", "seed")]
     except (TypeError, AttributeError, KeyError, ValueError) as error:
