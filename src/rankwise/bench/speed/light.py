@@ -25,7 +25,7 @@ RECIPE = Recipe(
     name="speed",
     part="light",
     about="CLIP-LIT: a batched step against a loop over pictures; a megapixel through a bounded copy",
-    smoke={"MEGAPIXEL": (128, 128), "MOST": 64, "TIMES": 1, "FULL_SIZE": ("light",)},
+    smoke={"MEGAPIXEL": (128, 128), "MOST": 64, "TIMES": 1, "STEPS": 4, "FULL_SIZE": ("light",)},
     control=False,
 )
 
@@ -34,7 +34,9 @@ BATCH, TIMES = 8, 7
 MEGAPIXEL, MOST = (1000, 1000), 512
 FULL_SIZE = ("full", "light")  # networks that are timed on a megapixel
 GAIN, SECONDS = 3.0, 1.0
-LEARNED: dict[str, Any] = {"first_steps": 40, "network_steps": 20, "prompt_steps": 2, "rounds": 1}
+STEPS = 150  # of the network, before its maps are compared
+VARIES = 0.05  # deviation of the map over the picture, below which there is nothing to compare
+LEARNED: dict[str, Any] = {"first_steps": 300, "prompt_steps": 2, "rounds": 1}
 
 
 def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
@@ -49,7 +51,7 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
     picture = _photograph()
     seconds: dict[str, float] = {}
     note("a megapixel", "train", 1, 2, float("nan"))
-    error = 0.0
+    error = spread = 0.0
     with torch.inference_mode():
         for name in FULL_SIZE:
             net = training.network if name == "light" else IlluminationNet(WIDTHS[name], start="identity").eval()
@@ -57,7 +59,7 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
             whole, full = timed(lambda net=net: net(picture), 1)
             if name == "light":
                 difference = enhanced(picture, copied) - enhanced(picture, full)
-                error = float(difference.abs().mean())
+                error, spread = float(difference.abs().mean()), float(full.std())
             what = f"{picture.shape[-1]} x {picture.shape[-2]} pixels, {name} network, copy of {MOST}"
             gain = f"{whole / seconds[name]:.1f}x"
             rows.append([what, f"{seconds[name]:.2f}s", "at full size", f"{whole:.2f}s", gain])
@@ -82,8 +84,9 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
             ),
             Claim(
                 text="results by the copy differ from those by the network at full size by at most .02 in the mean",
-                held=error <= 0.02,
-                found=f"{error:.4f} of 1, light network after {LEARNED['network_steps']} steps",
+                held=error <= 0.02 and spread >= VARIES,
+                found=f"{error:.4f} of 1; the map's own deviation over the picture is {spread:.3f} (at least {VARIES:g} is "
+                f"asked), light network after {STEPS} steps",
             ),
         ],
         seconds=time.perf_counter() - begin,
@@ -92,11 +95,11 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
 
 
 def _photograph() -> Tensor:
-    """A photograph of scikit-learn's, enlarged."""
+    """A photograph of scikit-learn's, enlarged, and as dark as those learned from."""
     from sklearn.datasets import load_sample_image
 
     pixels = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None].float() / 255
-    return torch.nn.functional.interpolate(pixels, MEGAPIXEL, mode="bicubic", antialias=True).clamp(0, 1)
+    return torch.nn.functional.interpolate(pixels, MEGAPIXEL, mode="bicubic", antialias=True).clamp(0, 1) / 5
 
 
 def _learned() -> Training:
@@ -105,7 +108,7 @@ def _learned() -> Training:
 
     images = load_sample_images().images
     crops = np.stack([i[y : y + 96, x : x + 96] for i in images for y in range(0, 330, 96) for x in range(0, 540, 96)])
-    enhancer = BacklitEnhancer(MODEL, preset="small", batch_network=BATCH, **LEARNED)
+    enhancer = BacklitEnhancer(MODEL, preset="small", batch_network=BATCH, network_steps=STEPS, **LEARNED)
     training = Training(enhancer.tower, enhancer._told["tokens"], settings=enhancer.settings)
     return training.run(crops[::2] // 5, crops[1::2])
 
