@@ -85,7 +85,7 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
             Claim(
                 text="results by the copy differ from those by the network at full size by at most .02 in the mean",
                 held=error <= 0.02 and spread >= VARIES,
-                found=f"{error:.4f} of 1; the map's own deviation over the picture is {spread:.3f} (at least {VARIES:g} is "
+                found=f"{error:.4f} of 1; the map's own deviation is {spread:.3f} (at least {VARIES:g} is "
                 f"asked), light network after {STEPS} steps",
             ),
         ],
