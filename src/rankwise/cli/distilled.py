@@ -65,7 +65,7 @@ def distill(
     console.print(terminal(*done.table()))
     for note in done.few.notes:
         console.print(f"* {note}", style="dim")
-    console.print(f"\npictures  {out}\nreport    {out}/report.html", highlight=False)
+    console.print(f"\npictures  {out}\nreport    {out}/report.html", soft_wrap=True, highlight=False)
 
 
 @app.command(name="distill-train")

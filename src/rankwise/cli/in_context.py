@@ -65,7 +65,7 @@ def icl(
     for note in done.notes:
         errors.print(f"note: {note}", style="yellow", soft_wrap=True)
     console.print(terminal(*done.table()))
-    console.print(f"\nreport    {out}/report.html\ntable     {out}/steps.csv")
+    console.print(f"\nreport    {out}/report.html\ntable     {out}/steps.csv", soft_wrap=True, highlight=False)
 
 
 def _write(folder: Path, done: InContextReport) -> None:

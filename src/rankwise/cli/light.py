@@ -59,7 +59,7 @@ def enhance(
     console.print(terminal(HEADER, done.rows()))
     for note in done.notes:
         console.print(f"* {note}", style="dim")
-    console.print(f"results   {out}\nreport    {out}/report.html", highlight=False)
+    console.print(f"results   {out}\nreport    {out}/report.html", soft_wrap=True, highlight=False)
 
 
 def _page(folder: Path, done: Enhanced, command: str) -> None:
@@ -130,4 +130,6 @@ def enhance_fit(
     rows = [[f"{h['round']:.0f}", *(f"{h[k]:.3f}" for k in ("dark", "result", "well"))] for h in enhancer.history]
     console.print(terminal(header, rows))
     console.print("* probability of the backlit prompt, mean over the pictures given", style="dim")
-    console.print(f"enhancer  {out}\ntry       rankwise enhance PHOTO --with {out} --out lit", highlight=False)
+    console.print(
+        f"enhancer  {out}\ntry       rankwise enhance PHOTO --with {out} --out lit", soft_wrap=True, highlight=False
+    )

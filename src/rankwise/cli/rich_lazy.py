@@ -64,4 +64,4 @@ def laziness(
     more = f", the {SHOWN} most moved of {len(done.weights)} weights" if len(done.weights) > SHOWN else ""
     console.print(f"\n{done.inputs} inputs, {done.rows} in the tangent kernel of the {done.outputs}{more}")
     if out is not None:
-        console.print(f"table     {out}", highlight=False)
+        console.print(f"table     {out}", soft_wrap=True, highlight=False)

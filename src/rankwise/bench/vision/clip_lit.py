@@ -31,7 +31,6 @@ from rankwise.models import load_tokenizer
 from rankwise.parallel import fan_out
 from rankwise.reading import read_json
 from rankwise.vision import BacklitEnhancer
-from rankwise.vision.lit.illumination import LUMA
 from rankwise.vision.lit.prompts import encoded
 from rankwise.vision.lit.training import Training
 
@@ -183,7 +182,7 @@ def _crops() -> Pixels:
 
 
 def _luma(pictures: NDArray[Any]) -> NDArray[Any]:
-    return pictures @ np.array(LUMA)
+    return pictures @ np.array([0.299, 0.587, 0.114])  # of BT.601, as the network sees light
 
 
 def _ranks(picture: Pixels) -> NDArray[np.float64]:
