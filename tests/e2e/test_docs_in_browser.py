@@ -69,9 +69,13 @@ def test_a_page_fits_shows_its_pictures_and_equations_and_complains_of_nothing(s
     widths = page.evaluate("[...document.querySelectorAll('article img')].map(i => i.naturalWidth)")
     assert all(w > 0 for w in widths)
     assert widths or where not in ("", "gallery/")
-    # an equation is as high as its fractions and sums, and does not run out of what scrolls
-    heights = page.evaluate("[...document.querySelectorAll('article math')].map(m => m.getBoundingClientRect().height)")
+    # an equation is as high as its fractions and sums, one in a sentence at least as its letters (n has 7 pixels)
+    heights, within = (
+        page.evaluate(f"[...document.querySelectorAll('article {m}')].map(m => m.getBoundingClientRect().height)")
+        for m in (".equation math", "span > math")
+    )
     assert all(h > 10 for h in heights)
+    assert all(h > 4 for h in within)
     assert heights or where not in METHODS
     assert "\\frac" not in page.locator("article").inner_text()
     assert page.said == []
