@@ -82,6 +82,33 @@ def test_randomized_error_falls_with_iterations_until_the_next_round_promises_le
         assert stopped == pytest.approx(errors[last], abs=1e-6)
 
 
+def few_rows():
+    """Matrices of few directions: sums of noise, exact zeros around a diagonal or a block, equal rows; a batch."""
+    noisy = torch.randn(400, 3) @ torch.randn(3, 350)
+    diagonal, block = torch.zeros(400, 350), torch.zeros(400, 350)
+    diagonal[range(3), range(3)] = torch.tensor([1.0, 0.5, 0.1])
+    block[7:27, 11:16] = torch.randn(20, 5)
+    repeated = torch.arange(4.0).repeat(400, 88)[:, :350]
+    return {"noisy": noisy, "diagonal": diagonal, "block": block, "repeated": repeated, "zero": torch.zeros(400, 350),
+            "batch": torch.stack([torch.randn(400, 350), diagonal, block])}  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 5e8])
+@pytest.mark.parametrize("name", few_rows())
+def test_randomized_is_right_where_there_are_fewer_directions_than_asked(name, scale):
+    A = scale * few_rows()[name]
+    for rank in (8, 40):
+        svd = truncated_svd(A, rank, method="randomized", tol=0.0)
+        for rows in (svd.U.mT, svd.Vh):
+            torch.testing.assert_close(
+                rows @ rows.mT, torch.eye(rank).expand(*rows.shape[:-1], rank), atol=1e-5, rtol=0
+            )
+        S = torch.linalg.svdvals(A.double())[..., :rank]
+        # values that are zero: rounding of products of 400 float32; a flat spectrum's own come in slowly
+        rounding = 2**-23 * 400**0.5 * float(S.max())
+        torch.testing.assert_close(svd.S.double(), S, rtol=0.05 if name == "batch" else 1e-5, atol=rounding)
+
+
 def test_randomized_is_exact_once_its_blocks_span_the_smaller_side():
     A = torch.randn(40, 25)
     for rank in (10, 20):  # the last block is narrower

@@ -31,6 +31,7 @@ _AROUND = 32  # directions on either side of a cut that rounding may mix
 _SMALL = 3e-4  # of λ₁: an eigenvalue above it is right to 1e-3 in float32
 _CANCELS = 1e-4  # of ‖A‖²: what is left is taken entry by entry below it, where the difference has no digits
 _INDEPENDENT = 1e-5  # of L's diagonal: above it a Cholesky factor in float64 leaves Q orthonormal to 1e-6
+_NOISE = 1e-7  # of σ₁: float32's precision
 _SEPARATE = 1e-4  # of σ₁: above it the columns of A V / S are orthonormal to 1e-8, (σ₁/σ)² times float64's precision
 
 
@@ -390,16 +391,15 @@ def _randomized(A, rank: int, width: int, iterations: int, tol: float, start: Te
         left.append((total - torch.linalg.eigvalsh(gram)[..., -rank:].sum(-1)).clamp(min=0))
         if step == iterations or room == 0 or _settled(left, tol, total):
             break
-        Y = _orthonormal(Z[..., -width:, :])[..., :room, :] @ A.mT
-        for _ in range(2):  # once leaves what rounding put into Y along Q
-            Y = _orthonormal(Y - (Y @ Q.mT) @ Q)
+        Y = _beyond(Q, _orthonormal(Z[..., -width:, :])[..., :room, :] @ A.mT)
         new = Y @ A
         cross = _outer(Z, new)
         gram = torch.cat([torch.cat([gram, cross], -1), torch.cat([cross.mT, _outer(new, new)], -1)], -2)
         Q, Z = torch.cat([Q, Y], -2), torch.cat([Z, new], -2)
     values, W = torch.linalg.eigh(gram)
     S, W = values[..., -rank:].flip(-1).clamp(min=0).sqrt(), W[..., -rank:].flip(-1).mT.to(A.dtype)
-    V = W @ Z / S.clamp(min=torch.finfo(A.dtype).tiny).to(A.dtype).unsqueeze(-1)
+    least = (_NOISE * S[..., :1]).clamp(min=torch.finfo(A.dtype).tiny)  # what is left of Z below it is rounding
+    V = W @ Z / S.clamp(min=least).to(A.dtype).unsqueeze(-1)
     return (W @ Q).mT, S.to(A.dtype), _orthonormal(V)
 
 
@@ -420,12 +420,34 @@ def _settled(left: list[Tensor], tol: float, total: Tensor) -> bool:
 
 
 def _orthonormal(Y: Tensor) -> Tensor:
-    """Q of ``Y = L Q``, in rows, L's diagonal positive: Cholesky in float64, Householder where rows nearly coincide."""
+    """Q of ``Y = L Q``, in rows, L's diagonal positive."""
+    Q = _by_cholesky(Y)
+    return _by_householder(Y) if Q is None else Q
+
+
+def _beyond(Q: Tensor, Y: Tensor) -> Tensor:
+    """Orthonormal rows orthogonal to those of Q which span, with them, what Y spans."""
+    for _ in range(2):  # once leaves what rounding put into Y along Q
+        Y = Y - (Y @ Q.mT) @ Q
+        found = _by_cholesky(Y)
+        if found is None:  # Y adds fewer directions than it has rows: the rest must be orthogonal to Q as well
+            return _by_householder(torch.cat([Q, Y], -2))[..., Q.shape[-2] :, :]
+        Y = found
+    return Y
+
+
+def _by_cholesky(Y: Tensor) -> Tensor | None:
+    """`_orthonormal` in float64; nothing where rows nearly coincide, or vanish, in any matrix of the batch."""
     D = Y.double()
     L, failed = torch.linalg.cholesky_ex(_outer(Y, Y))
     diagonal = L.diagonal(dim1=-2, dim2=-1)
     if bool(failed.any()) or bool((diagonal.amin(-1) < _INDEPENDENT * diagonal.amax(-1)).any()):
-        Q, R = torch.linalg.qr(Y.mT)
-        return Q.mT * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q).unsqueeze(-1)
+        return None
     inverse = torch.linalg.solve_triangular(L, torch.eye(L.shape[-1]).to(L), upper=False)
     return (inverse @ D).to(Y.dtype)
+
+
+def _by_householder(Y: Tensor) -> Tensor:
+    """`_orthonormal` of any rows: where they vanish, some direction orthogonal to all others."""
+    Q, R = torch.linalg.qr(Y.mT)
+    return Q.mT * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q).unsqueeze(-1)
