@@ -11,8 +11,8 @@ import rankwise
 
 # families whose public classes all have an example
 SHOWN = (
-    "compression", "continual", "data", "distributions", "merging", "models", "optim", "prompting", "ranking",
-    "spectral", "tuning",
+    "compression", "continual", "data", "distributions", "dynamics", "merging", "models", "optim", "prompting",
+    "ranking", "spectral", "tuning",
 )  # fmt: skip
 FOLDER = Path(rankwise.__file__).parent
 FILES = [f for f in sorted(FOLDER.rglob("*.py")) if ">>> " in f.read_text(encoding="utf-8")]

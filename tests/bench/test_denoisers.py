@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -37,3 +39,22 @@ def test_a_trained_one_comes_near_the_least_error():
     least = (MoLRGDenoiser.from_bases(sample.bases)(noisy.double(), 0.3) - clean).square().mean().detach()
     for out in net(noisy.expand(2, -1, -1), 0.3):
         assert float((out - clean).square().mean() / least) == pytest.approx(1, abs=0.6)
+
+
+def test_the_noise_of_training_reaches_the_levels_that_are_judged():
+    data = torch.randn(500, 6, generator=torch.Generator().manual_seed(1))
+    seen = []
+
+    class Seeing(Perceptrons):
+        def forward(self, x, sigma):
+            seen.append(sigma / self.spread[..., 0])
+            return super().forward(x, sigma)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rankwise.bench.shared.denoisers.Perceptrons", Seeing)
+        train_perceptrons([data, 7 * data], hidden=4, steps=20, batch=50, levels=(0.05, 20.0))
+    levels = torch.cat(seen).log()
+    low, high = math.log(0.05), math.log(20.0)
+    assert low <= float(levels.min()) < low + 0.1
+    assert high - 0.1 < float(levels.max()) <= high + 1e-5
+    assert float(levels.mean()) == pytest.approx((low + high) / 2, abs=0.15)  # 5 deviations of the mean of 2,000

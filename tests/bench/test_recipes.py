@@ -276,6 +276,7 @@ def test_recipes_that_spread_hand_their_runs_to_the_fan_out():
         for located in parts.values():
             source = Path(importlib.import_module(located.module).__file__).read_text()
             hands_over = any(
-                word in source for word in ("fan_out(", "Job(", "trained(out", "owlore.run(", "evidence_of(")
+                word in source
+                for word in ("fan_out(", "kept_runs(", "Job(", "trained(out", "owlore.run(", "evidence_of(")
             )
             assert located.recipe.spreads == hands_over, located.module

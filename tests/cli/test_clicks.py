@@ -1,23 +1,14 @@
 """Rankers from clicks as they are called: what is printed, and what is refused before anything is read."""
 
 import json
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+import commanded
 
+called, refused = (partial(f, "rank") for f in (commanded.called, commanded.refused))
 LOG = "query,doc,position,click,session,bm25"
-
-
-def called(*args):
-    return CliRunner().invoke(app, ["rank", *map(str, args)], catch_exceptions=True)
-
-
-def refused(*args):
-    done = called(*args)
-    assert isinstance(done.exception, ValueError), done.exception
-    return str(done.exception)
 
 
 @pytest.fixture(scope="module")

@@ -2,26 +2,17 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+import commanded
 from rankwise.dynamics import low_rank_mixture, subspace_error
 
+called, refused = (partial(f, "dynamics", "subspaces") for f in (commanded.called, commanded.refused))
 SAMPLE = low_rank_mixture(8, 2, n_clusters=2, samples=40, noise=0.05)
-
-
-def called(*args):
-    return CliRunner().invoke(app, ["dynamics", "subspaces", *map(str, args)])
-
-
-def refused(*args):
-    done = called(*args)
-    assert isinstance(done.exception, ValueError), done.exception
-    return str(done.exception)
 
 
 @pytest.fixture(scope="module")

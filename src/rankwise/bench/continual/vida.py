@@ -22,15 +22,14 @@ from torch import Tensor
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.kept import kept_runs
 from rankwise.continual import CoTTA, Tent, TestTimeAdapter, warm_up
 from rankwise.continual.stream import StreamAdapter
 from rankwise.data import read_images
 from rankwise.data.corruptions import corrupt
 from rankwise.events import OnEvent, environment
-from rankwise.files import whole_file, write_json
+from rankwise.files import whole_file
 from rankwise.models import load, load_image_processor
-from rankwise.parallel import fan_out
-from rankwise.reading import read_json
 from rankwise.tuning import VidaConfig
 
 RECIPE = Recipe(
@@ -91,21 +90,12 @@ class Asked:
 
 def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
     """Every arm over every stream (what is there is read back), compared."""
-    begin, note = time.perf_counter(), on_event or (lambda *_: None)
+    begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     pictures = _prepared(out / "pictures.npz", data)
     size = {"kinds": KINDS, "batch": BATCH, "rounds": ROUNDS, "warmed": WARMED, "views": VIEWS}
     asked = [Asked(arm=arm, seed=seed, pictures=pictures, **size) for seed in range(seeds) for arm in ARMS]
-    path = out / "runs.json"
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
-    left = [a for a in asked if _name(a) not in found]
-
-    def keep(at: int, result: dict[str, Any]) -> None:
-        found[_name(left[at])] = result
-        write_json(path, found)
-        note(_name(left[at]), "done", len(found), len(asked), float("nan"))
-
-    fan_out(streamed, left, on_done=keep)
+    found = kept_runs(out / "runs.json", streamed, {_name(a): a for a in asked}, on_event)
     errors = {arm: np.array([found[f"{arm} {s}"]["errors"] for s in range(seeds)]) for arm in ARMS}  # (seeds, segments)
     clean = {arm: np.array([found[f"{arm} {s}"]["clean"] for s in range(seeds)]) for arm in ARMS}
     before = clean[SOURCE_ARM]

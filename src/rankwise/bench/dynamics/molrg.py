@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 from rankwise.bench import Recipe
 from rankwise.bench.shared.denoisers import train_perceptrons
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.kept import called, kept_runs
 from rankwise.dynamics import MoLRGDenoiser, PhaseTransition, SubspaceClustering, low_rank_mixture, phase_transition
 from rankwise.dynamics.low_rank.denoising import orthonormal, trained
 from rankwise.dynamics.low_rank.recovery import recovery_threshold, subspace_error
 from rankwise.events import OnEvent, environment
-from rankwise.files import write_json
-from rankwise.parallel import fan_out
-from rankwise.reading import read_json
 from rankwise.spectral import truncated_svd
 
 RECIPE = Recipe(
@@ -59,19 +57,8 @@ Array = NDArray[np.float64]
 
 def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
     """Every part (what is there is read back), compared."""
-    begin, note = time.perf_counter(), on_event or (lambda *_: None)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "runs.json"
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
-    asked = _asked(seeds)
-    left = [name for name in asked if name not in found]
-
-    def keep(at: int, result: Any) -> None:
-        found[left[at]] = result
-        write_json(path, found)
-        note(left[at], "done", len(found), len(asked), float("nan"))
-
-    fan_out(_measured, [asked[name] for name in left], on_done=keep)
+    begin = time.perf_counter()
+    found = kept_runs(out / "runs.json", called, _asked(seeds), on_event)
     grids = {(arm, K): _grid(found, arm, K) for arm in (PCA, HARD, EM, SOFT) for K in CLUSTERS}
     rho = {at: grid.threshold for at, grid in grids.items()}
     rho |= {(arm, K): _wide(found, arm, K) for arm in (MLP, CLOSE) for K in CLUSTERS}
@@ -122,11 +109,6 @@ def _asked(seeds: int) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         asked[f"angle {angle}"] = (_angle, {"angle": angle, "d": ANGLE_DIM, "samples": ANGLE_SAMPLES, "seeds": seeds})
     asked["isotropic"] = (_isotropic, {"samples": ANGLE_SAMPLES * 10, "seeds": seeds})
     return asked
-
-
-def _measured(asked: tuple[Callable[..., Any], dict[str, Any]]) -> Any:
-    work, told = asked
-    return work(**told)
 
 
 def _estimated(*, estimator: str, K: int, d: int, samples: tuple[int, ...], seeds: int) -> list:

@@ -1,8 +1,9 @@
 """Handwritten digits: clusters that are subspaces against other clusterings, and how many directions a denoiser keeps.
 
 Every run takes a part of the digits; the dimension of the subspaces is chosen by the likelihood of the others, labels
-unseen. A perceptron is trained to denoise the same part, and another one isotropic rows of the same spread: the rank of
-its Jacobian, by the rule of 99% (of the root of the energy), on rows that it did not see, is the control.
+unseen. A perceptron is trained to denoise the same part, and another one isotropic rows of the same spread, both at
+noise from the least to the largest level at which they are judged: the rank of its Jacobian, by the rule of 99% (of the
+root of the energy), on rows that it did not see, is the control.
 """
 
 from __future__ import annotations
@@ -24,11 +25,9 @@ from sklearn.mixture import GaussianMixture
 from rankwise.bench import Recipe
 from rankwise.bench.shared.denoisers import train_perceptrons
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.kept import called, kept_runs
 from rankwise.dynamics import IdentifiabilityWarning, MoLRGDenoiser, SubspaceClustering, intrinsic_dimension
 from rankwise.events import OnEvent, environment
-from rankwise.files import write_json
-from rankwise.parallel import fan_out
-from rankwise.reading import read_json
 
 RECIPE = Recipe(
     name="molrg",
@@ -62,10 +61,7 @@ Array = NDArray[np.float64]
 
 def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
     """Cluster and denoise ``seeds`` times (what is there is read back)."""
-    begin, note = time.perf_counter(), on_event or (lambda *_: None)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "runs.json"
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    begin = time.perf_counter()
     told = {"rows": ROWS, "share": SHARE}
     clustering = {**told, "dims": DIMS, "starts": STARTS}
     ranks = {
@@ -81,14 +77,7 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         **{f"clusters {s}": (clustered, {**clustering, "seed": s}) for s in range(seeds)},
         **{f"ranks {s}": (ranked, {**ranks, "seed": s}) for s in range(seeds)},
     }
-    left = [name for name in asked if name not in found]
-
-    def keep(at: int, result: Any) -> None:
-        found[left[at]] = result
-        write_json(path, found)
-        note(left[at], "done", len(found), len(asked), float("nan"))
-
-    fan_out(_measured, [asked[name] for name in left], on_done=keep)
+    found = kept_runs(out / "runs.json", called, asked, on_event)
     scores = {
         arm: np.array([found[f"clusters {s}"]["scores"][arm] for s in range(seeds)])
         for arm in (EM, HARD, ORIGIN, *OTHERS)
@@ -103,7 +92,8 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         command=f"rankwise bench molrg --part digits --seeds {seeds} --jobs 2",
         setting=f"scikit-learn's 8 x 8 digits, {SHARE:.0%} of {ROWS:,} a run, {seeds} runs, {CLUSTERS} clusters; "
         f"adjusted Rand index (%) against the labels; dimension of subspaces by held-out likelihood: "
-        f"{', '.join(map(str, chosen))}; {STARTS} starts each. Denoiser: two layers of {HIDDEN}, {STEPS:,} steps; rank "
+        f"{', '.join(map(str, chosen))}; {STARTS} starts each. Denoiser: two layers of {HIDDEN}, {STEPS:,} steps at "
+        f"noise of {min(LEVELS):g} to {max(LEVELS):g} spreads (its logarithm uniform); rank "
         f"of its Jacobian at {POINTS} unseen rows, noise in units of the data's spread "
         f"({', '.join(f'{v:g}' for v in LEVELS)}), of 64 directions",
         header=["method", "found"],
@@ -116,11 +106,6 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         environment=environment("fp64", 1),
         extra={"levels": list(LEVELS), "ranks": {arm: r.tolist() for arm, r in kept.items()}},
     )  # fmt: skip
-
-
-def _measured(asked: tuple[Callable[..., Any], dict[str, Any]]) -> Any:
-    work, told = asked
-    return work(**told)
 
 
 def _split(rows: int, share: float, seed: int) -> tuple[Array, Array, Array]:
@@ -168,7 +153,8 @@ def ranked(
     g = torch.Generator().manual_seed(seed)
     spread = float(X.square().mean().sqrt())
     plain, fresh = (spread * torch.randn(part.shape, generator=g, dtype=torch.float64) for part in (X, others))
-    net = train_perceptrons([X, plain], hidden=hidden, steps=steps, batch=batch, seed=seed)
+    told = {"hidden": hidden, "steps": steps, "batch": batch, "seed": seed}
+    net = train_perceptrons([X, plain], levels=(min(levels), max(levels)), **told)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IdentifiabilityWarning)
         mixture = SubspaceClustering(CLUSTERS, dim, n_init=3, random_state=seed).fit(X.numpy())

@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired
+from rankwise.bench.shared.kept import kept_runs
 from rankwise.events import OnEvent, environment
-from rankwise.files import whole_file, write_json
+from rankwise.files import whole_file
 from rankwise.models import load_tokenizer
-from rankwise.parallel import fan_out
-from rankwise.reading import read_json
 from rankwise.vision import BacklitEnhancer
 from rankwise.vision.lit.prompts import encoded
 from rankwise.vision.lit.training import Training
@@ -88,21 +87,12 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEven
     """Every arm of every seed (what is there is read back), compared."""
     if find_spec("skimage") is None:
         raise ImportError("pictures are judged by scikit-image: pip install 'rankwise[vision]'")
-    begin, note = time.perf_counter(), on_event or (lambda *_: None)
+    begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     pictures = _prepared(out / "pictures.npz", data)
     size: dict[str, Any] = {"pictures": pictures, "rounds": ROUNDS, "steps": tuple(STEPS.items()), "most": PICTURES}
     asked = [Asked(arm=arm, seed=seed, **size) for seed in range(seeds) for arm in (*LEARNED, *PLAIN)]
-    path = out / "runs.json"
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
-    left = [a for a in asked if _name(a) not in found]
-
-    def keep(at: int, result: dict[str, Any]) -> None:
-        found[_name(left[at])] = result
-        write_json(path, found)
-        note(_name(left[at]), "done", len(found), len(asked), float("nan"))
-
-    fan_out(judged, left, on_done=keep)
+    found = kept_runs(out / "runs.json", judged, {_name(a): a for a in asked}, on_event)
     per_arm = {arm: [found[f"{arm} {s}"] for s in range(seeds)] for arm in (*LEARNED, *PLAIN)}
     rows = [
         [arm, *(f"{np.mean([r[t][m] for r in runs]):.{2 if m == 'psnr' else 3}f}±{_spread(runs, t, m)}"

@@ -43,6 +43,14 @@ class Alternation:
         Of the best restart: that residual after each step; it never rises.
     restarts : list of float
         Of every restart, ascending: how many found the same tells whether more are needed.
+
+    Examples
+    --------
+    >>> from rankwise.dynamics import low_rank_mixture
+    >>> from rankwise.dynamics.low_rank.alternation import k_subspaces
+    >>> found = k_subspaces(low_rank_mixture(10, 2, n_clusters=2, samples=5).X, [2, 2])
+    >>> found.residual < 1e-12, found.labels.bincount().tolist(), len(found.restarts)
+    (True, [5, 5], 10)
     """
 
     bases: list[Tensor]

@@ -42,6 +42,18 @@ class Mixture:
         σ².
     path : list of float
         Mean log-likelihood of a row, after each step.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.dynamics import low_rank_mixture
+    >>> from rankwise.dynamics.low_rank.mixture import expectation_maximisation
+    >>> sample = low_rank_mixture(10, 2, n_clusters=2, samples=200, noise=0.1)
+    >>> model = expectation_maximisation(sample.X, torch.nn.functional.one_hot(sample.labels).double(), [2, 2])
+    >>> model.dims, round(model.noise, 3)
+    ([2, 2], 0.01)
+    >>> bool((model.log_joint(sample.X).argmax(1) == sample.labels).double().mean() > 0.95)
+    True
     """
 
     weights: Tensor

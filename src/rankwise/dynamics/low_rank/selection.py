@@ -23,7 +23,28 @@ MOST = 64  # dimensions of a cluster that are tried
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The best mixture of one number of clusters, its criterion, and where the starts of K-subspaces ended."""
+    """The best mixture of one number of clusters.
+
+    Attributes
+    ----------
+    model : Mixture
+        With its dimensions.
+    bic : float
+        Its criterion: low is good.
+    restarts : list of float
+        Where the starts of K-subspaces ended, see `Alternation`; empty for one cluster.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.dynamics import low_rank_mixture
+    >>> from rankwise.dynamics.low_rank.selection import selected
+    >>> X = low_rank_mixture(10, 2, n_clusters=2, samples=60, noise=0.1).X
+    >>> told = {"affine": False, "restarts": 5, "max_iter": 100, "tol": 1e-6}
+    >>> choices = selected(X, [(1, None), (2, None)], **told, generator=torch.Generator().manual_seed(0))
+    >>> [c.model.dims for c in choices], choices[1].bic < choices[0].bic
+    ([[4], [2, 2]], True)
+    """
 
     model: Mixture
     bic: float
