@@ -84,7 +84,8 @@ def evidence() -> str:
         "paired by seed (p is the one-sided exact sign-flip p-value; *sees* is the smallest difference that so many "
         "pairs would have shown, 2.8 standard errors) or by query (with bootstrap intervals). A claim that did not "
         "hold is listed as such; where a control did not hold, the recipe cannot tell. The first claim of each recipe "
-        "stands here; the same for programs is in [evidence.json](evidence.json).\n"
+        "stands here, with the minutes of its last call (runs that an earlier one had finished are "
+        "read back); the same for programs is in [evidence.json](evidence.json).\n"
     ]
     held = measured()
     rows = []
@@ -98,10 +99,10 @@ def evidence() -> str:
                 f"**{found[first]}**",
                 e["claims"][first]["found"],
                 _minutes(e["seconds"]),
-                " / ".join(str(found.count(verdict)) for verdict in get_args(Verdict)),
+                ", ".join(str(found.count(verdict)) for verdict in get_args(Verdict)),
             ]
         )
-    header = ["recipe, command", "claim", "verdict", "found", "minutes (its last call)", "held / not / cannot tell"]
+    header = ["recipe, command", "claim", "verdict", "found", "minutes", "held, not, cannot tell"]
     parts.append(_words(header, rows))
     for located, e in held:
         env = e["environment"]
