@@ -355,6 +355,137 @@ def test_a_decoder_is_measured_head_by_head_from_its_own_attention(decoder):
     assert decoder.training
 
 
+def of_transformers(kind, **changed):
+    """A tiny random language model that keeps its attention."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "attn_implementation": "eager",
+    }  # fmt: skip
+    config = getattr(
+        transformers, f"{kind.partition('For')[0].removesuffix('LMHeadModel').removesuffix('Model')}Config"
+    )
+    return getattr(transformers, kind)(config(**(sizes | changed)))
+
+
+GROUPED = {"num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("LlamaForCausalLM", GROUPED), ("Qwen2ForCausalLM", GROUPED), ("GemmaForCausalLM", GROUPED | {"head_dim": 4}),
+        ("Gemma2ForCausalLM", GROUPED | {"head_dim": 4, "sliding_window": 3}),
+        ("GPT2LMHeadModel", {"n_positions": 9, "bos_token_id": 1, "eos_token_id": 1}),
+        ("BertLMHeadModel", {"is_decoder": True}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_decoders_of_any_kind_and_number_are_measured_as_their_attention_row_by_row_says(kind, changed, dtype):
+    model = of_transformers(kind, **changed).to(dtype).eval()
+    ids = torch.randint(1, 9, (70, 9), generator=torch.Generator().manual_seed(0))  # more rows than go through at once
+    found = progress(model, ids.to(torch.uint8))
+    previous, match, strength, hits, context = [], [], [], [], []
+    with torch.no_grad():
+        out = model(ids, output_attentions=True)
+    for n, row in enumerate(ids.tolist()):
+        a = torch.stack([layer[n] for layer in out.attentions]).double().numpy()
+        said = int(out.logits[n, -1].argmax())
+        own = [t + 1 for t in range(0, 8, 2) if row[t] == row[8]]
+        others = [t for t in (1, 3, 5, 7) if t not in own]
+        previous.append(np.mean([a[..., t, t - 1] for t in (1, 3, 5, 7)], 0))
+        context.append(said in row[1::2])
+        if own:
+            match.append(a[..., 8, own].sum(-1))
+            hits.append(said == row[own[-1]])
+        if own and others:
+            strength.append(a[..., 8, own].mean(-1) - a[..., 8, others].mean(-1))
+    assert 0 < len(strength) < 70
+    assert found.previous.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    near = 1e-9 if dtype == torch.float64 else 2**-8  # half a step of bfloat16, by which shapes of a batch may differ
+    for measured, rows in {"previous": previous, "match": match, "strength": strength}.items():
+        np.testing.assert_allclose(getattr(found, measured), np.mean(rows, 0), rtol=near, atol=near / 10)
+    np.testing.assert_allclose([found.cla, found.accuracy], [np.mean(context), np.mean(hits)], rtol=1e-6)
+
+
+def test_strength_is_over_sequences_that_have_another_label():
+    seen = progress(of_transformers("LlamaForCausalLM"), torch.tensor([[3, 30, 3]]))
+    assert bool(seen.strength.isnan().all())
+    assert not bool(seen.match.isnan().any())
+
+
+def test_every_module_of_a_decoder_keeps_its_own_mode(decoder):
+    decoder.train().model.layers[0].eval()
+    modes = [m.training for m in decoder.modules()]
+    progress(decoder, torch.tensor([[3, 30, 3]]))
+    assert [m.training for m in decoder.modules()] == modes
+    decoder.train()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "said"),
+    [
+        ("LlamaModel", {}, "LlamaModel says no next token"),
+        ("LlamaForTokenClassification", {}, "LlamaForTokenClassification says no next token"),
+        ("LlamaForSequenceClassification", {"pad_token_id": 0}, "LlamaForSequenceClassification says no next token"),
+        ("BertForMaskedLM", {}, "BertForMaskedLM says no next token"),
+        ("BertLMHeadModel", {}, "BertLMHeadModel attends to later tokens"),
+        ("T5ForConditionalGeneration", {"d_model": 16, "d_kv": 4, "d_ff": 32}, "T5.* says no next token"),
+        ("MambaForCausalLM", {}, "MambaForCausalLM gives no attention weights"),
+        ("Lfm2ForCausalLM", GROUPED | {"layer_types": ["conv", "full_attention"]}, "1 of 2 layers attend"),
+        ("GPT2LMHeadModel", {"n_positions": 6, "bos_token_id": 1, "eos_token_id": 1}, "7 tokens: .* at most 6"),
+    ],
+)  # fmt: skip
+def test_a_model_whose_attention_or_predictions_are_not_a_decoders_is_refused_by_name(kind, changed, said):
+    with pytest.raises(ValueError, match=said):
+        progress(of_transformers(kind, **changed), torch.tensor([[3, 30, 4, 31, 5, 32, 4]]))
+
+
+def test_an_adapter_whose_own_tokens_stand_before_the_sequence_is_refused():
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(
+        of_transformers("LlamaForCausalLM"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    with pytest.raises(ValueError, match="tokens of its own before the sequence"):
+        progress(model, torch.tensor([[3, 30, 3]]))
+
+
+def test_a_model_of_one_layer_has_no_second_one():
+    found = progress(of_transformers("LlamaForCausalLM", num_hidden_layers=1), torch.tensor([[3, 30, 3]]))
+    assert found.match.shape == (1, 4)
+    for name in ("tila2", "tla2"):
+        with pytest.raises(ValueError, match="of the second layer, and the model has one"):
+            getattr(found, name)
+
+
+@pytest.mark.parametrize("row", [[0, 0, 3, 30, 3], [3, 30, 3, 0, 0]])
+def test_padding_is_refused_since_it_would_be_an_item(decoder, row, monkeypatch):
+    ids = torch.tensor([[3, 30, 4, 31, 3], row])
+    progress(decoder, ids)  # without a padding token, 0 is a token like others
+    monkeypatch.setattr(decoder.config, "pad_token_id", 0)
+    with pytest.raises(ValueError, match="row 1 begins or ends with padding, token 0"):
+        progress(decoder, ids)
+    progress(decoder, torch.tensor([[0, 3, 30, 3]]), start=1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "start", "said"),
+    [
+        ([[3, 40, 3]], 0, "token ids from 3 to 40: 0 to 39 are the model's"),
+        ([[3, -1, 3]], 0, "token ids from -1 to 3"),
+        ([[3, 30, 3]], "0", "start='0': a whole number"),
+        ([[1, 3, 30, 3]], True, "start=True: a whole number"),
+        ([[True, False, True]], 0, r"a Tensor of token ids, not torch.bool \(1, 3\)"),
+    ],
+)
+def test_tokens_that_the_model_does_not_have_are_refused_by_name(decoder, ids, start, said):
+    with pytest.raises(ValueError, match=said):
+        progress(decoder, torch.tensor(ids), start=start)
+
+
 def test_a_decoder_that_keeps_no_attention_is_refused_by_name(decoder):
     decoder.set_attn_implementation("sdpa")
     try:
