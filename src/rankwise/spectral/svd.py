@@ -31,7 +31,6 @@ _AROUND = 32  # directions on either side of a cut that rounding may mix
 _SMALL = 3e-4  # of λ₁: an eigenvalue above it is right to 1e-3 in float32
 _CANCELS = 1e-4  # of ‖A‖²: what is left is taken entry by entry below it, where the difference has no digits
 _INDEPENDENT = 1e-5  # of L's diagonal: above it a Cholesky factor in float64 leaves Q orthonormal to 1e-6
-_NOISE = 1e-7  # of σ₁: float32's precision
 _SEPARATE = 1e-4  # of σ₁: above it the columns of A V / S are orthonormal to 1e-8, (σ₁/σ)² times float64's precision
 
 
@@ -398,8 +397,7 @@ def _randomized(A, rank: int, width: int, iterations: int, tol: float, start: Te
         Q, Z = torch.cat([Q, Y], -2), torch.cat([Z, new], -2)
     values, W = torch.linalg.eigh(gram)
     S, W = values[..., -rank:].flip(-1).clamp(min=0).sqrt(), W[..., -rank:].flip(-1).mT.to(A.dtype)
-    least = (_NOISE * S[..., :1]).clamp(min=torch.finfo(A.dtype).tiny)  # what is left of Z below it is rounding
-    V = W @ Z / S.clamp(min=least).to(A.dtype).unsqueeze(-1)
+    V = W @ Z / S.clamp(min=torch.finfo(A.dtype).tiny).to(A.dtype).unsqueeze(-1)
     return (W @ Q).mT, S.to(A.dtype), _orthonormal(V)
 
 
