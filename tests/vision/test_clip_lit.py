@@ -1,6 +1,7 @@
 """The enhancer as people use it: learn, enhance, score, keep."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,9 +58,36 @@ def test_half_the_illumination_is_twice_the_light(still):
 
 
 def test_no_illumination_is_black_and_white_and_never_nan(still):
-    constant(still, 0.0)
+    constant(still, 0.0).settings = replace(still.settings, least=0.0)  # the formula alone
     found = still.enhance(PICTURE.astype(np.float32) / 255)
     assert set(np.unique(found)) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("size", [(40, 50), (300, 200)])  # above 64 through a copy
+def test_no_pixel_gets_more_than_one_over_the_least_of_maps_times_its_light(still, size):
+    constant(still, 0.0)
+    assert still.settings.least == 0.1
+    picture = np.arange(np.prod(size)).reshape(*size, 1).repeat(3, -1) % 20
+    assert np.array_equal(still.enhance(picture.astype(np.uint8)), picture * 10)
+    assert still.illumination(picture.astype(np.uint8)).min() == pytest.approx(0.1)
+
+
+def test_an_enhancer_that_compared_contents_by_a_function_reloads_and_asks_for_it_to_learn_on(tmp_path):
+    own = BacklitEnhancer("clip-cifar10", identity=lambda pictures: [pictures] * 5, **TRY).fit(DARK, WELL)
+    again = BacklitEnhancer.load(own.save(tmp_path / "own"))
+    assert np.array_equal(again.enhance(PICTURE), own.enhance(PICTURE))
+    with pytest.raises(ValueError, match="identity=…"):
+        again.fit(DARK, WELL)
+
+
+def test_a_function_that_gives_another_number_of_stages_is_refused():
+    with pytest.raises(ValueError, match="identity gives 4 tensors of a picture; 5 are needed"):
+        BacklitEnhancer("clip-cifar10", identity=lambda pictures: [pictures] * 4, **TRY).fit(DARK, WELL)
+
+
+def test_one_picture_is_not_taken_for_a_stack_of_grey_ones(learned):
+    with pytest.raises(ValueError, match=r"one of shape \(90, 70, 3\)"):
+        learned.score(PICTURE)
 
 
 def test_a_picture_comes_back_in_the_form_in_which_it_came(learned, tmp_path):
@@ -148,6 +176,11 @@ def test_nothing_learned_is_said():
         ({"lr": 1.0}, "unknown setting 'lr'"),
         ({"identity": "vti"}, "RN101/openai"),
         ({"rounds": -1}, "rounds=-1"),
+        ({"preset": None}, "unknown preset 'None'"),
+        ({"tokens": "X X"}, "tokens='X X'; whole numbers"),
+        ({"tokens": [47, 3.5, 48]}, "whole numbers"),
+        ({"mean": [0.5]}, r"mean=\[0.5\]; three numbers"),
+        ({"std": (0.0, 0.2, 0.2)}, "three numbers above 0"),
     ],
 )
 def test_options_are_refused_by_name(given, said):

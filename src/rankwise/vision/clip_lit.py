@@ -23,8 +23,10 @@ that trains at 512 pixels is not the same function on a whole photograph: here i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +107,8 @@ class BacklitEnhancer:
         preset: str | LitSettings = "published",
         **changes: Any,
     ) -> None:
-        if isinstance(preset, str) and preset not in PRESETS:
-            raise unknown("preset", preset, PRESETS)
+        if not isinstance(preset, LitSettings) and preset not in PRESETS:
+            raise unknown("preset", str(preset), PRESETS)
         if strange := next((name for name in changes if name not in LitSettings.__dataclass_fields__), None):
             raise unknown("setting", strange, LitSettings.__dataclass_fields__)
         if isinstance(identity, str) and identity != "vit" and "/" not in identity:
@@ -116,7 +118,8 @@ class BacklitEnhancer:
             _check_clip(clip, type(clip).__name__)
             if tokens is None:
                 raise ValueError("a loaded CLIP comes without its tokenizer: give the prompts' start, tokens=[…]")
-        self.identity = identity
+        _check_told(tokens, mean, std)
+        self.identity: str | Callable[[Tensor], Sequence[Tensor]] | None = identity
         self._clip, self._tower = clip, None
         self._told: dict[str, Any] = {"tokens": tokens, "mean": mean, "std": std}
         self.network: IlluminationNet | None = None
@@ -171,6 +174,8 @@ class BacklitEnhancer:
             that diverges or finds no start.
         """
         stages = self.identity
+        if stages is None:
+            raise ValueError("contents were compared by a function, which is not kept: give identity=… anew")
         if isinstance(stages, str):
             same = stages == "vit"
             stages = None if same else open_clip_stages(stages, antialias=not self.settings.released)
@@ -210,8 +215,7 @@ class BacklitEnhancer:
     @torch.inference_mode()
     def illumination(self, picture: Any) -> NDArray[np.float32]:
         """The map that a picture is divided by, ``(height, width)``; see `enhance`."""
-        found = illumination_of(self._on_device(opened(picture).pixels), self._learned()[0], most=self.settings.most)
-        return found[0, 0].cpu().numpy()
+        return self._map(self._on_device(opened(picture).pixels), self._learned()[0])[0, 0].cpu().numpy()
 
     @torch.inference_mode()
     def enhance(self, picture: Any) -> Any:
@@ -240,7 +244,10 @@ class BacklitEnhancer:
         """As `enhance`, by another map of ``(1, 3, h, w)``, e.g. one that is smoothed over frames."""
         given = opened(picture)
         pixels = self._on_device(given.pixels)
-        return given.back(enhanced(pixels, illumination_of(pixels, network, most=self.settings.most)))
+        return given.back(enhanced(pixels, self._map(pixels, network)))
+
+    def _map(self, pixels: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        return illumination_of(pixels, network, most=self.settings.most, least=self.settings.least)
 
     def _on_device(self, pixels: Tensor) -> Tensor:
         return pixels.to(next(self._learned()[0].parameters()).device)
@@ -262,7 +269,7 @@ class BacklitEnhancer:
         told = {
             "settings": asdict(self.settings),
             "clip": name,
-            "identity": self.identity if isinstance(self.identity, str) else "own",
+            "identity": self.identity if isinstance(self.identity, str) else None,  # a function
             **{k: None if v is None else list(v) for k, v in self._told.items()},
             "history": self.history,
             "starts": self.starts,
@@ -296,14 +303,24 @@ class BacklitEnhancer:
             tokens=told.get("tokens") or (),
             mean=told.get("mean"),
             std=told.get("std"),
-            identity=told.get("identity") or "vit",
             preset=settings,
         )
+        found.identity = told.get("identity")
         found.history, found.starts = list(told.get("history", [])), int(told.get("starts", 1))
         found.network = made(settings).eval()
         _fill(found.network, tensors, path)
         found.prompts = LearnedPrompts(tensors["prompts.rows"])
         return found
+
+
+def _check_told(tokens: Any, mean: Any, std: Any) -> None:
+    if tokens is not None and (isinstance(tokens, str) or not all(isinstance(t, Integral) for t in tokens)):
+        raise ValueError(f"tokens={tokens!r}; whole numbers are needed, as a tokenizer gives them")
+    for name, colours, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
+        if colours is not None and not (
+            len(colours) == 3 and all(isinstance(c, Real) and least < c < math.inf for c in colours)
+        ):
+            raise ValueError(f"{name}={colours!r}; three numbers{' above 0' if name == 'std' else ''}, one a colour")
 
 
 def _check_clip(clip: Any, name: str) -> Any:

@@ -1,5 +1,9 @@
 """Settings are checked once, by name."""
 
+import json
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 
 from rankwise.vision import LitSettings
@@ -31,8 +35,21 @@ def test_the_published_values():
         ({"identity_weight": float("nan")}, "identity_weight=nan"),
         ({"alphas": (1, 2)}, "five numbers"),
         ({"seed": 2**32}, "seed="),
+        ({"alphas": 3}, "five numbers"),
+        ({"alphas": (1, 1, 1, 1, "1")}, "five numbers"),
+        ({"lr_network": "1e-3"}, "lr_network='1e-3'"),
+        ({"clip_weight": None}, "clip_weight=None"),
+        ({"rounds": "3"}, "rounds='3'"),
+        ({"augment": "no"}, "augment='no'; True or False"),
+        ({"released": 0}, "released=0; True or False"),
+        ({"least": 1.1}, r"least=1\.1; a number from 0 to 1"),
+        ({"least": float("nan")}, "least=nan"),
     ],
 )
 def test_a_value_out_of_range_is_named(changes, said):
     with pytest.raises(ValueError, match=said):
         LitSettings(**changes)
+
+
+def test_whole_numbers_of_numpys_are_whole_numbers():
+    assert json.loads(json.dumps(asdict(LitSettings(rounds=np.int64(2)))))["rounds"] == 2

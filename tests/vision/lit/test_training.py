@@ -257,3 +257,12 @@ def test_own_stages_take_the_towers_place(tower):
 
 def test_many_pictures_are_seen_in_parts(tower):
     assert features(tower, torch.rand(40, 3, 32, 32)).shape == (40, 8)
+
+
+def test_results_that_prompts_learn_from_are_bounded_as_what_is_enhanced(tower):
+    run = trained(tower)
+    with torch.no_grad():
+        for p in run.network.parameters():
+            p.zero_()
+    expected = (run.dark_small.float() * 10).clamp(max=255).round()
+    assert torch.equal(run._results().float(), expected)

@@ -103,8 +103,12 @@ def strips(picture: Tensor, affine: Affine, *, rows: int = 256) -> Iterator[tupl
         yield here, (a * luma(picture[..., here, :]) + b).clamp(min=0)
 
 
-def illumination_of(picture: Tensor, network: Callable[[Tensor], Tensor], *, most: int = 512) -> Tensor:
+def illumination_of(
+    picture: Tensor, network: Callable[[Tensor], Tensor], *, most: int = 512, least: float = 0.0
+) -> Tensor:
     """``(1, 1, H, W)``, from the network itself where the picture is no larger than ``most``, else through a copy.
+
+    No value is below ``least``.
 
     Examples
     --------
@@ -117,5 +121,5 @@ def illumination_of(picture: Tensor, network: Callable[[Tensor], Tensor], *, mos
     copy = bounded(picture, most)
     found = network(copy)
     if copy is picture:
-        return found
-    return torch.cat([part for _, part in strips(picture, fitted(copy, found))], -2)
+        return found.clamp(min=least)
+    return torch.cat([part for _, part in strips(picture, fitted(copy, found))], -2).clamp(min=least)

@@ -156,6 +156,8 @@ def several(pictures: Any, what: str) -> Iterator[tuple[str, Any]]:
         raise ValueError(
             f"{what} pictures are a {kind}; a folder, a list of pictures or an array (N, H, W, 3) is needed"
         )
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 3 and pictures.shape[2] in (3, 4):
+        raise ValueError(f"{what} pictures are one of shape {pictures.shape}; [picture] is a list of one")
     if not len(pictures):
         raise ValueError(f"no {what} pictures")
     for i, picture in enumerate(pictures):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from rankwise.nearest import unknown
 from rankwise.vision.lit.network import LEAST, WIDTHS
@@ -14,7 +16,7 @@ __all__ = ["LitSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class LitSettings:
-    """How an enhancer is trained and applied; the defaults are the published values.
+    """How an enhancer is trained and applied; the defaults are the published values, but for ``least``.
 
     Parameters
     ----------
@@ -26,6 +28,10 @@ class LitSettings:
         Pixels of a side of training pictures, for the network and for the prompts; pictures are squeezed to squares.
     most : int
         Longest side at which the network sees a picture that is enhanced; larger ones go through a copy.
+    least : float
+        Smallest value of the map by which a picture is divided, 0 to 1: no pixel gets more than ``1 / least`` times its
+        light. Ours; 0 is the published formula, by which a map of 0 turns all but black to white. Training takes the
+        formula as it is, since below a bound no step could move the map.
     lr_network, lr_prompts : float
         Learning rates of Adam.
     weight_decay : float
@@ -75,6 +81,7 @@ class LitSettings:
     size_network: int = 512
     size_prompts: int = 256
     most: int = 512
+    least: float = 0.1
     lr_network: float = 2e-5
     lr_prompts: float = 5e-6
     weight_decay: float = 1e-3
@@ -108,20 +115,32 @@ class LitSettings:
         )  # fmt: skip
         for name in counts:
             value, low = getattr(self, name), least.get(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name}={value}; a whole number of at least {low}")
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+                raise ValueError(f"{name}={value!r}; a whole number of at least {low}")
+            object.__setattr__(self, name, int(value))  # numpy's too, which JSON does not take
         if self.seed >= 2**32:
             raise ValueError(f"seed={self.seed}; below {2**32}")
-        for name in ("lr_network", "lr_prompts", "scale"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name}={getattr(self, name)}; a number above 0")
-        for name in (
-            "weight_decay", "network_limit", "prompt_limit", "clip_weight", "identity_weight", "rank_weight",
-        ):  # fmt: skip
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name}={getattr(self, name)}; a number from 0 on")
-        if len(self.alphas) != 5 or not all(math.isfinite(a) and a >= 0 for a in self.alphas):
-            raise ValueError(f"alphas={self.alphas}; five numbers from 0 on")
+        self._check_amounts()
+        for name in ("augment", "released"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}; True or False")
+
+    def _check_amounts(self) -> None:
+        positive = ("lr_network", "lr_prompts", "scale")
+        weights = ("weight_decay", "network_limit", "prompt_limit", "clip_weight", "identity_weight", "rank_weight")
+        for name in (*positive, *weights):
+            value, said = getattr(self, name), "above 0" if name in positive else "from 0 on"
+            if not (_number(value) and value >= 0) or (name in positive and value == 0):
+                raise ValueError(f"{name}={value!r}; a number {said}")
+        if not (_number(self.least) and 0 <= self.least <= 1):
+            raise ValueError(f"least={self.least!r}; a number from 0 to 1")
+        alphas = self.alphas if isinstance(self.alphas, Sequence) else ()
+        if len(alphas) != 5 or not all(_number(a) and a >= 0 for a in alphas):
+            raise ValueError(f"alphas={self.alphas!r}; five numbers from 0 on")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 PRESETS = {

@@ -277,6 +277,8 @@ class Training:
             with torch.no_grad():
                 source = self.stages(pictures)
             result = self.stages(results)
+            if len(source) != len(weights):
+                raise ValueError(f"identity gives {len(source)} tensors of a picture; {len(weights)} are needed")
         else:
             with torch.no_grad():
                 source = self.tower(pictures).stages
@@ -305,7 +307,8 @@ class Training:
     def _results(self) -> Tensor:
         """All dark pictures enhanced, as bytes, as if they had been saved."""
         parts = (floats(part).to(self.device) for part in self.dark_small.split(CHUNK))
-        return torch.cat([as_bytes(enhanced(part, self.network(part))).cpu() for part in parts])
+        least = self.settings.least
+        return torch.cat([as_bytes(enhanced(part, self.network(part).clamp(min=least))).cpu() for part in parts])
 
     @torch.no_grad()
     def _remember(self, results: Tensor) -> None:
