@@ -185,3 +185,46 @@ def test_too_few_rows_and_too_many_dimensions_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SubspaceClustering(2, 3, method="k-subspaces").fit(RNG.normal(size=(90, 9)))
+
+
+@pytest.mark.parametrize("method", ["em", "k-subspaces"])
+def test_rows_far_from_the_origin_are_clustered_as_near_it(method):
+    X, y, _ = sample(dim=2, n_clusters=2, samples=50)
+    X = np.round((X + 3 * RNG.normal(size=(2, 20))[y]) * 2**14) / 2**14  # so that no digit is lost below
+    near, far = (SubspaceClustering(2, 2, method=method, affine=True).fit(A) for A in (X, X + 2.0**30))
+    assert adjusted_rand_score(y, near.labels_) == adjusted_rand_score(y, far.labels_) == 1
+    np.testing.assert_array_equal(far.predict(X + 2.0**30), far.labels_)
+    np.testing.assert_allclose(far.means_ - 2.0**30, near.means_, atol=1e-6)  # 2^30 has digits of 1e-7
+    assert far.score(X + 2.0**30) == pytest.approx(near.score(X), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["em", "k-subspaces"])
+@pytest.mark.parametrize("scale", [1e-98, 1e98])
+def test_the_scale_of_rows_does_not_matter(method, scale):
+    X, _, _ = sample(dim=2, n_clusters=2, samples=50)
+    plain, scaled = (SubspaceClustering(2, 2, method=method).fit_predict(A) for A in (X, X * scale))
+    assert adjusted_rand_score(plain, scaled) == 1
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_rows_whose_squares_are_no_numbers_are_refused(scale):
+    with pytest.raises(ValueError, match=r"largest entry is .* rescale X"):
+        SubspaceClustering(1, 2).fit(scale * RNG.normal(size=(20, 5)))
+
+
+def test_equal_rows_are_refused_whatever_their_mean_is_rounded_to():
+    row = RNG.normal(size=8)
+    assert (np.tile(row, (130, 1)).mean(0) != row).any()
+    with pytest.raises(ValueError, match="all rows are equal"):
+        SubspaceClustering("auto", "auto", affine=True).fit(np.tile(row, (130, 1)))
+
+
+def test_a_choice_by_likelihoods_of_rows_without_noise_is_warned_of():
+    X = low_rank_mixture(12, 3, samples=60).X.numpy()
+    with pytest.warns(IdentifiabilityWarning, match="without noise"):
+        model = SubspaceClustering(1, "auto").fit(X)
+    assert model.dims_.tolist() == [3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SubspaceClustering(1, 3).fit(X)  # nothing was chosen
+        SubspaceClustering(1, "auto").fit(X + 0.01 * RNG.normal(size=X.shape))

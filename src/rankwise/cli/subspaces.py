@@ -27,7 +27,8 @@ def subspaces(
     standardise: Annotated[bool, typer.Option(help="Divide each column by its deviation first.")] = False,
     leave_out: Annotated[str, typer.Option(help="Columns that are not used, e.g. id,name.")] = "",
     known: Annotated[str | None, typer.Option(help="A column of classes, which only judges the clusters.")] = None,
-    max_clusters: Annotated[int, typer.Option(min=1, help="Most clusters that auto tries.")] = 10,
+    max_clusters: Annotated[int | None, typer.Option(min=1, help="Most clusters that auto tries; 10 by "
+                                                                 "default.")] = None,
     starts: Annotated[int, typer.Option(min=1, help="From how many places the clusters start.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of the starts.")] = 0,
     json_: Json = False,
@@ -47,7 +48,10 @@ def subspaces(
     if clusters is not None and len(clusters) != 1:
         raise ValueError(f"--k '{k}': one number, or auto")
     count = None if clusters is None else clusters[0]
-    check_subspaces(data, out, k=count, dim=dims, method=method, max_clusters=max_clusters, n_init=starts)
+    check_subspaces(
+        data, out, k=count, dim=dims, method=method, max_clusters=max_clusters, n_init=starts, seed=seed,
+        leave_out=names(leave_out), known=known,
+    )  # fmt: skip
     from rankwise.jobs.subspaces import cluster_table
     from rankwise.report.tables import terminal
 

@@ -39,7 +39,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from rankwise.dynamics.low_rank.alternation import k_subspaces, residuals
-from rankwise.dynamics.low_rank.mixture import Mixture
+from rankwise.dynamics.low_rank.mixture import Mixture, least_noise
 from rankwise.dynamics.low_rank.selection import Choice, selected
 from rankwise.nearest import unknown
 from rankwise.spectral import singular_values
@@ -47,6 +47,7 @@ from rankwise.spectral import singular_values
 __all__ = ["IdentifiabilityWarning", "SubspaceClustering"]
 
 METHODS = ("em", "k-subspaces")
+SIZES = (1e-100, 1e100)  # of the largest entry: squares of smaller and larger ones leave float64
 Array = NDArray[np.float64]
 _validated: Any = validate_data  # scikit-learn's own types are those of its defaults
 
@@ -171,13 +172,15 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            NaN, fewer rows or different rows than clusters, a dimension that is not below D, options out of range or
-            that the method does not have.
+            NaN, entries of which none exceeds 1e-100 or one 1e100, fewer rows or different rows than clusters, a
+            dimension that is not below D, options out of range or that the method does not have.
 
         Warns
         -----
         IdentifiabilityWarning
-            A cluster of fewer rows than dimensions; subspaces that cannot be independent, since Σ d_k exceeds D.
+            A cluster of fewer rows than dimensions; subspaces that cannot be independent, since Σ d_k exceeds D;
+            ``"auto"`` where rows lie within subspaces without noise (columns that are constant or follow from others
+            do that to real tables): likelihoods, and what they choose, then mean little.
         """
         data = torch.tensor(_validated(self, X, dtype=np.float64))
         self._check()
@@ -256,6 +259,13 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
                 IdentifiabilityWarning,
                 stacklevel=3,
             )
+        if self.choices_ and self.mixture_.noise <= least_noise(X, affine=self.affine):
+            warnings.warn(
+                "rows lie within the subspaces without noise: likelihoods, and what they chose, mean little; leave out "
+                "columns that are constant or follow from others, or rows that repeat, or give dim",
+                IdentifiabilityWarning,
+                stacklevel=3,
+            )
         if (total := int(self.dims_.sum())) > X.shape[1] and len(bases) > 1:
             warnings.warn(
                 f"dimensions of {total} in all exceed the {X.shape[1]} columns: the subspaces cannot be independent",
@@ -300,8 +310,10 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
         K = 1 if isinstance(self.n_clusters, str) else int(self.n_clusters)
         if n < K or n < 2:
             raise ValueError(f"n_samples={n} rows for {K} clusters: at least as many rows, and 2, are needed")
-        if not bool((X - X.mean(0) if self.affine else X).any()):
+        if not bool((X[0] != X if self.affine else X).any()):
             raise ValueError(f"all rows are {'equal' if self.affine else 'zero'}: they have no direction")
+        if not SIZES[0] < (size := float(X.abs().max())) < SIZES[1]:
+            raise ValueError(f"the largest entry is {size:.3g}; {SIZES[0]:g} to {SIZES[1]:g} is accepted: rescale X")
         if K > 1 and (different := len(np.unique(X.numpy(), axis=0))) < K:
             raise ValueError(f"X has {different} different rows for {K} clusters; lower n_clusters")
         if isinstance(self.dim, str):

@@ -382,19 +382,26 @@ def _check_pictures(data: str) -> None:
 
 
 def check_subspaces(
-    path: Path, out: Path, *, k: int | None, dim: Sequence[int] | None, method: str, max_clusters: int, n_init: int
-) -> None:
+    path: Path, out: Path, *, k: int | None, dim: Sequence[int] | None, method: str, max_clusters: int | None,
+    n_init: int, seed: int, leave_out: Sequence[str], known: str | None,
+) -> None:  # fmt: skip
     """Of `rankwise.jobs.subspaces.cluster_table`."""
     from rankwise.data.tables import kind_of
 
     _known(("method", method, ("em", "k-subspaces")))
     for name, value, least in (
         ("k", 1 if k is None else k, 1),
-        ("max_clusters", max_clusters, 1),
+        ("max_clusters", 1 if max_clusters is None else max_clusters, 1),
         ("n_init", n_init, 1),
     ):
         if value < least:
             raise ValueError(f"{name}={value}: at least {least}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: from 0 to {2**32 - 1} is accepted")
+    if max_clusters is not None and k is not None:
+        raise ValueError(f"max_clusters={max_clusters} is for a number of clusters that is chosen, not for k={k}")
+    if known is not None and known in leave_out:
+        raise ValueError(f"column '{known}' is left out and judges: one of both")
     if method != "em" and (k is None or dim is None):
         raise ValueError("auto compares likelihoods, which k-subspaces has none of: give k and dim, or take method em")
     if dim is not None:

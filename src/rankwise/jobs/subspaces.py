@@ -84,7 +84,7 @@ def cluster_table(
     standardise: bool = False,
     leave_out: Sequence[str] = (),
     known: str | None = None,
-    max_clusters: int = 10,
+    max_clusters: int | None = None,
     n_init: int = 10,
     seed: int = 0,
     page: Callable[[Clustered, Path], None] | None = None,
@@ -112,8 +112,10 @@ def cluster_table(
         Columns that are not used.
     known : str, optional
         A column of classes, which only judges.
-    max_clusters, n_init, seed : int
-        Most clusters where they are chosen; starts; of the starts.
+    max_clusters : int, optional
+        Most clusters, where they are chosen; 10 by default.
+    n_init, seed : int
+        Starts; of the starts.
     page : callable, optional
         Called with the result and the folder, before it appears.
 
@@ -122,18 +124,22 @@ def cluster_table(
     ValueError
         Options or data that are not accepted.
     """
-    check_subspaces(path, out, k=k, dim=dim, method=method, max_clusters=max_clusters, n_init=n_init)
+    check_subspaces(
+        path, out, k=k, dim=dim, method=method, max_clusters=max_clusters, n_init=n_init, seed=seed,
+        leave_out=leave_out, known=known,
+    )  # fmt: skip
     X, columns, classes = read_numbers(path, leave_out, known)
     told = {
         "k": k, "dim": None if dim is None else list(dim), "method": method, "through_origin": through_origin,
-        "standardise": standardise, "leave_out": list(leave_out), "seed": seed,
+        "standardise": standardise, "leave_out": list(leave_out), "known": known, "max_clusters": max_clusters,
+        "n_init": n_init, "seed": seed,
     }  # fmt: skip
     with whole_folder(out, made_by=SUBSPACES, inputs=[path], told=told) as draft:
         scale = np.where((deviation := X.std(0)) > 0, deviation, 1.0) if standardise else np.ones(X.shape[1])
         asked: Any = "auto" if dim is None else int(dim[0]) if len(dim) == 1 else [int(d) for d in dim]
         model = SubspaceClustering(
-            "auto" if k is None else k, asked, method=method, affine=not through_origin, max_clusters=max_clusters,
-            n_init=n_init, random_state=seed,
+            "auto" if k is None else k, asked, method=method, affine=not through_origin,
+            max_clusters=max_clusters or 10, n_init=n_init, random_state=seed,
         )  # fmt: skip
         found = described(model, X / scale, columns, classes)
         _write(found, scale, draft)

@@ -218,3 +218,83 @@ def test_hard_weights_project_onto_one_subspace():
 def test_what_is_not_accepted_is_refused_by_name(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_half_precision_denoises_as_float32_does(dtype, orthogonal):
+    denoiser = MoLRGDenoiser(12, 2, 2, orthogonal=orthogonal).to(dtype)
+    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+    out = denoiser(x, 0.5)
+    assert out.dtype == dtype
+    exact = MoLRGDenoiser(12, 2, 2, orthogonal=orthogonal)
+    exact.load_state_dict(denoiser.state_dict())
+    same = exact(x.float(), 0.5)
+    torch.testing.assert_close(out.float(), same, atol=0.1, rtol=0)  # some steps of 2^-8 at entries of 2
+
+
+@pytest.mark.parametrize(
+    ("x", "told", "said"),
+    [
+        (torch.zeros(4, 5), {}, r"shape \(4, 5\): \(n, 12\)"),
+        (torch.zeros(12), {}, r"shape \(12,\)"),
+        (torch.zeros(4, 12).double(), {}, "rows are torch.float64, the denoiser is torch.float32"),
+        (torch.zeros(4, 12), {"sigma": torch.ones(4, 1)}, r"sigma of shape \(4, 1\): .* each of the 4 rows"),
+        (torch.zeros(4, 12), {"sigma": torch.ones(3)}, r"sigma of shape \(3,\)"),
+        (torch.zeros(4, 12), {"sigma": float("nan")}, "sigma=nan"),
+        (torch.zeros(4, 12), {"scale": 0.0}, "scale=0.0: one number above 0"),
+        (torch.zeros(4, 12), {"scale": torch.ones(4, 1)}, "scale of shape"),
+    ],
+)
+def test_rows_and_levels_of_another_shape_are_refused_by_all_that_takes_them(x, told, said):
+    denoiser = MoLRGDenoiser(12, 2, 2)
+    for takes in (denoiser, denoiser.responsibilities, denoiser.loss):
+        with pytest.raises(ValueError, match=said):
+            takes(x, **{"sigma": 0.5, **told})
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"log_sigma": (0.0, -1.0)}, "log_sigma"), ({"log_sigma": (float("nan"), 1.0)}, "log_sigma"),
+        ({"log_sigma": (0.0, 1.0, 2.0)}, "log_sigma"), ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"), ({"steps": 1.5}, "steps=1.5: a whole number"),
+    ],
+)  # fmt: skip
+def test_training_that_cannot_go_well_is_refused(told, said):
+    denoiser = MoLRGDenoiser(12, 2, 2)
+    before = denoiser.raw.clone()
+    with pytest.raises(ValueError, match=said):
+        denoiser.fit(torch.ones(4, 12), **told)
+    assert torch.equal(denoiser.raw, before)
+
+
+def test_training_needs_no_gradients_around_it():
+    X = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
+    made = []
+    for around in (torch.no_grad(), torch.enable_grad()):
+        with around:
+            made.append(MoLRGDenoiser(12, 2, 2).fit(X, steps=3).raw.detach())
+    assert torch.equal(*made)
+
+
+def test_dimensions_are_whole_numbers_of_any_kind():
+    assert MoLRGDenoiser(12, 2, np.int64(2)).dims == [2, 2]
+    for wrong in (True, [1.5, 2]):
+        with pytest.raises(ValueError, match="one each, from 1 to 12"):
+            MoLRGDenoiser(12, 2, wrong)
+
+
+@pytest.mark.parametrize(
+    ("bases", "variances", "said"),
+    [
+        ([], None, "at least one"),
+        ([torch.eye(5)[:, :2], torch.eye(4)[:, :2]], None, r"shapes \[\(5, 2\), \(4, 2\)\]"),
+        ([torch.eye(5)[:, :2]], [torch.tensor([-1.0, 1.0])], "above 0"),
+        ([torch.eye(5)[:, :2]], [torch.ones(3)], "one for each column"),
+        ([torch.eye(5)[:, :2]], [], "one for each column"),
+    ],
+)
+def test_known_subspaces_that_do_not_fit_are_refused(bases, variances, said):
+    with pytest.raises(ValueError, match=said):
+        MoLRGDenoiser.from_bases(bases, variances=variances)

@@ -90,3 +90,13 @@ def test_what_is_not_accepted_is_refused_by_name(options, said):
     told = {"denoiser": lambda x, sigma: x, "x": torch.zeros(1, 3), "sigma": 1.0} | options
     with pytest.raises(ValueError, match=said):
         intrinsic_dimension(**told)
+
+
+def test_points_and_levels_that_do_not_fit_are_refused():
+    for x, sigma, said in (
+        (torch.ones(3, 5).long(), 0.3, "torch.int64"),
+        (torch.ones(3, 5).numpy(), 0.3, "float32"),
+        (torch.ones(3, 5), torch.ones(2), "2 entries for 3 points"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            intrinsic_dimension(lambda x, sigma: x, x, sigma)

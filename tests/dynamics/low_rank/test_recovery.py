@@ -103,3 +103,13 @@ def test_the_grid_is_drawn_with_its_threshold():
 def test_what_is_not_accepted_is_refused_by_name(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_a_tolerance_that_nothing_meets_is_refused():
+    for wrong in (-1.0, 0.0, float("nan")):
+        with pytest.raises(ValueError, match="tolerance"):
+            phase_transition("pca", dims=[2], samples=[2], seeds=1, tolerance=wrong)
+
+
+def test_seeds_of_numpy_are_seeds():
+    assert torch.equal(low_rank_mixture(8, 2, seed=np.int64(3)).X, low_rank_mixture(8, 2, seed=3).X)

@@ -3,7 +3,9 @@
 Every run takes a part of the digits; the dimension of the subspaces is chosen by the likelihood of the others, labels
 unseen. A perceptron is trained to denoise the same part, and another one isotropic rows of the same spread, both at
 noise from the least to the largest level at which they are judged: the rank of its Jacobian, by the rule of 99% (of the
-root of the energy), on rows that it did not see, is the control.
+root of the energy), on rows that it did not see, is the control. Its rows are many: of few, a denoiser learns the rows
+themselves at large noise, which have fewer directions than what they are drawn from (a third perceptron, of as many
+isotropic rows as there are digits, shows how many fewer).
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ RECIPE = Recipe(
         "STEPS": 30,
         "HIDDEN": 32,
         "POINTS": 2,
+        "MANY": 1000,
         "LEVELS": (0.5,),
         "seeds": 2,
     },
@@ -50,12 +53,15 @@ RECIPE = Recipe(
 ROWS, SHARE, CLUSTERS = 1_797, 0.8, 10  # images; those of a run
 DIMS, STARTS = (4, 8, 12, 16), 10
 STEPS, HIDDEN, BATCH = 4000, 256, 64  # of the denoisers
+MANY = 60_000  # isotropic rows of the control
 POINTS = 20  # where ranks are taken, at each level
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # of noise, in units of the data's spread
 MIDDLE = (0.2, 5.0)  # where few directions are claimed
 EM, HARD, ORIGIN = "subspaces, mixture", "K-subspaces", "subspaces through the origin"
 OTHERS = ("k-means", "spectral", "Gaussian mixture, full", "Gaussian mixture, diagonal")
-NET, BEST, NONE = "perceptron", "best denoiser of the subspaces", "perceptron, isotropic rows"
+NET, BEST, NONE, SCARCE = (
+    "perceptron", "best denoiser of the subspaces", "perceptron, isotropic rows", "perceptron, as few isotropic rows"
+)  # fmt: skip
 Array = NDArray[np.float64]
 
 
@@ -70,6 +76,7 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         "hidden": HIDDEN,
         "batch": BATCH,
         "points": POINTS,
+        "many": MANY,
         "levels": LEVELS,
         "dim": DIMS[-1],
     }
@@ -83,7 +90,7 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         for arm in (EM, HARD, ORIGIN, *OTHERS)
     }
     kept = {
-        arm: np.array([found[f"ranks {s}"][arm] for s in range(seeds)]) for arm in (NET, BEST, NONE)
+        arm: np.array([found[f"ranks {s}"][arm] for s in range(seeds)]) for arm in (NET, BEST, NONE, SCARCE)
     }  # (seeds, levels)
     chosen = [found[f"clusters {s}"]["dim"] for s in range(seeds)]
     return Evidence(
@@ -93,8 +100,8 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         setting=f"scikit-learn's 8 x 8 digits, {SHARE:.0%} of {ROWS:,} a run, {seeds} runs, {CLUSTERS} clusters; "
         f"adjusted Rand index (%) against the labels; dimension of subspaces by held-out likelihood: "
         f"{', '.join(map(str, chosen))}; {STARTS} starts each. Denoiser: two layers of {HIDDEN}, {STEPS:,} steps at "
-        f"noise of {min(LEVELS):g} to {max(LEVELS):g} spreads (its logarithm uniform); rank "
-        f"of its Jacobian at {POINTS} unseen rows, noise in units of the data's spread "
+        f"noise of {min(LEVELS):g} to {max(LEVELS):g} spreads (its logarithm uniform); {MANY:,} isotropic rows "
+        f"for the control; rank of its Jacobian at {POINTS} unseen rows, noise in units of the data's spread "
         f"({', '.join(f'{v:g}' for v in LEVELS)}), of 64 directions",
         header=["method", "found"],
         rows=[
@@ -145,25 +152,28 @@ def _others(starts: int, seed: int) -> dict[str, Any]:
 
 
 def ranked(
-    *, rows: int, share: float, steps: int, hidden: int, batch: int, points: int, levels: tuple[float, ...], dim: int,
-    seed: int,
+    *, rows: int, share: float, steps: int, hidden: int, batch: int, points: int, many: int, levels: tuple[float, ...],
+    dim: int, seed: int,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """Median ranks by level of noise: of a trained denoiser, of the best one of fitted subspaces, of the control."""
+    """Median ranks by level of noise: of a trained denoiser, of the best one of fitted subspaces, of the controls."""
     X, _, others = (torch.as_tensor(part) for part in _split(rows, share, seed))
     g = torch.Generator().manual_seed(seed)
     spread = float(X.square().mean().sqrt())
-    plain, fresh = (spread * torch.randn(part.shape, generator=g, dtype=torch.float64) for part in (X, others))
+    scarce, fresh, plain = (
+        spread * torch.randn(n, X.shape[1], generator=g, dtype=torch.float64) for n in (len(X), len(others), many)
+    )
     told = {"hidden": hidden, "steps": steps, "batch": batch, "seed": seed}
-    net = train_perceptrons([X, plain], levels=(min(levels), max(levels)), **told)
+    net = train_perceptrons([X, plain, scarce], levels=(min(levels), max(levels)), **told)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IdentifiabilityWarning)
         mixture = SubspaceClustering(CLUSTERS, dim, n_init=3, random_state=seed).fit(X.numpy())
     best = MoLRGDenoiser.from_clustering(mixture)
-    digits, control = _one(net.member(0)), _one(net.member(1))
-    out: dict[str, list[float]] = {NET: [], BEST: [], NONE: []}
+    digits, control, few = (_one(net.member(b)) for b in range(3))
+    out: dict[str, list[float]] = {NET: [], BEST: [], NONE: [], SCARCE: []}
     for level in levels:
         sigma = level * spread
-        for name, denoiser, clean in ((NET, digits, others), (BEST, best, others), (NONE, control, fresh)):
+        arms = ((NET, digits, others), (BEST, best, others), (NONE, control, fresh), (SCARCE, few, fresh))
+        for name, denoiser, clean in arms:
             some = clean[:points]
             noisy = some + sigma * torch.randn(some.shape, generator=g, dtype=torch.float64)
             found = intrinsic_dimension(denoiser, noisy if name == BEST else noisy.float(), sigma)

@@ -92,6 +92,8 @@ def k_subspaces(
         Of the starts.
     """
     n, width = len(X), max(dims)
+    origin = X.mean(0) if affine else X.new_zeros(X.shape[1])
+    X = X - origin  # what lies far from the origin loses its digits in float32, and in squares
     group = max(1, AT_ONCE // (n * len(dims) * width))
     size = float(X.abs().max())
     rough = X if orthogonal else (X / size).float()  # no scale leaves the range of float32
@@ -106,7 +108,10 @@ def k_subspaces(
             best = found
     assert best is not None
     ended = replace(best, restarts=sorted(scores), path=[unit * r for r in best.path])
-    return ended if orthogonal else polished(X, ended, affine=affine, max_iter=max_iter, tol=tol)
+    if orthogonal:
+        return ended
+    ended = polished(X, ended, affine=affine, max_iter=max_iter, tol=tol)
+    return replace(ended, means=ended.means + origin)
 
 
 def starts(
@@ -141,6 +146,9 @@ def residuals(X: Tensor, U: Tensor, means: Tensor | None = None) -> Tensor:
     Unused columns of U are zero.
     """
     R, K, D, d = U.shape
+    if means is not None:  # near the rows, where the squares keep their digits
+        origin = X.mean(0)
+        X, means = X - origin, means - origin
     P = X @ U.permute(2, 0, 1, 3).reshape(D, -1)
     lengths = X.square().sum(1)[:, None]
     if means is not None:

@@ -18,7 +18,9 @@ row, and then the noise enters the loss as a square whose mean is taken in close
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,12 +95,13 @@ class MoLRGDenoiser(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        dims = [dim] * n_clusters if isinstance(dim, int) else list(dim)
+        dims = list(dim) if isinstance(dim, Sequence) else [dim] * n_clusters
         share = torch.full((n_clusters,), 1 / max(n_clusters, 1)) if prior is None else torch.as_tensor(prior).float()
         _check(features, n_clusters, dims, weights, orthogonal, variance, share)
+        dims = [int(d) for d in dims]
         self.dims, self.weights, self.orthogonal = dims, weights, orthogonal
         used = torch.arange(max(dims)) < torch.tensor(dims)[:, None]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         self.raw = nn.Parameter(torch.randn(n_clusters, features, max(dims), generator=generator))
         self.register_buffer("variances", variance * used.float())  # zero where a subspace has no such direction
         self.register_buffer("log_prior", share.log().log_softmax(0))
@@ -125,6 +128,15 @@ class MoLRGDenoiser(nn.Module):
         weights : {"soft", "expected", "hard"}
             As of the class.
         """
+        bases = [torch.as_tensor(U) for U in bases]
+        if not bases or any(U.dim() != 2 or len(U) != len(bases[0]) for U in bases):
+            raise ValueError(f"bases of shapes {[tuple(U.shape) for U in bases]}: (D, d_k), at least one, is accepted")
+        if variances is not None:
+            variances = [torch.as_tensor(v) for v in variances]
+            if [v.shape for v in variances] != [U.shape[1:] for U in bases] or not all(
+                (v > 0).all() for v in variances
+            ):
+                raise ValueError("variances: one for each column of each basis, above 0, is accepted")
         first = bases[0]
         made = cls(first.shape[0], len(bases), [U.shape[1] for U in bases], weights=weights, prior=prior)
         made = made.to(first)
@@ -176,24 +188,40 @@ class MoLRGDenoiser(nn.Module):
         Tensor
             ``(n, D)``. With ``weights="hard"`` the projection onto the subspace that holds most of x itself.
         """
+        self._check_rows(x, sigma=sigma, scale=scale)
         if self.weights == "expected" and len(self.dims) > 1:
             raise ValueError("weights='expected' need the clean row, which only a loss has: use 'soft' to denoise")
         U = orthonormal(self.raw, self.dims, self.orthogonal)
         clean = x if self.weights == "hard" else None
-        return denoised(x, U, self.variances, self.log_prior, _positive(sigma), scale, self.weights, clean)
+        return denoised(x, U, self.variances, self.log_prior, sigma, scale, self.weights, clean)
 
     def responsibilities(self, x: Tensor, sigma: float | Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
         """w, ``(n, K)``: how probable each subspace is, given the noisy rows."""
+        self._check_rows(x, sigma=sigma, scale=scale)
         U = orthonormal(self.raw, self.dims, self.orthogonal)
-        return log_weights(x, U, self.variances, self.log_prior, _positive(sigma), scale).exp()
+        return log_weights(x, U, self.variances, self.log_prior, sigma, scale).exp()
 
     def loss(
         self, clean: Tensor, sigma: float | Tensor, *, scale: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:  # fmt: skip
         """``‖x̂ - x₀‖²`` of each row ``(n,)``: its mean over the noise, or, with several soft weights, for one draw."""
+        self._check_rows(clean, sigma=sigma, scale=scale)
         U = orthonormal(self.raw, self.dims, self.orthogonal)
-        return loss_of(clean, U, self.variances, self.log_prior, _positive(sigma), scale, self.weights, generator)
+        return loss_of(clean, U, self.variances, self.log_prior, sigma, scale, self.weights, generator)
+
+    def _check_rows(self, x: Tensor, **levels: float | Tensor) -> None:
+        if x.dim() != 2 or x.shape[1] != self.raw.shape[1]:
+            raise ValueError(f"rows of shape {tuple(x.shape)}: (n, {self.raw.shape[1]}) is accepted")
+        if x.dtype != self.raw.dtype:
+            raise ValueError(f"rows are {x.dtype}, the denoiser is {self.raw.dtype}: bring one to the other with .to")
+        for name, value in levels.items():
+            value = torch.as_tensor(value)
+            if value.shape not in ((), x.shape[:1]) or not bool((value > 0).all()):
+                shown = f"={value.item()}" if value.dim() == 0 else f" of shape {tuple(value.shape)}"
+                raise ValueError(
+                    f"{name}{shown}: one number above 0, or one for each of the {len(x)} rows, is accepted"
+                )
 
     def fit(
         self,
@@ -236,8 +264,10 @@ class MoLRGDenoiser(nn.Module):
             Rows of another width, not finite, none; options out of range.
         """
         X = _rows(X, self.raw)
-        _check_training(schedule, loss_weight, steps=steps, batch_size=batch_size, restarts=restarts)
-        g = torch.Generator().manual_seed(seed)
+        _check_training(
+            schedule, loss_weight, learning_rate, log_sigma, steps=steps, batch_size=batch_size, restarts=restarts
+        )
+        g = torch.Generator().manual_seed(int(seed))
         more = torch.randn(restarts - 1, *self.raw.shape, generator=g).to(self.raw)
         raw, last = trained(
             torch.cat([self.raw.detach()[None], more]), X.expand(restarts, -1, -1), self.variances, self.log_prior,
@@ -252,9 +282,10 @@ class MoLRGDenoiser(nn.Module):
 def orthonormal(raw: Tensor, dims: Sequence[int], joint: bool = False) -> Tensor:
     """Bases ``(..., K, D, d)`` of the columns of ``raw``, each its own or all together; unused columns are zero."""
     used = (torch.arange(raw.shape[-1]) < torch.tensor(dims)[:, None]).to(raw)
+    full = raw if raw.dtype == torch.float64 else raw.float()  # no QR of half precision
     if not joint:
-        return torch.linalg.qr(raw).Q * used[:, None, :]
-    Q = torch.linalg.qr(torch.cat([raw[..., k, :, :d] for k, d in enumerate(dims)], -1)).Q
+        return torch.linalg.qr(full).Q.to(raw) * used[:, None, :]
+    Q = torch.linalg.qr(torch.cat([full[..., k, :, :d] for k, d in enumerate(dims)], -1)).Q.to(raw)
     parts = Q.split(list(dims), -1)
     return torch.stack([nn.functional.pad(p, (0, raw.shape[-1] - p.shape[-1])) for p in parts], -3)
 
@@ -310,6 +341,7 @@ def loss_of(
     return (s * kept - clean).square().sum(-1) + noise[..., 0].square() * size
 
 
+@torch.enable_grad()
 def trained(
     raw: Tensor, X: Tensor, variances: Tensor, log_prior: Tensor, dims: Sequence[int], *, counts: Tensor | None = None,
     weights: str = "soft", orthogonal: bool = False, steps: int = 1000, batch_size: int = 256,
@@ -358,12 +390,6 @@ def _each(value: float | Tensor, x: Tensor) -> Tensor:
     return value[..., None, None] if value.dim() else value.expand(1, 1, 1)
 
 
-def _positive(sigma: float | Tensor) -> float | Tensor:
-    if not bool((torch.as_tensor(sigma) > 0).all()):
-        raise ValueError(f"sigma={sigma}: noise above 0 is accepted")
-    return sigma
-
-
 def _rows(X: Any, raw: Tensor) -> Tensor:
     X = torch.as_tensor(X).to(raw)
     if X.dim() != 2 or not len(X) or X.shape[1] != raw.shape[-2]:
@@ -378,7 +404,8 @@ def _check(
 ) -> None:
     if weights not in WEIGHTS:
         raise unknown("weights", weights, WEIGHTS)
-    if K < 1 or len(dims) != K or not all(1 <= d <= features for d in dims):
+    whole = all(isinstance(d, Integral) and not isinstance(d, bool) for d in dims)
+    if K < 1 or len(dims) != K or not whole or not all(1 <= d <= features for d in dims):
         raise ValueError(f"dimensions {dims} for {K} clusters: one each, from 1 to {features} features, is accepted")
     if orthogonal and sum(dims) > features:
         raise ValueError(f"orthogonal subspaces of {sum(dims)} dimensions in all need as many features, not {features}")
@@ -388,11 +415,17 @@ def _check(
         raise ValueError(f"prior {prior.tolist()}: {K} positive numbers are accepted")
 
 
-def _check_training(schedule: str, loss_weight: str, **least: int) -> None:
+def _check_training(
+    schedule: str, loss_weight: str, learning_rate: float, log_sigma: tuple[float, float], **least: int
+) -> None:
     if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
     if loss_weight not in LOSS_WEIGHTS:
         raise unknown("loss_weight", loss_weight, LOSS_WEIGHTS)
     for name, value in least.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: at least 1 is accepted")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name}={value}: a whole number of at least 1 is accepted")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate={learning_rate}: a positive number is accepted")
+    if len(log_sigma) != 2 or not math.isfinite(log_sigma[0]) or not 0 <= log_sigma[1] < math.inf:
+        raise ValueError(f"log_sigma={log_sigma}: a mean and a deviation of at least 0 are accepted")

@@ -77,9 +77,15 @@ def intrinsic_dimension(
         raise ValueError(f"energy={energy}: a share between 0 and 1 is accepted")
     if start < 1:
         raise ValueError(f"start={start}: at least 1 direction is needed")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(
+            f"points are {x.dtype if hasattr(x, 'dtype') else type(x).__name__}: a tensor of floats is needed"
+        )
+    if isinstance(sigma, Tensor) and sigma.dim() and len(sigma) != len(x):
+        raise ValueError(f"sigma has {len(sigma)} entries for {len(x)} points: one number, or one a point, is needed")
     if x.dim() < 2 or not x.numel():
         raise ValueError(f"points of shape {tuple(x.shape)}: a batch (B, …) with entries is accepted; give x[None]")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     ranks = []
     for b in range(len(x)):
         level = sigma[b] if isinstance(sigma, Tensor) and sigma.dim() else sigma

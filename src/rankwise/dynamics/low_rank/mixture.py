@@ -164,7 +164,7 @@ def expectation_maximisation(
 
     ``dims`` None: dimensions are chosen at every step, see `maximised`.
     """
-    floor = FLOOR * float((X - X.mean(0)).square().mean() if affine else X.square().mean())
+    floor = least_noise(X, affine=affine)
     path: list[float] = []
     while True:
         model = maximised(X, shares, dims, affine=affine, floor=floor, most=most)
@@ -174,6 +174,12 @@ def expectation_maximisation(
             model.path = path
             return model
         shares = joint.softmax(1)
+
+
+def least_noise(X: Tensor, *, affine: bool) -> float:
+    """The floor of σ². Noise that ends there was not measured: rows lie within their subspaces, whose likelihood is
+    then as large as the floor is small."""
+    return FLOOR * float((X - X.mean(0) if affine else X).square().mean())
 
 
 def information(model: Mixture, n: int, *, affine: bool) -> float:

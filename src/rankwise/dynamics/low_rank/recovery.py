@@ -108,7 +108,7 @@ def low_rank_mixture(
         )
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise={noise}: a deviation of at least 0 is accepted")
-    g = torch.Generator().manual_seed(2**31 + seed)  # apart from the draws of whoever starts from the same seed
+    g = torch.Generator().manual_seed(2**31 + int(seed))  # apart from the draws of whoever starts from the same seed
     Q = torch.linalg.qr(torch.randn(features, (n_clusters + shared) * dim, generator=g, dtype=torch.float64)).Q
     *own, B = [*Q.split(dim, 1)] if shared else [*Q.split(dim, 1), torch.zeros(features, dim)]
     c = math.cos(math.radians(angle)) if shared else 0.0
@@ -285,6 +285,8 @@ def phase_transition(
         raise unknown("estimator", estimator, ESTIMATORS)
     if seeds < 1 or not dims or not samples:
         raise ValueError(f"{seeds} seeds, dims {list(dims)}, samples {list(samples)}: at least one of each is needed")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance}: an error above 0 is accepted")
     work = ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
     told = {"features": features, "n_clusters": n_clusters, "noise": noise, "angle": angle}
     low_rank_mixture(features, max(dims), n_clusters=n_clusters, noise=noise, angle=angle, samples=min(samples))
