@@ -13,6 +13,7 @@ from rankwise.data.images import write_image
 from rankwise.jobs.enhance import enhance_files, fit_enhancer
 from rankwise.report.slider import render_pairs
 from rankwise.vision import BacklitEnhancer
+from rankwise.vision.lit.training import Training
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 100, (48, 64, 3)).astype(np.uint8)
@@ -45,6 +46,27 @@ def test_what_was_fitted_says_what_it_saw(fitted):
     assert told["clip"] == "clip-cifar10"
     assert [row["round"] for row in told["history"]] == [0, 1]
     assert BacklitEnhancer.load(fitted).settings.network == "light"
+
+
+def test_learning_cut_short_goes_on_from_its_last_round_and_leaves_the_enhancer_alone(fitted, tmp_path, monkeypatch):
+    folders, begun, real = [fitted.parent / kind for kind in ("dark", "well")], [], Training._network_stage
+
+    def cut(self, turn):
+        begun.append(turn)
+        if begun == [1, 2]:
+            raise KeyboardInterrupt
+        real(self, turn)
+
+    whole = fit_enhancer(*folders, tmp_path / "whole", **TRY | {"rounds": 2})
+    monkeypatch.setattr(Training, "_network_stage", cut)
+    with pytest.raises(KeyboardInterrupt):
+        fit_enhancer(*folders, tmp_path / "out", **TRY | {"rounds": 2})
+    assert not (tmp_path / "out").exists()
+    again = fit_enhancer(*folders, tmp_path / "out", **TRY | {"rounds": 2})
+    assert begun == [1, 2, 2]
+    assert again.history == whole.history
+    kept = sorted(p.name for p in (tmp_path / "out").iterdir() if p.name[0] != ".")
+    assert kept == ["enhancer.json", "enhancer.safetensors"]
 
 
 def test_a_picture_is_written_with_its_light_and_its_exif_upright(fitted, tmp_path):

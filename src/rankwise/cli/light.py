@@ -105,6 +105,8 @@ def enhance_fit(
 ) -> None:
     """Learn what light is from two folders of photographs (CLIP-LIT), without pairs.
 
+    Cut short, the same command goes on from the last round.
+
     Examples:
 
     * rankwise enhance-fit photos/dark photos/good --out light
@@ -114,10 +116,11 @@ def enhance_fit(
 
     changes = {"network": network, "rounds": rounds}
     check_light(dark, well_lit, out, model=model, preset=preset, seed=seed, **changes)
-    from rankwise.cli.app import Progress
+    from rankwise.cli.app import Progress, continues
     from rankwise.jobs.enhance import fit_enhancer
     from rankwise.report.tables import terminal
 
+    continues()
     with Progress(quiet=json_) as progress:
         enhancer = fit_enhancer(
             dark, well_lit, out, model=model, preset=preset, identity=identity, seed=seed,

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.events import OnEvent
-from rankwise.files import whole_folder, write_json
-from rankwise.jobs.early import ENHANCED, VIDEOS, check_enhancing, check_light
+from rankwise.files import drafted, whole_folder, write_json
+from rankwise.jobs.early import ENHANCED, LIGHT, VIDEOS, check_enhancing, check_light, there
 
 if TYPE_CHECKING:
     from rankwise.vision import BacklitEnhancer
@@ -92,7 +92,7 @@ def fit_enhancer(
     on_event: OnEvent | None = None,
     **changes: Any,
 ) -> BacklitEnhancer:
-    """An enhancer learned from two folders of pictures, kept as a folder.
+    """An enhancer learned from two folders of pictures, kept as a folder; cut short, it goes on at its last round.
 
     Parameters
     ----------
@@ -119,12 +119,19 @@ def fit_enhancer(
         As `rankwise.vision.BacklitEnhancer`.
     """
     check_light(dark, well_lit, out, model=model, preset=preset, seed=seed, **changes)
+    from rankwise.data import read_images
+    from rankwise.models import model_fingerprint
     from rankwise.vision import BacklitEnhancer
 
     preset = preset or ("small" if model == "clip-cifar10" else "published")
     given = {k: v for k, v in changes.items() if v is not None}
     enhancer = BacklitEnhancer(model, preset=preset, identity=identity, seed=seed, **given)
-    enhancer.fit(dark, well_lit, on_event=on_event).save(out)
+    pictures = [read_images(folder.absolute(), labelled=False).fingerprint() for folder in (dark, well_lit)]
+    told = [model_fingerprint(model), identity, asdict(enhancer.settings), pictures]
+    with drafted(out, made_by=LIGHT, told=told, inputs=[dark, well_lit, *there(model)]) as draft:
+        checkpoint = draft / "round.safetensors"
+        enhancer.fit(dark, well_lit, checkpoint=checkpoint, on_event=on_event).write(draft)
+        checkpoint.unlink()
     return enhancer
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,9 @@ class BacklitEnhancer:
 
     # --- learning
 
-    def fit(self, dark: Any, well_lit: Any, *, on_event: OnEvent | None = None) -> BacklitEnhancer:
+    def fit(
+        self, dark: Any, well_lit: Any, *, checkpoint: Path | None = None, on_event: OnEvent | None = None
+    ) -> BacklitEnhancer:
         """Learn prompts and network.
 
         Parameters
@@ -159,6 +161,9 @@ class BacklitEnhancer:
         dark, well_lit : str, Path, ndarray or sequence
             Pictures against the light, and well-lit ones, not of the same things: folders (what files are called says
             nothing), arrays ``(N, H, W, 3)``, or lists of files, arrays and pictures.
+        checkpoint : Path, optional
+            File that holds the training before each round; one that is there, of the same settings and pictures, is
+            gone on from.
         on_event : callable, optional
             Told of every step.
 
@@ -182,7 +187,7 @@ class BacklitEnhancer:
         note = on_event or (lambda *_: None)
         tower = self.tower
         training = Training(tower, self._told["tokens"], settings=self.settings, stages=stages, note=note)
-        training.run(dark, well_lit)
+        training.run(dark, well_lit, checkpoint=checkpoint)
         self.network, self.prompts = training.network.eval(), training.prompts
         self.history, self.starts = training.history, training.starts
         return self
@@ -262,6 +267,13 @@ class BacklitEnhancer:
         ValueError
             Nothing is learned yet, or the folder holds something else.
         """
+        self._learned()
+        with whole_folder(Path(folder), made_by=MADE_BY) as draft:
+            self.write(draft)
+        return Path(folder)
+
+    def write(self, folder: Path) -> None:
+        """The files of `save`, into a folder that is there."""
         network, prompts = self._learned()
         tensors = {f"network.{k}": v.cpu().contiguous() for k, v in network.state_dict().items()}
         tensors["prompts.rows"] = prompts.rows.detach().cpu().contiguous()
@@ -274,10 +286,8 @@ class BacklitEnhancer:
             "history": self.history,
             "starts": self.starts,
         }
-        with whole_folder(Path(folder), made_by=MADE_BY) as draft:
-            save_file(tensors, draft / "enhancer.safetensors")
-            write_json(draft / "enhancer.json", told)
-        return Path(folder)
+        save_file(tensors, folder / "enhancer.safetensors")
+        write_json(folder / "enhancer.json", told)
 
     @classmethod
     def load(cls, folder: str | Path, *, clip: Any = None) -> BacklitEnhancer:
@@ -318,7 +328,7 @@ def _check_told(tokens: Any, mean: Any, std: Any) -> None:
         raise ValueError(f"tokens={tokens!r}; whole numbers are needed, as a tokenizer gives them")
     for name, colours, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
         if colours is not None and not (
-            len(colours) == 3 and all(isinstance(c, Real) and least < c < math.inf for c in colours)
+            len(colours) == 3 and all(isinstance(c, int | float) and least < c < math.inf for c in colours)
         ):
             raise ValueError(f"{name}={colours!r}; three numbers{' above 0' if name == 'std' else ''}, one a colour")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rankwise.vision.lit import snapshot
 from rankwise.vision.lit import training as module
 from rankwise.vision.lit.network import IlluminationNet
 from rankwise.vision.lit.settings import LitSettings
@@ -266,3 +267,35 @@ def test_results_that_prompts_learn_from_are_bounded_as_what_is_enhanced(tower):
             p.zero_()
     expected = (run.dark_small.float() * 10).clamp(max=255).round()
     assert torch.equal(run._results().float(), expected)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_training_cut_short_in_a_round_goes_on_to_the_same_end(tower, tmp_path, monkeypatch, augment):
+    changes = {"rounds": 3, "augment": augment}
+    whole, real = trained(tower, **changes), Training._prompt_stage
+
+    def cut(self, turn, results):
+        real(self, turn, results)
+        if turn == 3:
+            raise KeyboardInterrupt
+
+    settings, path = LitSettings(**SMALL | changes), tmp_path / "round.safetensors"
+    monkeypatch.setattr(Training, "_prompt_stage", cut)
+    with pytest.raises(KeyboardInterrupt):
+        Training(tower, TOKENS, settings=settings).run(DARK, WELL, checkpoint=path)
+    monkeypatch.setattr(Training, "_prompt_stage", real)
+    monkeypatch.setattr(Training, "_warm_up", lambda self: pytest.fail("from the beginning"))
+    again = Training(tower, TOKENS, settings=settings).run(DARK, WELL, checkpoint=path)
+    assert all(torch.equal(v, whole.network.state_dict()[k]) for k, v in again.network.state_dict().items())
+    assert torch.equal(again.prompts.rows, whole.prompts.rows)
+    assert (again.history, again.starts) == (whole.history, whole.starts)
+
+
+def test_what_goes_on_has_the_rate_that_was_halved(tower, tmp_path):
+    settings, path = LitSettings(**SMALL), tmp_path / "round.safetensors"
+    run = Training(tower, TOKENS, settings=settings)
+    run.rate, run.starts = 1e-5, 4
+    snapshot.write(path, run, [])
+    again = Training(tower, TOKENS, settings=settings)
+    assert snapshot.read(path, again) == []
+    assert (again.rate, again.starts, again.by_network.param_groups[0]["lr"]) == (1e-5, 4, 1e-5)

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise.events import OnEvent
+from rankwise.vision.lit import snapshot
 from rankwise.vision.lit.losses import backlit_probability, identity_loss, rank_loss
 from rankwise.vision.lit.network import WIDTHS, IlluminationNet, enhanced
 from rankwise.vision.lit.pictures import as_bytes, squares
@@ -114,15 +116,20 @@ class Training:
         decay = settings.weight_decay
         self.by_prompts = torch.optim.Adam(self.prompts.parameters(), settings.lr_prompts, weight_decay=decay)
 
-    def run(self, dark: Any, well_lit: Any) -> Training:
-        """All stages."""
+    def run(self, dark: Any, well_lit: Any, *, checkpoint: Path | None = None) -> Training:
+        """All stages; with a checkpoint, what is in it already is gone on from, and it is written after each round."""
         self._read(dark, well_lit)
         results: list[Tensor] = []
         with frozen(self.clip):
-            self._start_prompts()
-            self._warm_up()
-            self._remember(self._results())
-            for turn in range(1, self.settings.rounds + 1):
+            if checkpoint is not None and checkpoint.is_file():
+                results = snapshot.read(checkpoint, self)
+            else:
+                self._start_prompts()
+                self._warm_up()
+                self._remember(self._results())
+            for turn in range(len(self.history), self.settings.rounds + 1):
+                if checkpoint is not None:
+                    snapshot.write(checkpoint, self, results)
                 self._network_stage(turn)
                 results = [*results, self._results()][-2:]
                 self._prompt_stage(turn, results)
