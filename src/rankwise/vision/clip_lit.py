@@ -152,7 +152,7 @@ class BacklitEnhancer:
     # --- learning
 
     def fit(
-        self, dark: Any, well_lit: Any, *, checkpoint: Path | None = None, on_event: OnEvent | None = None
+        self, dark: Any, well_lit: Any, *, checkpoint: str | Path | None = None, on_event: OnEvent | None = None
     ) -> BacklitEnhancer:
         """Learn prompts and network.
 
@@ -161,7 +161,7 @@ class BacklitEnhancer:
         dark, well_lit : str, Path, ndarray or sequence
             Pictures against the light, and well-lit ones, not of the same things: folders (what files are called says
             nothing), arrays ``(N, H, W, 3)``, or lists of files, arrays and pictures.
-        checkpoint : Path, optional
+        checkpoint : str or Path, optional
             File that holds the training before each round; one that is there, of the same settings and pictures, is
             gone on from.
         on_event : callable, optional
@@ -187,7 +187,7 @@ class BacklitEnhancer:
         note = on_event or (lambda *_: None)
         tower = self.tower
         training = Training(tower, self._told["tokens"], settings=self.settings, stages=stages, note=note)
-        training.run(dark, well_lit, checkpoint=checkpoint)
+        training.run(dark, well_lit, checkpoint=None if checkpoint is None else Path(checkpoint))
         self.network, self.prompts = training.network.eval(), training.prompts
         self.history, self.starts = training.history, training.starts
         return self
@@ -272,7 +272,7 @@ class BacklitEnhancer:
             self.write(draft)
         return Path(folder)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """The files of `save`, into a folder that is there."""
         network, prompts = self._learned()
         tensors = {f"network.{k}": v.cpu().contiguous() for k, v in network.state_dict().items()}
@@ -286,8 +286,8 @@ class BacklitEnhancer:
             "history": self.history,
             "starts": self.starts,
         }
-        save_file(tensors, folder / "enhancer.safetensors")
-        write_json(folder / "enhancer.json", told)
+        save_file(tensors, Path(folder) / "enhancer.safetensors")
+        write_json(Path(folder) / "enhancer.json", told)
 
     @classmethod
     def load(cls, folder: str | Path, *, clip: Any = None) -> BacklitEnhancer:
