@@ -207,11 +207,63 @@ def test_a_data_loader_takes_the_task():
         ({"labels": 2, "no_repeats": True}, "no_repeats with pairs / burstiness = 4 classes: at most labels=2"),
         ({"labels": 2, "classes": 2}, "classes=2: at least pairs / burstiness = 4 are needed"),
         ({"seed": True}, "seed=True: a whole number"),
+        ({"p_novel": 1.0, "p_burst": 0.5}, r"p_burst=0.5: where all sequences .*p_burst=1 is accepted"),
+        ({"p_novel": 1.0, "zipf": 1.0}, r"zipf=1.0: where all sequences .*zipf=0 is accepted"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused_by_name(changed, said):
     with pytest.raises(ValueError, match=said):
         small(**changed)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_a_number_of_sequences_that_cannot_be_is_refused(size):
+    with pytest.raises(ValueError, match=f"size={size}: a whole number of at least 1"):
+        small().eval_sets(size)
+    with pytest.raises(ValueError, match="size="):
+        small().sampler(0).draw(size)
+
+
+def test_noise_of_any_size_leaves_items_of_unit_norm():
+    task = small(noise=1e200, dim=400)
+    items = task.sampler(0).draw(50).of(0).inputs[:, ::2, task.places :]
+    assert float(items.square().sum(-1).mean()) == pytest.approx(1, abs=0.03)
+
+
+def test_sets_of_a_task_of_frequent_classes_have_new_ones_that_are_as_frequent_as_each_other():
+    sets = small(zipf=3.0, p_novel=0.5, noise=0.0).eval_sets(300)
+    new = sets["ic"].inputs[:, ::2, 13:].flatten(0, 1)
+    assert len(torch.unique(new, dim=0)) == 128
+    assert len(torch.unique(sets["ic2"].inputs[:, ::2, 13:].flatten(0, 1), dim=0)) < 48
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([], "at least one"),
+        (-1, "seeds=-1"),
+        ([0, -1], "seeds=-1"),
+        (1.5, "seeds=1.5"),
+        ("23", "='2'"),
+        (True, "=True"),
+    ],
+)
+def test_seeds_that_are_no_whole_numbers_are_refused_wherever_they_are_given(seeds, said):
+    for made in (AttentionOnlyNet, lambda task, seeds: MinimalInductionHead(0.0, 0.0, task=task, seeds=seeds)):
+        with pytest.raises(ValueError, match=said):
+            made(small(), seeds=seeds)
+    if isinstance(seeds, list) and seeds:
+        with pytest.raises(ValueError, match=said):
+            small().sampler(*seeds)
+
+
+def test_numpys_numbers_are_pythons(tmp_path):
+    task = small(classes=np.int64(48), noise=np.float32(0.5), p_novel=1.0, batch_size=np.int32(12))
+    given = experiment(task, steps=np.int64(3), learning_rate=np.float32(0.25)).run(np.int64(2), keep=tmp_path / "a")
+    same = experiment(small(noise=0.5, p_novel=1.0, batch_size=12), steps=3, learning_rate=0.25)
+    same = same.run(np.arange(2), keep=tmp_path / "a")  # the kept run goes on: its settings are the same
+    np.testing.assert_array_equal(given.frame.to_numpy(float), same.frame.to_numpy(float))
+    assert AttentionOnlyNet(task, seeds=np.int64(1)).q1.ndim == 2
 
 
 # --- the network
@@ -594,6 +646,12 @@ def test_times_that_do_not_increase_are_refused(times):
 def test_numbers_of_the_theory_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="pairs=8, labels=4"):
         PhenomenologicalModel(pairs=8, labels=4)
+    with pytest.raises(ValueError, match=r"pairs=4.5: a whole number of at least 2"):
+        PhenomenologicalModel(pairs=4.5, labels=8)
+    with pytest.raises(ValueError, match="hidden=0"):
+        AttentionOnlyNet(small(), hidden=0)
+    with pytest.raises(ValueError, match=r"flow from .* cannot be followed"):
+        PhenomenologicalModel(-1e308, 1e308, -1e308).flow([0, 1])
     with pytest.raises(ValueError, match="alpha=nan"):
         PhenomenologicalModel(0.0, float("nan"))
     with pytest.raises(ValueError, match="beta1=inf"):
@@ -674,6 +732,17 @@ def test_a_classifier_of_the_weights_alone_is_wrong_where_labels_are_shifted():
     assert float((said["ic2"] == sets["ic2"].target).float().mean()) == 0
 
 
+@pytest.mark.parametrize("place", ["folder", "file/inside"])
+def test_a_place_where_no_run_can_be_kept_is_refused_before_it_is_trained(tmp_path, place, monkeypatch):
+    from rankwise.dynamics.in_context import experiment as module
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(module, "descend", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="is a f"):
+        experiment().run(1, keep=tmp_path / place)
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     from rankwise.dynamics.in_context import experiment as module
 
@@ -717,8 +786,11 @@ def test_crossings_and_the_order_of_measures_are_read_off_the_rows():
     order = result.order()
     assert order.loc[4].dropna().to_dict() == {"cla": 10, "ila1": 30, "tila2": 20, "ic": 20}
     assert order.loc[2].isna().all()
-    with pytest.raises(ValueError, match="unknown column 'icc'; did you mean ic"):
-        result.crossing("icc", 1)
+    for asked in (lambda: result.crossing("icc", 1), lambda: result.final("icc")):
+        with pytest.raises(ValueError, match="unknown column 'icc'; did you mean ic"):
+            asked()
+    with pytest.raises(ValueError, match="points=0: a whole number of at least 1"):
+        result.final("ic", points=0)
 
 
 @pytest.mark.parametrize(
@@ -732,6 +804,18 @@ def test_crossings_and_the_order_of_measures_are_read_off_the_rows():
         ({"freeze": ["q3"]}, "unknown parameter 'q3'; did you mean w3 or q2"),
         ({"freeze": ["first"], "model": "two numbers"}, "unknown parameter 'q1'"),
         ({"beta1": float("inf")}, "beta1=inf"),
+        ({"beta1": "8"}, "beta1='8'"),
+        ({"hidden": 0}, "hidden=0: a whole number of at least 1"),
+        ({"freeze": "first"}, r"freeze='first': a list of names is accepted, \['first'\]"),
+        (
+            {
+                "freeze": [f"{k}{n}" for k in "qkv" for n in "12"] + [f"{k}{n}" for k in "wb" for n in "123"],
+                "ablate": ["head"],
+            },
+            "leave nothing to train",
+        ),
+        ({"beta1": 8.0, "ablate": ["q1"]}, r"beta1=8.0 with ablate=\['q1'\]"),
+        ({"beta1": 8.0, "ablate": ["beta1"], "model": "two numbers"}, r"beta1=8.0 with ablate=\['beta1'\]"),
     ],
 )
 def test_an_experiment_that_cannot_be_is_refused_by_name(changed, said):

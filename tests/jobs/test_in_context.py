@@ -107,12 +107,19 @@ def test_the_table_has_a_row_a_seed_and_the_notes_say_who_did_not_learn():
     assert "L = N" in _notes(rows(ic=[0.1] * 6), task | {"pairs": 8})[0]
 
 
+def test_known_classes_that_the_context_holds_by_chance_are_told():
+    task = TASK | {"classes": 16, "labels": 8, "pairs": 4, "zipf": 1.0}
+    report = InContextReport(frame=rows(), theory=None, task=task, training={}, seconds=0.0, notes=[])
+    held = InContextTask(**task).eval_sets(20_000)["iwl"].match.any(-1).float().mean()
+    assert report.by_chance() == pytest.approx(float(held), abs=0.012)
+
+
 def test_the_plot_has_the_means_of_every_set_and_the_theory():
     frame = rows(loss=[2.1, 1.4, 0.1, 2.1, 1.6, 0.3])
     figure = learning_from_context(frame, pairs=4, labels=8, theory=theory_beside(frame, pairs=4, labels=8))
     named = [{line.get_label(): line for line in axis.lines if line.get_label()[0] != "_"} for axis in figure.axes]
     assert [set(n) for n in named] == [
-        {"network", "theory, time stretched"}, {"new classes", "swapped labels", "known, not in context"},
+        {"network", "theory, time stretched"}, {"new classes", "swapped labels", "known classes"},
         {"CLA", "TLA2", "ILA1", "TILA2"},
     ]  # fmt: skip
     np.testing.assert_allclose(named[0]["network"].get_ydata(), [2.1, 1.5, 0.2])

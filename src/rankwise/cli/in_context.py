@@ -35,8 +35,8 @@ def icl(
 ) -> None:  # fmt: skip
     """Train small transformers to label an item, and watch learning from the context begin.
 
-    The page shows the loss with its theory, accuracy on new classes, on swapped labels and on known classes that are
-    not in the context, and the measures of an induction head in order. Cut short, the same command goes on.
+    The page shows the loss with its theory, accuracy on new classes, on swapped labels and on known classes, drawn
+    apart from the context, and the measures of an induction head in order. Cut short, the same command goes on.
 
     Examples:
 
@@ -86,7 +86,8 @@ def _write(folder: Path, done: InContextReport) -> None:
         header=header,
         rows=rows,
         caption="new: accuracy on classes that training never had; swapped: where the context gives known classes "
-        "other labels; known: on classes that the context does not hold. CLA, ILA1, TILA2: the step at which the share "
+        f"other labels; known: on known classes, drawn apart from the context, which holds {done.by_chance():.0%} of "
+        "them by chance. CLA, ILA1, TILA2: the step at which the share "
         "of predictions within the context's labels, attention to the token before, and attention to the matching "
         "label have come half of their way.",
         notes=done.notes,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.dynamics.in_context.sizes import check_task
+from rankwise.dynamics.in_context.sizes import check_task, plain
 from rankwise.events import OnEvent
 from rankwise.files import check_output, drafted, write_json
 from rankwise.nearest import unknown
@@ -86,6 +86,13 @@ class InContextReport:
             f"{self.training['steps']:,} steps of {t['batch_size']} sequences"
         )
 
+    def by_chance(self) -> float:
+        """Share of the sequences of ``iwl`` whose context holds the target's class."""
+        from rankwise.dynamics import InContextTask
+
+        p = InContextTask(**self.task).frequencies
+        return float((p * (1 - (1 - p) ** self.task["pairs"])).sum())
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         theory = None if self.theory is None else self.theory.to_dict("list")
@@ -97,7 +104,7 @@ def settings(preset: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any
     """Task and training of a preset with ``changes`` (``None``: the preset's), checked; a longer context gets room."""
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
-    given = TASK | TRAINING | PRESETS[preset] | {k: v for k, v in changes.items() if v is not None}
+    given = plain(TASK | TRAINING | PRESETS[preset] | {k: v for k, v in changes.items() if v is not None})
     given["n_max"] = max(given["n_max"], given["pairs"])
     task, training = ({k: given[k] for k in names} for names in (TASK, TRAINING))
     check_task(task | {"seed": 0})

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from rankwise.dynamics.in_context.measures import progress
 from rankwise.dynamics.in_context.network import FIRST, HIDDEN, AttentionOnlyNet, plant_previous_token
+from rankwise.dynamics.in_context.sizes import seeds_of, whole
 from rankwise.dynamics.in_context.task import InContextBatch, InContextTask, Sampler, settings
-from rankwise.dynamics.in_context.theory import MinimalInductionHead
+from rankwise.dynamics.in_context.theory import MinimalInductionHead, finite
 from rankwise.events import OnEvent
-from rankwise.files import whole_file
+from rankwise.files import check_file, whole_file
 from rankwise.nearest import unknown
 from rankwise.reading import parse_json, tensor_file
 
@@ -74,17 +75,23 @@ class InContextResult:
 
         A level at which `loss` is to have fallen is given with the column ``-loss``, as ``-level``.
         """
-        name = column.removeprefix("-")
-        if name not in self.frame or name in ("seed", "step"):
-            raise unknown("column", column, set(self.frame) - {"seed", "step"})
+        name = self._known(column.removeprefix("-"))
         values = -self.frame[name] if column != name else self.frame[name]
         there = self.frame[values >= level].groupby("seed").step.min()
         return there.reindex(self.frame.seed.unique()).astype(float)
 
     def final(self, column: str, *, points: int = 1) -> pd.Series:
         """By seed, the mean of a column's last ``points`` values."""
+        self._known(column)
+        whole("points", points, 1)
         by_seed = {seed: rows[column].tail(points).mean() for seed, rows in self.frame.groupby("seed", sort=False)}
         return pd.Series(by_seed, name=column).rename_axis("seed")
+
+    def _known(self, column: str) -> str:
+        told = set(self.frame) - {"seed", "step"}
+        if column not in told:
+            raise unknown("column", column, told)
+        return column
 
     def order(self) -> pd.DataFrame:
         """By seed, the step at which each measure has come half of its way from first to highest: a column a measure.
@@ -141,7 +148,7 @@ class InContextExperiment:
     Raises
     ------
     ValueError
-        A value outside of these; frozen parameters that the model has not.
+        A value outside of these; frozen parameters that the model has not, or nothing that is trained.
 
     Examples
     --------
@@ -170,17 +177,16 @@ class InContextExperiment:
     ) -> None:
         if model not in get_args(Model):
             raise unknown("model", str(model), get_args(Model))
-        for name, value in {"steps": steps, "every": every, "eval_size": eval_size, "hidden": hidden}.items():
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name}={value!r}: a whole number of at least 1 is accepted")
         for name, value, most in (("learning_rate", learning_rate, math.inf), ("weight_decay", weight_decay, 1.0)):
             if not isinstance(value, numbers.Real) or not 0 <= value < most:
                 raise ValueError(f"{name}={value!r}: a number of at least 0{' below 1' * (most == 1)} is accepted")
-        if beta1 is not None and not math.isfinite(beta1):
-            raise ValueError(f"beta1={beta1!r}: a finite number is accepted")
-        self.task, self.model, self.steps = task, model, steps
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.every, self.eval_size, self.beta1, self.hidden = every, eval_size, beta1, hidden
+        counts = {"steps": steps, "every": every, "eval_size": eval_size, "hidden": hidden}
+        self.steps, self.every, self.eval_size, self.hidden = (whole(name, n, 1) for name, n in counts.items())
+        self.task, self.model, self.beta1 = task, model, None if beta1 is None else finite("beta1", beta1)
+        self.learning_rate, self.weight_decay = float(learning_rate), float(weight_decay)
+        for name, given in {"freeze": freeze, "ablate": ablate}.items():
+            if isinstance(given, str):
+                raise ValueError(f"{name}={given!r}: a list of names is accepted, [{given!r}]")
         self.device = torch.device(device)
         self.freeze, self.ablate = (
             tuple(p for name in given for p in (FIRST if name == "first" else (name,))) for given in (freeze, ablate)
@@ -189,6 +195,10 @@ class InContextExperiment:
         for name in self.freeze + self.ablate:
             if name not in own:
                 raise unknown("parameter", name, own)
+        if set(own) == {*self.freeze, *self.ablate}:
+            raise ValueError("freeze and ablate leave nothing to train")
+        if beta1 is not None and (gone := {"q1", "k1", "beta1"} & set(self.ablate)):
+            raise ValueError(f"beta1={beta1!r} with ablate={sorted(gone)}: what is ablated is 0; leave one of them out")
 
     def run(
         self, seeds: int | Sequence[int] = 6, *, keep: str | Path | None = None, on_event: OnEvent | None = None
@@ -208,13 +218,13 @@ class InContextExperiment:
         Raises
         ------
         ValueError
-            No seed, the same seed twice, or a file of another run.
+            No seed, the same seed twice, a file of another run, or no place for a file.
         """
-        chosen = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
-        if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
-            raise ValueError(f"seeds={seeds!r}: at least one is needed, each once, from 0 on")
+        chosen = seeds_of(range(whole("seeds", seeds, 1)) if isinstance(seeds, numbers.Integral) else seeds)
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"seeds={seeds!r}: each is accepted once")
         net, sampler = self._built(chosen), self.task.sampler(*chosen, device=self.device)
-        path = None if keep is None else Path(keep)
+        path = None if keep is None else check_file(Path(keep))
         told = json.dumps(self._told(chosen), sort_keys=True)
         state = _State(step=0, rows=[])
         if path is not None and path.is_file():

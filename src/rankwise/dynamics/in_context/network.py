@@ -13,12 +13,14 @@ A stack of networks, one a seed, is one network whose parameters have a first di
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankwise.dynamics.in_context.sizes import seeds_of, whole
 from rankwise.dynamics.in_context.task import InContextTask, generator
 
 __all__ = ["AttentionOnlyNet"]
@@ -64,7 +66,7 @@ class AttentionOnlyNet(nn.Module):
 
     def __init__(self, task: InContextTask, *, seeds: int | Sequence[int] = 0, hidden: int = HIDDEN) -> None:
         super().__init__()
-        d, (stack, several) = task.width, ([seeds], False) if isinstance(seeds, int) else (seeds, True)
+        d, stack, several = task.width, seeds_of(seeds), not isinstance(seeds, numbers.Integral)
         shapes = dict.fromkeys(("q1", "k1", "v1", "q2", "k2", "v2"), ((d, d), 1 / math.sqrt(task.dim)))
         shapes |= classifier_shapes(d, hidden, task.labels)
         for name, tensor in drawn(shapes, stack).items():
@@ -110,7 +112,7 @@ def classify(net: nn.Module, h: Tensor) -> Tensor:
 
 def classifier_shapes(inputs: int, hidden: int, labels: int) -> dict[str, tuple[tuple[int, ...], float]]:
     """Shape and standard deviation of each of the classifier's parameters."""
-    widths = (inputs, hidden, hidden, hidden)
+    widths = (inputs, *3 * [whole("hidden", hidden, 1)])
     found: dict[str, tuple[tuple[int, ...], float]] = {
         f"w{i + 1}": ((widths[i], hidden), math.sqrt(2 / widths[i])) for i in range(3)
     }

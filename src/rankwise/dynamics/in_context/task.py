@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from rankwise.dynamics.in_context.sizes import check_task
+from rankwise.dynamics.in_context.sizes import check_task, plain, seeds_of, whole
 
 __all__ = ["InContextBatch", "InContextTask", "Sampler"]
 
@@ -158,7 +158,8 @@ class InContextTask(IterableDataset[InContextBatch]):
         Returns
         -------
         dict of str to InContextBatch
-            ``iwl``: known classes, context and target independent, so that only weights can tell. ``ic``: new classes,
+            ``iwl``: known classes, the target drawn apart from the context, which holds it by chance alone: weights
+            have to tell. ``ic``: new classes,
             so that only the context can. ``ic2``: known classes whose labels are shifted by one in the context, which
             is right: weights tell wrongly. ``train``: as in training.
         """
@@ -197,14 +198,14 @@ class Sampler:
     def __init__(
         self, task: InContextTask, seeds: Sequence[int], *, device: str | torch.device = "cpu", worker: int = 0
     ) -> None:
-        self.task, self.seeds, self.device = task, tuple(seeds), torch.device(device)
-        worlds = [generator(seed, "classes", device=device) for seed in seeds]
+        self.task, self.seeds, self.device = task, tuple(seeds_of(seeds)), torch.device(device)
+        worlds = [generator(seed, "classes", device=device) for seed in self.seeds]
         scale = 1 / math.sqrt(task.dim)
         self.means, self.embeddings = (
             torch.stack([scale * torch.randn(n, task.dim, generator=g, device=device) for g in worlds])
             for n in (task.classes, task.labels)
         )
-        self.generators = [generator(seed, "training", worker, device=device) for seed in seeds]
+        self.generators = [generator(seed, "training", worker, device=device) for seed in self.seeds]
         self._cdf = task.frequencies.cumsum(0).float().to(device)
 
     def draw(self, size: int) -> InContextBatch:
@@ -216,7 +217,7 @@ class Sampler:
         burst = {"burstiness": self.task.burstiness or 1, "no_repeats": self.task.no_repeats}
         kinds = {
             "iwl": replace(self.task, p_burst=0.0, p_novel=0.0),
-            "ic": replace(self.task, **burst, p_burst=1.0, p_novel=1.0),
+            "ic": replace(self.task, **burst, p_burst=1.0, p_novel=1.0, zipf=0.0),
             "ic2": replace(self.task, **burst, p_burst=1.0, p_novel=0.0),
             "train": self.task,
         }
@@ -230,6 +231,7 @@ class Sampler:
     def _assembled(
         self, task: InContextTask, size: int, generators: list[torch.Generator], *, shift: int = 0
     ) -> InContextBatch:
+        whole("size", size, 1)
         N, L, K, P = task.pairs, task.labels, task.classes, task.places
         fresh = L * math.ceil(NOVEL / L) if task.p_novel else 0
         drawn = [self._raw(task, size, fresh, g) for g in generators]
@@ -258,7 +260,8 @@ class Sampler:
         means = _rows(table, items + K * novel[..., None] if fresh else items)
         labels = (context + shift) % L
         inputs = torch.zeros(*items.shape[:2], task.tokens, task.width, device=self.device)
-        inputs[..., ::2, P:] = (means + task.noise * eta) / math.sqrt(1 + task.noise**2)
+        norm = math.hypot(1, task.noise)
+        inputs[..., ::2, P:] = means / norm + task.noise / norm * eta
         inputs[..., 1::2, P:] = _rows(self.embeddings, labels)
         start = (offset * (P - task.tokens + 1)).long()
         at = start[..., None] + torch.arange(task.tokens, device=self.device)
@@ -304,4 +307,4 @@ def generator(seed: int, *purpose: str | int, device: str | torch.device = "cpu"
 
 def settings(task: InContextTask) -> dict[str, float]:
     """All fields, as JSON has them."""
-    return {f.name: getattr(task, f.name) for f in fields(task)}
+    return plain({f.name: getattr(task, f.name) for f in fields(task)})

@@ -36,6 +36,7 @@ from rankwise.dynamics.in_context.network import (
     drawn,
     plant_previous_token,
 )
+from rankwise.dynamics.in_context.sizes import seeds_of, whole
 from rankwise.dynamics.in_context.task import InContextTask
 
 __all__ = ["MinimalInductionHead", "PhenomenologicalModel", "hand_set"]
@@ -80,10 +81,10 @@ class MinimalInductionHead(nn.Module):
         seeds: int | Sequence[int] = 0, hidden: int = HIDDEN,
     ) -> None:  # fmt: skip
         super().__init__()
-        stack, several = ([seeds], False) if isinstance(seeds, int) else (seeds, True)
+        stack, several = seeds_of(seeds), not isinstance(seeds, numbers.Integral)
         for name, value in {"beta1": beta1, "alpha": alpha, "beta2": beta2}.items():
             if value is not None:
-                first = torch.full((len(stack),), _finite(name, value))
+                first = torch.full((len(stack),), finite(name, value))
                 self.register_parameter(name, nn.Parameter(first if several else first[0]))
         for name, tensor in drawn(classifier_shapes(task.dim, hidden, task.labels), stack).items():
             self.register_parameter(name, nn.Parameter(tensor if several else tensor[0]))
@@ -161,7 +162,7 @@ def hand_set(task: InContextTask, *, beta1: float = 12.0, alpha: float = 40.0, s
         raise ValueError(f"labels={L}: at most {HIDDEN} are accepted, the classifier's units")
     if P < D + 2:
         raise ValueError(f"dim={D}: at most 2 n_max - 1 = {P - 2} is accepted, since copies stand beside places")
-    net = plant_previous_token(AttentionOnlyNet(task, seeds=seed), task, _finite("beta1", beta1))
+    net = plant_previous_token(AttentionOnlyNet(task, seeds=seed), task, finite("beta1", beta1))
     one, down = torch.ones(P), -torch.arange(P).float()
     chance = torch.randn(P, D, generator=torch.Generator().manual_seed(0))
     turn = torch.linalg.qr(torch.cat([one[:, None], down[:, None], chance], 1)).Q[:, 2:].T  # across both
@@ -171,7 +172,7 @@ def hand_set(task: InContextTask, *, beta1: float = 12.0, alpha: float = 40.0, s
             getattr(net, name).zero_()
         net.v1[P:, :P] = turn
         net.v1[:P, :P] = one / P - next_place
-        net.q2[P:, :P] = _finite("alpha", alpha) * turn
+        net.q2[P:, :P] = finite("alpha", alpha) * turn
         net.q2[:P, :P] = -2 * alpha * down  # times 1, the sum of what is left of a place
         net.k2[:P, :P] = torch.eye(P)
         net.v2[P:, P:] = 10 * torch.eye(D)  # so that the target itself hardly counts
@@ -205,10 +206,11 @@ class PhenomenologicalModel:
     def __init__(
         self, beta1: float = 0.0, alpha: float = 0.0, xi: float = 0.0, *, pairs: int = 8, labels: int = 32
     ) -> None:
-        if not 2 <= pairs <= labels:
+        pairs, labels = whole("pairs", pairs, 2), whole("labels", labels, 2)
+        if pairs > labels:
             raise ValueError(f"pairs={pairs}, labels={labels}: 2 ≤ pairs ≤ labels is accepted")
         given = {"beta1": beta1, "alpha": alpha, "xi": xi}
-        self.start = np.array([_finite(name, value) for name, value in given.items()])
+        self.start = np.array([finite(name, value) for name, value in given.items()])
         self.pairs, self.labels = pairs, labels
 
     def loss(self) -> float:
@@ -231,15 +233,26 @@ class PhenomenologicalModel:
         -------
         DataFrame
             Columns ``time``, ``beta1``, ``alpha``, ``xi``, ``loss``, ``w1`` and ``w2``.
+
+        Raises
+        ------
+        ValueError
+            Other times, or a start so large that a gradient is no number.
         """
         t = np.asarray(times, dtype=float)
         if t.ndim != 1 or len(t) < 2 or not np.isfinite(t).all() or t[0] < 0 or (np.diff(t) <= 0).any():
             raise ValueError("times: at least two finite numbers are accepted, increasing, the first at least 0")
-        found = solve_ivp(lambda _, at: -self._gradient(at), (0.0, t[-1]), self.start, t_eval=t, rtol=1e-8, atol=1e-10)
+        found = solve_ivp(self._fall, (0.0, t[-1]), self.start, t_eval=t, rtol=1e-8, atol=1e-10)
         at = torch.from_numpy(found.y)
         w1, w2 = self._weights(*at[:2])
         columns = dict(zip(("beta1", "alpha", "xi"), found.y, strict=True))
         return pd.DataFrame({"time": t, **columns, "loss": self._loss(at).numpy(), "w1": w1.numpy(), "w2": w2.numpy()})
+
+    def _fall(self, _: float, at: np.ndarray) -> np.ndarray:
+        slope = self._gradient(at)
+        if not np.isfinite(slope).all():  # of which the solver would make no end
+            raise ValueError(f"the flow from {self.start.tolist()} cannot be followed: its gradient is no number")
+        return -slope
 
     def _weights(self, beta1: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         w1 = torch.sigmoid(beta1 - math.log(2 * self.pairs))
@@ -256,7 +269,8 @@ class PhenomenologicalModel:
         return torch.func.grad(self._loss)(torch.from_numpy(at)).numpy()
 
 
-def _finite(name: str, value: float) -> float:
+def finite(name: str, value: float) -> float:
+    """The number, or a refusal by name."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r}: a finite number is accepted")
     return float(value)

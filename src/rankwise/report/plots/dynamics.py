@@ -79,7 +79,7 @@ def learning_from_context(
         left.axhline(value, color="0.7", linewidth=0.6, zorder=0)
         left.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
     left.set(ylabel="loss (nats)", ylim=(0, None))
-    _lines(middle, frame, {"ic": "new classes", "ic2": "swapped labels", "iwl": "known, not in context"})
+    _lines(middle, frame, {"ic": "new classes", "ic2": "swapped labels", "iwl": "known classes"})
     middle.set(ylabel="accuracy", ylim=(0, 1.02))
     _lines(right, frame, {"cla": "CLA", "tla2": "TLA2", "ila1": "ILA1", "tila2": "TILA2"})
     right.set(ylabel="share", ylim=(0, 1.02))
