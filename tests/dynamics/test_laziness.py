@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import small_models
+from rankwise.bench.speed.rich_lazy import Held
 from rankwise.dynamics import RateRNN, alignment, laziness, tangent_kernel
 from rankwise.dynamics.rich_lazy import kernels
 from rankwise.dynamics.rich_lazy.measures import kernel_target
@@ -98,6 +100,11 @@ MODELS = {
     "twice": Twice,
     "bare": Bare,
     "recurrent": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), RateRNN(2, 5, 3)).double(),
+    "turned": lambda: nn.Sequential(Conv1D(7, 4), nn.Tanh(), Conv1D(3, 7)).double(),
+    "square and turned": lambda: nn.Sequential(Conv1D(4, 4), nn.Tanh(), Conv1D(4, 4)).double(),
+    "convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 3, 2), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(9, 2)
+    ).double(),
 }
 
 
@@ -106,8 +113,9 @@ MODELS = {
 def test_the_kernel_is_that_of_a_loop_of_backward_passes(name, memory, x):
     torch.manual_seed(0)
     model = MODELS[name]()
-    J = jacobian(model, x, list(model.parameters()))
-    assert torch.allclose(tangent_kernel(model, x, memory=memory), J @ J.T, atol=1e-10)
+    J = jacobian(model.eval(), x, list(model.parameters()))
+    assert torch.allclose(tangent_kernel(model.train(), x, memory=memory), J @ J.T, atol=1e-10)
+    assert all(m.training for m in model.modules())
 
 
 def test_all_pairs_of_times_count_not_equal_times_alone():
@@ -137,7 +145,29 @@ def test_all_pairs_of_times_count_not_equal_times_alone():
     assert (equal_times - theta).abs().max() > 0.01 * theta.abs().max()
 
 
-@pytest.mark.parametrize("make", [small_models.bert, small_models.llama])
+@pytest.mark.parametrize("memory", [2**28, 2**16, 2**13, 1])
+def test_outputs_in_blocks_without_the_times_after_them_give_the_whole_kernel_in_less_memory(memory):
+    torch.manual_seed(0)
+    net, x = RateRNN(2, 20, 3).double(), torch.randn(5, 9, 2, dtype=torch.float64)
+    J = jacobian(net, x, [net.recurrent.weight])
+    assert torch.allclose(tangent_kernel(net, x, params="recurrent", memory=memory), J @ J.T, atol=1e-11)
+
+
+def test_less_memory_is_held_where_less_is_allowed():
+    torch.manual_seed(0)
+    net, x = RateRNN(2, 100, 3), torch.randn(4, 16, 2)
+    held = []
+    for memory in (2**28, 2**19, 2**16):
+        with Held() as counted:
+            tangent_kernel(net, x, params="recurrent", memory=memory)
+        held.append(counted.most)
+    kernel, deltas = 4 * (4 * 48) ** 2, 4 * 4 * 48 * 16 * 100
+    assert held[0] >= kernel + deltas
+    assert held[1] <= held[0] - deltas + 2**19
+    assert held[2] <= kernel + deltas / 3
+
+
+@pytest.mark.parametrize("make", [small_models.bert, small_models.llama, small_models.gpt2])
 def test_the_kernel_of_a_transformer_is_that_of_a_loop(make):
     model = make().double()
     ids = torch.randint(5, 50, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -177,9 +207,7 @@ def test_kernel_alignment_is_that_of_jacrev_and_of_a_sketch_within_its_error(x):
 def test_without_training_nothing_moved(x):
     found = laziness(mlp(), mlp(), x, targets=torch.ones(6, 3))
     assert found.weight_change == found.relative_weight_change == 0
-    assert found.representation_alignment == pytest.approx(1, abs=1e-12)
-    assert found.kernel_alignment == pytest.approx(1, abs=1e-12)
-    assert found.sign_similarity == 1
+    assert found.representation_alignment == found.kernel_alignment == found.sign_similarity == 1
     assert found.kernel_target_alignment == found.kernel_target_alignment_before
 
 
@@ -307,12 +335,65 @@ def test_low_precision_networks_are_measured_in_float32(x):
 def test_the_factored_route_serves_linear_layers_alone_and_only_where_it_is_right(x, monkeypatch):
     used = []
     monkeypatch.setattr(kernels, "_by_rows", lambda *a: used.append([p.shape for p in a[4]]))
-    for name in ("mlp", "in place", "twice", "recurrent"):
+    for name in ("mlp", "in place", "twice", "recurrent", "turned", "square and turned"):
         tangent_kernel(MODELS[name](), x)
     assert used == []
     for name in ("tied", "time first", "norm"):
         tangent_kernel(MODELS[name](), x)
     assert [len(u) for u in used] == [2, 4, 2]  # a whole layer whose weight is used elsewhere; all; the norm
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 3e15])
+def test_a_kernel_is_aligned_with_itself_by_one_exactly(scale):
+    for seed in range(20):
+        H = scale * torch.randn(7, 3, generator=torch.Generator().manual_seed(seed))
+        assert alignment(H @ H.T, H @ H.T) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_activity_that_is_the_same_for_all_inputs_has_no_centred_alignment(dtype):
+    before, after = mlp(dtype=dtype), moved(mlp(dtype=dtype))
+    x = torch.linspace(-1, 1, 4, dtype=dtype).repeat(50, 1)
+    with pytest.raises(ValueError, match="hidden activity is the same for all inputs at the start"):
+        laziness(before, after, x, rows=3, center=True)
+    assert laziness(before, after, x, rows=3).representation_alignment == pytest.approx(1)
+    nearly = x + 1e-2 * torch.randn(50, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    assert -1 <= laziness(before, after, nearly, rows=3, center=True).representation_alignment < 1
+
+
+def test_a_recurrent_layer_is_measured_without_cudnn_whose_gradients_are_of_training_alone(x):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.g, self.o = nn.GRU(2, 3, batch_first=True).double(), nn.Linear(3, 2).double()
+
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.enabled)
+            return self.o(self.g(x.reshape(-1, 2, 2))[0][:, -1])
+
+    seen, had = [], torch.backends.cudnn.enabled
+    torch.manual_seed(0)
+    net = Gated()
+    found = tangent_kernel(net, x)
+    assert set(seen) == {False}
+    assert torch.backends.cudnn.enabled == had
+    J = jacobian(net, x, list(net.parameters()))
+    assert torch.allclose(found, J @ J.T, atol=1e-10)
+
+
+def test_networks_of_other_layers_are_refused_before_they_are_run(x):
+    def unused(module, args):
+        raise AssertionError("was run")
+
+    longer, wider = mlp(), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    longer.append(nn.Linear(3, 3).double())
+    plain = mlp()
+    for net in (longer, wider, plain):
+        net.register_forward_pre_hook(unused)
+    with pytest.raises(ValueError, match=r"weights of one network alone: 3\.bias, 3\.weight"):
+        laziness(longer, plain, x)
+    with pytest.raises(ValueError, match=r"0.weight is \(7, 4\) before and \(8, 4\) after"):
+        laziness(plain, wider, x, params="weight")
 
 
 DEAD = "no alignment is defined"
@@ -337,6 +418,7 @@ REFUSED = [
     (lambda b, a, x: laziness(b, a, x, representation_fn=lambda m, v: torch.ones(5)), "hidden activity"),
     (lambda b, a, x: alignment(torch.eye(2), torch.eye(3)), "one shape"),
     (lambda b, a, x: alignment(torch.zeros(2, 2), torch.eye(2)), DEAD),
+    (lambda b, a, x: laziness(b, a, x[:1]), "one row"),
     (lambda b, a, x: alignment(torch.ones(2, 2), torch.eye(2), center=True), DEAD),
 ]
 

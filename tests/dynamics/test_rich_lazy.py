@@ -101,6 +101,7 @@ def test_effective_ranks_by_hand():
         (lambda: RichLazyExperiment(gain=0.0), "gain"),
         (lambda: RichLazyExperiment(momentum=1.0), "momentum"),
         (lambda: RichLazyExperiment(rows=33, probes=32), "rows=33"),
+        (lambda: RichLazyExperiment(rows=1, probes=1), "probes=1"),
         (lambda: RichLazyExperiment(norm="nuclear"), "norm"),
         (lambda: RichLazyExperiment(target="class"), "target"),
         (lambda: LazinessCallback(torch.ones(2, 2), every=0), "every=0"),

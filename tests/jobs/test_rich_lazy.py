@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,14 +78,15 @@ def test_decoders_encoders_and_image_classifiers_are_compared_too(place, name, s
 
 
 def test_padding_says_nothing(place):
-    alone = compare_checkpoints(*(str(place / f"encoder{e}") for e in ("", "-after")), str(place / "data.csv"), limit=1)
-    tokens = load_tokenizer(str(place / "encoder"))(TEXTS[:1], return_tensors="pt", padding="max_length", max_length=9)
+    alone = compare_checkpoints(*(str(place / f"encoder{e}") for e in ("", "-after")), str(place / "data.csv"), limit=2)
+    tokens = load_tokenizer(str(place / "encoder"))(TEXTS[:2], return_tensors="pt", padding="max_length", max_length=9)
     first, last = (load(str(place / f"encoder{e}"), task="base").eval() for e in ("", "-after"))
     direction = torch.randn(16, 4, generator=torch.Generator().manual_seed(0)) / 2
 
     def pooled(model, inputs):
         states = model(**inputs).last_hidden_state
-        return states[:, : int(inputs["attention_mask"].sum())].mean(1) @ direction
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        return torch.stack([s[:n].mean(0) for s, n in zip(states, lengths, strict=True)]) @ direction
 
     exact = laziness(
         first, last, {k: tokens[k] for k in ("input_ids", "attention_mask")}, output_fn=pooled,
@@ -136,6 +138,91 @@ def test_what_cannot_be_compared_is_refused_by_name(place, changed, said):
         given[key] = str(place / given[key]) if (place / given[key]).exists() else given[key]
     with pytest.raises(ValueError, match=said):
         compare_checkpoints(given.pop("before"), given.pop("after"), given.pop("data"), **given)
+
+
+def changed_folder(place, tmp_path, name, change):
+    """A checkpoint in which one thing differs."""
+    model = load(str(place / name), task="classification" if name == "bert" else "causal-lm")
+    change(model)
+    folder = tmp_path / "changed"
+    saved(model, folder)
+    return str(folder)
+
+
+def poisoned(model):
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("bert", lambda m: m.bert.encoder.layer.append(copy.deepcopy(m.bert.encoder.layer[0])), "changed alone has"),
+        ("bert", lambda m: m.resize_token_embeddings(57), r"word_embeddings.weight is \(50, 16\) in"),
+        ("llama", lambda m: m.resize_token_embeddings(57), r"embed_tokens.weight is \(50, 16\) in"),
+        ("bert", lambda m: setattr(m, "classifier", torch.nn.Linear(16, 3)), r"classifier.weight is \(2, 16\) in"),
+        ("bert", poisoned, "output.dense.weight of .*changed has NaN"),
+    ],
+    ids=["layers", "words", "words of a decoder", "classes", "NaN"],
+)
+@pytest.mark.parametrize("turned", [False, True], ids=["", "other way round"])
+def test_checkpoints_that_are_not_of_one_network_are_refused_by_name(place, tmp_path, name, change, said, turned):
+    def both(model):
+        change(model)
+        model.config.num_hidden_layers = (
+            len(model.base_model.layers) if name == "llama" else len(model.bert.encoder.layer)
+        )
+        if name == "bert":
+            model.config.num_labels = model.classifier.out_features
+
+    pair = [str(place / name), changed_folder(place, tmp_path, name, both)]
+    if turned:
+        pair, said = pair[::-1], said.replace("50", "57").replace("(2", "(3")
+    with pytest.raises(ValueError, match=said):
+        compare_checkpoints(*pair, str(place / "data.csv"), target="query|q_proj")
+
+
+def test_texts_are_read_by_a_tokenizer_of_either_and_of_one_vocabulary(place, tmp_path):
+    bare, other = tmp_path / "bare", tmp_path / "other"
+    for folder in (bare, other):
+        shutil.copytree(place / "bert-after", folder)
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    for pair in (("bert", bare), (bare, "bert")):
+        found = compare_checkpoints(*(str(place / p) for p in pair), str(place / "data.csv"), rows=2, target="query")
+        assert found.laziness.kernel_alignment == pytest.approx(compared(place, "bert", rows=2, target="query")
+                                                                .laziness.kernel_alignment, abs=1e-5)  # fmt: skip
+    with pytest.raises(ValueError, match="bare has no tokenizer"):
+        compare_checkpoints(str(bare), str(bare), str(place / "data.csv"))
+    told = json.loads((other / "tokenizer.json").read_text())
+    vocab = told["model"]["vocab"]
+    vocab["great"], vocab["awful"] = vocab["awful"], vocab["great"]
+    (other / "tokenizer.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"tokenizers of .* differ"):
+        compare_checkpoints(str(place / "bert"), str(other), str(place / "data.csv"))
+
+
+def test_a_single_text_is_refused_and_one_longer_than_the_positions_is_cut(place, tmp_path):
+    (tmp_path / "long.csv").write_text("text\n" + "\n".join(f"great {'film ' * k}awful" for k in (40, 50, 60)))
+    with pytest.raises(ValueError, match="a single input"):
+        compared(place, "bert", limit=1)
+    found = [
+        compare_checkpoints(
+            *(str(place / f"bert{e}") for e in ("", "-after")),
+            str(tmp_path / "long.csv"),
+            max_length=length,
+            target="query",
+        ).laziness
+        for length in (32, 4000)
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_checkpoint_compared_with_itself_is_wholly_lazy(place):
+    for name in ("bert", "llama", "encoder"):
+        found = compare_checkpoints(str(place / name), str(place / name), str(place / "data.csv"), rows=3).laziness
+        assert found.kernel_alignment == found.representation_alignment == found.sign_similarity == 1
+        assert found.weight_change == found.relative_weight_change == 0
 
 
 def test_what_is_read_is_not_written_over(place):

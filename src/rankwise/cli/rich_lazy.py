@@ -55,13 +55,14 @@ def laziness(
         print_json(done.as_dict())
         return
     console.print(terminal(*done.table()))
-    header = ["weight", "relative change", "directions of the change"]
+    header = ["weight", "relative change", "directions"]  # short, so that names are printed whole
     cells = [
         [w["weight"], *("-" if w[k] is None else f"{w[k]:.4g}" for k in ("relative_change", "effective_rank"))]
         for w in done.weights[:SHOWN]
     ]
     console.print(terminal(header, cells))
-    more = f", the {SHOWN} most moved of {len(done.weights)} weights" if len(done.weights) > SHOWN else ""
+    more = f"; the {SHOWN} most moved of {len(done.weights)} weights" if len(done.weights) > SHOWN else ""
     console.print(f"\n{done.inputs} inputs, {done.rows} in the tangent kernel of the {done.outputs}{more}")
+    console.print("directions: how many the change of a weight has, by its participation ratio")
     if out is not None:
         console.print(f"table     {out}", soft_wrap=True, highlight=False)

@@ -117,13 +117,17 @@ def compare_checkpoints(
     from rankwise.data.tables import write_rows
     from rankwise.dynamics import laziness
     from rankwise.models import linear_layers
+    from rankwise.models.loading import most_tokens
 
     kind = _kind(before, after)
     with waiting("reading"):
         first, last = _loaded(before, kind), _loaded(after, kind)
         if type(first) is not type(last):
             raise ValueError(f"{before} is a {type(first).__name__} and {after} a {type(last).__name__}: of one class")
-        inputs, n = _inputs(before, kind, data, limit, max_length)
+        _check_same(before, first, after, last)
+        inputs, n = _inputs((before, after), kind, data, limit, min(max_length, most_tokens(first) or max_length))
+        if n < 2:
+            raise ValueError(f"{data}, limit={limit}: a single input, whose alignment is 1 by itself; at least 2")
         inside = [f"{name}.weight" for name in linear_layers(last)] if target is None else target
     with waiting("measuring"):
         direction = torch.randn(_width(last), DIRECTIONS, generator=torch.Generator().manual_seed(seed))
@@ -174,23 +178,57 @@ def _loaded(name: str, kind: str) -> PreTrainedModel:
     return load(name, task=task, num_labels=labels).eval()
 
 
-def _inputs(model: str, kind: str, data: str, limit: int, max_length: int) -> tuple[dict[str, Tensor], int]:
+def _check_same(before: str, first: PreTrainedModel, after: str, last: PreTrainedModel) -> None:
+    """Both hold finite weights of the same names and shapes, and where texts are read, the same words."""
+    old, new = dict(first.named_parameters()), dict(last.named_parameters())
+    alone = sorted(set(old) ^ set(new))
+    if alone:
+        raise ValueError(f"{before if alone[0] in old else after} alone has {alone[0]}: {before} and {after} are not "
+                         "checkpoints of one network")  # fmt: skip
+    for name, p in old.items():
+        if p.shape != new[name].shape:
+            raise ValueError(f"{name} is {tuple(p.shape)} in {before} and {tuple(new[name].shape)} in {after}: not "
+                             "checkpoints of one network")  # fmt: skip
+        for model, w in ((before, p), (after, new[name])):
+            if not bool(w.isfinite().all()):
+                raise ValueError(f"{name} of {model} has NaN or Inf entries")
+
+
+def _tokenizer(before: str, after: str) -> Any:
+    """Of the first that has one; of one vocabulary, where both do."""
+    from rankwise.models import load_tokenizer
+
+    found, missing = {}, []
+    for model in (before, after):
+        try:
+            found[model] = load_tokenizer(model)
+        except (OSError, ValueError) as error:
+            missing.append(error)
+    if not found:
+        raise missing[0]
+    if len({tuple(sorted(t.get_vocab().items())) for t in found.values()}) > 1:
+        raise ValueError(f"the tokenizers of {before} and {after} differ: token numbers mean different words")
+    return next(iter(found.values()))
+
+
+def _inputs(
+    models: tuple[str, str], kind: str, data: str, limit: int, max_length: int
+) -> tuple[dict[str, Tensor], int]:
     if kind == "image-classification":
         from rankwise.data import read_images
         from rankwise.models import load_image_processor
 
         images = read_images(data, split="test" if data in ("digits", "mnist", "cifar10") else None).head(limit)
         pictures = [images.pil(i).convert("RGB") for i in range(len(images))]
-        taken = load_image_processor(model)(pictures, return_tensors="pt")
+        taken = load_image_processor(models[0])(pictures, return_tensors="pt")
         return {"pixel_values": taken["pixel_values"]}, len(pictures)
     from rankwise.data import load as texts_of
-    from rankwise.models import load_tokenizer
 
     texts = texts_of(data, task="causal-lm").texts if not data.startswith("sentiment:") else texts_of(data).texts
     texts = [t for t in texts if t.strip()][:limit]
     if not texts:
         raise ValueError(f"{data} holds no text")
-    tokenizer = load_tokenizer(model)
+    tokenizer = _tokenizer(*models)
     tokenizer.padding_side = "right"
     tokens = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=max_length)
     kept = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask", "token_type_ids")}

@@ -290,6 +290,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     import transformers
 
     tokenizer = pretrained(transformers.AutoTokenizer, _tokenizer_folder(name_or_path))
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # made up by transformers, without a word
+        raise ValueError(f"{name_or_path} has no tokenizer: save the model's own beside it (tokenizer.save_pretrained)")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -31,7 +31,7 @@ RECIPE = Recipe(
 
 UNITS, TRIALS = 300, 32  # of the kernel: 768 rows, as published
 SIZES, STEPS, SEEDS, TIMES = (100, 300), 100, 6, 3
-MEMORY = 2**24  # bytes that ours may hold of gradients
+MEMORY, LITTLE = 2**24, 2**18  # bytes that ours may hold of gradients; what makes it small, and slow
 FASTER, SMALLER, BATCHED = 20.0, 50.0, 3.0
 
 
@@ -56,8 +56,8 @@ def kernel() -> Measured:
     x, _ = task("decision").draw(TRIALS, torch.Generator().manual_seed(0))
     kept: dict[str, Tensor] = {}
 
-    def ours() -> None:
-        kept["ours"] = tangent_kernel(net, x, params="recurrent", memory=MEMORY)
+    def ours(memory: int = MEMORY) -> None:
+        kept["ours"] = tangent_kernel(net, x, params="recurrent", memory=memory)
 
     def loop() -> None:
         flat = net(x).reshape(-1)
@@ -69,8 +69,9 @@ def kernel() -> Measured:
     a, b = alternate(ours, loop, times=TIMES)
     gap = float((kept["ours"] - kept["loop"]).norm() / kept["loop"].norm())
     kept.clear()
+    small, _ = alternate(lambda: ours(LITTLE), lambda: None, times=1)
     held = []
-    for call in (ours, loop):
+    for call in (ours, loop, lambda: ours(LITTLE)):
         with Held() as counted:
             call()
         held.append(counted.most)
@@ -78,12 +79,20 @@ def kernel() -> Measured:
     rows = [
         ["tangent kernel", f"{a:.2f}s", "a loop of backward passes", f"{b:.2f}s", f"{b / a:.0f}x"],
         ["its memory", f"{held[0] / 1e6:.1f}MB", "the same", f"{held[1] / 1e6:.0f}MB", f"{held[1] / held[0]:.0f}x"],
+        [f"given {LITTLE >> 10} kB for gradients", f"{small:.2f}s", "the same", f"{b:.2f}s", f"{b / small:.1f}x"],
+        [
+            "its memory then",
+            f"{held[2] / 1e6:.1f}MB",
+            "the same",
+            f"{held[1] / 1e6:.0f}MB",
+            f"{held[1] / held[2]:.0f}x",
+        ],
     ]
     return rows, [
         Claim(text=f"kernels at least {FASTER:g}x faster than a loop of backward passes, equal to 1e-4",
               held=b / a >= FASTER and gap < 1e-4, found=f"{b / a:.1f}x, apart by {gap:.1e}"),
         Claim(text=f"and in at least {SMALLER:g}x less memory", held=held[1] >= SMALLER * held[0],
-              found=f"{held[1] / held[0]:.0f}x"),
+              found=f"{held[1] / held[0]:.0f}x; {held[1] / held[2]:.0f}x where it is {b / small:.1f}x faster"),
     ]  # fmt: skip
 
 

@@ -99,6 +99,8 @@ class RichLazyExperiment:
         for name in ("units", "steps", "batch_size", "points", "probes", "rows"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: a whole number from 1 on")
+        if self.probes < 2:
+            raise ValueError("probes=1: of a single trial alignments are 1 by themselves; at least 2")
         for name in ("gain", "learning_rate", "output_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: above 0")

@@ -2,11 +2,13 @@ r"""Tangent kernels Θ = J Jᵀ without J.
 
 Rows of J are outputs of inputs: R = n · K for n inputs of K outputs each. Two routes give the same Θ:
 
-* **factored**, for weights and biases of linear layers, however often a layer is used (times of a recurrent network,
-  positions of a text): h_t ``(n, T, p)`` and δ_t ``(n, K, T, q)`` are kept, from K backward passes over all inputs at
-  once, and Θ_ij = Σ_{t,s} (δ^i_t·δ^j_s)(h^i_t·h^j_s). For a recurrent matrix of N units that is T/N of J's memory.
-  Each use is verified on one input against its gradient by autograd: a weight that is also used outside of its layer,
-  inputs that are mixed, or an order other than inputs first sends it to the other route.
+* **factored**, for weights and biases of linear layers (GPT-2's ``Conv1D`` too), however often a layer is used (times
+  of a recurrent network, positions of a text): h_t ``(n, T, p)`` and δ_t ``(n, K, T, q)`` are kept, from K backward
+  passes over all inputs at once, and Θ_ij = Σ_{t,s} (δ^i_t·δ^j_s)(h^i_t·h^j_s). For a recurrent matrix of N units
+  that is T/N of J's memory. Where δ of all outputs do not fit into ``memory``, blocks of them are kept, without the
+  times that come after an output, and the outputs that follow pass by, a few at a time, by backward passes of their
+  own. Each use is verified on one input against its gradient by autograd: a weight that is also used outside of its
+  layer, inputs that are mixed, or an order other than inputs first sends it to the other route.
 * **by rows**, for all other parameters: blocks of J that fit into ``memory``, recomputed for each pair of blocks.
 """
 
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.dynamics.rich_lazy.modes import measuring
 from rankwise.nearest import unknown
@@ -74,12 +77,10 @@ def tangent_kernel(
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("outputs have NaN or Inf entries")
         dtype = torch.promote_types(out.dtype, torch.float32)
+        layers, rest = calls.verified(flat) if flat.requires_grad else ([], [])
         kernel = torch.zeros(n * K, n * K, dtype=dtype, device=out.device)
-        if not flat.requires_grad:
-            return kernel
-        layers, rest = calls.verified(flat)
         for group in _groups(layers, n * K, memory // 2):
-            _factored(kernel, flat, group, memory // 2)
+            _factored(kernel, flat, group, memory)
         del flat, out, calls, layers
         if rest:
             _by_rows(kernel, model, inputs, output_fn, rest, K, memory)
@@ -148,21 +149,25 @@ class _Layer:
     weight: Tensor | None
     bias: Tensor | None
     calls: list[tuple[Tensor, Tensor]]  # what went in, detached, and what came out
+    turned: bool = False  # whether the weight is (p, q), not (q, p)
 
-    def inputs(self, n: int) -> Tensor:
-        """``(n, T, p)``, a column of ones for the bias."""
-        h = torch.cat([h.reshape(n, -1, h.shape[-1]) for h, _ in self.calls], 1)
+    def inputs(self, n: int, which: slice = slice(None)) -> Tensor:
+        """``(n, T, p)``, a column of ones for the bias; of these of the n inputs."""
+        h = torch.cat([h.reshape(n, -1, h.shape[-1])[which] for h, _ in self.calls], 1)
         h = h.to(torch.promote_types(h.dtype, torch.float32))
+        if self.bias is None:
+            return h
         one = h.new_ones(*h.shape[:2], 1)
-        return torch.cat([part for part, p in ((h, self.weight), (one, self.bias)) if p is not None], -1)
+        return one if self.weight is None else torch.cat([h, one], -1)
 
-    def deltas(self, grads: Sequence[Tensor | None], n: int) -> Tensor:
-        """``(n, T, q)`` from gradients by the calls' outputs."""
-        parts = [
-            (torch.zeros_like(z) if g is None else g).reshape(n, -1, z.shape[-1])
-            for g, (_, z) in zip(grads, self.calls, strict=True)
-        ]
-        return torch.cat(parts, 1)
+    def fill(self, D: Tensor, grads: Sequence[Tensor | None], n: int, which: slice = slice(None)) -> None:
+        """D ``(n, T, q)``, zeros so far, from gradients by the calls' outputs; the first T times where it has fewer."""
+        at = 0
+        for g, (_, z) in zip(grads, self.calls, strict=True):
+            t = min(z[..., 0].numel() // n, D.shape[1] - at)
+            if g is not None and t > 0:
+                D[:, at : at + t] = g.reshape(n, -1, z.shape[-1])[which, :t]
+            at += t
 
     def times(self, n: int) -> int:
         return sum(z.numel() // z.shape[-1] for _, z in self.calls) // n
@@ -181,21 +186,22 @@ class _Calls:
             for p in module._parameters.values():
                 if p is not None and id(p) in self.chosen:
                     homes.setdefault(id(p), set()).add(type(module))
-        linear = {i for i, kinds in homes.items() if kinds == {nn.Linear}}
+        linear = {i for i, kinds in homes.items() if kinds in ({nn.Linear}, {Conv1D})}
         self.layers: dict[tuple[int, int], _Layer] = {}
-        self.modules: list[tuple[nn.Linear, _Layer]] = []
+        self.modules: list[tuple[nn.Module, _Layer]] = []
         for module in model.modules():
-            if type(module) is not nn.Linear:
+            if type(module) is not nn.Linear and type(module) is not Conv1D:
                 continue
+            turned = type(module) is Conv1D
             weight, bias = (p if p is not None and id(p) in linear else None for p in (module.weight, module.bias))
             if weight is not None or bias is not None:
-                layer = self.layers.setdefault((id(module.weight), id(module.bias)), _Layer(weight, bias, []))
+                layer = self.layers.setdefault((id(module.weight), id(module.bias)), _Layer(weight, bias, [], turned))
                 self.modules.append((module, layer))
 
     def __enter__(self) -> None:
         def noted(layer: _Layer) -> Callable[..., Tensor]:
             def hook(module: nn.Module, args: tuple, kwargs: Mapping, z: Tensor) -> Tensor:
-                layer.calls.append(((args[0] if args else kwargs["input"]).detach(), z))
+                layer.calls.append(((args[0] if args else next(iter(kwargs.values()))).detach(), z))
                 return z.clone()  # what follows may write into it
 
             return hook
@@ -229,12 +235,20 @@ class _Calls:
 
 
 def _agrees(layer: _Layer, grads: Sequence[Tensor | None], truth: Mapping[int, Tensor | None], n: int) -> bool:
-    H, D = layer.inputs(n)[-1], layer.deltas(grads, n)[-1].to(torch.float32)
-    G = D.mT.to(H.dtype) @ H
+    H = layer.inputs(n, slice(-1, None))
+    D = H.new_zeros(1, layer.times(n), layer.width())
+    layer.fill(D, grads, n, slice(-1, None))
+    G = D[0].mT @ H[0]  # (q, p), (q, p + 1), or (q, 1)
     parts = [p for p in (layer.weight, layer.bias) if p is not None]
-    wanted = torch.cat([_single(truth[id(p)], p).reshape(len(G), -1) for p in parts], 1).to(G.dtype)
     near = _AGREES if torch.finfo(parts[0].dtype).bits >= 32 else 30 * _AGREES
-    return bool((G - wanted).norm() <= near * wanted.norm() + torch.finfo(torch.float32).tiny)
+    wanted = [_single(truth[id(p)], p).reshape(p.shape).to(G.dtype) for p in parts]
+    wanted = [w[:, None] if w.dim() == 1 else w.mT if layer.turned else w for w in wanted]
+    size = torch.stack([w.norm() for w in wanted]).norm()
+    for w in wanted:
+        part, G = G[:, : w.shape[1]], G[:, w.shape[1] :]
+        if not bool((part - w).norm() <= near * size + torch.finfo(torch.float32).tiny):
+            return False
+    return True
 
 
 def _grads(out: Tensor, by: Sequence[Tensor], weights: Tensor | None) -> list[Tensor | None]:
@@ -265,59 +279,92 @@ def _groups(layers: Sequence[_Layer], rows: int, memory: int) -> list[list[_Laye
 
 
 def _factored(kernel: Tensor, flat: Tensor, group: Sequence[_Layer], memory: int) -> None:
-    """Adds the group's share; outputs go in blocks of which two fit into ``memory``, where not all do."""
+    """Adds the group's share: half of ``memory`` for gradients that are kept, the rest for those that pass by."""
     n, K = flat.shape
-    one = n * sum(layer.times(n) * layer.width() for layer in group) * 4
-    step = K if K * one <= memory else max(1, memory // (2 * one))
-    blocks = [range(a, min(a + step, K)) for a in range(0, K, step)]
-    places = torch.arange(n * K, device=flat.device).reshape(n, K)
+    whole = [layer.times(n) for layer in group]
+    one = 4 * n * sum(T * layer.width() for T, layer in zip(whole, group, strict=True))
+    blocks, times, few = [range(K)], [whole] * K, K
+    if K * one > memory // 2:
+        times, few = [_ends(flat, group, k) for k in range(K)], max(1, memory // (8 * one))
+        blocks = _blocks(times, [4 * n * layer.width() for layer in group], memory // 2)
+    table = kernel.view(n, K, n, K)
     H = [layer.inputs(n) for layer in group]
-    for i, a in enumerate(blocks):
-        left = _deltas(flat, group, a)
-        for b in blocks[i:]:
-            right = left if b is a else _deltas(flat, group, b)
+    for a in blocks:
+        left = _deltas(flat, group, a, times)
+        passing = [range(b, min(b + few, K)) for b in range(a.stop, K, few)]
+        for b in (a, *passing):
+            right = left if b is a else _deltas(flat, group, b, times)
             for h, da, db in zip(H, left, right, strict=True):
-                _contract(kernel, places[:, a.start : a.stop], places[:, b.start : b.stop], h, da, db, memory)
+                _contract(table, a, b, h, da, db, memory // 2)
 
 
-def _deltas(flat: Tensor, group: Sequence[_Layer], ks: range) -> list[Tensor]:
-    """Of every layer ``(n, len(ks), T, q)``: gradients of these outputs by what the layer gave."""
+def _blocks(times: Sequence[Sequence[int]], sizes: Sequence[int], memory: int) -> list[range]:
+    """Neighbouring outputs, as many as fit: of each, as many times as the longest of the block has."""
+    blocks, longest = [range(1)], list(times[0])
+    for k in range(1, len(times)):
+        new = [max(a, b) for a, b in zip(longest, times[k], strict=True)]
+        first = blocks[-1].start
+        if (k + 1 - first) * sum(T * s for T, s in zip(new, sizes, strict=True)) <= memory:
+            blocks[-1], longest = range(first, k + 1), new
+        else:
+            blocks.append(range(k, k + 1))
+            longest = list(times[k])
+    return blocks
+
+
+def _ends(flat: Tensor, group: Sequence[_Layer], k: int) -> list[int]:
+    """Of every layer, how many times come before the gradients of this output are zero throughout."""
+    ends = []
+    for D in _deltas(flat, group, range(k, k + 1), None):
+        used = D.abs().amax((0, 1, 3)).nonzero()
+        ends.append(int(used.max()) + 1 if len(used) else 1)
+    return ends
+
+
+def _deltas(
+    flat: Tensor, group: Sequence[_Layer], ks: range, times: Sequence[Sequence[int]] | None
+) -> list[Tensor]:  # fmt: skip
+    """Of every layer ``(n, len(ks), T, q)``: gradients of these outputs by what it gave, the first T times."""
     n = len(flat)
     zs = [z for layer in group for _, z in layer.calls]
     dtype = torch.promote_types(flat.dtype, torch.float32)
-    found = [flat.new_zeros(n, len(ks), layer.times(n), layer.width(), dtype=dtype) for layer in group]
+    ends = [max(times[k][i] for k in ks) if times else layer.times(n) for i, layer in enumerate(group)]
+    found = [flat.new_zeros(n, len(ks), T, layer.width(), dtype=dtype) for T, layer in zip(ends, group, strict=True)]
     one = torch.ones(n, dtype=flat.dtype, device=flat.device)
     for at, k in enumerate(ks):
         for D, layer, grads in zip(found, group, _split(_grads(flat[:, k], zs, one), group), strict=True):
-            D[:, at] = layer.deltas(grads, n).to(dtype)
+            layer.fill(D[:, at], grads, n)
     return found
 
 
 def _contract(
-    kernel: Tensor, rows: Tensor, columns: Tensor, H: Tensor, Da: Tensor, Db: Tensor, memory: int
+    table: Tensor, left: range, right: range, H: Tensor, Da: Tensor, Db: Tensor, memory: int
 ) -> None:  # fmt: skip
-    """Adds Σ_{t,s} (δ_t·δ'_s)(h_t·h_s), δ of ``Da`` at ``rows`` ``(n, a)``, δ' of ``Db`` at ``columns`` ``(n, b)``."""
+    """Adds Σ_{t,s} (δ_t·δ'_s)(h_t·h_s) to ``(n, K, n, K)``, δ of ``Da`` at the outputs ``left``, δ' of ``Db`` at
+    ``right``, and its mirror where these are others.
+    """  # fmt: skip
     same = Da is Db
     n, a, T, q = Da.shape
-    b, H = Db.shape[1], H.to(Da.dtype)
-    if _written_out(n, max(a, b), T, H.shape[-1], q, memory):
-        G = torch.einsum("ntp,nktq->nkpq", H, Da).reshape(n * a, -1)
-        other = G if same else torch.einsum("ntp,nktq->nkpq", H, Db).reshape(n * b, -1)
-        _add(kernel, rows.reshape(-1), columns.reshape(-1), G @ other.mT, mirrored=not same)
+    b, S, H = Db.shape[1], Db.shape[2], H.to(Da.dtype)
+    there, back = (table[:, r.start : r.stop, :, c.start : c.stop] for r, c in ((left, right), (right, left)))
+    if _written_out(n, max(a, b), max(T, S), H.shape[-1], q, memory):
+        G = torch.einsum("ntp,nktq->nkpq", H[:, :T], Da).reshape(n * a, -1)
+        other = G if same else torch.einsum("ntp,nktq->nkpq", H[:, :S], Db).reshape(n * b, -1)
+        block = (G @ other.mT).reshape(n, a, n, b)
+        there += block
+        if not same:
+            back += block.permute(2, 3, 0, 1)
         return
+    m = max(1, memory // (8 * b * T * q))  # inputs that are moved at once, in half of that memory
     for i in range(n):
-        first = i if same else 0  # the rest is its mirror
-        moved = (H[i] @ H[first:].mT)[:, None] @ Db[first:]  # (m, b, T, q)
-        block = Da[i].reshape(a, T * q) @ moved.reshape(-1, T * q).mT
-        _add(kernel, rows[i], columns[first:].reshape(-1), block, mirrored=not same)
-        if same:
-            kernel[columns[i + 1 :].reshape(-1)[:, None], rows[i]] += block[:, b:].mT
-
-
-def _add(kernel: Tensor, rows: Tensor, columns: Tensor, block: Tensor, *, mirrored: bool) -> None:
-    kernel[rows[:, None], columns] += block
-    if mirrored:
-        kernel[columns[:, None], rows] += block.mT
+        for j in range(i if same else 0, n, m):  # the rest is its mirror
+            moved = (H[i, :T] @ H[j : j + m, :S].mT)[:, None] @ Db[j : j + m]  # (m, b, T, q)
+            block = (Da[i].reshape(a, T * q) @ moved.reshape(-1, T * q).mT).reshape(a, -1, b)
+            there[i, :, j : j + m] += block
+            if not same or j > i:
+                back[j : j + m, :, i] += block.permute(1, 2, 0)
+            elif block.shape[1] > 1:
+                back[i + 1 : j + m, :, i] += block[:, 1:].permute(1, 2, 0)
 
 
 def _written_out(n: int, k: int, T: int, p: int, q: int, memory: int) -> bool:

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.dynamics.rich_lazy.kernels import (
     MEMORY,
@@ -127,7 +128,10 @@ class Snapshot:
 
     def until(self, end: Snapshot, *, center: bool = False, targets: Tensor | None = None) -> Laziness:
         """From this one to another of the same network."""
-        _check_same(self, end)
+        _check_same(self.weights, end.weights)
+        if self.hidden.shape != end.hidden.shape or self.kernel.shape != end.kernel.shape:
+            shapes = " and ".join(f"{tuple(s.hidden.shape)}, {len(s.kernel)} outputs" for s in (self, end))
+            raise ValueError(f"hidden activity of the two networks is {shapes}: of one shape is needed")
         moved = _norm([end.weights[n].double() - w.double() for n, w in self.weights.items()])
         norm = _norm(list(self.weights.values()))
         y = None if targets is None else _flat(targets, len(self.kernel))
@@ -143,6 +147,7 @@ class Snapshot:
 
 
 REPRESENTATION = "hidden activity"
+_ROUNDING = 32  # units in the last place that a constant kernel's entries differ by, of float32's products
 
 
 def laziness(
@@ -188,7 +193,8 @@ def laziness(
     ------
     ValueError
         Weights that differ in name or shape, or are not finite; no weight of that name; outputs that are no ``(n, …)``;
-        activity or a kernel that is zero throughout, of which no alignment is defined; targets of another shape.
+        activity or a kernel that is zero throughout (with ``center``, the same throughout), of which no alignment is
+        defined, or of one row, where it is 1 by itself; targets of another shape.
 
     Examples
     --------
@@ -209,6 +215,9 @@ def laziness(
     """
     if params is None:
         params = list(selected(after, None))
+        _check_same(*(dict(m.named_parameters()) for m in (before, after)))
+    else:
+        _check_same(*(selected(m, params) for m in (before, after)))
     options: dict[str, Any] = {
         "params": params, "output_fn": output_fn, "representation_fn": representation_fn, "rows": rows, "memory": memory
     }  # fmt: skip
@@ -228,16 +237,27 @@ def alignment(A: Tensor, B: Tensor, *, center: bool = False, of: str = "kernel")
     """
     if A.shape != B.shape or A.dim() != 2:
         raise ValueError(f"kernels of shapes {tuple(A.shape)} and {tuple(B.shape)}: two of one shape (n, n) are needed")
-    A, B = (_centred(M.detach()) if center else M.detach() for M in (A, B))
-    tops = [float(M.abs().max()) for M in (A, B)]
-    for top, end in zip(tops, ("start", "end"), strict=True):
-        if top == 0:
-            raise ValueError(f"the {of} is zero for all inputs at the {end}: no alignment is defined (a dead network?)")
-        if not top < float("inf"):  # NaN too
-            raise ValueError(f"the {of} at the {end} is not finite")
-    A, B = A / tops[0], B / tops[1]
+    if len(A) < 2:
+        raise ValueError(f"the {of} has one row: aligned with any other; two inputs or outputs are needed")
+    A, B = (_scaled(M.detach(), center, f"the {of}", end) for M, end in ((A, "start"), (B, "end")))
     aa, bb, ab = ((M * N).sum(1).double().sum() for M, N in ((A, A), (B, B), (A, B)))
-    return float((ab / (aa.sqrt() * bb.sqrt())).clamp(-1, 1))
+    return float((ab / (aa * bb).sqrt()).clamp(-1, 1))
+
+
+def _scaled(K: Tensor, center: bool, what: str, end: str) -> Tensor:
+    """Over its largest entry, centred where that is asked."""
+    top = float(K.abs().max())
+    if top == 0:
+        raise ValueError(f"{what} is zero for all inputs at the {end}: no alignment is defined (a dead network?)")
+    if not top < float("inf"):  # NaN too
+        raise ValueError(f"{what} at the {end} is not finite")
+    if not center:
+        return K / top
+    K = _centred(K / top)
+    left = float(K.abs().max())
+    if left <= _ROUNDING * torch.finfo(K.dtype).eps:
+        raise ValueError(f"{what} is the same for all inputs at the {end}: centred, no alignment is defined")
+    return K / left
 
 
 def kernel_target(kernel: Tensor, y: Tensor) -> float:
@@ -254,7 +274,7 @@ def hidden(
 ) -> Tensor:
     """Hidden activity ``(n, units)``: by default, what the linear layer that is called last takes."""
     seen: list[Tensor] = []
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
     if representation_fn is None and not linear:
         raise ValueError("the network has no linear layer whose input is its representation: name a representation_fn")
     with measuring(model), torch.no_grad():
@@ -262,7 +282,7 @@ def hidden(
             return _rows(representation_fn(model, inputs), size(inputs))
 
         def hook(module: nn.Module, args: tuple, kwargs: Mapping) -> None:
-            seen[:] = [args[0] if args else kwargs["input"]]
+            seen[:] = [args[0] if args else next(iter(kwargs.values()))]
 
         hooks = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in linear]
         try:
@@ -307,12 +327,10 @@ def _flat(targets: Tensor, rows: int) -> Tensor:
     )
 
 
-def _check_same(start: Snapshot, end: Snapshot) -> None:
-    names = set(start.weights) ^ set(end.weights)
+def _check_same(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
+    names = set(start) ^ set(end)
     if names:
         raise ValueError(f"weights of one network alone: {', '.join(sorted(names)[:3])}; both have to be of one kind")
-    for name, w in start.weights.items():
-        if w.shape != end.weights[name].shape:
-            raise ValueError(f"{name} is {tuple(w.shape)} before and {tuple(end.weights[name].shape)} after")
-    if start.hidden.shape != end.hidden.shape or start.kernel.shape != end.kernel.shape:
-        raise ValueError("the two networks have hidden activity or outputs of different shapes")
+    for name, w in start.items():
+        if w.shape != end[name].shape:
+            raise ValueError(f"{name} is {tuple(w.shape)} before and {tuple(end[name].shape)} after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -11,15 +11,18 @@ from torch import nn
 
 @contextmanager
 def measuring(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Within the block: evaluation mode, and gradients of these weights; modes and flags are put back."""
+    """Within the block: evaluation mode, and gradients of these weights alone; modes and flags are put back."""
     modes = [(m, m.training) for m in model.modules()]
-    needs = [(p, p.requires_grad) for p in weights]
+    chosen = {id(p) for p in weights}
+    needs = [(p, p.requires_grad) for p in model.parameters()] if chosen else []
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())  # cuDNN has their gradients in training alone
     try:
         for module, _ in modes:
             module.training = False
         for p, _ in needs:
-            p.requires_grad_(True)
-        with torch.inference_mode(False), torch.enable_grad():
+            p.requires_grad_(id(p) in chosen)
+        plain = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), plain:
             yield
     finally:
         for module, mode in modes:
