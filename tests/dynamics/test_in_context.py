@@ -466,6 +466,9 @@ def test_strength_is_over_sequences_that_have_another_label():
     seen = progress(of_transformers("LlamaForCausalLM"), torch.tensor([[3, 30, 3]]))
     assert bool(seen.strength.isnan().all())
     assert not bool(seen.match.isnan().any())
+    model = of_transformers("LlamaForCausalLM")
+    alone, beside = (progress(model, torch.tensor([[3, 30, 4, 31, 3], *more])) for more in ([], [[3, 30, 3, 31, 3]]))
+    torch.testing.assert_close(beside.strength, alone.strength)
 
 
 def test_every_module_of_a_decoder_keeps_its_own_mode(decoder):
