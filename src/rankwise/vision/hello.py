@@ -6,11 +6,9 @@ labels are made when they are asked for, by a pretrained CLIP whose weights ever
 (PEFT's LoRA on convolutions, linear layers and the head), which are all that is stored:
 
     f(x) = W · E(x) / |E(x)|,   W = W₀ + BA,   W₀ = exp(logit scale) · unit embeddings of the classes' texts
-    adapters:  mean [f(x) - mean_t t(x)]² + λ CE(f(x), y)       on the real pictures, over several weak teachers t
+    adapters:  mean (f(x) - mean_t t(x))² + λ CE(f(x), y)       on the real pictures, over several weak teachers t
     pictures:  of each class the squares that a teacher names best, tiled 2 x 2 (RDED)
-    student s: mean [s(v) - f(v)]² + β CE(s(v), y)              on a view v, whose label is made for v itself
-
-[·] is less its mean over the classes, which is ours: that part changes no answer.
+    student s: mean (s(v) - f(v))² + β CE(s(v), y)              on a view v, whose label is made for v itself
 
 Source: Yu, Liu, Chen, Ye & Wang, Heavy Labels Out!, ICCV 2025, arXiv 2408.08201; no code was released. λ, β, rates and
 what a teacher's checkpoints are the paper does not say: 0.1, 1e-3 and evenly spaced ones are ours, and so are the logit
@@ -79,8 +77,10 @@ class Distiller:
         Of the adapters' training: 10, 1e-3, 64.
     weight : float
         λ, of the cross-entropy. Default 0.1.
-    loss : {"mse", "kl"}
-        The distance to the teachers' logits.
+    loss : {"mse", "centred", "kl"}
+        The distance to the teachers' logits: squares of the differences (published); those less the mean over the
+        classes, which changes no answer (ours: where the base's logits lie far from the teachers' as a whole, adapters
+        would learn that first); the divergence of answers at temperature 4.
     crops, candidates : int
         Squares drawn of each picture, and pictures of each class: 5 and 300.
     size : int, optional
@@ -289,7 +289,7 @@ class Distiller:
 def projector_loss(
     logits: Tensor, taught: Tensor, classes: Tensor, other: Tensor, share: float, *, weight: float, loss: str = "mse"
 ) -> Tensor:
-    """``mean [f - t]² + λ CE``, the latter on the classes of mixed pictures.
+    """``mean (f - t)² + λ CE``, the latter on the classes of mixed pictures.
 
     Examples
     --------
@@ -297,7 +297,7 @@ def projector_loss(
     >>> from rankwise.vision.hello import projector_loss
     >>> two, truth, self = torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.tensor([0])
     >>> [float(projector_loss(two, k * two, truth, self, 1.0, weight=0.0)) for k in (1, 2)]  # of logits, not of answers
-    [0.0, 1.0]
+    [0.0, 2.0]
     """
     return distance(logits, taught, loss) + weight * hard(logits, classes, other, share)
 

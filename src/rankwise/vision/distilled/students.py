@@ -81,8 +81,8 @@ def train_student(
         Of AdamW, 1e-3 and 0.01.
     weight : float
         Of the cross-entropy on the classes, beside the distance to soft labels. Default 0.1.
-    loss : {"mse", "kl"}
-        The distance to soft labels: of logits, or of answers at temperature 4.
+    loss : {"mse", "centred", "kl"}
+        The distance to soft labels: of logits, of logits less their mean over the classes, of answers at temperature 4.
     views : Views
         How pictures are shown; by default the data's own, or without shuffled tiles.
     seed : int
