@@ -6,7 +6,7 @@ import torch
 
 from rankwise.dynamics import MoLRGDenoiser, SubspaceClustering, low_rank_mixture, subspace_error
 from rankwise.dynamics.low_rank.alternation import residuals
-from rankwise.dynamics.low_rank.denoising import log_weights, orthonormal
+from rankwise.dynamics.low_rank.denoising import log_weights, orthonormal, trained
 from rankwise.spectral import principal_angles
 
 DATA = low_rank_mixture(12, 3, n_clusters=2, samples=40)
@@ -105,6 +105,33 @@ def test_expected_weights_replace_squares_by_their_mean_over_the_noise():
     squares = torch.stack([(x @ B).square().sum(1).mean() for B in DATA.bases])
     got = log_weights(clean, U, ones, prior, g, s, "expected", clean).exp()[0]
     torch.testing.assert_close(got, (phi * squares).softmax(0), atol=1e-2, rtol=0)
+
+
+def test_expected_weights_count_the_noise_in_every_direction_of_a_subspace():
+    s, g, clean = 0.9, 0.5, DATA.X[3:4]
+    U = torch.stack([DATA.bases[0], torch.nn.functional.pad(DATA.bases[1][:, :1], (0, 2))])  # 3 directions and 1
+    variances = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    phi, d = s**2 / (2 * g**2 * (s**2 + g**2)), torch.tensor([3.0, 1.0], dtype=torch.float64)
+    squares = s**2 * torch.stack([(clean @ B).square().sum() for B in U]) + g**2 * d
+    want = (phi * squares - 0.5 * d * math.log(1 + s**2 / g**2)).softmax(0)
+    got = log_weights(clean, U, variances, torch.zeros(2).double(), g, s, "expected", clean).exp()[0]
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("schedule", ["ve", "vp"])
+@pytest.mark.parametrize("loss_weight", ["uniform", "edm"])
+def test_training_weighs_the_loss_at_the_level_that_was_drawn(schedule, loss_weight):
+    sigma = 0.7
+    s = 1 / math.sqrt(1 + sigma**2) if schedule == "vp" else 1.0
+    weight = (sigma**2 + 0.5**2) / (sigma * 0.5) ** 2 if loss_weight == "edm" else 1.0  # Karras et al. (2022)
+    model = MoLRGDenoiser(12, 2, 3, weights="hard", seed=1).double()
+    told = {"schedule": schedule, "loss_weight": loss_weight, "log_sigma": (math.log(sigma), 0.0)}
+    rows = DATA.X[:1].expand(5, -1)  # one row, so that it does not matter which are drawn
+    _, loss = trained(
+        model.raw.detach()[None], rows[None], model.variances, model.log_prior, model.dims, weights="hard", steps=1,
+        batch_size=4, learning_rate=1e-9, **told,
+    )  # fmt: skip
+    assert float(loss[0]) == pytest.approx(weight * float(model.loss(rows[:1], s * sigma, scale=s).detach()), rel=1e-6)
 
 
 def test_the_hard_loss_is_a_constant_less_a_multiple_of_what_k_subspaces_maximises():
