@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -185,3 +186,29 @@ def test_what_was_predicted_before_a_listed_picture_that_cannot_be_read_is_kept(
     with pytest.raises(ValueError, match=r"bad\.png"):
         run(place, tmp_path / "none.csv", images="-", listed=[str(bad)])
     assert not (tmp_path / "none.csv").exists()
+
+
+def test_an_interrupt_ends_after_its_batch_and_keeps_the_table_and_the_state(place, tmp_path, monkeypatch):
+    predict = continual.TestTimeAdapter.predict
+    seen = []
+
+    def interrupted(self, batch):
+        seen.append(len(batch["pixel_values"]))
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return predict(self, batch)
+
+    names = [str(place / "photos" / f"{i}.png") for i in range(7)]
+    run(place, tmp_path / "six.csv", images="-", listed=names[:6], state=tmp_path / "six")
+    monkeypatch.setattr(continual.TestTimeAdapter, "predict", interrupted)
+    words = ["continual", "adapt", "--images", str(place / "photos"), "--model", str(place / "vit")]
+    done = CliRunner().invoke(
+        app, [*words, "--batch-size", "3", "--out", str(tmp_path / "cut.csv"), "--state", str(tmp_path / "cut")]
+    )
+    assert done.exit_code == 130
+    assert "interrupted; the 6 pictures predicted until then are in" in " ".join(done.output.split())
+    assert seen == [3, 3]
+    read = [(tmp_path / name).read_text().splitlines() for name in ("six.csv", "cut.csv")]
+    assert [line.rsplit("/", 1)[-1] for line in read[0]] == [line.rsplit("/", 1)[-1] for line in read[1]]
+    states = [(tmp_path / name / "state.safetensors").read_bytes() for name in ("six", "cut")]
+    assert states[0] == states[1]

@@ -37,8 +37,9 @@ class Commands(TyperGroup):
         """Run what was asked."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            errors.print(f"interrupted{when_cut_short()}", style="yellow")
+        except KeyboardInterrupt as stop:
+            kept = f"; {stop}" if str(stop) else ""
+            errors.print(f"interrupted{kept}{when_cut_short()}", style="yellow")
             raise typer.Exit(130) from None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from rankwise.data.tables import write_rows
 from rankwise.jobs.early import STREAM_METHODS, check_stream
+from rankwise.jobs.interrupts import uninterrupted
 from rankwise.nearest import unknown
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def adapt_to_pictures(
     ValueError
         As `check_stream`; pictures that cannot be read; a state of another model, method or preset. Where a listed
         picture cannot be read, the table and the state of those before it are written first.
+    KeyboardInterrupt
+        After the batch at hand; the table and the state of what was predicted are written first.
     """
     check_stream(images, out, model=model, method=method, preset=preset, batch_size=batch_size, state=state, seed=seed)
     import torch
@@ -123,23 +126,29 @@ def adapt_to_pictures(
         adapter.load(state)
     source = load(model, task="image-classification").eval()
     batches: Iterable[list[tuple[str, Image, str | None]]]
-    stopped: list[ValueError] = []
+    stopped: list[ValueError | KeyboardInterrupt] = []
     if found is None:
         batches = _batches(_opened(listed, stopped), batch_size)
     else:
         order = np.random.default_rng(seed).permutation(len(found)) if classes else np.arange(len(found))
         batches = list(_batches(_taken(found, order), batch_size))
     rows: list[dict[str, Any]] = []
-    for number, batch in enumerate(each(batches, "adapting"), 1):
-        pixels = processor([picture for _, picture, _ in batch], return_tensors="pt")["pixel_values"]
-        with torch.no_grad():
-            plain = source(pixel_values=pixels).logits
-        rows += _rows(batch, adapter.predict({"pixel_values": pixels}), plain, names, number, adapter)
+    try:
+        for number, batch in enumerate(each(batches, "adapting"), 1):
+            with uninterrupted():  # half a step is no state to go on from
+                pixels = processor([picture for _, picture, _ in batch], return_tensors="pt")["pixel_values"]
+                with torch.no_grad():
+                    plain = source(pixel_values=pixels).logits
+                rows += _rows(batch, adapter.predict({"pixel_values": pixels}), plain, names, number, adapter)
+    except KeyboardInterrupt as stop:
+        stopped.append(stop)
     if not rows:
         raise stopped[0] if stopped else ValueError("no picture was listed: nothing was predicted")
     write_rows(out, [{k: v for k, v in row.items() if k != "label"} for row in rows])
     if state is not None:
         adapter.save(state)
+    if stopped and isinstance(stopped[0], KeyboardInterrupt):
+        raise KeyboardInterrupt(f"the {len(rows)} pictures predicted until then are in {out}") from stopped[0]
     if stopped:
         raise ValueError(f"{stopped[0]}; the {len(rows)} pictures listed before it are in {out}") from stopped[0]
     return _judged(rows, adapter, [] if found is None else found.notes)
@@ -172,7 +181,7 @@ def _taken(images: Images, order: np.ndarray) -> Iterator[tuple[str, Image, str 
         yield images.keys[i] if images.keys else str(i), images.pil(i), label
 
 
-def _opened(listed: Iterable[str], stopped: list[ValueError]) -> Iterator[tuple[str, Image, str | None]]:
+def _opened(listed: Iterable[str], stopped: list[Any]) -> Iterator[tuple[str, Image, str | None]]:
     """Pictures as they are listed, up to the first that cannot be read, whose error is put into ``stopped``."""
     from PIL import Image
 
