@@ -82,7 +82,8 @@ def test_the_evidence_has_a_row_a_way_and_names_the_command_and_where_the_untouc
     setting = SimpleNamespace(tasks=("a", "b", "c"))
     stream = Stream(subject=lambda setting, seed: subject(), setting=setting, schedule=SCHEDULE)
     about = {"title": "A stream", "command": "rankwise bench codyra", "setting": "three small tasks"}
-    found = evidence_of(tmp_path, stream, None, seeds=1, kappa=0.05, ladder=(0.0,), ranks=(1, 16), **about)
+    runs = runs_of(tmp_path, stream, ways(kappa=0.05, ladder=(0.0,), ranks=(1, 16), ewc=1.0), 1, lambda *_: None)
+    found = evidence_of(runs, tasks=setting.tasks, ladder=(0.0,), ranks=(1, 16), **about)
     assert {OURS, EVEN, CHANCE, "κ x 0", "LoRA r=1", "LoRA r=16"} <= {row[0] for row in found.rows}
     assert found.command == "rankwise bench codyra --seeds 1"
     assert found.setting.startswith("three small tasks. The untouched model is at ")

@@ -14,6 +14,7 @@ import rankwise.bench
 from rankwise import archive
 from rankwise.bench import Located, Recipe, recipes
 from rankwise.bench.shared.evidence import Claim, Evidence
+from rankwise.bench.shared.measured import ROWS, recorded, rows_of
 from rankwise.bench.speed import core
 from rankwise.bench.speed.core import alternate, truncated
 
@@ -26,7 +27,11 @@ SOURCES = sorted(BENCH.rglob("*.py"))
 def test_a_recipe_runs_by_its_record_and_only_with_arguments_that_it_has(located):
     module = importlib.import_module(located.module)
     assert located.recipe == module.RECIPE
-    taken = inspect.signature(module.run).parameters
+    taken = inspect.signature(getattr(module, "measure", None) or module.run).parameters
+    if "judge" in vars(module):
+        assert not hasattr(module, "run")
+        assert set(inspect.signature(module.judge).parameters) - {"seeds"} == {"found"}
+        assert ("seeds" in inspect.signature(module.judge).parameters) == ("seeds" in taken)
     assert {"out", "on_event"} <= set(taken)
     assert located.recipe.smoke
     for name in located.recipe.smoke:
@@ -263,6 +268,10 @@ def test_a_smoke_run_measures_and_judges_without_a_network(located, tmp_path, no
     assert any(c.control for c in evidence.claims) == located.recipe.control
     kept = json.loads((tmp_path / "run" / "evidence.json").read_text(encoding="utf-8"))
     assert kept["rows"] == evidence.rows
+    if (tmp_path / "run" / ROWS).exists():
+        rows = rows_of(tmp_path / "run" / ROWS)
+        again = located.rescored(rows)
+        assert (recorded(again), again.rows) == (rows.claims, evidence.rows)
     assert no_network == []
 
 
@@ -283,6 +292,6 @@ def test_recipes_that_spread_hand_their_runs_to_the_fan_out():
             source = Path(importlib.import_module(located.module).__file__).read_text()
             hands_over = any(
                 word in source
-                for word in ("fan_out(", "kept_runs(", "Job(", "trained(out", "owlore.run(", "evidence_of(")
+                for word in ("fan_out(", "kept_runs(", "Job(", "trained(out", "owlore.run(", "runs_of(", "evidence_of(")
             )
             assert located.recipe.spreads == hands_over, located.module

@@ -1,19 +1,21 @@
 """One recipe a method: its paper's headline claim measured on real data, with a control that can fail.
 
 A recipe is a module below this package with a ``RECIPE`` record and a function ``run(out, *, seeds, on_event)`` that
-returns `rankwise.bench.shared.evidence.Evidence`. Records are read from the source without importing it, so that
-listing them costs nothing.
+returns `rankwise.bench.shared.evidence.Evidence`; or, in its place, ``measure`` and ``judge``, between which lies a
+small file (`rankwise.bench.shared.measured`). Records are read from the source without importing it, so that listing
+them costs nothing.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -21,6 +23,7 @@ from rankwise.events import OnEvent
 
 if TYPE_CHECKING:
     from rankwise.bench.shared.evidence import Evidence
+    from rankwise.bench.shared.measured import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +77,14 @@ class Located:
                 f"the runs of {self.recipe.name} ({self.recipe.part}) go one after another: leave out --jobs and "
                 "--scheduler, or name another part with --part"
             )
-        if seeds is not None and "seeds" not in signature(import_module(self.module).run).parameters:
+        taken = _options(import_module(self.module))
+        if seeds is not None and "seeds" not in taken:
             raise ValueError(
                 f"{self.recipe.name} ({self.recipe.part}) draws nothing: --seeds does not apply to it; "
                 "leave it out, or name another part with --part"
             )
         if data is not None:
-            if "data" not in signature(import_module(self.module).run).parameters:
+            if "data" not in taken:
                 raise ValueError(
                     f"{self.recipe.name} ({self.recipe.part}) reads no data of yours: --data does not apply to it; "
                     "leave it out, or name another part with --part"
@@ -108,11 +112,49 @@ class Located:
         told = {"recipe": self.module, "smoke": smoke, "code": code, "version": rankwise.__version__}
         told |= {} if data is None else {"data": str(data.resolve())}
         with claimed(folder, made_by="bench", told=told):
-            sizes: dict[str, Any] = {k: v for k, v in small.items() if k.isupper()}
-            with patch.multiple(module, **sizes) if sizes else nullcontext():
-                evidence = module.run(folder / "runs", on_event=on_event, **options)
+            with self._sized(module, smoke):
+                evidence = self._measured(module, folder, smoke=smoke, on_event=on_event, **options)
             evidence.write(folder / "evidence.json")
         return evidence
+
+    def rescored(self, rows: Rows) -> Evidence:
+        """Judge kept runs once more; nothing is measured.
+
+        Raises
+        ------
+        ValueError
+            Runs of another recipe, or of another form than this release judges; a recipe that keeps none.
+        """
+        if rows.told["recipe"] != self.module:
+            raise ValueError(f"these are runs of {rows.told['recipe']}, not of {self.module}")
+        module = import_module(self.module)
+        if not hasattr(module, "judge"):
+            raise ValueError(f"{self.recipe.name} ({self.recipe.part}) does not keep its runs: it cannot be rescored")
+        try:
+            with self._sized(module, bool(rows.told["smoke"])):
+                return module.judge(rows.runs, **rows.told["asked"])
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the runs have another form than {self.recipe.name} ({self.recipe.part}) judges: {error!r}"
+            ) from error
+
+    def _measured(
+        self, module: ModuleType, folder: Path, *, smoke: bool, on_event: OnEvent | None, **options: Any
+    ) -> Evidence:
+        if not hasattr(module, "judge"):
+            return module.run(folder / "runs", on_event=on_event, **options)
+        import rankwise
+        from rankwise.bench.shared.measured import ROWS, kept
+
+        taken = _options(module)
+        asked = {"seeds": options.get("seeds", taken["seeds"].default)} if "seeds" in taken else {}
+        told = {"recipe": self.module, "version": rankwise.__version__, "smoke": smoke, "asked": asked}
+        return kept(module, folder / "runs", folder / ROWS, told=told, on_event=on_event, **options)
+
+    def _sized(self, module: ModuleType, smoke: bool) -> AbstractContextManager[object]:
+        """Within the block the module has the sizes of its record, where it is a try."""
+        sizes: dict[str, Any] = {k: v for k, v in self.recipe.smoke.items() if smoke and k.isupper()}
+        return patch.multiple(module, **sizes) if sizes else nullcontext()
 
 
 def recipes() -> dict[str, dict[str, Located]]:
@@ -124,6 +166,11 @@ def recipes() -> dict[str, dict[str, Located]]:
             place = path.relative_to(here).with_suffix("")
             found.setdefault(recipe.name, {})[recipe.part] = Located(recipe, place)
     return found
+
+
+def _options(module: ModuleType) -> Mapping[str, Parameter]:
+    """What a recipe takes."""
+    return signature(module.measure if hasattr(module, "judge") else module.run).parameters
 
 
 def _record(path: Path) -> Recipe | None:

@@ -16,7 +16,10 @@ from rankwise.reading import printable, read_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rankwise.bench import Located, Recipe
     from rankwise.bench.shared.evidence import Evidence
+
+RUNS = Path("runs/bench")
 
 
 @app.command()
@@ -60,9 +63,9 @@ def bench(
                                               "some.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="A try of under a minute; its verdicts mean nothing.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for runs and results; finished runs are kept.")] = Path(
-        "runs/bench"
-    ),
+    rescore: Annotated[Path | None, typer.Option(metavar="FILE", help="Judge the runs in a file that the recipe kept "
+                                                 "(rows.jsonl.gz) once more; nothing is measured.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs and results; finished runs are kept.")] = RUNS,
     jobs: Jobs = 1,
     scheduler: Scheduler = None,
     json_: Json = False,
@@ -74,26 +77,29 @@ def bench(
     * rankwise bench --list
 
     * rankwise bench eva --seeds 5
+
+    * rankwise bench dq-lore --rescore runs/bench/prompting/dq_lore/rows.jsonl.gz
     """
     from rankwise.bench import recipes
     from rankwise.nearest import unknown
-    from rankwise.report.tables import terminal
 
     found = recipes()
     if recipe is None and not list_:
         raise ValueError("no recipe: name one, or --list shows them")
     if list_ or recipe is None:
-        parts = [located.recipe for parts in found.values() for located in parts.values()]
-        if json_:
-            print(json.dumps([{"recipe": r.name, "part": r.part, "about": r.about} for r in parts], ensure_ascii=False))
-        else:
-            console.print(terminal(["recipe", "part", "what it measures"], [[r.name, r.part, r.about] for r in parts]))
+        _list([located.recipe for parts in found.values() for located in parts.values()], json_)
         return
     if recipe not in found:
         raise unknown("recipe", recipe, found)
     if part is not None and part not in found[recipe]:
         raise unknown(f"part of {recipe}", part, found[recipe])
     chosen = [found[recipe][part]] if part else list(found[recipe].values())
+    if rescore is not None:
+        given = {"seeds": seeds, "data": data, "smoke": smoke, "jobs": jobs != 1, "scheduler": scheduler}
+        if idle := [f"--{name}" for name, value in {**given, "out": out != RUNS}.items() if value]:
+            raise ValueError(f"--rescore measures nothing: leave out {' and '.join(idle)}")
+        _rescored(chosen, rescore, json_)
+        return
     for located in chosen:
         located.check(seeds, spread=jobs != 1 or scheduler is not None, data=data)
     if smoke and (jobs != 1 or scheduler is not None):
@@ -111,6 +117,38 @@ def bench(
             console.print(f"results   {folder}/evidence.json\n", soft_wrap=True)
     if json_:
         print(json.dumps(measured, ensure_ascii=False))
+
+
+def _list(parts: Sequence[Recipe], json_: bool) -> None:
+    from rankwise.report.tables import terminal
+
+    if json_:
+        print(json.dumps([{"recipe": r.name, "part": r.part, "about": r.about} for r in parts], ensure_ascii=False))
+    else:
+        console.print(terminal(["recipe", "part", "what it measures"], [[r.name, r.part, r.about] for r in parts]))
+
+
+def _rescored(parts: Sequence[Located], path: Path, json_: bool) -> None:
+    """Claims of a file's runs beside those that it records."""
+    from rankwise.bench.shared.measured import recorded, rows_of
+
+    rows = rows_of(path)
+    located = next((p for p in parts if p.module == rows.told["recipe"]), parts[0])
+    evidence = located.rescored(rows)
+    found = recorded(evidence)
+    same = found == rows.claims
+    if json_:
+        told = {"recipe": located.recipe.name, "part": located.recipe.part, "same": same}
+        print(json.dumps({**told, "claims": found, "recorded": rows.claims}, ensure_ascii=False))
+        return
+    _print_evidence(evidence)
+    if same:
+        console.print(f"\nrescored  all {len(found)} claims as recorded in {path}", soft_wrap=True)
+        return
+    differ = [c for c in rows.claims if c not in found]
+    console.print(f"\nrescored  other than recorded in {path}:", style="red", soft_wrap=True)
+    for claim in differ:
+        console.print(Text(printable(f"          {claim['verdict']}: {claim['text']} ({claim['found']})")))
 
 
 def _print_evidence(evidence: Evidence) -> None:

@@ -23,7 +23,8 @@ import torch
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Evidence
-from rankwise.bench.shared.stream_claims import Stream, evidence_of
+from rankwise.bench.shared.measured import Runs
+from rankwise.bench.shared.stream_claims import EWC, Stream, evidence_of, runs_of, ways
 from rankwise.bench.shared.streams import Domain, Subject, some_of_each
 from rankwise.continual import ImageText, Schedule
 from rankwise.data import read_images
@@ -64,16 +65,20 @@ class Setting:
     tested: int
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """Learn the stream in every way and by every seed (what is there is read back), and judge the claims."""
+def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+    """Learn the stream in every way and by every seed (what is there is read back)."""
     setting = Setting(tasks=TASKS, data=None if data is None else str(data.resolve()), shots=SHOTS, tested=TESTED)
     schedule = Schedule(steps=STEPS, batch_size=BATCH, learning_rate=RATE)
+    stream = Stream(subject=_subject, setting=setting, schedule=schedule)
+    wanted = ways(kappa=KAPPA, ladder=LADDER, ranks=RANKS, ewc=EWC)
+    return runs_of(out, stream, wanted, seeds, on_event or (lambda *_: None))
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The ways compared."""
     return evidence_of(
-        out,
-        Stream(subject=_subject, setting=setting, schedule=schedule),
-        on_event,
-        seeds=seeds,
-        kappa=KAPPA,
+        found,
+        tasks=TASKS,
         ladder=LADDER,
         ranks=RANKS,
         title="CoDyRA: task after task into one CLIP",

@@ -10,7 +10,6 @@ The rates, the averages' α and the batch were chosen on other pictures, with br
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.kept import kept_runs
+from rankwise.bench.shared.measured import Runs
 from rankwise.continual import CoTTA, Tent, TestTimeAdapter, warm_up
 from rankwise.continual.stream import StreamAdapter
 from rankwise.data import read_images
@@ -88,14 +88,17 @@ class Asked:
     views: int
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Every arm over every stream (what is there is read back), compared."""
-    begin = time.perf_counter()
+def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Every arm over every stream (what is there is read back)."""
     out.mkdir(parents=True, exist_ok=True)
     pictures = _prepared(out / "pictures.npz", data)
     size = {"kinds": KINDS, "batch": BATCH, "rounds": ROUNDS, "warmed": WARMED, "views": VIEWS}
     asked = [Asked(arm=arm, seed=seed, pictures=pictures, **size) for seed in range(seeds) for arm in ARMS]
-    found = kept_runs(out / "runs.json", streamed, {_name(a): a for a in asked}, on_event)
+    return kept_runs(out / "runs.json", streamed, {_name(a): a for a in asked}, on_event)
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The arms compared."""
     errors = {arm: np.array([found[f"{arm} {s}"]["errors"] for s in range(seeds)]) for arm in ARMS}  # (seeds, segments)
     clean = {arm: np.array([found[f"{arm} {s}"]["clean"] for s in range(seeds)]) for arm in ARMS}
     before = clean[SOURCE_ARM]
@@ -123,7 +126,6 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEven
         header=["arm", "error (%)", "by round", "less error than the source model", "clean error afterwards (%)"],
         rows=rows,
         claims=_claims(errors, clean, before),
-        seconds=time.perf_counter() - begin,
         environment=environment("bf16", 1),
         extra={"runs": found, "corruptions": list(ORDER[:KINDS])},
     )

@@ -9,7 +9,6 @@ judged twice: whether what it makes of fresh rows spans the subspaces, and wheth
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rankwise.bench import Recipe
 from rankwise.bench.shared.denoisers import train_perceptrons
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.bench.shared.kept import called, kept_runs
+from rankwise.bench.shared.measured import Runs
 from rankwise.dynamics import MoLRGDenoiser, PhaseTransition, SubspaceClustering, low_rank_mixture, phase_transition
 from rankwise.dynamics.low_rank.denoising import orthonormal, trained
 from rankwise.dynamics.low_rank.recovery import recovery_threshold, subspace_error
@@ -55,10 +55,13 @@ PCA, HARD, EM, SOFT, MLP, CLOSE = (
 Array = NDArray[np.float64]
 
 
-def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
-    """Every part (what is there is read back), compared."""
-    begin = time.perf_counter()
-    found = kept_runs(out / "runs.json", called, _asked(seeds), on_event)
+def measure(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Runs:
+    """Every part (what is there is read back)."""
+    return kept_runs(out / "runs.json", called, _asked(seeds), on_event)
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The parts compared."""
     grids = {(arm, K): _grid(found, arm, K) for arm in (PCA, HARD, EM, SOFT) for K in CLUSTERS}
     rho = {at: grid.threshold for at, grid in grids.items()}
     rho |= {(arm, K): _wide(found, arm, K) for arm in (MLP, CLOSE) for K in CLUSTERS}
@@ -79,7 +82,6 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
             *_noise_rows(found), *_angle_rows(found),
         ],
         claims=_claims(found, grids, rho, seeds),
-        seconds=time.perf_counter() - begin,
         environment=environment("fp64", 1),
         extra={"success": {f"{arm}, {K}": g.success.tolist() for (arm, K), g in grids.items()},
                "dims": list(DIMS), "samples": list(SAMPLES)},

@@ -11,7 +11,6 @@ The bundled CLIP sees 32 x 32 pixels and learned from CIFAR-10: it knows light a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired
 from rankwise.bench.shared.kept import kept_runs
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
 from rankwise.files import whole_file
 from rankwise.models import load_tokenizer
@@ -83,16 +83,19 @@ class Asked:
     most: int
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Every arm of every seed (what is there is read back), compared."""
+def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Every arm of every seed (what is there is read back)."""
     if find_spec("skimage") is None:
         raise ImportError("pictures are judged by scikit-image: pip install 'rankwise[vision]'")
-    begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     pictures = _prepared(out / "pictures.npz", data)
     size: dict[str, Any] = {"pictures": pictures, "rounds": ROUNDS, "steps": tuple(STEPS.items()), "most": PICTURES}
     asked = [Asked(arm=arm, seed=seed, **size) for seed in range(seeds) for arm in (*LEARNED, *PLAIN)]
-    found = kept_runs(out / "runs.json", judged, {_name(a): a for a in asked}, on_event)
+    return kept_runs(out / "runs.json", judged, {_name(a): a for a in asked}, on_event)
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The arms compared."""
     per_arm = {arm: [found[f"{arm} {s}"] for s in range(seeds)] for arm in (*LEARNED, *PLAIN)}
     rows = [
         [arm, *(f"{np.mean([r[t][m] for r in runs]):.{2 if m == 'psnr' else 3}f}±{_spread(runs, t, m)}"
@@ -115,7 +118,6 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEven
         header=["arm", "PSNR (dB), held-out scenes", "SSIM", "PSNR (dB), darkened foreground", "SSIM"],
         rows=rows,
         claims=_claims(per_arm),
-        seconds=time.perf_counter() - begin,
         environment=environment("fp32", 1),
         extra={"runs": found},
     )
