@@ -18,15 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.cluster import KMeans, SpectralClustering
 from sklearn.datasets import load_digits
-from sklearn.metrics import adjusted_rand_score
-from sklearn.mixture import GaussianMixture
 
 from rankwise.bench import Recipe
+from rankwise.bench.shared.clusterings import ARMS, Array, better_than_others, clusterings
 from rankwise.bench.shared.denoisers import train_perceptrons
-from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.bench.shared.kept import called, kept_runs
 from rankwise.dynamics import IdentifiabilityWarning, MoLRGDenoiser, SubspaceClustering, intrinsic_dimension
 from rankwise.events import OnEvent, environment
@@ -57,12 +54,9 @@ MANY = 60_000  # isotropic rows of the control
 POINTS = 20  # where ranks are taken, at each level
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # of noise, in units of the data's spread
 MIDDLE = (0.2, 5.0)  # where few directions are claimed
-EM, HARD, ORIGIN = "subspaces, mixture", "K-subspaces", "subspaces through the origin"
-OTHERS = ("k-means", "spectral", "Gaussian mixture, full", "Gaussian mixture, diagonal")
 NET, BEST, NONE, SCARCE = (
     "perceptron", "best denoiser of the subspaces", "perceptron, isotropic rows", "perceptron, as few isotropic rows"
 )  # fmt: skip
-Array = NDArray[np.float64]
 
 
 def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
@@ -85,10 +79,7 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         **{f"ranks {s}": (ranked, {**ranks, "seed": s}) for s in range(seeds)},
     }
     found = kept_runs(out / "runs.json", called, asked, on_event)
-    scores = {
-        arm: np.array([found[f"clusters {s}"]["scores"][arm] for s in range(seeds)])
-        for arm in (EM, HARD, ORIGIN, *OTHERS)
-    }
+    scores = {arm: np.array([found[f"clusters {s}"]["scores"][arm] for s in range(seeds)]) for arm in ARMS}
     kept = {
         arm: np.array([found[f"ranks {s}"][arm] for s in range(seeds)]) for arm in (NET, BEST, NONE, SCARCE)
     }  # (seeds, levels)
@@ -126,29 +117,7 @@ def _split(rows: int, share: float, seed: int) -> tuple[Array, Array, Array]:
 def clustered(*, rows: int, share: float, dims: tuple[int, ...], starts: int, seed: int) -> dict[str, Any]:
     """Adjusted Rand index of every clustering of a part."""
     X, y, others = _split(rows, share, seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IdentifiabilityWarning)
-        told: dict[str, Any] = {"n_init": starts, "random_state": seed}
-        fits = [SubspaceClustering(CLUSTERS, d, affine=True, **told).fit(X) for d in dims]
-        best = fits[int(np.argmax([f.score(others) for f in fits]))]
-        d = int(best.dims_[0])
-        labels = {
-            EM: best.labels_,
-            HARD: SubspaceClustering(CLUSTERS, d, method="k-subspaces", affine=True, **told).fit_predict(X),
-            ORIGIN: SubspaceClustering(CLUSTERS, d, **told).fit_predict(X),
-        }
-        labels |= {name: model.fit_predict(X) for name, model in _others(starts, seed).items()}
-    return {"dim": d, "scores": {name: float(adjusted_rand_score(y, found)) for name, found in labels.items()}}
-
-
-def _others(starts: int, seed: int) -> dict[str, Any]:
-    told: dict[str, Any] = {"random_state": seed, "n_init": starts}
-    return {
-        "k-means": KMeans(CLUSTERS, **told),
-        "spectral": SpectralClustering(CLUSTERS, affinity="nearest_neighbors", **told),
-        "Gaussian mixture, full": GaussianMixture(CLUSTERS, reg_covar=1e-3, **told),
-        "Gaussian mixture, diagonal": GaussianMixture(CLUSTERS, covariance_type="diag", reg_covar=1e-3, **told),
-    }
+    return clusterings(X, y, others, clusters=CLUSTERS, dims=dims, starts=starts, seed=seed)
 
 
 def ranked(
@@ -188,25 +157,10 @@ def _one(net: Any) -> Callable[..., torch.Tensor]:
 def _claims(scores: dict[str, Array], kept: dict[str, Array]) -> list[Claim]:
     levels = np.array(LEVELS)
     middle = (levels >= MIDDLE[0]) & (levels <= MIDDLE[1])
-    n, claims = 64, []
-    for other in ("k-means", "spectral", "Gaussian mixture, full"):
-        gain = paired(scores[EM], scores[other])
-        claims.append(
-            Claim(
-                text=f"the mixture of subspaces finds the digits better than {other} (p <= 0.05)",
-                held=gain.mean > 0 and gain.p_value <= 0.05,
-                found=str(gain),
-            )
-        )
-    through = paired(scores[EM], scores[ORIGIN])
+    n = 64
     few, many = kept[NET][:, middle].mean(0), kept[NONE][:, middle].mean(0)
     return [
-        *claims,
-        Claim(
-            text="means of their own are worth it: better than subspaces through the origin (p <= 0.05)",
-            held=through.mean > 0 and through.p_value <= 0.05,
-            found=str(through),
-        ),
+        *better_than_others(scores, "the digits"),
         Claim(
             text=f"at noise of {MIDDLE[0]} to {MIDDLE[1]:g} spreads the denoiser keeps half the directions at most",
             held=bool((few <= n / 2).all()),

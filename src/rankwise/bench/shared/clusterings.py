@@ -1,0 +1,60 @@
+"""Clusters that are subspaces, and what else a user would take, on the same rows."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans, SpectralClustering
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+
+from rankwise.bench.shared.evidence import Claim, paired
+from rankwise.dynamics import IdentifiabilityWarning, SubspaceClustering
+
+EM, HARD, ORIGIN = "subspaces, mixture", "K-subspaces", "subspaces through the origin"
+OTHERS = ("k-means", "spectral", "Gaussian mixture, full", "Gaussian mixture, diagonal")
+ARMS = (EM, HARD, ORIGIN, *OTHERS)
+Array = NDArray[np.float64]
+
+
+def clusterings(
+    X: Array, y: NDArray[Any], others: Array, *, clusters: int, dims: tuple[int, ...], starts: int, seed: int
+) -> dict[str, Any]:
+    """Adjusted Rand index of every clustering, and the dimension under which the rows left out are likeliest."""
+    told: dict[str, Any] = {"n_init": starts, "random_state": seed}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IdentifiabilityWarning)
+        fits = [SubspaceClustering(clusters, d, affine=True, **told).fit(X) for d in dims]
+        best = fits[int(np.argmax([f.score(others) for f in fits]))]
+        d = int(best.dims_[0])
+        hard = SubspaceClustering(clusters, d, method="k-subspaces", affine=True, **told)
+        labels = {
+            EM: best.labels_,
+            HARD: hard.fit_predict(X),
+            ORIGIN: SubspaceClustering(clusters, d, **told).fit_predict(X),
+            "k-means": KMeans(clusters, **told).fit_predict(X),
+            "spectral": SpectralClustering(clusters, affinity="nearest_neighbors", **told).fit_predict(X),
+        }
+        for name, covariance in (("full", "full"), ("diagonal", "diag")):
+            mixture = GaussianMixture(clusters, covariance_type=covariance, reg_covar=1e-3, **told)
+            labels[f"Gaussian mixture, {name}"] = mixture.fit_predict(X)
+    return {"dim": d, "scores": {name: float(adjusted_rand_score(y, found)) for name, found in labels.items()}}
+
+
+def better_than_others(scores: dict[str, Array], what: str) -> list[Claim]:
+    """The mixture of subspaces against what a user would take, and against subspaces through the origin."""
+    claims = []
+    for other in ("k-means", "spectral", "Gaussian mixture, full", ORIGIN):
+        gain = paired(scores[EM], scores[other])
+        means = "means of their own are worth it: " if other == ORIGIN else ""
+        claims.append(
+            Claim(
+                text=f"{means}the mixture of subspaces finds {what} better than {other} (p <= 0.05)",
+                held=gain.mean > 0 and gain.p_value <= 0.05,
+                found=str(gain),
+            )
+        )
+    return claims
