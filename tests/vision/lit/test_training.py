@@ -109,8 +109,8 @@ def test_a_network_that_dies_in_a_round_begins_it_again_at_half_the_rate(tower, 
 
     def dies_once(self):
         passes.append(self.network.last.bias.detach().clone())
-        pictures, results, light = real(self)
-        return pictures, results, light * (len(passes) != 4)
+        batch = real(self)
+        return batch._replace(light=batch.light * (len(passes) != 4))
 
     monkeypatch.setattr(Training, "_pass", dies_once)
     run = trained(tower)  # two passes of the warm-up, one of the round, then it dies
@@ -122,7 +122,7 @@ def test_a_network_that_dies_in_a_round_begins_it_again_at_half_the_rate(tower, 
 def test_a_network_that_always_dies_is_an_error(tower, monkeypatch):
     real = Training._pass
     monkeypatch.setattr(Training, "_warm_up", lambda self: None)
-    monkeypatch.setattr(Training, "_pass", lambda self: (*real(self)[:2], torch.zeros(1)))
+    monkeypatch.setattr(Training, "_pass", lambda self: real(self)._replace(light=torch.zeros(1)))
     with pytest.raises(ValueError, match="lower lr_network"):
         trained(tower)
 
@@ -150,6 +150,20 @@ def test_features_computed_once_are_those_computed_each_time(tower):
     pictures = (torch.rand(7, 3, 32, 32) * 255).to(torch.uint8)
     once = Training(tower, TOKENS, settings=LitSettings(**SMALL | {"augment": False}))._seen(pictures)
     assert torch.allclose(once, tower(pictures.float() / 255).features.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [2**28, 0])
+def test_content_of_dark_pictures_is_computed_once_where_it_fits_and_is_that_of_each_picture(tower, monkeypatch, kept):
+    monkeypatch.setattr(module, "KEPT", kept)
+    run = Training(tower, TOKENS, settings=LitSettings(**SMALL | {"augment": False}))
+    run._read(DARK, WELL)
+    seen, real = [], run._stages
+    monkeypatch.setattr(run, "_stages", lambda pictures: seen.append(len(pictures)) or real(pictures))
+    for rows in (torch.tensor([3, 1]), torch.tensor([0, 3])):
+        pictures = run.dark[rows].float() / 255
+        for found, own in zip(run._content(rows, pictures), tower(pictures).stages, strict=True):
+            torch.testing.assert_close(found, own.detach(), atol=1e-5, rtol=1e-5)  # other batches, other roundings
+    assert seen == ([1, 4] if kept else [1, 2, 1, 2])
 
 
 def test_scores_with_cached_text_features_are_those_picture_by_picture(tower):

@@ -58,7 +58,7 @@ class IlluminationNet(nn.Module):
             raise ValueError(f"width={width}; a multiple of 4 is needed, such as 32 or 8")
         w = width
         self.body = nn.Sequential(
-            _conv(3, w, padding), nn.LeakyReLU(0.2), _Residual(w), _Residual(w), _Pyramid(w),
+            _conv(3, w, padding), nn.LeakyReLU(0.2, inplace=True), _Residual(w), _Residual(w), _Pyramid(w),
             _conv(w, 2 * w, padding), _Residual(2 * w), _Residual(2 * w),
             _conv(2 * w, w, padding), _Residual(w), _Residual(w),
         )  # fmt: skip
@@ -72,6 +72,8 @@ class IlluminationNet(nn.Module):
                     nn.init.kaiming_normal_(module.weight, 0.2)
         if start == "identity":
             nn.init.ones_(self._bias)
+        # as fast convolutions want it
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (not in torch's overloads)
 
     @property
     def _bias(self) -> Tensor:
@@ -81,7 +83,7 @@ class IlluminationNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """``(batch, 3, H, W)`` in [0, 1] to ``(batch, 1, H, W)``."""
-        return self.last(self.body(pictures)).relu()
+        return self.last(self.body(pictures.contiguous(memory_format=torch.channels_last))).relu()
 
 
 def _conv(inner: int, outer: int, padding: str) -> nn.Conv2d:
@@ -98,7 +100,8 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x + self.two(F.leaky_relu(self.one(x), 0.2)), 0.2)
+        branch = self.two(F.leaky_relu(self.one(x), 0.2, inplace=True))
+        return F.leaky_relu(branch.add_(x), 0.2, inplace=True)
 
 
 class _Pyramid(nn.Module):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,10 +33,20 @@ HALVINGS = 6  # of the network's rate, at most
 ADDED = {"network": 60, "prompts": 100}  # steps, while a stage's last loss is above its limit
 CHUNK = 32  # pictures that a tower or the network sees at once
 EVEN = (1.0,) * 5  # weights of stages in the warm-up
+KEPT = 2**28  # bytes of dark pictures' stages that are kept, where these are always the same
 
 
 class _Died(Exception):
     """An illumination of 0 everywhere, which no step can change."""
+
+
+class _Pass(NamedTuple):
+    """A batch of dark pictures, the stages that hold their content, their results, their illumination."""
+
+    pictures: Tensor
+    content: Sequence[Tensor]
+    results: Tensor
+    light: Tensor
 
 
 class Best:
@@ -139,6 +149,7 @@ class Training:
     def _read(self, dark: Any, well_lit: Any) -> None:
         sizes = [self.settings.size_network, self.settings.size_prompts]
         self.dark, self.dark_small = squares(dark, sizes, "dark")
+        self._dark_stages: list[Tensor] | None = None
         (self.well,) = squares(well_lit, sizes[1:], "well-lit")
         known = {part.numpy().tobytes() for part in self.dark_small}
         if both := [i for i, part in enumerate(self.well) if part.numpy().tobytes() in known]:
@@ -173,14 +184,14 @@ class Training:
         """The identity loss alone; a start whose pictures are ruined is drawn anew."""
         done, steps, psnr = 0, self.settings.warm_steps, []
         while done < steps:
-            pictures, results, light = self._pass()
-            loss = self.settings.identity_weight * self._identity(pictures, results, EVEN)
+            batch = self._pass()
+            loss = self.settings.identity_weight * self._identity(batch, self._stages(batch.results), EVEN)
             self._step("the warm-up", loss, self.network, self.by_network)
             done += 1
-            psnr.append(likeness(results.detach(), pictures))
+            psnr.append(likeness(batch.results.detach(), batch.pictures))
             self.note("network", "warm-up", done, steps, float(loss.detach()))
             judged = done > WATCHED or done == steps
-            if judged and (np.mean(psnr[-RECENT:]) < DEAD or not bool(light.detach().any())):
+            if judged and (np.mean(psnr[-RECENT:]) < DEAD or not bool(batch.light.detach().any())):
                 if self.starts == STARTS:
                     raise ValueError(f"{STARTS} networks in a row give no pictures; start='identity' begins with some")
                 self._new_network()
@@ -196,13 +207,7 @@ class Training:
             prompts = self.prompts(self.clip)  # they stand still
 
         def loss() -> Tensor:
-            pictures, results, illumination = self._pass()
-            if not bool(illumination.detach().any()):
-                raise _Died
-            seen = self.tower(results)
-            light = backlit_probability(seen.features, prompts, s.scale).mean()
-            content = self._identity(pictures, results, s.alphas, seen.stages)
-            return s.clip_weight * light + s.identity_weight * content
+            return self._network_loss(prompts)
 
         begun = copy.deepcopy(self.network.state_dict())
         for _ in range(HALVINGS):
@@ -215,6 +220,15 @@ class Training:
                 self.rate /= 2
                 self._new_optimizer()
         raise ValueError(f"round {turn}: the illumination becomes 0 everywhere; lower lr_network={s.lr_network}")
+
+    def _network_loss(self, prompts: Tensor) -> Tensor:
+        s, batch = self.settings, self._pass()
+        if not bool(batch.light.detach().any()):
+            raise _Died
+        seen = self.tower(batch.results)
+        light = backlit_probability(seen.features, prompts, s.scale).mean()
+        stages = seen.stages if self.stages is None else self.stages(batch.results)
+        return s.clip_weight * light + s.identity_weight * self._identity(batch, stages, s.alphas)
 
     def _prompt_stage(self, turn: int, results: list[Tensor]) -> None:
         """Dark pictures, their results, well-lit pictures, in that order."""
@@ -267,30 +281,36 @@ class Training:
 
     # --- pieces
 
-    def _pass(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch of dark pictures, their results, their illumination."""
+    def _pass(self) -> _Pass:
+        """The network on rows that are drawn."""
         count = self.settings.batch_network
         rows = torch.randint(len(self.dark), (count,), generator=self.draws)
         pictures = floats(self.dark[rows]).to(self.device)
         if self.settings.augment:
             pictures = moved(pictures, drawn(count, NETWORK_ZOOM, self.draws)).clamp(0, 1)
         light = self.network(pictures)
-        return pictures, enhanced(pictures, light), light
+        return _Pass(pictures, self._content(rows, pictures), enhanced(pictures, light), light)
 
-    def _identity(
-        self, pictures: Tensor, results: Tensor, weights: Sequence[float], seen: list[Tensor] | None = None
-    ) -> Tensor:
-        if self.stages is not None:
-            with torch.no_grad():
-                source = self.stages(pictures)
-            result = self.stages(results)
-            if len(source) != len(weights):
-                raise ValueError(f"identity gives {len(source)} tensors of a picture; {len(weights)} are needed")
-        else:
-            with torch.no_grad():
-                source = self.tower(pictures).stages
-            result = self.tower(results).stages if seen is None else seen
-        return identity_loss(result, source, weights, summed=self.settings.released)
+    def _stages(self, pictures: Tensor) -> Sequence[Tensor]:
+        return self.tower(pictures).stages if self.stages is None else self.stages(pictures)
+
+    @torch.no_grad()
+    def _content(self, rows: Tensor, pictures: Tensor) -> Sequence[Tensor]:
+        """Stages of dark pictures; where these are always the same, and not too many, they are computed once."""
+        if self.settings.augment:
+            return self._stages(pictures)
+        if self._dark_stages is None:
+            seen = self._stages(pictures[:1])
+            if len(self.dark) * sum(part.nbytes for part in seen) > KEPT:
+                return self._stages(pictures)
+            parts = [self._stages(floats(part).to(self.device)) for part in self.dark.split(CHUNK)]
+            self._dark_stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+        return [stage[rows] for stage in self._dark_stages]
+
+    def _identity(self, batch: _Pass, stages: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        if len(stages) != len(weights):
+            raise ValueError(f"identity gives {len(stages)} tensors of a picture; {len(weights)} are needed")
+        return identity_loss(stages, batch.content, weights, summed=self.settings.released)
 
     def _seen(self, pictures: Tensor) -> Tensor:
         """Pictures, or, where they are not augmented and so always the same, their features, computed once."""
