@@ -7,7 +7,6 @@ direction: there are no subspaces in it to find, so that subspaces may not be be
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rankwise.bench import Recipe
 from rankwise.bench.shared.clusterings import ARMS, EM, Array, better_than_others, clusterings
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.kept import called, kept_runs
+from rankwise.bench.shared.measured import Runs
 from rankwise.data import read_images
 from rankwise.events import OnEvent, environment
 from rankwise.files import whole_file
@@ -39,9 +39,8 @@ DIMS, STARTS = (2, 4, 8, 16, 32), 5
 KNOWN = 0.2  # the adjusted Rand index at which clusterings see the classes at all
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
+def measure(out: Path, *, data: Path | None = None, seeds: int = 6, on_event: OnEvent | None = None) -> Runs:
     """Cluster ``seeds`` parts, and as many draws of blobs (what is there is read back)."""
-    begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     told = {"features": _prepared(out / "features.npz", data), "share": SHARE, "dims": DIMS, "starts": STARTS}
     asked: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -49,7 +48,11 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 6, on_event: OnEven
         for s in range(seeds)
         for kind in ("features", "blobs")
     }
-    found = kept_runs(out / "runs.json", called, asked, on_event)
+    return kept_runs(out / "runs.json", called, asked, on_event)
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The clusterings compared."""
     scores = {
         kind: {arm: np.array([found[f"{kind} {s}"]["scores"][arm] for s in range(seeds)]) for arm in ARMS}
         for kind in ("features", "blobs")
@@ -65,7 +68,6 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 6, on_event: OnEven
         header=["method", "features", "blobs at the classes' means"],
         rows=[[arm, *(plus_minus(scores[kind][arm]) for kind in scores)] for arm in ARMS],
         claims=_claims(**scores),
-        seconds=time.perf_counter() - begin,
         environment=environment("fp64", 1),
         extra={kind: {arm: v.tolist() for arm, v in of.items()} for kind, of in scores.items()},
     )
