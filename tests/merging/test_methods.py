@@ -413,6 +413,20 @@ def test_tsvm_of_as_many_directions_as_dimensions_is_that_of_float64_svds():
     assert (mine - exact).norm() <= 1e-3 * exact.norm()
 
 
+@pytest.mark.parametrize("shape", [(160, 160), (200, 140), (140, 200)])
+@pytest.mark.parametrize("fall", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("T", [2, 3])
+def test_the_merged_task_vector_has_the_singular_values_that_each_expert_kept(shape, fall, T):
+    falling = torch.arange(1, shape[1] + 1) ** -fall
+    taus = [torch.randn(shape) * falling for _ in range(T)]  # they lean towards the same directions
+    kept = torch.cat([torch.linalg.svdvals(t.double())[: min(shape) // T] for t in taus]).sort(descending=True).values
+    merged = run("tsvm", torch.zeros(shape), taus)
+    torch.testing.assert_close(torch.linalg.svdvals(merged.double())[: len(kept)], kept, rtol=1e-4, atol=1e-6)
+    if fall < 1:  # else their bases nearly coincide: float32 of what is merged leaves no digits of the difference
+        exact = reference_tsvm(torch.zeros(shape), taus)
+        assert float((merged - exact).norm() / exact.norm()) < 5e-4
+
+
 def test_an_expert_that_is_the_base_adds_no_direction():
     base, (expert,) = models(1, shape=(18, 12))
     U, S, Vh = torch.linalg.svd(expert - base, full_matrices=False)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rankwise.spectral import (
     joined_polar,
+    nearly_orthogonal_qr,
     orthogonality_error,
     polar_factor,
     principal_angles,
@@ -167,6 +168,45 @@ def test_shared_directions_of_two_bases_are_halved_between_them_and_near_ones_ke
         tol = 1e-6 / turn if turn else 1e-5
         torch.testing.assert_close(found[:, 1], (p + m) / 2**0.5, atol=tol + 1e-5, rtol=0)
         torch.testing.assert_close(found[:, 4], (p - m) / 2**0.5, atol=tol + 1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [(20, 20, 20), (30, 30), (40, 20), (20, 40), (10, 15)])
+@pytest.mark.parametrize("turn", [1e-3, 1e-2, 0.2])
+def test_bases_that_nearly_share_directions_still_get_orthonormal_ones_and_the_nearest(sizes, turn):
+    first = torch.linalg.qr(torch.randn(60, sizes[0], dtype=torch.float64)).Q
+    bases = [first]
+    for k in sizes[1:]:
+        more = torch.cat(
+            [first[:, : k // 2] + turn * torch.randn(60, k // 2) / 60**0.5, torch.randn(60, k - k // 2)], 1
+        )
+        bases.append(torch.linalg.qr(more).Q)
+    bases = [b.float() for b in bases]
+    L, S, Rh = torch.linalg.svd(torch.cat(bases, 1).double(), full_matrices=False)
+    found = joined_polar(bases).double()
+    torch.testing.assert_close(found.mT @ found, torch.eye(sum(sizes)).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, L @ Rh, atol=float(2e-6 / S[-1]) + 1e-5, rtol=0)
+    X = torch.randn(sum(sizes), 7)
+    torch.testing.assert_close(joined_polar(bases, times=X).double(), found @ X.double(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (3, 0), (0, 0), (20, 20)])
+def test_the_product_with_joined_bases_leaves_out_columns_of_zeros(sizes):
+    bases = [torch.cat([torch.linalg.qr(torch.randn(30, k)).Q, torch.zeros(30, 2)], 1) for k in sizes]
+    X = torch.randn(sum(sizes) + 4, 6)
+    assert not joined_polar(bases)[:, sizes[0] : sizes[0] + 2].any()
+    torch.testing.assert_close(joined_polar(bases, times=X), joined_polar(bases) @ X, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("last", [1.0, 0.1, 1e-3, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_columns_that_are_nearly_orthogonal_get_an_orthonormal_basis_of_their_span(last, dtype):
+    Q = torch.linalg.qr(torch.randn(40, 9, dtype=torch.float64)).Q
+    Y = Q + 0.02 * torch.randn(40, 9).double()
+    Y[:, -1] = (1 - last) * Y[:, 0] + last * Q[:, -1]  # so much of it is new
+    found, R = nearly_orthogonal_qr(Y.to(dtype))
+    torch.testing.assert_close(found.mT @ found, torch.eye(9, dtype=dtype), atol=1e-5, rtol=0)
+    torch.testing.assert_close((found @ R).double(), Y, atol=1e-6, rtol=0)
+    assert torch.equal(R, R.triu())
 
 
 def test_mismatched_bases_are_refused():

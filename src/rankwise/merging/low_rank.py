@@ -39,6 +39,16 @@ class LowRank:
     A: Tensor
     scale: float = 1.0
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def mT(self) -> LowRank:
+        """``τᵀ``."""
+        return LowRank(B=self.A.mT, A=self.B.mT, scale=self.scale)
+
     def dense(self) -> Tensor:
         """τ, ``(out, in)`` in float32."""
         return self.scale * (self.B.float() @ self.A.float())

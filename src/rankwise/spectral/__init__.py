@@ -2,6 +2,7 @@
 
 from rankwise.spectral.budget import allocate, allocate_threshold, proportional
 from rankwise.spectral.concurrent import each
+from rankwise.spectral.polar import joined_polar, nearly_orthogonal_qr, polar_factor
 from rankwise.spectral.spectrum import (
     effective_rank,
     explained_variance,
@@ -13,9 +14,7 @@ from rankwise.spectral.spectrum import (
 )
 from rankwise.spectral.streaming import StreamingSVD
 from rankwise.spectral.subspace import (
-    joined_polar,
     orthogonality_error,
-    polar_factor,
     principal_angles,
     procrustes,
     projection,
@@ -27,10 +26,10 @@ from rankwise.spectral.svd import (
     leading_right_vectors,
     singular_values,
     spectrum_and_directions,
-    symmetric_eigh,
     truncated_eigh,
     truncated_svd,
 )
+from rankwise.spectral.symmetric import gram, symmetric_eigh
 
 __all__ = [
     "StreamingSVD",
@@ -42,9 +41,11 @@ __all__ = [
     "effective_rank",
     "explained_variance",
     "gini",
+    "gram",
     "hill_index",
     "joined_polar",
     "leading_right_vectors",
+    "nearly_orthogonal_qr",
     "orthogonality_error",
     "outlier_ratio",
     "polar_factor",

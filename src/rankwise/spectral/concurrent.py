@@ -51,7 +51,10 @@ def each(f: Callable[[Item], Result], items: Iterable[Item], *, workers: int | N
         return f(item)
 
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(workers)
+    import scipy.linalg  # noqa: F401  # loads the BLAS whose threads are limited
+    from threadpoolctl import threadpool_limits
+
+    pool, limits = ThreadPoolExecutor(workers), threadpool_limits(1, user_api="blas")
     try:
         for item in items:
             waiting.append(pool.submit(alone, item))
@@ -61,4 +64,5 @@ def each(f: Callable[[Item], Result], items: Iterable[Item], *, workers: int | N
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+        limits.restore_original_limits()
         torch.set_num_threads(threads)

@@ -6,15 +6,10 @@ errors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from rankwise.spectral.accepted import finite, real, scaled
-from rankwise.spectral.svd import spectrum_and_directions
-
-_NEAR = 1 - 1e-3  # the cosine from which on float32 cannot tell two directions apart well
+from rankwise.spectral.accepted import finite, real
 
 
 def principal_angles(A: Tensor, B: Tensor) -> Tensor:
@@ -105,84 +100,3 @@ def procrustes(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     U, _, Vh = torch.linalg.svd(A.double().mT @ B.double())
     R = U @ Vh
     return R, torch.linalg.matrix_norm(A.double() @ R - B.double())
-
-
-def polar_factor(U: Tensor, *, tol: float = 1e-6) -> Tensor:
-    """``U (UᵀU)^{-1/2}``: the nearest matrix with orthonormal columns (rows of a wide U), float32, shaped like U.
-
-    On the range of U alone: directions whose singular value is at most ``tol`` times the largest stay zero, where an
-    SVD would fill in arbitrary ones. Joined bases of many directions are badly conditioned: the small singular values
-    have to be right, as `spectrum_and_directions` takes care of.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rankwise.spectral import polar_factor
-    >>> U = polar_factor(torch.randn(10, 3))
-    >>> torch.allclose(U.mT @ U, torch.eye(3), atol=1e-5)
-    True
-    """
-    if U.shape[0] < U.shape[1]:
-        return polar_factor(U.mT, tol=tol).mT
-    U, _ = scaled(U.float(), "polar_factor", single=True)  # scaling U changes nothing
-    S, V = spectrum_and_directions(U)
-    roots = torch.where(tol * S[0].clamp(min=torch.finfo(S.dtype).tiny) < S, 1 / S, 0.0)
-    return U @ ((V * roots.float()) @ V.mT)
-
-
-def joined_polar(bases: Sequence[Tensor]) -> Tensor:
-    """`polar_factor` of ``torch.cat(bases, 1)``; of two orthonormal bases by one SVD of half the size.
-
-    The SVD ``AᵀB = P cos(Θ) Qᵀ`` pairs the columns ``a = A P`` and ``b = B Q``; pairs are orthogonal to each other, and
-    the singular directions of a pair are its sum and its difference. With both at unit length, ``p`` and ``m``, the
-    polar factor of ``[a, b]`` is ``[p + m, p - m] / √2``, and that of ``[A, B]`` is the same turned back by ``Pᵀ`` and
-    ``Qᵀ``. A shared direction (``a = b``) has no difference: both columns become ``p / √2``.
-
-    Parameters
-    ----------
-    bases : sequence of Tensor
-        ``(d, k_t)``, each with columns that are orthonormal or zero; any float dtype and device.
-
-    Returns
-    -------
-    Tensor
-        ``(d, Σ k_t)``, float32.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rankwise.spectral import joined_polar
-    >>> one, other = (torch.linalg.qr(torch.randn(10, 2)).Q for _ in range(2))
-    >>> U = joined_polar([one, other])
-    >>> torch.allclose(U.mT @ U, torch.eye(4), atol=1e-5)
-    True
-    """
-    U = torch.cat([x.float() for x in bases], 1)
-    if len(bases) != 2 or U.shape[0] < U.shape[1]:
-        return polar_factor(U)
-    held, k = U.norm(dim=0) > 0.5, bases[0].shape[1]
-    U[:, held] = _polar_of_pair(U[:, :k][:, held[:k]], U[:, k:][:, held[k:]])
-    return U
-
-
-def _polar_of_pair(A: Tensor, B: Tensor) -> Tensor:
-    P, cosines, Qh = torch.linalg.svd(A.mT @ B)
-    a, b = A @ P, B @ Qh.mT
-    r, near = len(cosines), int((cosines > _NEAR).sum())
-    plus, minus = a[:, :r] + b[:, :r], a[:, :r] - b[:, :r]
-    plus /= plus.norm(dim=0)
-    minus[:, near:] /= minus[:, near:].norm(dim=0)
-    if near:  # a difference of nearly equal columns: in float64, and without what rounding left in it of the others
-        D = A.double() @ P[:, :near].double() - B.double() @ Qh[:near].mT.double()
-        rest = torch.cat([plus, minus[:, near:]], 1)
-        D -= (rest @ (rest.mT @ D.float())).double()
-        minus[:, :near] = _polar_of_few(D)
-    a[:, :r], b[:, :r] = (plus + minus) * 0.5**0.5, (plus - minus) * 0.5**0.5
-    return torch.cat([a @ P.mT, b @ Qh], 1)
-
-
-def _polar_of_few(D: Tensor) -> Tensor:
-    """The polar factor of a few short columns, float64; columns below 1e-6 stay zero."""
-    squares, W = torch.linalg.eigh(D.mT @ D)
-    lengths = squares.clamp(min=0).sqrt()
-    return (D @ (W * torch.where(lengths > 1e-6, 1 / lengths, 0.0)) @ W.mT).float()

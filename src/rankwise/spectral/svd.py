@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rankwise.spectral.accepted import finite, scaled
+from rankwise.spectral.symmetric import gram, symmetric_eigh
 
 Method = Literal["auto", "gram", "randomized", "full"]
 _AROUND = 32  # directions on either side of a cut that rounding may mix
@@ -169,35 +170,15 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
     """
     A, _ = scaled(A, "leading_right_vectors", single=True)
     _check_rank(rank, A)
-    V = symmetric_eigh(A.mT @ A)[1].flip(1)
+    n = A.shape[1]
+    V = symmetric_eigh(gram(A), leading=min(n, rank + _AROUND))[1].flip(1)
     around = slice(max(0, rank - _AROUND), rank + _AROUND)
-    if rank < V.shape[1]:
-        Q = _orthonormal(
-            V[:, around].mT.double()
-        ).mT  # what float32 lacks in orthonormality would be taken for a difference
+    if rank < n:
+        # what float32 lacks in orthonormality would be taken for a difference
+        Q = _orthonormal(V[:, around].mT.double()).mT
         AQ = A.double() @ Q
         V[:, around] = (Q @ torch.linalg.eigh(AQ.mT @ AQ)[1].flip(1)).to(V.dtype)
     return V[:, :rank]
-
-
-def symmetric_eigh(G: Tensor) -> tuple[Tensor, Tensor]:
-    """``torch.linalg.eigh`` in G's precision, ``(..., n, n)``; where LAPACK's float32 does not converge (it happens on
-    real Gram matrices with many zero rows), in float64, rounded back.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rankwise.spectral import symmetric_eigh
-    >>> values, vectors = symmetric_eigh(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
-    >>> torch.allclose(values, torch.tensor([1.0, 3.0]))
-    True
-    """
-    G = finite(G, "symmetric_eigh")
-    try:
-        values, vectors = torch.linalg.eigh(G)
-    except RuntimeError:  # torch.linalg.LinAlgError
-        values, vectors = torch.linalg.eigh(G.double())
-    return values.to(G.dtype), vectors.to(G.dtype)
 
 
 def spectrum_and_directions(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,15 +211,16 @@ def spectrum_and_directions(A: Tensor) -> tuple[Tensor, Tensor]:
         U, S, Vh = torch.linalg.svd(A, full_matrices=False)
         return S * scale, Vh.mT if A.shape[0] >= A.shape[1] else U
     tall = A if A.shape[0] >= A.shape[1] else A.mT
-    values, V = symmetric_eigh(tall.mT @ tall)
+    values, V = symmetric_eigh(gram(tall))
     values = values.double()
     small = int((values < _SMALL * values[-1]).sum())
     if small:
+        tall = tall.double()
         # the first-order rotation that frees the small directions from what is left in them of the large ones
-        AV = tall.double() @ V[:, :small].double()
-        K = (V[:, small:].mT @ (tall.mT.double() @ AV).float()) / values[small:, None].float()
+        AV = tall @ V[:, :small].double()
+        K = (V[:, small:].mT @ (tall.mT @ AV).float()) / values[small:, None].float()
         V[:, :small], V[:, small:] = V[:, :small] - V[:, small:] @ K, V[:, small:] + V[:, :small] @ K.mT
-        AV = tall.double() @ V[:, :small].double()
+        AV = tall @ V[:, :small].double()
         values[:small], W = torch.linalg.eigh(AV.mT @ AV)
         V[:, :small] = V[:, :small] @ W.float()
     return values.flip(0).clamp(min=0).sqrt() * scale, V.flip(1)

@@ -39,11 +39,12 @@ from rankwise.merging.low_rank import LowRank
 from rankwise.merging.methods.averaging import task_arithmetic
 from rankwise.merging.methods.entries import as_rows, delta
 from rankwise.merging.registry import Parameter, lambda_, register, weights
-from rankwise.spectral import joined_polar, leading_right_vectors, proportional
+from rankwise.spectral import joined_polar, leading_right_vectors, nearly_orthogonal_qr, proportional
 
 __all__ = ["rtsvm", "tsvm"]
 
 _NULL = 1e-5  # of σ₁: what lies below is rounding, and no direction of the task
+_STEEP = 0.1  # of σ₁: σ below which rounding leaves columns of τ V that should be orthogonal more than 1e-5 from it
 _TINY = 1e-38
 _MOST = 2  # κ: times TSVM's rank that a layer may get
 
@@ -77,8 +78,8 @@ def tsvm(
     if not matrix:
         return _mean(base, experts, weight, scale, dtype)
     rank = max(1, int(share * min(as_rows(base).shape) / len(experts)))
-    pieces = [_triplets(_task_vector(base, e), w, rank) for e, w in zip(experts, weight, strict=True)]
-    return _added(base, orthogonal_sum(pieces), scale, dtype)
+    taus = [e if isinstance(e, LowRank) else _task_vectors(base, [e])[0] for e in experts]
+    return _added(base, _merged(taus, weight, [rank] * len(taus)), scale, dtype)
 
 
 def _survey(base: Tensor, experts: Sequence[Tensor], *, rank: str, epsilon: float, **_: object) -> float | None:
@@ -144,8 +145,7 @@ def rtsvm(
         ranks = adaptive_ranks(taus, rank, epsilon)
     if weighting != "none":
         taus = outlier_weighted(taus, weighting, outlier)
-    pieces = [_triplets(tau, w, k) for tau, w, k in zip(taus, weight, ranks, strict=True)]
-    return _added(base, orthogonal_sum(pieces), scale, dtype)
+    return _added(base, _merged(taus, weight, ranks), scale, dtype)
 
 
 def outlier_weighted(taus: Sequence[Tensor], weighting: str, outlier: float = 3.0) -> list[Tensor]:
@@ -182,37 +182,45 @@ def dense_share(tau: Tensor, epsilon: float = 1.0) -> float:
 
 
 def orthogonal_sum(pieces: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """``U⊥ Σ V⊥ᵀ`` of ``(U_t Σ_t, V_tᵀ)`` pairs: ``(out, k_t)`` with orthogonal columns, ``(k_t, in)`` orthonormal."""
-    Us, Ss, Vs = [], [], []
+    """``U⊥ Σ V⊥ᵀ`` of ``(U_t Σ_t, V_tᵀ)`` pairs: ``(out, k_t)`` with orthogonal columns, ``(k_t, in)`` orthonormal.
+
+    Orthonormal bases ``U_t Q_t`` and cores ``Q_tᵀ Σ_t`` give the same, since ``[U_t Q_t]⊥ = U⊥ diag(Q_t)``.
+    """
+    bases, rights, cores = [], [], []
     for US, Vh in pieces:
         S = US.norm(dim=0)
         real = _NULL * S.max() < S
-        Us.append(torch.where(real, US / S.where(real, 1.0), 0.0))
-        Ss.append(S)
-        Vs.append(torch.where(real, Vh.mT, 0.0))
-    return (joined_polar(Us) * torch.cat(Ss)) @ joined_polar(Vs).mT
+        US, Vh, S = (US, Vh, S) if real.all() else (US[:, real], Vh[real], S[real])
+        U, R = US / S, torch.eye(0)
+        if len(S) and S.min() < _STEEP * S.max():
+            U, R = nearly_orthogonal_qr(U)
+        bases.append(U)
+        rights.append(Vh.mT)
+        cores.append((R, S))
+    V = joined_polar(rights).mT.split([len(S) for _, S in cores])
+    SV = [S[:, None] * v if not len(R) else R @ (S[:, None] * v) for (R, S), v in zip(cores, V, strict=True)]
+    return joined_polar(bases, times=torch.cat(SV))
 
 
 def _task_vectors(base: Tensor, experts: Sequence[Tensor]) -> list[Tensor]:
     return [delta(as_rows(base), as_rows(e), slice(None)) for e in experts]
 
 
-def _task_vector(base: Tensor, expert: Tensor | LowRank) -> Tensor | LowRank:
-    return expert if isinstance(expert, LowRank) else delta(as_rows(base), as_rows(expert), slice(None))
+def _merged(taus: Sequence[Tensor | LowRank], weight: Sequence[float], ranks: Sequence[int]) -> Tensor:
+    """The orthogonal sum of the leading directions of every ``w_t τ_t``."""
+    out, inner = taus[0].shape
+    if out < inner:
+        return _merged([tau.mT for tau in taus], weight, ranks).mT
+    return orthogonal_sum([_triplets(tau, w, k) for tau, w, k in zip(taus, weight, ranks, strict=True)])
 
 
 def _triplets(tau: Tensor | LowRank, weight: float, rank: int) -> tuple[Tensor, Tensor]:
-    """``U Σ`` and ``Vᵀ`` of the leading directions of ``w τ``."""
+    """``U Σ`` and ``Vᵀ`` of the leading directions of ``w τ``, which is tall."""
     if isinstance(tau, LowRank):
         svd = tau.svd(rank)
         return weight * svd.U * svd.S, svd.Vh
-    if tau.shape[0] >= tau.shape[1]:
-        V = leading_right_vectors(tau, rank)
-        return weight * (tau @ V), V.mT
-    U = leading_right_vectors(tau.mT, rank)
-    SVh = U.mT @ tau
-    S = SVh.norm(dim=1).clamp(min=torch.finfo(SVh.dtype).tiny)
-    return weight * U * S, SVh / S[:, None]
+    V = leading_right_vectors(tau, rank)
+    return weight * (tau @ V), V.mT
 
 
 def _mean(base: Tensor, experts: Sequence, weight: Sequence[float], scale: float, dtype: torch.dtype) -> Tensor:
