@@ -105,7 +105,8 @@ def test_the_same_command_makes_the_same_files(photos, run, tmp_path):
 @pytest.mark.parametrize(
     ("bad", "said"),
     [({"ipc": 0}, "ipc=0"), ({"tiles": 0}, "tiles=0"), ({"rank": -1}, "rank=-1"), ({"template": "a"}, "template"),
-     ({"limit": 0}, "limit=0"), ({"model": "vit-cifar10"}, "image-classification"), ({"model": "clp"}, "clip"),
+     ({"limit": 0}, "limit=0"), ({"lr": float("nan")}, "rate=nan"),
+     ({"model": "vit-cifar10"}, "image-classification"), ({"model": "clp"}, "clip"),
      ({"data": "none"}, "unknown pictures"), ({"data": "./none"}, "no such folder")],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_work(photos, tmp_path, bad, said):

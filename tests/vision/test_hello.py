@@ -245,8 +245,8 @@ def test_a_base_that_was_trained_on_the_classes_is_a_leak():
 @pytest.mark.parametrize(
     "bad",
     [{"ipc": 0}, {"ipc": 1.5}, {"rank": -1}, {"tiles": 0}, {"epochs": 0}, {"lr": 0.0}, {"lr": float("inf")},
-     {"weight": -0.1}, {"loss": "l1"}, {"crops": 0}, {"candidates": 0}, {"teachers": 0}, {"teachers": []},
-     {"size": 1}, {"seed": -1}, {"batch_size": True}],
+     {"weight": -0.1}, {"loss": "l1"}, {"start": "random"}, {"crops": 0}, {"candidates": 0}, {"teachers": 0},
+     {"teachers": []}, {"size": 1}, {"seed": -1}, {"batch_size": True}],
 )  # fmt: skip
 def test_what_is_out_of_range_is_refused_before_work(bad, clip):
     with pytest.raises(ValueError, match=next(iter(bad))):

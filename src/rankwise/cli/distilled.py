@@ -24,6 +24,8 @@ def distill(
     head_rank: Annotated[int, typer.Option(help="Of the head's adapter; 0: none.")] = 64,
     teachers: Annotated[int, typer.Option(help="Snapshots of a small network, whose logits are averaged.")] = 3,
     epochs: Annotated[int, typer.Option(help="Passes over the pictures that the adapters learn from.")] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Of the adapters; a CLIP wider than the bundled one needs less, "
+                                      "e.g. 0.001.")] = 5e-3,
     update_images: Annotated[bool, typer.Option("--update-images", help="Change tiles until the CLIP reads them as "
                                                 "what they were made of.")] = False,
     no_flip: Annotated[bool, typer.Option("--no-flip", help="Nothing is mirrored: where left and right differ.")]
@@ -46,7 +48,7 @@ def distill(
     from rankwise.jobs.early import check_distillation
 
     check_distillation(data, out, model=model, template=template, limit=limit, ipc=ipc, tiles=tiles, rank=rank,
-                       head_rank=head_rank, teachers=teachers, epochs=epochs, seed=seed)  # fmt: skip
+                       head_rank=head_rank, teachers=teachers, epochs=epochs, lr=learning_rate, seed=seed)  # fmt: skip
     from rankwise.cli.app import Progress
     from rankwise.jobs.distill import distill_pictures
     from rankwise.report.page import write_distilled
@@ -56,8 +58,9 @@ def distill(
     with Progress(quiet=json_) as progress:
         done = distill_pictures(
             data, out, model=model, template=template, ipc=ipc, tiles=tiles, rank=rank, head_rank=head_rank,
-            teachers=teachers, epochs=epochs, update_images=update_images, flip=not no_flip, split=split, limit=limit,
-            seed=seed, report=lambda folder, found: write_distilled(folder, found, command), on_event=progress.event,
+            teachers=teachers, epochs=epochs, lr=learning_rate, update_images=update_images, flip=not no_flip,
+            split=split, limit=limit, seed=seed, report=lambda folder, found: write_distilled(folder, found, command),
+            on_event=progress.event,
         )  # fmt: skip
     if json_:
         print_json(done.as_dict())

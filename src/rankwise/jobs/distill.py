@@ -94,7 +94,7 @@ class Judged:
 
 def distill_pictures(
     data: str, out: Path, *, model: str = "clip-cifar10", template: str = "a photo of {}", ipc: int = 10,
-    tiles: int = 2, rank: int = 8, head_rank: int = 64, teachers: int = 3, epochs: int = 10,
+    tiles: int = 2, rank: int = 8, head_rank: int = 64, teachers: int = 3, epochs: int = 10, lr: float = 5e-3,
     update_images: bool = False, flip: bool = True, split: str | None = None, limit: int | None = None, seed: int = 0,
     report: Callable[[Path, Distilled], None] = lambda folder, done: None, on_event: OnEvent | None = None,
 ) -> Distilled:  # fmt: skip
@@ -108,7 +108,7 @@ def distill_pictures(
         A folder: ``distilled.safetensors``, ``distilled.json``, and what ``report`` adds.
     model, template : str
         The base and the text of a class, as of `rankwise.vision.Distiller`.
-    ipc, tiles, rank, head_rank, teachers, epochs, update_images
+    ipc, tiles, rank, head_rank, teachers, epochs, lr, update_images
         As of `rankwise.vision.Distiller`.
     flip : bool
         Whether views are mirrored.
@@ -130,13 +130,13 @@ def distill_pictures(
     """
     options: dict[str, Any] = {"ipc": ipc, "tiles": tiles, "rank": rank, "head_rank": head_rank, "teachers": teachers}
     options |= {"epochs": epochs, "seed": seed}
-    check_distillation(data, out, model=model, template=template, limit=limit, **options)
+    check_distillation(data, out, model=model, template=template, limit=limit, lr=lr, **options)
     from rankwise.data import read_images
     from rankwise.vision import Distiller, Views
     from rankwise.vision.distilled.rivals import label_bytes
 
     images = read_images(data, split=split).head(limit)
-    distiller = Distiller(model, template, update_images=update_images, views=Views(flip=flip), **options)
+    distiller = Distiller(model, template, update_images=update_images, views=Views(flip=flip), lr=lr, **options)
     few = distiller.fit(images, on_event=on_event)
     few.told["content"] = images.fingerprint()
     classes, one = len(few.label_names), few.images[0].numel()

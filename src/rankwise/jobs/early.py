@@ -344,8 +344,12 @@ def check_requests(folder: Path) -> None:
         raise ValueError(f"{folder} holds no requests of `rankwise continual forget`: o3.json is missing")
 
 
-def check_distillation(data: str, out: Path, *, model: str, template: str, limit: int | None, **options: int) -> None:
+def check_distillation(
+    data: str, out: Path, *, model: str, template: str, limit: int | None, lr: float, **options: int
+) -> None:
     """Of `rankwise.jobs.distill.distill_pictures`."""
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"learning_rate={lr}: a rate above 0 is accepted")
     for name, value in options.items():
         least = 0 if name in ("rank", "head_rank", "seed") else 1
         if value < least:

@@ -28,9 +28,9 @@ RECIPE = Recipe(
 
 SOURCE, SIZE = "cifar10", 32
 TRAIN, TEST = 6000, 1000  # at most
-IPCS, EPOCHS = (1, 10, 50), (300, 120, 40)
-RANKS = (8, 2, 4, 16)
-TEACHERS, TEACHING, LEARNING, RATE = 3, 8, 6, 1e-3
+IPCS, EPOCHS = (1, 10, 50), (300, 100, 30)
+RANKS = (8, 2, 16)
+TEACHERS, TEACHING, LEARNING, RATE = 3, 8, 6, 5e-3
 CANDIDATES, TILES, WIDTH, FULL = 300, 1, 32, 6  # tiles: as published at 32 pixels
 
 
@@ -48,5 +48,5 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
         command="rankwise bench hello --part cifar10 --data cifar10",
         setting=f"{SOURCE}, at most {TRAIN:,} training and {TEST:,} test pictures, base clip-cifar10, which was "
         f"trained on all training pictures of CIFAR-10 (a leak), ranks {RANKS[0]} and 64 (at most what a layer can "
-        f"have), {LEARNING} epochs at rate {RATE:g}, tiles {TILES} x {TILES}, bfloat16",
+        f"have), fitted, then {LEARNING} epochs at rate {RATE:g}, tiles {TILES} x {TILES}, bfloat16",
     )  # fmt: skip

@@ -26,9 +26,9 @@ RECIPE = Recipe(
 
 SOURCE, SIZE = "mnist", 32  # of 28 pixels, scaled to the base's
 TRAIN, TEST = 3500, 1000  # at most
-IPCS, EPOCHS = (1, 10, 50), (300, 120, 40)
-RANKS = (8, 2, 4, 16)
-TEACHERS, TEACHING, LEARNING, RATE = 3, 6, 10, 1e-3
+IPCS, EPOCHS = (1, 10, 50), (300, 100, 30)
+RANKS = (8, 2, 16)
+TEACHERS, TEACHING, LEARNING, RATE = 3, 6, 10, 1e-2
 CANDIDATES, TILES, WIDTH, FULL = 300, 1, 32, 6  # tiles: as published at 32 pixels
 
 
@@ -45,6 +45,6 @@ def run(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Eviden
         title="HeLlO: digits as a few pictures, by a base that has never seen one",
         command="rankwise bench hello --part mnist",
         setting=f"{SOURCE}, at most {TRAIN:,} training and {TEST:,} test pictures at {SIZE} pixels, base clip-cifar10, "
-        f"which has never seen digits, ranks {RANKS[0]} and 64 (at most what a layer can have), {LEARNING} epochs at "
-        f"rate {RATE:g}, tiles {TILES} x {TILES}, bfloat16",
+        f"which has never seen digits, ranks {RANKS[0]} and 64 (at most what a layer can have), fitted, then "
+        f"{LEARNING} epochs at rate {RATE:g}, tiles {TILES} x {TILES}, bfloat16",
     )  # fmt: skip

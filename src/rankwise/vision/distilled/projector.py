@@ -271,6 +271,11 @@ def numbers(model: nn.Module) -> dict[str, Tensor]:
     return {n.removeprefix("base_model.model.").replace(".default.", "."): p for n, p in held.items()}
 
 
+def within(model: nn.Module) -> Projector:
+    """The projector inside of what PEFT made of it."""
+    return model if isinstance(model, Projector) else cast(Any, model).base_model.model
+
+
 @torch.no_grad()
 def halved(model: nn.Module) -> None:
     """Round the adapters' numbers to what float16 holds, so that what is kept is what makes labels."""
