@@ -84,8 +84,8 @@ def evidence() -> str:
         "paired by seed (p is the one-sided exact sign-flip p-value; *sees* is the smallest difference that so many "
         "pairs would have shown, 2.8 standard errors) or by query (with bootstrap intervals). A claim that did not "
         "hold is listed as such; where a control did not hold, the recipe cannot tell. The first claim of each recipe "
-        "stands here, with the minutes of its last call (runs that an earlier one had finished are "
-        "read back); the same for programs is in [evidence.json](evidence.json).\n"
+        "stands here, with the minutes of its whole run, over all calls where it was cut short (*or more* stands where "
+        "only its last call was timed); the same for programs is in [evidence.json](evidence.json).\n"
     ]
     held = measured()
     rows = []
@@ -98,7 +98,7 @@ def evidence() -> str:
                 e["claims"][first]["text"],
                 f"**{found[first]}**",
                 e["claims"][first]["found"],
-                _minutes(e["seconds"]),
+                _minutes(e),
                 ", ".join(str(found.count(verdict)) for verdict in get_args(Verdict)),
             ]
         )
@@ -139,6 +139,7 @@ def evidence_rows() -> str:
             "paper": c.get("paper", ""),
             "command": e["command"],
             "seconds": round(e["seconds"], 1),
+            "calls": e.get("calls"),
             "link": f"evidence.md#{anchor(located)}",
         }
         for located, e in measured()
@@ -167,8 +168,9 @@ def _verdicts(e: dict) -> list[str]:
     return [*judged([Claim(**{k: v for k, v in c.items() if k != "verdict"}) for c in e["claims"]])]
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f}" if seconds >= 60 else "under 1"
+def _minutes(e: dict) -> str:
+    minutes = f"{e['seconds'] / 60:.0f}" if e["seconds"] >= 60 else "under 1"
+    return minutes if "calls" in e else f"{minutes} or more"
 
 
 def anchor(located: Located) -> str:

@@ -100,6 +100,7 @@ class Located:
         ``data`` is a folder of what cannot be fetched, for recipes that read such a thing.
         """
         import rankwise
+        from rankwise.bench.clock import whole_time
         from rankwise.files import claimed, content_of
 
         self.check(seeds, data=data)
@@ -112,8 +113,9 @@ class Located:
         told = {"recipe": self.module, "smoke": smoke, "code": code, "version": rankwise.__version__}
         told |= {} if data is None else {"data": str(data.resolve())}
         with claimed(folder, made_by="bench", told=told):
-            with self._sized(module, smoke):
+            with self._sized(module, smoke), whole_time(folder, options) as took:
                 evidence = self._measured(module, folder, smoke=smoke, on_event=on_event, **options)
+                evidence.seconds, evidence.calls = took()
             evidence.write(folder / "evidence.json")
         return evidence
 

@@ -114,6 +114,7 @@ def bench(
         measured.append(read_json(folder / "evidence.json"))
         if not json_:
             _print_evidence(evidence)
+            console.print(f"took      {evidence.seconds / 60:.1f} min in all (calls: {evidence.calls})")
             console.print(f"results   {folder}/evidence.json\n", soft_wrap=True)
     if json_:
         print(json.dumps(measured, ensure_ascii=False))

@@ -47,7 +47,10 @@ class Claim:
 
 @dataclass(kw_only=True)
 class Evidence:
-    """The outcome of a recipe."""
+    """The outcome of a recipe.
+
+    ``seconds`` are those of all its ``calls``: runs that an earlier one had finished are read back.
+    """
 
     recipe: str
     title: str
@@ -57,6 +60,7 @@ class Evidence:
     rows: list[list[str]]
     claims: list[Claim]
     seconds: float = 0.0
+    calls: int = 1
     environment: dict = field(default_factory=dict)
     extra: dict = field(default_factory=dict)
 
