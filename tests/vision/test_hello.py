@@ -1,5 +1,6 @@
 """HeLlO as a whole: what is made, kept, read back, refused."""
 
+import copy
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from rankwise.data import Images
-from rankwise.vision import DistilledDataset, Distiller, Views, train_student
+from rankwise.vision import DistilledDataset, Distiller, Views, hello, train_student
 from rankwise.vision.distilled import dataset as datasets
 from rankwise.vision.distilled.networks import network
 from rankwise.vision.distilled.projector import Projector, Seeing, based, numbers
@@ -291,9 +292,93 @@ def test_options_of_another_kind_of_base_are_refused(clip, head):
         distiller(Convolutions(), head, tokenizer=Words()).fit(coloured())
 
 
-def test_an_encoder_of_other_features_than_the_head_is_refused():
-    with pytest.raises((ValueError, RuntimeError)):
-        distiller(Convolutions(), torch.randn(3, 5)).fit(coloured())
+class Colours(nn.Module):
+    """Logits of a picture's mean colours."""
+
+    def __init__(self, count=3, shift=0.0):
+        super().__init__()
+        self.out, self.shift = nn.Linear(3, count), shift
+
+    def forward(self, x):
+        return self.out(x.mean((2, 3))) + self.shift
+
+
+@pytest.fixture
+def unlearned(monkeypatch):
+    """Nothing is trained before what cannot work is refused."""
+    for module, name in ((hello, "snapshots"), (hello.Distiller, "squares"), (hello.Distiller, "_learn")):
+        monkeypatch.setattr(module, name, None)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "said"),
+    [([Colours(2)], r"shape \(1, 2\).* 3 classes"), ([Colours(), Colours(1)], "teacher 1 gives"),
+     ([Colours(shift=float("nan"))], "not finite"), ([nn.Linear(5, 3)], "teacher 0 cannot take"),
+     ([len], "modules that give logits"), (Colours(), "list of modules"), (True, "list of modules"),
+     (2.5, "list of modules")],
+)  # fmt: skip
+def test_what_cannot_teach_is_refused_before_work(clip, unlearned, teachers, said):
+    with pytest.raises(ValueError, match=said):
+        distiller(clip, teachers=teachers).fit(coloured())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_teachers_bases_and_students_of_any_precision_are_asked_in_their_own(clip, dtype):
+    teacher = Colours().to(dtype)
+    made = distiller(copy.deepcopy(clip).to(dtype), teachers=[teacher]).fit(coloured())
+    assert made.labels(torch.rand(1, 3, 16, 16)).dtype == torch.float32
+    assert next(teacher.parameters()).dtype == dtype
+    train_student(network("convnet", 3, width=4).to(dtype), made, epochs=1)
+
+
+def small_encoders():
+    from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTForImageClassification, ViTModel
+
+    vit = ViTConfig(hidden_size=6, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16,
+                    patch_size=8)  # fmt: skip
+    net = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
+    return {"vit": ViTModel(vit), "resnet": ResNetModel(net), "classifier": ViTForImageClassification(vit),
+            "no pooler": ViTModel(vit, add_pooling_layer=False), "other size": Convolutions()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_encoders_of_transformers_work_with_a_head_of_numbers(head, name):
+    made = distiller(small_encoders()[name], head).fit(coloured())
+    assert made.labels(torch.rand(2, 3, 16, 16)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "said"),
+    [
+        ("classifier", 6, "without the head"),
+        ("no pooler", 6, "gives no features"),
+        ("other size", 5, "6 features.*has 5"),
+    ],
+)
+def test_what_gives_no_features_for_the_head_is_refused_before_work(unlearned, name, width, said):
+    with pytest.raises(ValueError, match=said):
+        distiller(small_encoders()[name], torch.randn(3, width)).fit(coloured())
+
+
+@pytest.mark.parametrize("bad", [{"device": "cpuu"}, {"device": "cuda:99"}, {"views": "none"}])
+def test_devices_and_views_that_are_none_are_refused_by_name(clip, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        distiller(clip, **bad)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(None, "NoneType"), ([1, 2], "picture 0 is a int"), ([(coloured()[0], 0.5)], "class 0.5"),
+     ([(coloured()[0], "cat")], "class 'cat'"), ([(coloured()[0], torch.tensor(1.0))], "whole number")],
+)  # fmt: skip
+def test_what_is_no_data_set_of_pictures_with_class_indices_is_refused(clip, data, said):
+    with pytest.raises(ValueError, match=said):
+        distiller(clip).fit(data)
+
+
+def test_a_head_that_is_an_array_of_numpy_is_refused_by_name():
+    with pytest.raises(ValueError, match="array of numpy"):
+        distiller(Convolutions(), np.ones((3, 6))).fit(coloured())
 
 
 class Listed(torch.utils.data.Dataset):

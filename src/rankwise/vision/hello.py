@@ -43,7 +43,7 @@ from rankwise.vision.distilled.pictures import Real, collected
 from rankwise.vision.distilled.projector import Projector, Seeing
 from rankwise.vision.distilled.rivals import rows_of, shown
 from rankwise.vision.distilled.start import MOST, least_squares
-from rankwise.vision.distilled.teachers import Mean, snapshots
+from rankwise.vision.distilled.teachers import Mean, check_answers, check_teachers, snapshots
 from rankwise.vision.distilled.tiles import as_bytes, best_squares, shrunk, tiled
 from rankwise.vision.distilled.update import updated
 from rankwise.vision.distilled.views import Views
@@ -147,10 +147,10 @@ class Distiller:
         whole = {"rank": rank, "head_rank": head_rank, "ipc": ipc, "tiles": tiles, "epochs": epochs, "seed": seed}
         whole |= {"batch_size": batch_size, "crops": crops, "candidates": candidates, "size": size}
         check_options(**whole, lr=lr, weight=weight, loss=loss)
-        if not isinstance(teachers, int) and not len(teachers):
-            raise ValueError("no teachers: at least one, or a number of snapshots")
-        if isinstance(teachers, int) and teachers < 1:
-            raise ValueError(f"teachers={teachers}: at least 1 snapshot")
+        check_teachers(teachers)
+        _check_device(device)
+        if views is not None and not isinstance(views, Views):
+            raise ValueError(f"views={views!r}: a Views is accepted")
         if precision not in ("fp32", "bf16"):
             raise unknown("precision", precision, ("fp32", "bf16"))
         if start not in STARTS:
@@ -193,12 +193,12 @@ class Distiller:
         encoder, rows = projectors.based(self.base, texts, self.tokenizer)
         _fits(rows, real.names)
         notes = [*real.notes, *_doubts(self.base, rows, real.names)]
+        base_hash = projectors.weights_hash(encoder)
+        plain = Projector(encoder, rows, seeing)
+        plain.check(real.images[:1].float() / 255)
         teachers = self._taught(real)
         squares = self.squares(real, teachers[-1], on_event)
-        base_hash = projectors.weights_hash(encoder)
-        model = projectors.projected(Projector(encoder, rows, seeing), self.rank, self.head_rank, self.seed)
-        model = model.to(self.device)
-        self._check_features(model, real)
+        model = projectors.projected(plain, self.rank, self.head_rank, self.seed).to(self.device)
         if projectors.numbers(model):
             if self.start == "fitted" and self.head_rank:
                 self._begin(model, real, Mean(teachers))
@@ -236,6 +236,7 @@ class Distiller:
 
     def _taught(self, real: Real) -> list[nn.Module]:
         if not isinstance(self.teachers, int):
+            check_answers(self.teachers, real.images[:1].float() / 255, len(real.names))
             return list(self.teachers)
         return snapshots(real.images, real.classes, len(real.names), number=self.teachers, seed=self.seed,
                          views=Views(scale=self.views.scale, flip=self.views.flip, cutmix=0.0))  # fmt: skip
@@ -253,12 +254,6 @@ class Distiller:
             if on_event:
                 on_event("squares", "train", label + 1, len(real.names), float("nan"))
         return torch.stack(found, 1)
-
-    def _check_features(self, model: nn.Module, real: Real) -> None:
-        with torch.no_grad():
-            found = model(real.images[:1].to(self.device).float() / 255)
-        if found.shape != (1, len(real.names)) or not bool(found.isfinite().all()):
-            raise ValueError(f"the base gives logits of shape {tuple(found.shape)}, or not finite ones, of a picture")
 
     @torch.no_grad()
     def _begin(self, model: nn.Module, real: Real, teacher: nn.Module) -> None:
@@ -376,7 +371,16 @@ def check_options(**given: Any) -> None:
         raise unknown("loss", given["loss"], LOSSES)
 
 
+def _check_device(device: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device={device!r} is none that this torch can use: {error}".split("\n")[0]) from error
+
+
 def _texts(given: str | Sequence[str] | Tensor, names: Sequence[str]) -> Sequence[str] | Tensor:
+    if isinstance(given, np.ndarray):
+        raise ValueError("class_texts is an array of numpy: texts, or a head as a Tensor, are accepted")
     if isinstance(given, str):
         return [given.replace("{}", article(name)) for name in names]
     if not isinstance(given, Tensor) and (strange := [t for t in given if not isinstance(t, str) or not t.strip()]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -88,11 +89,19 @@ def _of_one_size(images: Images) -> bool:
 
 
 def _listed(dataset: Any, size: int | None) -> Images:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            f"the data is a {type(dataset).__name__}: Images, or a torch Dataset with a length, is accepted"
+        )
     pictures, labels = [], []
     for i in range(len(dataset)):
-        picture, label = dataset[i]
-        pictures.append(_bytes(picture))
-        labels.append(int(label))
+        pair = dataset[i]
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(
+                f"picture {i} is a {type(pair).__name__}: a pair of a picture and a class index is accepted"
+            )
+        pictures.append(_bytes(pair[0]))
+        labels.append(_index(pair[1], i))
     if not pictures:
         raise ValueError("the data set is empty: no pictures")
     if size is not None:
@@ -101,6 +110,13 @@ def _listed(dataset: Any, size: int | None) -> Images:
         raise ValueError(f"pictures of several sizes, {sorted(shapes)[:2]}: give a size")
     names: Sequence[str] = [str(name) for name in getattr(dataset, "classes", ())]
     return Images.of(np.stack(pictures), labels=labels, label_names=names, name=type(dataset).__name__)
+
+
+def _index(label: Any, at: int) -> int:
+    try:
+        return operator.index(label)
+    except TypeError as error:
+        raise ValueError(f"picture {at} has the class {label!r:.40}: an index, a whole number, is accepted") from error
 
 
 def _bytes(picture: Any) -> np.ndarray:

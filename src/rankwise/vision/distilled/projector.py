@@ -103,7 +103,21 @@ class Projector(nn.Module):
         """``E(x) / |E(x)|``, ``(n, d)``."""
         side = self.size or pixels.shape[-1]
         seen = self.encoder((scaled(pixels, side, side) - self.mean) / self.std)
-        return F.normalize(getattr(seen, "pooler_output", seen), dim=-1)
+        return F.normalize(getattr(seen, "pooler_output", seen).flatten(1), dim=-1)
+
+    @torch.no_grad()
+    def check(self, picture: Tensor) -> None:
+        """``ValueError`` where the encoder does not give the head's features, finite, of ``picture (1, 3, s, s)``."""
+        try:
+            found = self.features(picture)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"the base's {type(self.encoder).__name__} gives no features of a picture: (n, d), or an output with "
+                f"pooler_output, is needed; of a classifier, its model without the head ({error})"
+            ) from error
+        if found.shape[1] != (width := self.head.weight.shape[1]) or not bool(found.isfinite().all()):
+            raise ValueError(f"the base gives {found.shape[1]} features of a picture, or not finite ones: the head has "
+                             f"{width}")  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``(n, classes)``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from rankwise.vision.distilled.views import Views
 
 
 def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
-    """What a module says, or what it says is the logits."""
-    said = model(pixels.to(next(model.parameters(), pixels).device))
+    """What a module says of pictures, shown on its device in its own precision, or what it says is the logits."""
+    own = next((p for p in model.parameters() if p.is_floating_point()), pixels)
+    said = model(pixels.to(own.device, own.dtype))
     return getattr(said, "logits", said).float()
 
 
@@ -47,6 +49,33 @@ class Mean(nn.Module):
         """``(n, classes)``."""
         with evaluating(self.teachers):
             return torch.stack([logits_of(t, pixels).to(pixels.device) for t in self.teachers]).mean(0)
+
+
+def check_teachers(given: Any) -> None:
+    """``ValueError`` for what is neither a number of snapshots nor modules."""
+    if isinstance(given, bool) or not isinstance(given, int | list | tuple | nn.ModuleList):
+        raise ValueError(f"teachers={given!r:.80}: a list of modules, or a number of snapshots, is accepted")
+    if isinstance(given, int):
+        if given < 1:
+            raise ValueError(f"teachers={given}: at least 1 snapshot")
+        return
+    if not len(given):
+        raise ValueError("no teachers: at least one, or a number of snapshots")
+    if strange := [t for t in given if not isinstance(t, nn.Module)]:
+        raise ValueError(f"teachers hold a {type(strange[0]).__name__}: modules that give logits are accepted")
+
+
+@torch.no_grad()
+def check_answers(teachers: Sequence[nn.Module], picture: Tensor, count: int) -> None:
+    """``ValueError`` where a teacher does not give a finite logit of every class, of ``picture (1, 3, s, s)``."""
+    for k, teacher in enumerate(teachers):
+        try:
+            said = Mean([teacher])(picture)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"teacher {k} cannot take a picture of shape {tuple(picture.shape)}: {error}") from error
+        if said.shape != (1, count) or not bool(said.isfinite().all()):
+            raise ValueError(f"teacher {k} gives logits of shape {tuple(said.shape)}, or not finite ones, "
+                             f"and a finite one for each of {count} classes is needed")  # fmt: skip
 
 
 def snapshots(
