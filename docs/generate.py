@@ -114,8 +114,19 @@ def evidence() -> str:
             *[f"![{text}](img/{file})\n" for text, file in located.recipe.figures],
             *([f"{located.recipe.remark}\n"] if located.recipe.remark else []),
             f"torch {env['torch']}, {env['device']}, {env['threads']} thread(s).\n",
+            *_rows(located),
         ]
     return "\n".join(parts)
+
+
+def _rows(located: Located) -> list[str]:
+    """Where the file with what was measured is, if it is recorded too, and how it is judged once more."""
+    file = Path("evidence", located.place.with_suffix(".jsonl.gz"))
+    command = (
+        f"rankwise bench {located.recipe.name} --part {located.recipe.part} --rescore {located.place.name}.jsonl.gz"
+    )
+    told = f"[What was measured, item by item]({file.as_posix()}); the verdicts once more: `{command}`\n"
+    return [told] if (HERE / file).exists() else []
 
 
 def measured() -> list[tuple[Located, dict]]:

@@ -93,7 +93,7 @@ def test_claims_on_corpora_fail_where_they_do_not_differ_and_the_control_where_p
     for name, value in {"TEXTS": 30, "SPLITS": 40, "sentiment": texts, "embed": embed}.items():
         monkeypatch.setattr(tte_depth, name, value)
     monkeypatch.setattr(tte_depth, "depth_rank_test", compared)
-    assert judged(tte_depth.run(tmp_path)) == [(False, apart), (True, uniform)]
+    assert judged(tte_depth.judge(tte_depth.measure(tmp_path))) == [(False, apart), (True, uniform)]
 
 
 def test_differences_of_log_probabilities_are_those_of_the_tokens_said():

@@ -139,6 +139,7 @@ def test_bad_input_is_named(files):
         (("answer", "--question", "a", "--choices", "b", "--samples", "3"), "--samples is for questions without"),
         (("answer", "--question", "a", "--choices", "b", "--ranker", "er_g"), "did you mean er-g"),
         (("answer", "--question", "a", "--choices", "b", "--timeout", "3"), "--timeout is for --server"),
+        (("answer", "--question", "a", "--choices", "b", "--prompts", files / "bad.jsonl"), "unknown part of"),
         (("answer", "--questions", files / "pool.jsonl", "--out", files / "pool.jsonl"), "read by the same command"),
         ((*select, "--selector", "dqlore"), "did you mean dq-lore"),
         ((*select, "--selector", "knn", "--rank", "3"), "knn has no rank"),

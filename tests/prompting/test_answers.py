@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from rankwise.prompting import EquilibriumRanker
-from rankwise.prompting.answers import Choices, Scores, Unanswerable, fits, propose_answers, rank_answers, score_answers
+from rankwise.prompting.answers import (
+    AnswerPrompts,
+    Choices,
+    Scores,
+    Unanswerable,
+    fits,
+    propose_answers,
+    rank_answers,
+    score_answers,
+)
 from rankwise.prompting.language_model import Generation, Sampling, Score
 from rankwise.prompting.transformers_model import TransformersModel
 
@@ -254,3 +263,81 @@ def test_one_number_that_is_none_is_enough_and_an_unknown_style_is_refused():
         score_answers(Broken(), QUESTIONS)
     with pytest.raises(ValueError, match="did you mean text"):
         score_answers(Scorer(), QUESTIONS, style="txt")
+
+
+OWN = AnswerPrompts(
+    correct="Say it: {question}",
+    incorrect="Err: {question}",
+    plain="Just: {question}",
+    judge="Is {candidate} right for {question}?",
+    verdicts=["right ", "wrong"],
+)
+
+
+@pytest.mark.parametrize(("style", "gap"), [("chat", ""), ("text", " ")])
+def test_prompts_of_ones_own_are_asked_as_they_are(style, gap):
+    model = Scorer()
+    question = Choices(question="Is {candidate} {0} a word? ", candidates=("{question}", "no"))
+    score_answers(model, [question], style=style, prompts=OWN)
+    asked = [p if style == "text" else p[0]["content"] for p, _ in model.seen]
+    said = "Is {candidate} {0} a word?"  # what a question or candidate says is not filled in again
+    assert asked[:3] == [f"Say it: {said}", f"Err: {said}", f"Just: {said}"]
+    assert asked[3:] == [f"Is {c} right for {said}?" for c in ("{question}", "no")]
+    assert [given for _, given in model.seen] == [(f"{gap}{{question}}", f"{gap}no")] * 3 + [
+        (f"{gap}right", f"{gap}wrong")
+    ] * 2
+
+
+def test_the_usual_prompts_are_what_is_asked_where_none_are_given():
+    for style in ("chat", "text"):
+        plain, usual = Scorer(), Scorer()
+        score_answers(plain, QUESTIONS, style=style)
+        score_answers(usual, QUESTIONS, style=style, prompts=AnswerPrompts.usual(style))
+        assert plain.seen == usual.seen
+    assert AnswerPrompts.usual("text").plain == "Question: {question}\nAnswer:"
+    assert AnswerPrompts.usual("chat") == AnswerPrompts()
+
+
+def test_prompts_of_ones_own_decide_the_answer_the_candidates_drawn_and_whether_they_fit():
+    class Own(Scorer):
+        def score(self, prompts, continuations, *, on_result=None):
+            liked = [p[0]["content"].startswith("Err") for p in prompts]
+            return [
+                [Score(logprobs=(-1.0 * (i if not wrong else -i - 5),)) for i in range(len(given))]
+                for wrong, given in zip(liked, continuations, strict=True)
+            ]
+
+    question = Choices(question="q", candidates=("a", "b"))
+    assert rank_answers(Own(), [question], method="sc", prompts=OWN)[0].order == ["a", "b"]
+
+    class Counted:
+        name, context, asked = "counted", 40, ()
+
+        def count_tokens(self, prompt):
+            return len(prompt if isinstance(prompt, str) else prompt[0]["content"])
+
+        def generate(self, prompts, sampling=None, *, on_result=None):
+            self.asked = (*self.asked, *prompts)
+            said = {"logprobs": (), "top_logprobs": (), "special": (), "prompt_tokens": 1}
+            return [Generation(text="yes", tokens=(), **said)]
+
+    model = Counted()
+    assert not fits(model, question)
+    assert fits(model, question, prompts=OWN)
+    assert propose_answers(model, "q", samples=0, prompts=OWN) == ("yes",)
+    assert model.asked[0][0]["content"] == "Just: q"
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"correct": "Say it."}, r"correct: \{question\} are needed|correct: \{question\}"),
+    ({"plain": "{question} {candidate}"}, "plain"),
+    ({"judge": "{question}?"}, r"judge: \{question\} and \{candidate\}"),
+    ({"incorrect": 3}, "incorrect"),
+    ({"verdicts": ("Yes", "Yes ")}, "two texts are needed"),
+    ({"verdicts": (True, False)}, "two texts are needed"),
+    ({"verdicts": "Yes"}, "two texts are needed"),
+    ({"verdicts": ("Yes", "No", "?")}, "two texts are needed"),
+])  # fmt: skip
+def test_prompts_that_do_not_name_what_they_are_about_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        AnswerPrompts(**given)

@@ -15,7 +15,7 @@ from rankwise.models.embedding import TextEncoder
 from rankwise.prompting.dq_lore import DQLoReSelector, Pairs, contrastive_loss, lore, scored_pairs, train_retriever
 from rankwise.prompting.examples import Example, few_shot
 from rankwise.prompting.language_model import Generation, Sampling, Score
-from rankwise.prompting.selectors import KNNSelector
+from rankwise.prompting.selectors import BM25Selector, KNNSelector
 from rankwise.spectral import truncated_svd
 from small_models import bert, saved
 
@@ -155,6 +155,27 @@ def test_the_second_query_goes_by_what_the_model_wrote():
     silent = DQLoReSelector(Writer("  "), letters, 4, candidates=12, method="none").fit(POOL)
     assert silent.select("price of x?") == alone
     assert silent.fallbacks_ == 1
+
+
+def test_whoever_is_given_chooses_for_the_first_query_and_stays_as_it_is():
+    first = BM25Selector(9)
+    writer = Writer("qq times")
+    selector = DQLoReSelector(writer, letters, 4, candidates=12, initial=2, first=first).fit(POOL)
+    selector.select("sum 3?")
+    expected = BM25Selector(2).fit(POOL).select("sum 3?")
+    assert writer.prompts == [few_shot("sum 3?", expected, style="text").prompt]
+    assert first.k_examples == 9
+    assert not hasattr(first, "pool_")
+    assert clone(selector).first.k_examples == 9
+
+
+def test_whoever_chooses_for_the_first_query_is_given_again_to_a_saved_selector(tmp_path):
+    selector = DQLoReSelector(Writer(), letters, 4, candidates=12, initial=2, first=BM25Selector()).fit(POOL)
+    selector.save(tmp_path / "s")
+    again = DQLoReSelector.load(tmp_path / "s", Writer(), letters, first=BM25Selector())
+    for s in (selector, again):
+        s.select("sum 3?")
+    assert again.language_model.prompts == selector.language_model.prompts
 
 
 def test_selection_is_lore_over_the_nearest():
@@ -303,7 +324,7 @@ def test_a_folder_that_is_no_saved_selector_is_named(tmp_path):
 def test_settings_are_these_where_none_are_given():
     assert DQLoReSelector().get_params() == {
         "language_model": None, "encoder": None, "k_examples": 8, "candidates": 64, "rank": None, "method": "pca",
-        "similarity": "inner", "initial": 8, "order": "ascending", "max_new_tokens": 64, "style": "text",
+        "similarity": "inner", "initial": 8, "first": None, "order": "ascending", "max_new_tokens": 64, "style": "text",
     }  # fmt: skip
     many = [Example(question=f"{'abcdefghij'[i // 8] * (i % 8 + 1)}?", answer="x") for i in range(80)]
     assert DQLoReSelector(None, letters).fit(many).rank_ == 16  # the paper's 16 of 64

@@ -132,6 +132,14 @@ def answer(
     ] = None,
     length: Annotated[str, typer.Option(help="A candidate's log-probability: sum, or mean per token.")] = "sum",
     style: Style = "chat",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML with what is asked, in words of your own: any of correct, incorrect, "
+            "plain, judge (all name {question}, judge also {candidate}) and verdicts.",
+        ),
+    ] = None,
     model: Model = "smollm2",
     server: Server = "",
     key_variable: KeyVariable = None,
@@ -164,19 +172,21 @@ def answer(
     asked = _quiz(questions) if questions is not None else [(question, tuple(choices or ()), {})]
     if samples is not None and all(c for _, c, _ in asked):
         raise ValueError("--samples is for questions without choices, and there is none")
-    inputs = [questions] if questions is not None else []
+    inputs = [path for path in (questions, prompts) if path is not None]
     if out is not None:
         check_file(out, inputs=inputs)
+    from rankwise.jobs.prompting import answers_for, read_prompts
+    from rankwise.report.tables import answers, terminal
+
+    own = read_prompts(prompts, style) if prompts is not None else None
     lm = _language_model(
         model, server, out, inputs, key_variable=key_variable, timeout=timeout, concurrency=concurrency,
         max_completion_tokens=max_completion_tokens, extra_body=extra_body,
     )  # fmt: skip
-    from rankwise.jobs.prompting import answers_for
-    from rankwise.report.tables import answers, terminal
 
     with console.status("asking") if console.is_terminal and not json_ else nullcontext():
         drawn = 8 if samples is None else samples
-        found = answers_for(asked, lm, method=ranker, samples=drawn, length=length, style=style)
+        found = answers_for(asked, lm, method=ranker, samples=drawn, length=length, style=style, prompts=own)
     if out is not None:
         write_text(out, _lines_of(found.rows))
     if json_:

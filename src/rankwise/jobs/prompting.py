@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 from rankwise.jobs.early import check_answering, check_selection
 from rankwise.models.embedding import TextEncoder
-from rankwise.prompting.answers import Choices, RankedAnswers, Unanswerable, fits, propose_answers, rank_answers
+from rankwise.nearest import unknown
+from rankwise.prompting.answers import (
+    AnswerPrompts,
+    Choices,
+    RankedAnswers,
+    Unanswerable,
+    fits,
+    propose_answers,
+    rank_answers,
+)
 from rankwise.prompting.dq_lore import DQLoReSelector, scored_pairs, train_retriever
 from rankwise.prompting.examples import Example, TooLong, as_row, few_shot
 from rankwise.prompting.language_model import LanguageModel
 from rankwise.prompting.selectors import BM25Selector, DepthSelector, KNNSelector, RandomSelector, Selector
+from rankwise.reading import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +99,7 @@ def answers_for(
     samples: int = 8,
     length: str = "sum",
     style: str = "chat",
+    prompts: AnswerPrompts | None = None,
 ) -> Answered:
     """Choose an answer to every question: text, candidates (none: some are drawn), and what else is known of it.
 
@@ -106,16 +118,17 @@ def answers_for(
         asked = given[i]
         try:
             if asked is None:
-                proposed = propose_answers(model, question, samples=samples, style=style)
+                proposed = propose_answers(model, question, samples=samples, style=style, prompts=prompts)
                 asked = Choices(question=question, candidates=proposed)
-            if not fits(model, asked, style=style):
+            if not fits(model, asked, style=style, prompts=prompts):
                 raise Unanswerable(f"{question[:60]!r} and its candidates do not fit into {model.context} tokens")
             complete[i] = asked
         except Unanswerable as error:
             errors[i] = str(error)
     found: dict[int, RankedAnswers] = {}
     if complete:
-        ranked = rank_answers(model, list(complete.values()), method=method, length=length, style=style)
+        told = {"method": method, "length": length, "style": style, "prompts": prompts}
+        ranked = rank_answers(model, list(complete.values()), **told)
         found = dict(zip(complete, ranked, strict=True))
     rows = []
     for i, (question, _, more) in enumerate(questions):
@@ -125,6 +138,26 @@ def answers_for(
         rows.append(joined({"question": question, **more}, row))
     failed = [f"question {i + 1}: {error}" for i, error in errors.items()]
     return Answered(rows=rows, ranked=list(found.values()), failed=failed)
+
+
+def read_prompts(path: Path, style: str) -> AnswerPrompts:
+    """What is asked, from a YAML file with any of correct, incorrect, plain, judge and verdicts; the rest is as usual.
+
+    Raises
+    ------
+    ValueError
+        Another key, or a prompt that does not name what it is about.
+    """
+    given = read_yaml(path)
+    parts = [f.name for f in fields(AnswerPrompts)]
+    if not isinstance(given, dict) or not given:
+        raise ValueError(f"{path}: a mapping with any of {', '.join(parts)} is needed")
+    if strange := next((key for key in given if key not in parts), None):
+        raise unknown(f"part of {path}", str(strange), parts)
+    try:
+        return replace(AnswerPrompts.usual(style), **given)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def joined(given: Mapping[str, object], found: Mapping[str, object]) -> dict[str, object]:

@@ -1,3 +1,4 @@
+from rankwise.prompting.answers import AnswerPrompts as AnswerPrompts
 from rankwise.prompting.answers import Choices as Choices
 from rankwise.prompting.answers import rank_answers as rank_answers
 from rankwise.prompting.answers import score_answers as score_answers

@@ -14,8 +14,10 @@ Source: Jacob et al., "The Consensus Game", ICLR 2024, arXiv 2310.09139, section
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +27,73 @@ from rankwise.prompting.equilibrium import CORRECT, EquilibriumRanker, baselines
 from rankwise.prompting.language_model import LanguageModel, Prompt, Sampling
 from rankwise.prompting.names import RANKERS
 
-__all__ = ["Choices", "rank_answers", "score_answers"]
+__all__ = ["AnswerPrompts", "Choices", "rank_answers", "score_answers"]
 
-ASK = ("Give a correct answer.", "Give an incorrect answer.")
-JUDGE = "Is this answer correct? Reply with Yes or No."
-_WORDS = ("Yes", "No")
+_GAP = re.compile(r"\{(question|candidate)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPrompts:
+    """What is asked about a question, in words of one's own: demonstrations help a small model to understand a verdict.
+
+    With ``style="chat"`` each is a user's turn, with ``style="text"`` the whole prompt, which the answer continues
+    after a space. ``{question}`` and ``{candidate}`` stand for what they say.
+
+    Attributes
+    ----------
+    correct, incorrect, plain : str
+        Which a candidate follows: a correct answer, an incorrect one, an answer.
+    judge : str
+        Which a verdict on a candidate follows.
+    verdicts : tuple of str
+        The verdict on a right and on a wrong candidate.
+
+    Raises
+    ------
+    ValueError
+        A prompt that does not name the question, or the candidate where there is one; verdicts that are not two.
+
+    Examples
+    --------
+    >>> from rankwise.prompting import AnswerPrompts
+    >>> shown = "Question: Capital of Norway?\\nWrong answer: Bergen\\n\\n"
+    >>> prompts = AnswerPrompts(incorrect=shown + "Question: {question}\\nWrong answer:")
+    >>> prompts.judge.splitlines()[-1]
+    'Is this answer correct? Reply with Yes or No.'
+    >>> AnswerPrompts(judge="Is it right?")
+    Traceback (most recent call last):
+    ValueError: judge: {question} and {candidate} are needed in the prompt, found 'Is it right?'
+    """
+
+    correct: str = "{question}\nGive a correct answer."
+    incorrect: str = "{question}\nGive an incorrect answer."
+    plain: str = "{question}"
+    judge: str = "{question}\nProposed answer: {candidate}\nIs this answer correct? Reply with Yes or No."
+    verdicts: tuple[str, str] = ("Yes", "No")
+
+    def __post_init__(self) -> None:
+        for name in ("correct", "incorrect", "plain", "judge"):
+            needed = ("question", "candidate") if name == "judge" else ("question",)
+            text = getattr(self, name)
+            if not isinstance(text, str) or set(_GAP.findall(text)) != set(needed):
+                gaps = " and ".join(f"{{{n}}}" for n in needed)
+                raise ValueError(f"{name}: {gaps} are needed in the prompt, found {text!r:.80}")
+        said = self.verdicts
+        words = isinstance(said, list | tuple) and all(isinstance(v, str) and v.strip() for v in said)
+        if not words or len(said) != 2 or said[0].strip() == said[1].strip():
+            raise ValueError(f"verdicts={said!r:.80}: two texts are needed, for a right and for a wrong candidate")
+        object.__setattr__(self, "verdicts", tuple(v.strip() for v in said))
+
+    @classmethod
+    def usual(cls, style: str) -> AnswerPrompts:
+        """What is asked where nothing is given: the defaults, in plain text between ``Question:`` and ``Answer:``."""
+        chat = cls()
+        if style == "chat":
+            return chat
+        text: dict[str, Any] = {
+            name: f"Question: {getattr(chat, name)}\nAnswer:" for name in ("correct", "incorrect", "plain", "judge")
+        }
+        return cls(**text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +220,7 @@ def rank_answers(
     ranker: EquilibriumRanker | None = None,
     length: str = "sum",
     style: str = "chat",
+    prompts: AnswerPrompts | None = None,
 ) -> list[RankedAnswers]:
     """Rank every question's candidates.
 
@@ -173,6 +238,8 @@ def rank_answers(
         A candidate's log-probability: of all its tokens, or per token.
     style : {"chat", "text"}
         Turns of a chat, or plain text for models without a chat template.
+    prompts : AnswerPrompts, optional
+        What is asked, in words of one's own.
 
     Examples
     --------
@@ -187,7 +254,7 @@ def rank_answers(
     """
     if method not in RANKERS:
         raise unknown("method", method, RANKERS)
-    table = score_answers(model, questions, length=length, style=style).table(ranker)
+    table = score_answers(model, questions, length=length, style=style, prompts=prompts).table(ranker)
     out = []
     for b, q in enumerate(questions):
         K = len(q.candidates)
@@ -198,8 +265,9 @@ def rank_answers(
 
 
 def score_answers(
-    model: LanguageModel, questions: Sequence[Choices], *, length: str = "sum", style: str = "chat"
-) -> Scores:
+    model: LanguageModel, questions: Sequence[Choices], *, length: str = "sum", style: str = "chat",
+    prompts: AnswerPrompts | None = None,
+) -> Scores:  # fmt: skip
     """All log-probabilities that the methods need, in one call of the model.
 
     Raises
@@ -224,7 +292,7 @@ def score_answers(
         raise unknown("length", length, ("sum", "mean"))
     if style not in ("chat", "text"):
         raise unknown("style", style, ("chat", "text"))
-    requests = [r for q in questions for r in _requests(q, style)]
+    requests = [r for q in questions for r in _requests(q, style, prompts)]
     scored = model.score([prompt for prompt, _ in requests], [given for _, given in requests])
     found = [[s.total if length == "sum" else s.mean for s in scores] for scores in scored]
     if any(math.isnan(x) for row in found for x in row):
@@ -241,12 +309,12 @@ def score_answers(
     return Scores(generator=generator, discriminator=discriminator, plain=plain, mask=mask)
 
 
-def fits(model: LanguageModel, question: Choices, *, style: str = "chat") -> bool:
+def fits(model: LanguageModel, question: Choices, *, style: str = "chat", prompts: AnswerPrompts | None = None) -> bool:
     """Whether all that is asked about a question goes into the model's context, as far as that is known."""
     if model.context is None:
         return True
-    longest = (model.count_tokens(p) + max(map(model.count_tokens, given)) for p, given in _requests(question, style))
-    return max(longest) <= model.context
+    requests = _requests(question, style, prompts)
+    return max(model.count_tokens(p) + max(map(model.count_tokens, given)) for p, given in requests) <= model.context
 
 
 def propose_answers(
@@ -258,6 +326,7 @@ def propose_answers(
     temperature: float = 1.0,
     top_p: float = 0.9,
     style: str = "chat",
+    prompts: AnswerPrompts | None = None,
 ) -> tuple[str, ...]:
     """Candidates for an open question: the greedy answer and ``samples`` draws, each once, first lines only.
 
@@ -266,7 +335,7 @@ def propose_answers(
     Unanswerable
         The model wrote nothing at all, or the question leaves no room for an answer.
     """
-    prompt, stop = _asked(question, style), ("\n",)
+    prompt, stop = _turn((prompts or AnswerPrompts.usual(style)).plain, style, question=question), ("\n",)
     if model.context is not None and model.count_tokens(prompt) + max_new_tokens > model.context:
         raise Unanswerable(f"{question[:60]!r} leaves no room for an answer in {model.context} tokens")
     found = model.generate([prompt], Sampling(max_new_tokens=max_new_tokens, stop=stop))
@@ -279,15 +348,18 @@ def propose_answers(
     return answers
 
 
-def _requests(question: Choices, style: str) -> list[tuple[Prompt, list[str]]]:
+def _requests(question: Choices, style: str, prompts: AnswerPrompts | None) -> list[tuple[Prompt, list[str]]]:
     """Prompts and their continuations: the candidates for the generator, correct, incorrect and plain; a verdict on
     each candidate."""
+    asked = prompts or AnswerPrompts.usual(style)
     gap = " " if style == "text" else ""
-    answers, words = [gap + c for c in question.candidates], [gap + w for w in _WORDS]
-    generator = [(_asked(f"{question.question}\n{ask}".strip(), style), answers) for ask in (*ASK, "")]
-    judged = [f"{question.question}\nProposed answer: {c}\n{JUDGE}" for c in question.candidates]
-    return generator + [(_asked(text, style), words) for text in judged]
+    answers, words = [gap + c for c in question.candidates], [gap + w for w in asked.verdicts]
+    ways = (asked.correct, asked.incorrect, asked.plain)
+    generator = [(_turn(way, style, question=question.question), answers) for way in ways]
+    judged = [_turn(asked.judge, style, question=question.question, candidate=c) for c in question.candidates]
+    return generator + [(prompt, words) for prompt in judged]
 
 
-def _asked(text: str, style: str) -> Prompt:
-    return [{"role": "user", "content": text}] if style == "chat" else f"Question: {text}\nAnswer:"
+def _turn(prompt: str, style: str, **said: str) -> Prompt:
+    text = _GAP.sub(lambda gap: said[gap[1]].strip(), prompt)
+    return [{"role": "user", "content": text}] if style == "chat" else text

@@ -26,6 +26,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,9 @@ class DQLoReSelector(Selector):
         How the projections are compared: by inner product or by angle.
     initial : int
         How many examples the first query shows.
+    first : Selector, optional
+        Who chooses those, e.g. `BM25Selector`; a copy is fitted on the same pool, with ``initial`` examples. By default
+        `KNNSelector` with this encoder.
     order : {"ascending", "descending"}
         Most similar last, next to the question; or first.
     max_new_tokens, style
@@ -122,13 +126,15 @@ class DQLoReSelector(Selector):
         method: str = "pca",
         similarity: str = "inner",
         initial: int = 8,
+        first: Selector | None = None,
         order: str = "ascending",
         max_new_tokens: int = 64,
         style: str = "text",
     ) -> None:
         self.language_model, self.encoder, self.k_examples = language_model, encoder, k_examples
         self.candidates, self.rank, self.method, self.similarity = candidates, rank, method, similarity
-        self.initial, self.order, self.max_new_tokens, self.style = initial, order, max_new_tokens, style
+        self.initial, self.first, self.order = initial, first, order
+        self.max_new_tokens, self.style = max_new_tokens, style
 
     def save(self, folder: str | Path) -> None:
         """Pool, embeddings (float16), settings, and the encoder if it is a `TextEncoder`."""
@@ -142,9 +148,10 @@ class DQLoReSelector(Selector):
 
     @classmethod
     def load(
-        cls, folder: str | Path, language_model: LanguageModel | None = None, encoder: Encoder | None = None
-    ) -> DQLoReSelector:
-        """A saved selector; nothing is embedded again."""
+        cls, folder: str | Path, language_model: LanguageModel | None = None, encoder: Encoder | None = None,
+        *, first: Selector | None = None,
+    ) -> DQLoReSelector:  # fmt: skip
+        """A saved selector; nothing is embedded again. The model and who chooses for the first query are not saved."""
         folder = Path(folder)
         if encoder is None and (folder / "encoder").is_dir():
             encoder = TextEncoder(str(folder / "encoder"))
@@ -154,7 +161,7 @@ class DQLoReSelector(Selector):
         for name, kind in _SETTINGS.items():
             if type(settings[name]) is not kind and not (name == "rank" and settings[name] is None):
                 raise ValueError(f"{folder / 'settings.json'}: {name}={settings[name]!r:.80} is no {kind.__name__}")
-        selector = cls(language_model, encoder, **settings)
+        selector = cls(language_model, encoder, first=first, **settings)
         selector._known = _embeddings(folder / "embeddings.npy")
         selector.fit(read_examples(folder / "pool.jsonl"))
         selector._known = None
@@ -169,8 +176,9 @@ class DQLoReSelector(Selector):
         self._index = NearestNeighbors(metric="cosine", algorithm="brute").fit(self.embeddings_[self._distinct])
         self._first = None
         if self.language_model is not None:
-            size = min(self.initial, len(self.pool_))
-            self._first = KNNSelector(size, encoder=self.encoder).fit(self.pool_)
+            self._first = KNNSelector(encoder=self.encoder) if self.first is None else copy(self.first)
+            self._first.k_examples = min(self.initial, len(self.pool_))
+            self._first.fit(self.pool_)
         self.fallbacks_ = 0
 
     def _check(self) -> None:

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus, verdicts
+from rankwise.bench.shared.evidence import Claim, Evidence, Paired, greater, paired, plus_minus, verdicts
 from rankwise.bench.tuning.eva import _steps_to
 from rankwise.bench.tuning.s2lora import _spearman
 
@@ -21,6 +21,17 @@ def test_sign_flip_p_value_counts_all_flips():
 def test_a_paired_difference_is_shown_in_points_with_its_error_and_p():
     assert str(Paired(mean=0.0123, error=0.0045, p_value=0.03125)) == "+1.23±0.45 points, p=0.031, sees 1.26"
     assert str(Paired(mean=0.0123, error=math.nan, p_value=0.5)) == "+1.23±nan points, p=0.5"
+    assert str(paired([2.0, 4.0], [1.0, 1.0], unit="nats", scale=1)) == "+2.00±1.00 nats, p=0.25, sees 2.80"
+
+
+def test_more_is_claimed_of_five_seeds_that_agree_and_not_of_four():
+    assert greater("more", [2.0] * 5, [1.0] * 5).held
+    assert not greater("more", [2.0] * 4, [1.0] * 4).held
+    assert not greater("more", [2.0, 2, 2, 2, 0.9], [1.0] * 5).held
+    assert not greater("more", [1.0] * 5, [2.0] * 5).held
+    claim = greater("more", [2.0] * 5, [1.0] * 5, control=True, paper="9", unit="nats", scale=1)
+    assert (claim.text, claim.control, claim.paper) == ("more (p ≤ 0.05)", True, "9")
+    assert claim.found.startswith("+1.00±0.00 nats")
 
 
 def test_what_can_be_seen_is_found_in_four_of_five_repetitions():

@@ -1,14 +1,18 @@
-"""DQ-LoRe against other choices of examples, on sentiment with a rationale of the words that people rated.
+"""DQ-LoRe against other choices of examples, on requests whose answers are words without a meaning.
 
-The pool is of movie snippets; queries are movie snippets, and reviews of a shop (a shift). Every example's rationale
-lists its words that are in VADER's lexicon. The retriever is trained on what the model says of BM25's candidates, once
-a seed. Control: LoRe with random directions instead of the leading ones.
+Sixteen kinds of requests in four phrasings each; the answer is a nonsense word for the kind and what it is about, as
+in ``vash(Bob, at seven)``. The model cannot know the words, so that the examples decide: measured is its
+log-probability a token of the right answer, and how many of the examples shown are of the request's kind. A seed draws
+the requests, deals the words, and trains a retriever of its own on what the model says of BM25's candidates.
+
+Controls: random examples help; nearer ones help more; LoRe with random directions in place of the leading ones does
+worse. Both queries with the right answer in place of the model's draft are the ceiling.
 """
 
 from __future__ import annotations
 
-import re
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,38 +20,60 @@ import torch
 from torch import Tensor
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence
-from rankwise.bench.shared.frozen import (
-    SETTING,
-    Difference,
-    Labelled,
-    classified,
-    difference,
-    polarity,
-    silent,
-    smollm2,
-)
-from rankwise.data.texts import lexicon
+from rankwise.bench.shared.evidence import Claim, Evidence, greater, paired, plus_minus
+from rankwise.bench.shared.frozen import SETTING, smollm2
+from rankwise.bench.shared.intents import requests
+from rankwise.bench.shared.kept import kept_runs
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
-from rankwise.files import whole_folder
 from rankwise.models.embedding import TextEncoder
 from rankwise.prompting.dq_lore import DQLoReSelector, scored_pairs, train_retriever
-from rankwise.prompting.examples import Example
+from rankwise.prompting.examples import Example, few_shot
 from rankwise.prompting.language_model import LanguageModel
 from rankwise.prompting.selectors import BM25Selector, KNNSelector, RandomSelector, Selector
 
 RECIPE = Recipe(
     name="dq-lore",
     part="text",
-    about="DQ-LoRe against random, BM25 and nearest examples: sentiment with rationales",
-    smoke={"seeds": 1, "POOL": 24, "QUERIES": 3, "TRAINED": 20, "CANDIDATES": 4, "BEST": 2, "EPOCHS": 1, "SAID": 6},
+    about="DQ-LoRe against random, BM25 and nearest examples: sixteen kinds of requests, words without a meaning",
+    spreads=True,
+    smoke={
+        "seeds": 1,
+        "POOL": 32,
+        "QUERIES": 3,
+        "TRAINED": 8,
+        "CANDIDATES": 4,
+        "BEST": 2,
+        "EPOCHS": 1,
+        "SAID": 6,
+        "BATCH": 4,
+    },
 )
 
-K, POOL, QUERIES = 4, 400, 150
-TRAINED, CANDIDATES, BEST, EPOCHS = 128, 20, 5, 5  # of the retriever: queries, examples scored and kept for each
-SAID = 24  # tokens of a first answer
-DOMAINS = {"movies": "movies", "amazon": "amazon (shift)"}
-LABELS = ("negative", "positive")
+K, POOL, QUERIES = 4, 400, 100
+TRAINED, CANDIDATES, BEST = 64, 12, 3  # of the retriever: queries, examples scored and kept for each
+EPOCHS, BATCH = 5, 16
+SAID = 16  # tokens of a first answer
+NONE, RANDOM, NEAR, BM25, ONE = "no examples", "random", "kNN by question", "BM25", "trained, one query"
+PLAIN, CHANCE, OURS = "both queries, without LoRe", "both queries, random directions", "DQ-LoRe"
+TOLD = ", right answer as draft"
+ARMS = (NONE, RANDOM, NEAR, BM25, ONE, PLAIN, CHANCE, OURS, PLAIN + TOLD, OURS + TOLD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One seed, with everything that a process of its own needs."""
+
+    seed: int
+    out: Path
+    pool: int
+    queries: int
+    trained: int
+    candidates: int
+    best: int
+    epochs: int
+    batch: int
+    said: int
 
 
 class RandomDirections(DQLoReSelector):
@@ -62,112 +88,121 @@ class RandomDirections(DQLoReSelector):
         return (Z[:, :-1] @ Z[:, -1, :, None])[..., 0]
 
 
-def run(out: Path, *, seeds: int = 2, on_event: OnEvent | None = None) -> Evidence:
-    """Train retrievers, select, score, judge the claims (recorded answers are read back)."""
-    start, note = time.perf_counter(), silent(on_event)
-    model, rated = smollm2(out), lexicon()
-    told = [explained(e, rated) for e in polarity("movies", "train", 3 * POOL)]
-    pool = [e for e in told if e.rationale][:POOL]
-    queries = {d: polarity(d, "test", QUERIES) for d in DOMAINS}
-    found: dict[str, dict[str, list[Labelled]]] = {d: {} for d in DOMAINS}
-    note("scoring candidates", "train", 0, 1, float("nan"))
-    pairs = scored_pairs(pool, model, candidates=CANDIDATES, top=BEST, queries=range(TRAINED))
-    note("scoring candidates", "done", 1, 1, float("nan"))
-    for seed in range(seeds):
-        encoder = _encoder(pool, pairs, seed, out, note)
-        for name, selector in _selectors(model, encoder, seed).items():
-            selector.fit(pool)
-            for d, asked in queries.items():
-                note(f"{name}, {d} seed={seed}", "train", 0, 1, float("nan"))
-                shots = selector.select_batch([q.question for q in asked])
-                scored = classified(model, asked, shots, LABELS, before=" The answer is ")
-                found[d].setdefault(name, []).append(scored)
-            note(f"{name} seed={seed}", "done", 1, 1, float("nan"))
-    for d, asked in queries.items():
-        found[d]["no examples"] = [classified(model, asked, [[]] * len(asked), LABELS, before=" The answer is ")]
-    means = {
-        d: {
-            n: Labelled(right=np.mean([r.right for r in rs], 0), logp=np.mean([r.logp for r in rs], 0))
-            for n, rs in by_name.items()
-        }
-        for d, by_name in found.items()
-    }
-    best = "DQ-LoRe"
-    rows = [
-        [DOMAINS[d], n, *r.row(), "-" if n == best else str(difference(by_name[best].logp, r.logp))]
-        for d, by_name in means.items()
-        for n, r in by_name.items()
+class Told(DQLoReSelector):
+    """The right answer stands in place of the model's draft."""
+
+    answers: dict[str, str]
+
+    def chains_of_thought(self, queries: Sequence[str]) -> list[str]:
+        """The first query."""
+        return [self.answers[q] for q in queries]
+
+
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Train retrievers, select and score, seed by seed (what is there is read back)."""
+    size = {"pool": POOL, "queries": QUERIES, "trained": TRAINED, "candidates": CANDIDATES, "best": BEST}
+    told = {**size, "epochs": EPOCHS, "batch": BATCH, "said": SAID, "out": out}
+    return kept_runs(out / "runs.json", chosen, {f"seed {s}": Asked(seed=s, **told) for s in range(seeds)}, on_event)
+
+
+def chosen(asked: Asked) -> dict[str, object]:
+    """Of every way and query: log-probability a token of the right answer, and the answers shown."""
+    drawn = [Example(question=r.text, answer=r.call) for r in requests(asked.pool + asked.queries, asked.seed)]
+    pool, queries = drawn[: asked.pool], drawn[asked.pool :]
+    model = smollm2(asked.out / f"seed{asked.seed}")
+    pairs = scored_pairs(pool, model, candidates=asked.candidates, top=asked.best, queries=range(asked.trained))
+    encoder = train_retriever(pool, pairs, epochs=asked.epochs, batch_size=asked.batch, seed=asked.seed)
+    texts = [q.question for q in queries]
+    shots: dict[str, list[list[Example]]] = {NONE: [[] for _ in queries]}
+    for name, selector in _selectors(model, encoder, asked, {q.question: q.answer for q in queries}).items():
+        shots[name] = selector.fit(pool).select_batch(texts)
+    prompts = [
+        few_shot(q.question, s, style="text").prompt
+        for way in shots.values()
+        for q, s in zip(queries, way, strict=True)
     ]
-    against = {
-        rival: {d: difference(by_name[best].logp, by_name[rival].logp) for d, by_name in means.items()}
-        for rival in ("random", "kNN by question", "trained, one query", "DQ without LoRe", "random directions")
+    answers = [[f" {q.answer}"] for _ in shots for q in queries]
+    scored = np.reshape([row[0].mean for row in model.score(prompts, answers)], (len(shots), len(queries)))
+    model.close()
+    return {
+        "right": [q.answer for q in queries],
+        "logp": dict(zip(shots, scored.tolist(), strict=True)),
+        "shown": {name: [[e.answer for e in s] for s in way] for name, way in shots.items() if name != NONE},
     }
+
+
+def _selectors(
+    model: LanguageModel, encoder: TextEncoder, asked: Asked, answers: dict[str, str]
+) -> dict[str, Selector]:
+    both = {"first": BM25Selector(K), "initial": K, "max_new_tokens": asked.said}
+    told = {method: Told(None, encoder, K, method=method) for method in ("none", "pca")}
+    for selector in told.values():
+        selector.answers = answers
+    return {
+        RANDOM: RandomSelector(K, seed=asked.seed),
+        NEAR: KNNSelector(K, encoder=TextEncoder()),
+        BM25: BM25Selector(K),
+        ONE: DQLoReSelector(None, encoder, K, method="none"),
+        PLAIN: DQLoReSelector(model, encoder, K, method="none", **both),
+        CHANCE: RandomDirections(model, encoder, K, **both),
+        OURS: DQLoReSelector(model, encoder, K, **both),
+        PLAIN + TOLD: told["none"],
+        OURS + TOLD: told["pca"],
+    }
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The ways compared, paired by seed."""
+    logp = {arm: np.array([np.mean(r["logp"][arm]) for r in found.values()]) for arm in ARMS}
+    same = {arm: np.array([alike(r["right"], r["shown"][arm]) for r in found.values()]) for arm in ARMS[1:]}
+    rows = [
+        [
+            arm,
+            plus_minus(logp[arm], 1, 3),
+            plus_minus(same[arm]) if arm in same else "-",
+            "-" if arm == OURS else str(paired(logp[OURS], logp[arm], unit="nats a token", scale=1)),
+        ]
+        for arm in ARMS
+    ]
     return Evidence(
         recipe="dq_lore",
         title="DQ-LoRe: choosing examples",
-        command=f"rankwise bench dq-lore --seeds {seeds}",
-        setting=f"{SETTING}; {K} examples of {POOL} movie snippets, {QUERIES} queries a domain, M = 64, k = 16; "
-        f"retriever: MiniLM trained on {TRAINED} queries, {seeds} seeds averaged; accuracy in per cent ± standard "
-        "error, mean log-probability of the right label; differences of it with 95% bootstrap intervals over queries",
-        header=["queries", "examples", "accuracy", "log p", "DQ-LoRe against it"],
+        command=f"rankwise bench dq-lore --seeds {seeds} --jobs 2",
+        setting=f"{SETTING}; sixteen kinds of requests, answers in words without a meaning; {K} examples of {POOL}, "
+        f"{QUERIES} queries, M = 64, k = 16; first query by BM25; retriever: MiniLM trained on {TRAINED} queries a "
+        f"seed; {seeds} seeds, mean ± standard deviation; log-probability a token of the right answer; share of the "
+        "examples shown that are of the query's kind",
+        header=["examples", "log p", "of the kind (%)", "DQ-LoRe against it"],
         rows=rows,
-        claims=_claims(against, means),
-        seconds=time.perf_counter() - start,
+        claims=_claims(logp, same),
         environment=environment("bf16", 1),
     )
 
 
-def _claims(against: dict[str, dict[str, Difference]], means: dict[str, dict[str, Labelled]]) -> list[Claim]:
+def alike(right: Sequence[str], shown: Sequence[Sequence[str]]) -> float:
+    """Share of the examples shown whose answer has the right answer's word."""
+    return float(np.mean([[word(s) == word(r) for s in row] for r, row in zip(right, shown, strict=True)]))
+
+
+def word(answer: str) -> str:
+    """``vash`` of ``vash(Bob, at seven)``."""
+    return answer.partition("(")[0]
+
+
+def _claims(logp: dict[str, np.ndarray], same: dict[str, np.ndarray]) -> list[Claim]:
+    def more(text: str, better: str, worse: str, *, control: bool = False, paper: str = "") -> Claim:
+        return greater(
+            text, logp[better], logp[worse], control=control, paper=paper, unit="nats a token", scale=1
+        )  # fmt: skip
+
     return [
-        *[
-            Claim(
-                text=f"DQ-LoRe beats {rival} in log-probability, also under shift",
-                held=all(x.low > 0 for x in by_domain.values()),
-                found="; ".join(f"{DOMAINS[d]} {x}" for d, x in by_domain.items()),
-                control=rival == "random directions",
-            )
-            for rival, by_domain in against.items()
-        ],
-        Claim(
-            text="control: examples help (random ones against none)",
-            control=True,
-            held=all(m["random"].logp.mean() > m["no examples"].logp.mean() for m in means.values()),
-            found="; ".join(
-                f"{DOMAINS[d]} {difference(m['random'].logp, m['no examples'].logp)}" for d, m in means.items()
-            ),
-        ),
+        more("DQ-LoRe beats kNN by question", OURS, NEAR, paper="92.5 → 94.2 % (GPT-4 on GSM8K)"),
+        more("DQ-LoRe beats BM25", OURS, BM25),
+        more("DQ-LoRe beats the trained retriever with one query", OURS, ONE, paper="above EPR's on GSM8K"),
+        more("LoRe beats both queries without it", OURS, PLAIN),
+        greater("LoRe shows more examples of the query's kind than without it", same[OURS], same[PLAIN]),
+        more("with the right answer as draft, LoRe beats both queries without it", OURS + TOLD, PLAIN + TOLD),
+        more("control: examples help, random ones against none", RANDOM, NONE, control=True),
+        more("control: the choice matters, kNN against random", NEAR, RANDOM, control=True),
+        more("control: random directions in place of LoRe's do worse", OURS, CHANCE, control=True),
     ]
-
-
-def explained(example: Example, rated: dict[str, float]) -> Example:
-    """With the rated words of the question as rationale, if it has any: three of each kind at most."""
-    words = dict.fromkeys(re.findall(r"[a-z']+", example.question.lower()))
-    kinds = {"negative": lambda r: r < -0.5, "positive": lambda r: r > 0.5}
-    parts = {kind: [w for w in words if w in rated and test(rated[w])][:3] for kind, test in kinds.items()}
-    told = "; ".join(f"{kind} words: {', '.join(found)}" for kind, found in parts.items() if found)
-    return Example(question=example.question, answer=example.answer, rationale=told and f"{told}.")
-
-
-def _selectors(model: LanguageModel, encoder: TextEncoder, seed: int) -> dict[str, Selector]:
-    fixed = {} if seed else {"BM25": BM25Selector(K), "kNN by question": KNNSelector(K)}
-    return fixed | {
-        "random": RandomSelector(K, seed=seed),
-        "trained, one query": DQLoReSelector(None, encoder, K, method="none"),
-        "DQ without LoRe": DQLoReSelector(model, encoder, K, method="none", initial=K, max_new_tokens=SAID),
-        "random directions": RandomDirections(model, encoder, K, initial=K, max_new_tokens=SAID),
-        "DQ-LoRe": DQLoReSelector(model, encoder, K, initial=K, max_new_tokens=SAID),
-    }
-
-
-def _encoder(pool: list[Example], pairs, seed: int, out: Path, note: OnEvent) -> TextEncoder:
-    folder = out / f"retriever-seed{seed}"
-    if not folder.is_dir():
-
-        def told(step: int, steps: int, loss: float) -> None:
-            note(f"retriever seed={seed}", "train", step, steps, loss)
-
-        trained = train_retriever(pool, pairs, epochs=EPOCHS, seed=seed, on_step=told)
-        with whole_folder(folder, made_by="bench") as draft:
-            trained.save(draft)
-        note(f"retriever seed={seed}", "done", 1, 1, float("nan"))
-    return TextEncoder(str(folder), max_length=128)

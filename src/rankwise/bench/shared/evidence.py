@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -89,6 +89,8 @@ class Paired:
     mean: float
     error: float
     p_value: float
+    unit: str = "points"
+    scale: float = 100
 
     @property
     def smallest(self) -> float:
@@ -96,17 +98,29 @@ class Paired:
         return SEEN * self.error
 
     def __str__(self) -> str:
-        shown = f"{100 * self.mean:+.2f}±{100 * self.error:.2f} points, p={self.p_value:.2g}"
-        return shown if math.isnan(self.error) else f"{shown}, sees {100 * self.smallest:.2f}"
+        shown = f"{self.scale * self.mean:+.2f}±{self.scale * self.error:.2f} {self.unit}, p={self.p_value:.2g}"
+        return shown if math.isnan(self.error) else f"{shown}, sees {self.scale * self.smallest:.2f}"
 
 
-def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired:
+def paired(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, unit: str = "points", scale: float = 100
+) -> Paired:
     """``a - b`` by seed. The p-value is the share of all sign flips whose mean is at least the one seen."""
     d = np.subtract(a, b)
     flips = [1 - 2 * np.isin(range(len(d)), c) for k in range(len(d) + 1) for c in combinations(range(len(d)), k)]
     p = float(np.mean([np.mean(f * d) >= np.mean(d) - 1e-12 for f in flips]))
     error = float(np.std(d, ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.nan
-    return Paired(mean=float(np.mean(d)), error=error, p_value=p)
+    return Paired(mean=float(np.mean(d)), error=error, p_value=p, unit=unit, scale=scale)
+
+
+def greater(
+    text: str, a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, control: bool = False,
+    paper: str = "", **options: Any,
+) -> Claim:  # fmt: skip
+    """A claim that ``a`` is greater than ``b`` in the mean over seeds; it needs p ≤ 0.05, which five can give."""
+    found = paired(a, b, **options)
+    held = found.mean > 0 and found.p_value <= 0.05
+    return Claim(text=f"{text} (p ≤ 0.05)", held=held, found=str(found), control=control, paper=paper)
 
 
 def plus_minus(values: Iterable[float], scale: float = 100, digits: int = 1) -> str:

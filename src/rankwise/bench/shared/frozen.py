@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rankwise.bench.shared.evidence import SEEN
 from rankwise.data import sentiment
 from rankwise.events import OnEvent
 from rankwise.models import load, load_tokenizer
@@ -22,44 +24,39 @@ SETTING = "SmolLM2-135M-Instruct in bfloat16, frozen"
 
 def smollm2(out: Path) -> Recorded:
     """The model; what it says is kept under ``out``, so that an interrupted recipe goes on."""
+    return Recorded(_loaded(), out / "record.jsonl")
+
+
+@cache
+def _loaded() -> TransformersModel:
+    """Read once a process, however many runs it does."""
     model = load("smollm2", task="causal-lm", dtype=torch.bfloat16)
-    return Recorded(TransformersModel(model, load_tokenizer("smollm2"), batch_size=16), out / "record.jsonl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """Accuracy and probability of the right label, a number a query."""
-
-    right: NDArray[np.float64]
-    logp: NDArray[np.float64]
-
-    def row(self) -> list[str]:
-        """Accuracy with its standard error, and the mean log-probability of the right label."""
-        error = 100 * self.right.std() / np.sqrt(len(self.right))
-        return [f"{100 * self.right.mean():.1f}±{error:.1f}", f"{self.logp.mean():.3f}"]
+    return TransformersModel(model, load_tokenizer("smollm2"), batch_size=16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A paired difference of means over queries with its 95% bootstrap interval."""
+    """A paired difference of means with its 95% bootstrap interval and its standard error."""
 
     mean: float
     low: float
     high: float
+    error: float
     scale: float = 1.0
 
     def __str__(self) -> str:
-        a, b, c = (self.scale * x for x in (self.mean, self.low, self.high))
-        return f"{a:+.3g} [{b:+.3g}, {c:+.3g}]"
+        a, b, c, seen = (self.scale * x for x in (self.mean, self.low, self.high, SEEN * self.error))
+        return f"{a:+.3g} [{b:+.3g}, {c:+.3g}], sees {seen:.2g}"
 
 
 def difference(a: NDArray, b: NDArray, *, scale: float = 1.0, draws: int = 9_999, seed: int = 0) -> Difference:
-    """``mean(a - b)``, queries drawn with replacement."""
+    """``mean(a - b)``, what is paired (queries, pools) drawn with replacement."""
     d = np.subtract(a, b)
     rng = np.random.default_rng(seed)
     means = np.concatenate([d[rng.integers(len(d), size=(200, len(d)))].mean(1) for _ in range(-(-draws // 200))])
     low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(mean=float(d.mean()), low=float(low), high=float(high), scale=scale)
+    error = float(d.std(ddof=1) / np.sqrt(len(d)))
+    return Difference(mean=float(d.mean()), low=float(low), high=float(high), error=error, scale=scale)
 
 
 def polarity(domain: str, split: str, limit: int) -> list[Example]:
@@ -79,27 +76,21 @@ def sources(split: str, limit: int) -> list[Example]:
     return out
 
 
-def classified(
+def label_logp(
     model: LanguageModel,
     queries: Sequence[Example],
     shots: Sequence[Sequence[Example]],
     labels: Sequence[str],
     *,
     instruction: str = "",
-    before: str = " ",
-) -> Labelled:
-    """Score every label after a prompt of examples; the likeliest is the answer.
-
-    ``before`` stands between prompt and label. Log-probabilities are normalised over the labels.
-    """
+) -> NDArray[np.float64]:
+    """Log-probability of every label after a prompt of examples, normalised over the labels, ``(queries, labels)``."""
     prompts = [
         few_shot(q.question, s, style="text", instruction=instruction).prompt
         for q, s in zip(queries, shots, strict=True)
     ]
-    scores = model.score(prompts, [[before + label for label in labels]] * len(prompts))
-    logp = torch.tensor([[s.total for s in row] for row in scores], dtype=torch.float64).log_softmax(1).numpy()
-    gold = np.array([list(labels).index(q.answer) for q in queries])
-    return Labelled(right=(logp.argmax(1) == gold).astype(float), logp=logp[np.arange(len(gold)), gold])
+    scores = model.score(prompts, [[f" {label}" for label in labels]] * len(prompts))
+    return torch.tensor([[s.total for s in row] for row in scores], dtype=torch.float64).log_softmax(1).numpy()
 
 
 def silent(on_event: OnEvent | None) -> OnEvent:

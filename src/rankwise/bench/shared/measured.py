@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +61,8 @@ def kept(module: ModuleType, out: Path, path: Path, *, told: Mapping[str, Any], 
     told : mapping
         What the file says besides; under ``asked`` what ``judge`` takes.
     """
-    begin = time.perf_counter()
     runs = plain(module.measure(out, **options))
     evidence = module.judge(runs, **told["asked"])
-    evidence.seconds = time.perf_counter() - begin
     lines = [{**told, "claims": recorded(evidence)}, *({"run": name, "found": run} for name, run in runs.items())]
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     with whole_file(path) as draft:
