@@ -154,3 +154,17 @@ def test_the_commands_say_what_was_kept_and_how_good_it_is(photos, tmp_path):
     wrong = rankwise("distill-train", tmp_path / "none", "--data", photos)
     assert wrong.returncode == 2
     assert "holds no distilled pictures" in wrong.stderr
+
+
+def test_nothing_is_written_among_the_folders_that_are_classes(photos, run):
+    with pytest.raises(ValueError, match="write beside it"):
+        distill_pictures(str(photos), photos / "few", **SMALL)
+    with pytest.raises(ValueError, match="write beside it"):
+        train_from(run, str(photos), out=photos / "red" / "net", width=2, epochs=1)
+    assert sorted(p.name for p in photos.iterdir()) == ["blue", "green", "red"]
+
+
+def test_a_note_is_said_once(run, photos):
+    notes = train_from(run, str(photos), width=2, epochs=1).notes
+    assert len(set(notes)) == len(notes)
+    assert sum("32 x 32" in note for note in notes) == 1

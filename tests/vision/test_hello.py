@@ -217,6 +217,18 @@ def test_a_damaged_folder_is_refused(few, clip, tmp_path, damage):
         DistilledDataset.load(folder, base=clip, tokenizer=Words(), seeing=PLAIN)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("base", 5), ("texts", "a"), ("texts", [1, 2, 3]), ("seeing", []), ("head", {}), ("head", 5), ("views", None)],
+)
+def test_a_description_of_another_shape_is_refused_by_its_file(few, clip, tmp_path, name, value):
+    few.save(tmp_path / "few")
+    file = tmp_path / "few" / datasets.TOLD
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=datasets.TOLD):
+        DistilledDataset.load(tmp_path / "few", base=clip, tokenizer=Words(), seeing=PLAIN)
+
+
 def test_a_folder_of_something_else_is_refused_and_stays(few, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -198,7 +198,7 @@ def train_from(
         said = torch.cat([logits_of(model, p.float() / 255).argmax(1) for p in real.images.split(500)])
     right = (said == real.classes).float()
     by_class = {n: float(right[real.classes == i].mean()) for i, n in enumerate(real.names) if i in real.classes}
-    notes = [*few.notes, *real.notes]
+    notes = list(dict.fromkeys([*few.notes, *real.notes]))
     if few.told.get("content") == test.fingerprint():
         notes.append("the test pictures are the very ones that were distilled: this is no test")
     if out is not None:

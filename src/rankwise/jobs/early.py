@@ -359,6 +359,7 @@ def check_distillation(
     if template.count("{}") != 1:
         raise ValueError(f"template '{template}': {{}} stands for a class's name in it, once")
     _check_pictures(data)
+    _check_beside(out, data)
     check_output(out, made_by=DISTILLED, inputs=there(data, model))
     check_model(model, "zero-shot-image")
 
@@ -373,7 +374,15 @@ def check_student(run: Path, data: str, out: Path | None, *, student: str, width
         raise ValueError(f"{run} holds no distilled pictures of `rankwise {DISTILLED}`: distilled.json is missing")
     _check_pictures(data)
     if out is not None:
+        _check_beside(out, data)
         check_output(out, made_by=STUDENTS, inputs=[run, *there(data)])
+
+
+def _check_beside(out: Path, data: str) -> None:
+    """Folders inside of a folder of pictures are its classes: the next command would read what this one wrote."""
+    folder = Path(data).expanduser()
+    if folder.is_dir() and folder.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} is inside of {data}, whose folders are classes: write beside it")
 
 
 def _check_pictures(data: str) -> None:

@@ -233,6 +233,11 @@ def _checked(folder: Path, told: dict[str, Any], tensors: Mapping[str, Tensor]) 
     }
     if missing := sorted(needed - told.keys()):
         raise ValueError(f"{folder / TOLD} has no {missing[0]}")
+    for name, kind in (("base", str), ("texts", list), ("seeing", dict), ("head", dict)):
+        if not isinstance(told[name], kind) and not (told[name] is None and kind in (str, list)):
+            raise ValueError(f"{folder / TOLD}: {name} is a {type(told[name]).__name__}, not a {kind.__name__}")
+    if told["head"].keys() != {"sha256", "sums"} or not all(isinstance(t, str) for t in told["texts"] or ()):
+        raise ValueError(f"{folder / TOLD}: no sums of the head, or texts that are none")
     try:
         held: dict[str, Any] = told.pop("views")
         held["scale"] = tuple(held["scale"])
