@@ -325,7 +325,7 @@ def abilities(monkeypatch, tmp_path):
             for t in experts.TASKS
         }
 
-    monkeypatch.setattr(experts, "_corpora", corpora)
+    monkeypatch.setattr(experts, "corpora", corpora)
     monkeypatch.setattr(experts, "load_tokenizer", lambda name: None)
     monkeypatch.setattr(experts, "TextTask", lambda **options: SimpleNamespace(encode=lambda c: c.texts, max_length=4))
     return experts.bench(tmp_path, limits=(5, 2, 3), blocks=1, rates=(0.1, 0.2, 0.3), steps=7)

@@ -123,7 +123,7 @@ def bench(
     """The data, encoded: of an ability so many rows at most to train, to validate and to test."""
     task = TextTask(kind="classification", tokenizer=load_tokenizer("minilm"), max_length=40)
     rows = {}
-    for name, corpus in _corpora().items():
+    for name, corpus in corpora().items():
         parts = zip(("train", "validation", "test"), corpus.split(), limits, strict=True)
         rows[name] = Rows(**{split: task.encode(part.head(limit)) for split, part, limit in parts})
     return Bench(
@@ -131,7 +131,7 @@ def bench(
     )
 
 
-def _corpora() -> dict[str, Corpus]:
+def corpora() -> dict[str, Corpus]:
     rated = {d: sentiment(d, task="rating") for d in CLASSES[2:6]}
     size = [c.split().train for c in rated.values()]
     each = min(map(len, size))
