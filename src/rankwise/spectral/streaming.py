@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rankwise.spectral.accepted import ordinary, real
 from rankwise.spectral.svd import truncated_eigh, truncated_svd
+from rankwise.spectral.symmetric import gram
 
 EXACT_LIMIT = 4096
 _CHUNK = 4096
@@ -272,7 +273,7 @@ class StreamingSVD:
             rows = torch.cat(self._waiting)
             self._waiting.clear()
             rows = rows if ordinary(rows) else rows.double()
-            self.moment += rows.mT @ rows
+            self.moment += gram(rows)
             self.total += rows.double().sum(0)
 
     def _truncate(self, stacked: Tensor) -> Tensor:

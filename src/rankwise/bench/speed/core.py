@@ -27,7 +27,7 @@ from rankwise.jobs.trial import Training, TrialResult, dataset, ordered, train
 from rankwise.models import load, load_tokenizer, target_modules
 from rankwise.models.activations import ActivationSpectra
 from rankwise.models.whisper import shorten
-from rankwise.spectral import StreamingSVD, principal_angles, truncated_svd
+from rankwise.spectral import StreamingSVD, gram, principal_angles, truncated_svd
 from rankwise.tuning.eva import EvaConfig, activation_spectra, redistribute
 from rankwise.tuning.s2lora import S2LoraConfig
 
@@ -132,7 +132,8 @@ def gapped_rows(n: int, d: int = 768, k: int = 16) -> torch.Tensor:
 
 
 def streaming() -> Measured:
-    """Rows of 768, 16 components, against scikit-learn's `IncrementalPCA` and the one inside PEFT's EVA."""
+    """Rows of 768, 16 components, against scikit-learn's `IncrementalPCA`, the one inside PEFT's EVA, and the fastest
+    simple thing: all rows in memory, one product for their Gram matrix, and its eigenproblem."""
     from peft.utils.incremental_pca import IncrementalPCA as PeftPCA
     from sklearn.decomposition import IncrementalPCA
 
@@ -152,21 +153,28 @@ def streaming() -> Measured:
         pca = PeftPCA(n_components=k, lowrank=True, lowrank_seed=42, batch_size=size)
         results["PEFT"] = pca.fit(X).components_
 
+    def at_once() -> None:
+        centred = X - X.mean(0)
+        results["at once"] = torch.linalg.eigh(centred.T @ centred)[1][:, -k:].T
+
     rows, claims = [], []
-    for name, theirs, label, times in (
-        ("scikit-learn", sklearn, "sklearn IncrementalPCA", 1),
-        ("PEFT", peft, "peft IncrementalPCA", 3),
+    for name, theirs, label, times, least in (
+        ("scikit-learn", sklearn, "sklearn IncrementalPCA", 1, 3),
+        ("PEFT", peft, "peft IncrementalPCA", 3, 3),
+        ("at once", at_once, "one Gram matrix of all rows in memory and its eigenproblem", 5, 1),
     ):
         a, b = alternate(ours, theirs, times=times)
         angle = float(principal_angles(results["ours"].T, results[name].T).max())
         rows.append(_row("streaming SVD", a, label, b))
         claims.append(
             Claim(
-                text=f"streaming SVD at least 3x faster than {label}, largest angle below 1e-3",
-                held=b / a >= 3 and angle < 1e-3,
+                text=f"streaming SVD at least {least}x as fast as {label}, largest angle below 1e-3",
+                held=b / a >= least and angle < 1e-3,
                 found=f"{b / a:.1f}x, angle {angle:.1e}",
             )
         )
+    a, limit = alternate(ours, lambda: gram(X), times=5)
+    rows.append(_row("streaming SVD", a, "limit: the symmetric product XᵀX alone", limit))
     return rows, claims
 
 

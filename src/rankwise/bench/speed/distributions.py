@@ -5,6 +5,7 @@ scikit-learn, linear quantiles against a linear programme, the likelihood of sin
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import lifelines
@@ -53,6 +54,11 @@ WAGES = (8_000, 4_000)  # to train and to test
 EPOCHS, PATIENCE = 20, 500  # of the network; steps of the published recipe
 SEQUENCES = 10_000
 SWISS, SWISS_EPOCHS = 1_000, 40  # rows of a swiss roll
+AFT = {
+    "Weibull": lifelines.WeibullAFTFitter,
+    "log-normal": lifelines.LogNormalAFTFitter,
+    "log-logistic": lifelines.LogLogisticAFTFitter,
+}
 LEVELS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -87,31 +93,59 @@ def trial(n: int, p: int = 10) -> pd.DataFrame:
     return pd.DataFrame(X).add_prefix("x").assign(t=np.minimum(t, c), e=(t <= c).astype(float))
 
 
+def foreign(n: int, p: int = 10) -> pd.DataFrame:
+    """Subjects of another family: log-logistic times, the same covariates in the scale, censored at random."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(n, p))
+    t = np.exp(X @ rng.normal(size=p) * 0.2 + rng.logistic(size=n) / 1.5)
+    c = rng.exponential(scale=3 * np.median(t), size=n)
+    return pd.DataFrame(X).add_prefix("x").assign(t=np.minimum(t, c), e=(t <= c).astype(float))
+
+
 def survival() -> Measured:
-    """Ten covariates in one parameter, against lifelines' generalised gamma and Weibull regressions."""
-    df = trial(SUBJECTS)
-    a, ours = timed(lambda: PGWRegressionFitter(shape_covariates=False).fit(df, "t", "e").log_likelihood_, 3)
-    every = " + ".join(f"x{i}" for i in range(10))
-    rows, claims = [], []
-    for name, fit in (
-        ("generalised gamma", lambda: lifelines.GeneralizedGammaRegressionFitter().fit(
-            df, "t", "e", regressors={"mu_": every, "sigma_": "1", "lambda_": "1"})),
-        ("Weibull", lambda: lifelines.WeibullAFTFitter().fit(df, "t", "e")),
-    ):  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            b, theirs = timed(lambda fit=fit: fit().log_likelihood_, 1)
-        what = f"survival, {SUBJECTS:,} x 10, {name}"
-        rows.append([what, f"{a:.2f}s", f"lifelines {name}", f"{b:.1f}s", f"{b / a:.1f}x"])
-        if name == "generalised gamma":
-            claims.append(
-                Claim(
-                    text="survival regression at least 20x faster than lifelines' generalised gamma, fit no worse",
-                    held=b / a >= 20 and ours >= theirs - 1e-3,
-                    found=f"{b / a:.1f}x; {ours:.1f} against {theirs:.1f}",
-                )
-            )
-    return rows, claims
+    """Ten covariates in one parameter, on data of our family and of another: against lifelines' accelerated failure
+    time fitters, and against its generalised gamma regression, which has as many parameters as ours."""
+    rows, claims, wins, likelihoods = [], [], [], []
+    for family, df in (("own family", trial(SUBJECTS)), ("log-logistic", foreign(SUBJECTS))):
+        a, ours = timed(lambda df=df: PGWRegressionFitter(shape_covariates=False).fit(df, "t", "e").log_likelihood_, 3)
+        found = {}
+        for name, fitter in AFT.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                b, found[name] = timed(lambda f=fitter, df=df: f().fit(df, "t", "e").log_likelihood_, 1)
+            wins.append(b / a)
+            what = f"survival, {SUBJECTS:,} x 10, {family}"
+            rows.append([what, f"{a:.2f}s", f"lifelines {name} AFT", f"{b:.2f}s", f"{b / a:.1f}x"])
+        likelihoods.append((ours, found["Weibull"], family, max(found, key=found.__getitem__)))
+        if family == "own family":
+            rows_more, claim = _generalised_gamma(df, a, ours)
+            rows.append(rows_more)
+            claims.append(claim)
+    return rows, [
+        *claims,
+        Claim(
+            text="survival regression at least as fast as the fastest of lifelines' AFT fitters, on data of its own "
+            "and of another family, fit no worse than the Weibull one's, which it contains",
+            held=min(wins) >= 1 and all(ours >= weibull - 1e-3 for ours, weibull, *_ in likelihoods),
+            found=f"{min(wins):.1f}x to {max(wins):.1f}x; "
+            + "; ".join(f"{f}: {o:.1f} against {w:.1f} (best of the AFT: {b})" for o, w, f, b in likelihoods),
+        ),
+    ]
+
+
+def _generalised_gamma(df: pd.DataFrame, seconds: float, ours: float) -> tuple[list[str], Claim]:
+    regressors = {"mu_": " + ".join(f"x{i}" for i in range(10)), "sigma_": "1", "lambda_": "1"}
+    fitter = lifelines.GeneralizedGammaRegressionFitter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        b, theirs = timed(lambda: fitter().fit(df, "t", "e", regressors=regressors).log_likelihood_, 1)
+    row = [f"survival, {SUBJECTS:,} x 10, own family", f"{seconds:.2f}s", "lifelines generalised gamma", f"{b:.1f}s"]
+    return [*row, f"{b / seconds:.1f}x"], Claim(
+        text="survival regression at least 20x faster than lifelines' generalised gamma, its slowest fitter, on data "
+        "of ours, fit no worse",
+        held=b / seconds >= 20 and ours >= theirs - 1e-3,
+        found=f"{b / seconds:.1f}x; {ours:.1f} against {theirs:.1f}",
+    )
 
 
 def million() -> Measured:
@@ -128,7 +162,8 @@ def million() -> Measured:
 
 
 def density() -> Measured:
-    """Queries in 50 dimensions: scikit-learn as it comes, and with one leaf; a grid of 50."""
+    """Queries in 50 dimensions: scikit-learn as it comes, and with one leaf; eight lines over BLAS products; a grid of
+    50. The limit is the one product of all queries with all points."""
     rng = np.random.default_rng(0)
     Y, X = rng.normal(size=(POINTS, 50)), rng.normal(size=(QUERIES, 50))
     with warnings.catch_warnings():
@@ -145,6 +180,12 @@ def density() -> Measured:
         rows.append(
             [f"kernel density, {label}", f"{a:.2f}s", "scikit-learn KernelDensity", f"{b:.1f}s", f"{b / a:.1f}x"]
         )
+    simple = float(np.abs(by_products(X, Y) - exact).max())
+    a, loop = alternate(lambda: ours.score_samples(X), lambda: by_products(X, Y), times=5)
+    rows.append(["kernel density", f"{a:.2f}s", "a loop over BLAS products", f"{loop:.2f}s", f"{loop / a:.1f}x"])
+    faster = loop / a
+    a, limit = alternate(lambda: ours.score_samples(X), lambda: X @ Y.T, times=3)
+    rows.append(["kernel density", f"{a:.2f}s", "limit: the product alone", f"{limit:.2f}s", f"{limit / a:.1f}x"])
     grid = list(1.0 * 2 ** (np.arange(50) / 10 - 2.5))
     a, b = alternate(lambda: ours.score_samples(X), lambda: ours.log_densities(X, grid))
     rows.append(["kernel density, one bandwidth", f"{a:.2f}s", "ours, a grid of 50", f"{b:.2f}s", f"{b / a:.1f}x"])
@@ -155,8 +196,22 @@ def density() -> Measured:
             found=f"{least[0]:.1f}x, {least[1]:.1f}x with one leaf; from direct summation ours differs by {gap:.1g}, "
             f"scikit-learn's by {gaps[0]:.1g} ({gaps[1]:.1g} with one leaf)",
         ),
+        Claim(
+            text="kernel density at least 2x faster than a loop of eight lines over BLAS products, as precise",
+            held=faster >= 2 and gap <= max(simple, 1e-12),
+            found=f"{faster:.1f}x; from direct summation ours differs by {gap:.1g}, the loop by {simple:.1g}",
+        ),
         Claim(text="a grid of 50 bandwidths in less than 2 passes", held=b / a < 2, found=f"{b / a:.1f} passes"),
     ]
+
+
+def by_products(X: np.ndarray, Y: np.ndarray, size: int = 4096) -> np.ndarray:
+    """Logarithms of the densities with bandwidth 1, by blocks of points: what a user would write."""
+    total = np.full(len(X), -np.inf)
+    for start in range(0, len(Y), size):
+        block = Y[start : start + size]
+        total = np.logaddexp(total, np.asarray(logsumexp(X @ block.T - (block**2).sum(1) / 2, axis=1)))
+    return total - (X**2).sum(1) / 2 - np.log(len(Y)) - X.shape[1] / 2 * np.log(2 * np.pi)
 
 
 def linear() -> Measured:
@@ -197,7 +252,8 @@ def linear() -> Measured:
 
 def aggregation() -> Measured:
     """Local weights of three bases on wages, by our defaults and by the published recipe, on the same out-of-fold
-    quantiles: batch 2^(3 + ⌊log10 n⌋), rate 1e-3, a penalty over pairs of levels."""
+    quantiles: batch 2^(3 + ⌊log10 n⌋), rate 1e-3, a penalty over pairs of levels; held-out rows are judged every 10
+    steps, as the paper says, or every 100, as the authors' code does."""
     X, y = regression("cps1988")
     bases = [
         ("linear", LinearQuantile()),
@@ -211,24 +267,32 @@ def aggregation() -> Measured:
     for m in (19, 99):
         model = _Kept(bases, quantiles=tuple(np.linspace(0, 1, m + 2)[1:-1]), conformal=None)
         scores.append([-model.fit(X[train], y[train]).score(X[test], y[test])])
-        a, b = alternate(lambda model=model: model.train(), lambda model=model: _published(*model.given), times=3)
-        model.net_ = _published(*model.given)
-        scores[-1].append(-model.score(X[test], y[test]))
-        wins.append(b / a)
-        what = f"aggregation, {WAGES[0]:,} rows, {m} levels"
-        table.append([what, f"{a:.2f}s", "the published recipe", f"{b:.2f}s", f"{b / a:.1f}x"])
+        what, ratios = f"aggregation, {WAGES[0]:,} rows, {m} levels", []
+        for every in (10, 100):
+            theirs = partial(model.published, every)
+            a, b = alternate(lambda model=model: model.train(), theirs, times=3)
+            model.net_ = theirs()
+            scores[-1].append(-model.score(X[test], y[test]))
+            ratios.append(b / a)
+            table.append([
+                what, f"{a:.2f}s", f"the published recipe, judged every {every} steps", f"{b:.2f}s", f"{b / a:.1f}x"
+            ])  # fmt: skip
+        wins.append(ratios)
     return table, [
         Claim(
-            text="weights at 99 levels (the paper's) in a third of the published recipe's time, score within 0.5%",
-            held=wins[1] >= 3 and scores[1][0] <= 1.005 * scores[1][1],
-            found=f"{wins[1]:.1f}x ({wins[0]:.1f}x at 19); weighted interval score {scores[1][0]:.2f} against "
-            f"{scores[1][1]:.2f}",
+            text="weights at 99 levels (the paper's) in a third of the published recipe's time, also where it judges "
+            "every 100 steps as the authors' code does, score within 0.5% of the better",
+            held=min(wins[1]) >= 3 and scores[1][0] <= 1.005 * min(scores[1][1:]),
+            found=f"{wins[1][0]:.1f}x, {wins[1][1]:.1f}x judged every 100 steps ({wins[0][0]:.1f}x, {wins[0][1]:.1f}x "
+            f"at 19 levels); weighted interval score {scores[1][0]:.2f} against {scores[1][1]:.2f}, {scores[1][2]:.2f}",
         )
     ]
 
 
 class _Kept(QuantileAggregator):
     """Keeps what its weights are trained on, to train them again."""
+
+    given: tuple[Tensor, Tensor, Tensor, np.ndarray]
 
     def _train(self, x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> tuple[list[float], torch.nn.Module]:
         self.given = x, B, y, tau
@@ -237,8 +301,11 @@ class _Kept(QuantileAggregator):
     def train(self) -> tuple[list[float], torch.nn.Module]:
         return super()._train(*self.given)
 
+    def published(self, every: int) -> torch.nn.Module:
+        return _published(*self.given, every=every)
 
-def _published(x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> torch.nn.Module:
+
+def _published(x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray, *, every: int) -> torch.nn.Module:
     """The recipe as it is written, for weights by model and level: softmax over models, sorted where judged."""
     g, levels, (p, m) = torch.Generator().manual_seed(0), torch.as_tensor(tau).float(), B.shape[1:]
     torch.manual_seed(0)
@@ -261,7 +328,7 @@ def _published(x: Tensor, B: Tensor, y: Tensor, tau: np.ndarray) -> torch.nn.Mod
     best, kept, step, at = float("inf"), net.state_dict(), 0, 0
     while step - at < PATIENCE:
         for rows in used[torch.randperm(len(used), generator=g)].split(2 ** (3 + int(np.log10(len(y))))):
-            if step % 10 == 0:
+            if step % every == 0:
                 with torch.no_grad():
                     value = float(pinball(quantiles(held).sort(1).values, held))
                 if value < best:
