@@ -135,7 +135,7 @@ def taught(
             _answers_loss(adapted, next(drawn)).backward()
             optimizer.step()
         with whole_folder(folder, made_by="bench") as draft:
-            adapted.save_pretrained(draft)
+            adapted.save_pretrained(str(draft))
     return folder
 
 
