@@ -292,6 +292,15 @@ def test_recipes_that_spread_hand_their_runs_to_the_fan_out():
             source = Path(importlib.import_module(located.module).__file__).read_text()
             hands_over = any(
                 word in source
-                for word in ("fan_out(", "kept_runs(", "Job(", "trained(out", "owlore.run(", "runs_of(", "evidence_of(")
+                for word in (
+                    "fan_out(",
+                    "kept_runs(",
+                    "Job(",
+                    "trained(out",
+                    "owlore.run(",
+                    "runs_of(",
+                    "evidence_of(",
+                    "by_seed(out, ",
+                )
             )
             assert located.recipe.spreads == hands_over, located.module

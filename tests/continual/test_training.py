@@ -92,11 +92,26 @@ def test_a_loss_that_is_not_finite_stops():
 
 @pytest.mark.parametrize(
     ("options", "match"), [({"steps": 0}, "steps=0"), ({"batch_size": 0}, "batch_size=0"),
-                           ({"learning_rate": 0.0}, "learning_rate=0.0"), ({"learning_rate": float("nan")}, "nan")]
+                           ({"learning_rate": 0.0}, "learning_rate=0.0"), ({"learning_rate": float("nan")}, "nan"),
+                           ({"precision": "bf8"}, "bf16")]
 )  # fmt: skip
 def test_schedules_out_of_range_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         Schedule(**options)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_products_have_the_schedules_precision_and_weights_stay_as_they_are(precision, dtype):
+    p, seen = weights(), []
+
+    def loss(step):
+        product = torch.arange(12.0).view(4, 3) @ p["w"]
+        seen.append(product.dtype)
+        return (product.float() + p["b"]).square().mean()
+
+    train(p, loss, Schedule(steps=2, precision=precision), 0)
+    assert seen == [dtype] * 2
+    assert {x.dtype for x in p.values()} == {torch.float32}
 
 
 def test_defaults_are_the_papers():

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from transformers import AutoModel
 
-from rankwise.continual import CodyraLearner, stream_scores
+from rankwise.continual import CodyraLearner, Schedule, stream_scores
 from rankwise.jobs.learning.config import StreamConfig, check_stream, read_stream
 from rankwise.jobs.learning.job import learn_stream
 from rankwise.models import load
@@ -133,6 +133,13 @@ def test_pictures_are_learned_by_captions_and_classes_are_called_as_told(tmp_pat
     done = learn_stream(tmp_path / "t.yaml", tmp_path / "out")
     assert json.loads((tmp_path / "out/tasks/tasks.json").read_text())["tasks"][0]["classes"] == ["digit three", "1"]
     assert any("digits has no splits" in note for note in done.notes)
+
+
+def test_tasks_are_learned_in_the_precision_asked_for(folder, tmp_path, monkeypatch):
+    seen, cast = [], Schedule.cast
+    monkeypatch.setattr(Schedule, "cast", lambda self, device: seen.append(self.precision) or cast(self, device))
+    learn_stream(stream(folder, tmp_path, tasks=1, precision="bf16"), tmp_path / "out")
+    assert seen == ["bf16"] * SHORT["steps"]
 
 
 def test_a_run_too_short_for_the_schedule_and_closed_gates_are_said(folder, tmp_path):

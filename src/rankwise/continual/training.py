@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,9 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.files import whole_file
+from rankwise.nearest import unknown
 from rankwise.reading import read_tensors
 
 __all__ = ["Schedule"]
+
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,8 @@ class Schedule:
         At the start. Default 5e-4.
     betas : (float, float)
         Of AdamW. Default (0.9, 0.9999).
+    precision : {"fp32", "bf16"}
+        Of products and convolutions, by autocast; weights and the optimiser stay as they are. Default "fp32".
 
     Examples
     --------
@@ -46,6 +52,7 @@ class Schedule:
     batch_size: int = 64
     learning_rate: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.9999)
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -53,10 +60,16 @@ class Schedule:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate}: a positive number is needed")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", str(self.precision), PRECISIONS)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def cast(self, device: torch.device) -> AbstractContextManager:
+        """Within the block products have the schedule's precision."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def draw(*key: int) -> int:
@@ -101,12 +114,14 @@ def train(
     """
     optimizer = torch.optim.AdamW([*parameters.values()], lr=schedule.rate(0), betas=schedule.betas, weight_decay=0.0)
     losses = _resumed(checkpoint, parameters, optimizer, told) if checkpoint is not None else []
+    device = next(iter(parameters.values())).device
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.is_cuda})
     with torch.random.fork_rng(devices):
         for step in range(len(losses), schedule.steps):
             torch.manual_seed(draw(*key, step))
             optimizer.param_groups[0]["lr"] = schedule.rate(step)
-            value = loss(step)
+            with schedule.cast(device):
+                value = loss(step)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} at step {step}: lower the learning rate")
             optimizer.zero_grad()

@@ -43,6 +43,7 @@ RECIPE = Recipe(
     name="o3",
     part="domains",
     about="O3 on CLINC150's domains as requests: forgotten, retained, useful, membership; against eight other ways",
+    spreads=True,
     smoke={
         "DATA": "made-up", "BLOCKS": 1, "TEACH": 2, "FORGET": 2, "BASELINES": 1, "BATCH": 4, "RATES": (1e-3,),
         "seeds": 1,
@@ -64,9 +65,10 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
     """All ways on ``seeds`` draws of intents and queries, each with a model of its own."""
     begin = time.perf_counter()
     sizes = Sizes(
-        blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=1e-4), baselines=BASELINES,
-        forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3), rates=RATES, rank=RANK,
-        answers="random", max_length=64,
+        blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=1e-4, precision="bf16"),
+        baselines=BASELINES,
+        forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3, precision="bf16"),
+        rates=RATES, rank=RANK, answers="random", max_length=64,
     )  # fmt: skip
     found, rates, names = by_seed(out, lambda seed: _subject(data, seed), sizes, seeds, on_event)
     end = {arm: [summary(arms[arm], names) for arms in found] for arm in (TAUGHT, *ARMS, ORACLE)}
@@ -74,7 +76,7 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
     return Evidence(
         recipe="o3",
         title="O3: forgetting requests one after another",
-        command=f"rankwise bench o3 --part domains --data FOLDER --seeds {seeds}",
+        command=f"rankwise bench o3 --part domains --data FOLDER --seeds {seeds} --jobs 2",
         setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of {BATCH} queries; requests {', '.join(names)}, "
         f"{FORGET} steps each of random answers ({BASELINES} for other objectives, at the best of "
         f"{', '.join(f'{r:g}' for r in RATES)}: {told}), rank {RANK}; after the last request; {seeds} seeds, of "
@@ -84,7 +86,7 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
                plus_minus([s["membership"] for s in all_], 1, 3)] for arm, all_ in end.items()],
         claims=claims(end, found, names),
         seconds=time.perf_counter() - begin,
-        environment=environment("fp32", 1),
+        environment=environment("bf16", 1),
         extra={"after every request": [
             {arm: {n: brief(stage, names) for n, stage in stages.items()} for arm, stages in arms.items()}
             for arms in found

@@ -24,6 +24,7 @@ RECIPE = Recipe(
     name="o3",
     part="tofu",
     about="O3 on TOFU's tasks in sequence: answers forgotten, retained, membership",
+    spreads=True,
     smoke={
         "DATA": "made-up", "BLOCKS": 1, "TEACH": 2, "FORGET": 2, "BASELINES": 1, "BATCH": 4, "RATES": (1e-3,),
         "seeds": 1,
@@ -43,16 +44,17 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
     """All ways on ``seeds`` draws of questions."""
     begin = time.perf_counter()
     sizes = Sizes(
-        blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=2e-4), baselines=BASELINES,
-        forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3), rates=RATES, rank=RANK,
-        answers="refusal", max_length=96,
+        blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=2e-4, precision="bf16"),
+        baselines=BASELINES,
+        forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3, precision="bf16"),
+        rates=RATES, rank=RANK, answers="refusal", max_length=96,
     )  # fmt: skip
     found, _, names = by_seed(out, lambda seed: _subject(data, seed), sizes, seeds, on_event)
     end = {arm: [_with_losses(arms[arm], names) for arms in found] for arm in (TAUGHT, *ARMS, ORACLE)}
     return Evidence(
         recipe="o3_tofu",
         title="O3: forgetting authors, task after task",
-        command=f"rankwise bench o3 --part tofu --data FOLDER --seeds {seeds}",
+        command=f"rankwise bench o3 --part tofu --data FOLDER --seeds {seeds} --jobs 2",
         setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of {BATCH}; {len(names)} requests of {EACH} answers, "
         f"{FORGET} steps each of refusals; rank {RANK}; after the last request; {seeds} seeds; on "
         + ("a GPU" if torch.cuda.is_available() else "the CPU"),
@@ -63,7 +65,7 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
               for arm, all_ in end.items()],
         claims=_claims(end),
         seconds=time.perf_counter() - begin,
-        environment=environment("fp32", 1),
+        environment=environment("bf16", 1),
     )  # fmt: skip
 
 

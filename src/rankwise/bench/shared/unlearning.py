@@ -28,6 +28,7 @@ from rankwise.continual.unlearning.rows import Row, Writer
 from rankwise.events import OnEvent
 from rankwise.files import whole_file, write_json
 from rankwise.models import linear_layers, load, load_tokenizer
+from rankwise.parallel import fan_out, is_spread
 from rankwise.reading import read_json
 
 O3, LOOSE, PLAIN = "O3", "O3, not orthogonal", "plain LoRA, no router"
@@ -124,7 +125,8 @@ class Bench:
         """Of every set's rows: nats a token, and whether right."""
         found = {}
         for name, rows in self.sets().items():
-            k = known(model, self.writer, rows, **({} if around is None else {"around": around}))  # pyright: ignore[reportArgumentType]  (a context)
+            with self.sizes.taught.cast(self.device):
+                k = known(model, self.writer, rows, **({} if around is None else {"around": around}))  # pyright: ignore[reportArgumentType]  (a context)
             found[name] = {"nll": k.nll.round(5).tolist(), "right": k.right.astype(int).tolist()}
         return found
 
@@ -225,20 +227,27 @@ def by_seed(
     out: Path, subject: Callable[[int], Subject], sizes: Sizes, seeds: int, on_event: OnEvent | None
 ) -> tuple[list[dict[str, Any]], dict[str, float], list[str]]:
     """All arms of every seed, the rates that the first seed chose, and the names of the requests."""
-    found, rates, names = [], None, []
-    for seed in range(seeds):
-        bench = Bench(
-            subject=subject(seed), sizes=sizes, folder=out / f"seed-{seed}", seed=seed,
-            note=on_event or (lambda *_: None),
-        )  # fmt: skip
-        arms, rates = compared(bench, rates)
-        found.append(arms)
-        names = [*bench.subject.requests]
-    return found, rates or {}, names
+    subjects = [subject(seed) for seed in range(seeds)]
+    note = _unheard if on_event is None or is_spread() else on_event
+    told = [
+        {"subject": s, "sizes": sizes, "folder": out / f"seed-{i}", "seed": i, "note": note}
+        for i, s in enumerate(subjects)
+    ]
+    rates = best_rates(Bench(**told[0]))
+    return fan_out(_compared, [(one, rates) for one in told]), rates, [*subjects[-1].requests]
 
 
-def compared(bench: Bench, rates: Mapping[str, float] | None) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-    """Every arm's measures after every request, and the baselines' rates (chosen here where none are given)."""
+def _unheard(*_: object) -> None:
+    """What is told in another process stays there."""
+
+
+def _compared(asked: tuple[dict[str, Any], dict[str, float]]) -> dict[str, dict[str, Any]]:
+    told, rates = asked
+    return compared(Bench(**told), rates)
+
+
+def compared(bench: Bench, rates: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Every arm's measures after every request."""
     model = bench.taught()
     found = {TAUGHT: bench.kept(TAUGHT, lambda: {"": bench.measured(model)})}
     todo = [arm for arm in (O3, HARD, OPEN, SHUFFLED) if not (bench.folder / f"{ARM_FILES[arm]}.json").is_file()]
@@ -250,15 +259,18 @@ def compared(bench: Bench, rates: Mapping[str, float] | None) -> tuple[dict[str,
     found[PLAIN] = bench.kept(
         PLAIN, lambda: bench.o3(model, arms=[PLAIN], orthogonal=0.0, adapter="shared", router="off")[PLAIN]
     )
-    chosen = dict(rates or {})
-    for arm in (ASCENT, DIFFERENCE, NPO):
-        if arm not in chosen:
-            chosen[arm] = best_rate(bench, model, arm)
-        found[arm] = bench.kept(arm, lambda arm=arm: bench.baseline(model, arm, chosen[arm]))
+    for arm, rate in rates.items():
+        found[arm] = bench.kept(arm, lambda arm=arm, rate=rate: bench.baseline(model, arm, rate))
     found[ORACLE] = bench.kept(
         ORACLE, lambda: {[*bench.subject.requests][-1]: bench.measured(bench.taught(without=True))}
     )
-    return {arm: found[arm] for arm in (TAUGHT, *ARMS, ORACLE)}, chosen
+    return {arm: found[arm] for arm in (TAUGHT, *ARMS, ORACLE)}
+
+
+def best_rates(bench: Bench) -> dict[str, float]:
+    """Of the baselines."""
+    model = bench.taught()
+    return {arm: best_rate(bench, model, arm) for arm in (ASCENT, DIFFERENCE, NPO)}
 
 
 def best_rate(bench: Bench, model: nn.Module, arm: str) -> float:

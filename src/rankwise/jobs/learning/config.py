@@ -75,6 +75,10 @@ class StreamConfig(BaseModel):
     steps: int = Field(default=500, ge=1, le=MOST, description="of each task")
     batch_size: int = Field(default=64, ge=1, le=MOST, description="examples a step")
     learning_rate: float = Field(default=5e-4, gt=0, le=1e6, description="at the start; it falls by a cosine")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="of products while a task is learned; bf16 is the fast one where a CPU or GPU has it",
+    )
     shots: int | None = Field(default=None, ge=1, description="most training examples a class, of every task")
     test_limit: int = Field(default=1000, ge=1, description="most test examples a task")
     max_length: int = Field(default=64, ge=2, le=100_000, description="tokens of a text")

@@ -150,7 +150,10 @@ def _learner(config: StreamConfig, held: Any, collate: Any) -> Any:
         raise ValueError(f"{held.name} learns without captions: leave template out")
     return CodyraLearner(
         held.model, adapter, objective=objective_for(held.model, held.tokenizer, **options), collate=collate,
-        schedule=Schedule(steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate),
+        schedule=Schedule(
+            steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
+            precision=config.precision,
+        ),
         seed=config.seed,
     )  # fmt: skip
 
