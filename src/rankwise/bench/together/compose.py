@@ -154,7 +154,7 @@ class _Chain:
         model = self.merged()
         keep(model.bfloat16(), merged)
         found["merged"] = self._answers(self._read(merged)) | self._cost(merged)
-        model = self._smaller(model.float(), self._mixed())
+        model = self._smaller(model.float(), list(self.abilities))
         keep(model.bfloat16(), smaller)
         del model
         found["smaller"] = self._answers(self._read(smaller)) | self._cost(smaller)
@@ -181,7 +181,9 @@ class _Chain:
         """One model of all adapters."""
         model = load(self.a.base, task="causal-lm")
         state = merge([str(p) for p in self.adapters.values()], base=self.a.base, method=self.choices["merged"])
-        model.load_state_dict(state, strict=False)  # what is tied is there once
+        unlike = model.load_state_dict(state, strict=False)
+        if unlike.unexpected_keys or {*unlike.missing_keys} - {"lm_head.weight"}:  # which is tied
+            raise ValueError(f"the merged model is not SmolLM2: {unlike}")
         model.tie_weights()
         return model
 
@@ -197,9 +199,6 @@ class _Chain:
         read = [{k: v for k, v in next(drawn[i % len(drawn)]).items() if k != "labels"} for i in range(a.calibrated)]
         compress(model, bytes=BYTES, method="energy", calibrate=read)
         return model
-
-    def _mixed(self) -> list[str]:
-        return list(self.abilities)
 
     def _read(self, folder: Path) -> Callable[[str], Any]:
         model = load(str(folder), task="causal-lm", dtype=torch.bfloat16).eval()
