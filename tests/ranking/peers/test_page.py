@@ -139,10 +139,13 @@ def test_a_person_searches_and_chooses_in_a_browser(tmp_path, width):
         said = []
         tab.on("console", lambda message: said.append(message.text))
         tab.on("dialog", lambda dialog: said.append(dialog.message))
+        ready = "document.activeElement.name === 'q'"  # who is quicker than the focus is told so on the console
         tab.goto(at)
+        tab.wait_for_function(ready)
         tab.fill("input[name=q]", "water")
         tab.keyboard.press("Enter")
         tab.wait_for_selector("li")
+        tab.wait_for_function(ready)
         assert tab.locator("li").count() == 2
         assert tab.locator("img").count() == 0
         tab.click("li:nth-child(2) button")
