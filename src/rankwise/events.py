@@ -8,6 +8,10 @@ from collections.abc import Callable
 OnEvent = Callable[[str, str, int, int, float], None]  # trial, phase, step, steps, loss
 
 
+def unheard(*_: object) -> None:
+    """An `OnEvent` that tells nobody: of runs in other processes, where what is told stays there."""
+
+
 def counting(note: OnEvent, name: str, total: int) -> Callable[[int, object], None]:
     """Tell ``note`` how many of ``total`` runs are done, whenever one is: the ``on_done`` of `parallel.fan_out`."""
     done = 0

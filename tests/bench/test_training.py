@@ -247,7 +247,8 @@ def test_a_measurement_is_the_last_line_of_a_process_and_a_failure_says_why(monk
     assert memory.in_fresh_process("lora", steps=4, blocks=30) == {"peak": 3}
     with pytest.raises(ChildProcessError, match=r"memory of lisa could not be measured: x+KeyError: 'lora'$"):
         memory.in_fresh_process("lisa", steps=2, blocks=1)
-    assert asked == [["lora", "4", "30"], ["lisa", "2", "1"]]
+    assert memory.said_by("module", "it", "think", 0.4, 2) == {"peak": 3}
+    assert asked == [["lora", "4", "30"], ["lisa", "2", "1"], ["think", "0.4", "2"]]
 
 
 @pytest.fixture

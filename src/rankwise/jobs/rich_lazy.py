@@ -271,13 +271,17 @@ def _representation(kind: str) -> Callable[[nn.Module, Any], Tensor] | None:
 
 
 def _moved(before: nn.Module, after: nn.Module, params: str | list[str]) -> list[dict[str, Any]]:
+    import torch
+
     from rankwise.dynamics import effective_rank
     from rankwise.dynamics.rich_lazy.kernels import selected
 
     first, rows = dict(before.named_parameters()), []
     for name, p in selected(after, params).items():
-        change = p.detach().float() - first[name].detach().float()
-        size, norm = float(change.norm()), float(first[name].detach().float().norm())
+        old = first[name].detach().float()
+        change = p.detach().float() - old
+        # sums in float32 are off in the fourth digit where there are millions of entries
+        size, norm = (float(torch.linalg.vector_norm(w, dtype=torch.float64)) for w in (change, old))
         rank = float(effective_rank(change)) if change.dim() == 2 and size > 0 else None
         relative = size / norm if norm else (None if size else 0.0)
         rows.append({"weight": name, "change": size, "relative_change": relative, "effective_rank": rank})

@@ -114,8 +114,6 @@ def adapt_to_pictures(
         After the batch at hand; the table and the state of what was predicted are written first.
     """
     check_stream(images, out, model=model, method=method, preset=preset, batch_size=batch_size, state=state, seed=seed)
-    import torch
-
     from rankwise.models import load, load_image_processor
 
     network, processor = load(model, task="image-classification").eval(), load_image_processor(model)
@@ -132,16 +130,7 @@ def adapt_to_pictures(
     else:
         order = np.random.default_rng(seed).permutation(len(found)) if classes else np.arange(len(found))
         batches = list(_batches(_taken(found, order), batch_size))
-    rows: list[dict[str, Any]] = []
-    try:
-        for number, batch in enumerate(each(batches, "adapting"), 1):
-            with uninterrupted():  # half a step is no state to go on from
-                pixels = processor([picture for _, picture, _ in batch], return_tensors="pt")["pixel_values"]
-                with torch.no_grad():
-                    plain = source(pixel_values=pixels).logits
-                rows += _rows(batch, adapter.predict({"pixel_values": pixels}), plain, names, number, adapter)
-    except KeyboardInterrupt as stop:
-        stopped.append(stop)
+    rows = _predicted(each(batches, "adapting"), processor, source, adapter, names, stopped)
     if not rows:
         raise stopped[0] if stopped else ValueError("no picture was listed: nothing was predicted")
     write_rows(out, [{k: v for k, v in row.items() if k != "label"} for row in rows])
@@ -152,6 +141,26 @@ def adapt_to_pictures(
     if stopped:
         raise ValueError(f"{stopped[0]}; the {len(rows)} pictures listed before it are in {out}") from stopped[0]
     return _judged(rows, adapter, [] if found is None else found.notes)
+
+
+def _predicted(
+    batches: Iterable[Any], processor: Any, source: Any, adapter: StreamAdapter, names: dict[int, str],
+    stopped: list[Any],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of all batches, or of those up to an interrupt, which is put into ``stopped``."""
+    import torch
+
+    rows: list[dict[str, Any]] = []
+    try:
+        for number, batch in enumerate(batches, 1):
+            with uninterrupted():  # half a step is no state to go on from
+                pixels = processor([picture for _, picture, _ in batch], return_tensors="pt")["pixel_values"]
+                with torch.no_grad():
+                    plain = source(pixel_values=pixels).logits
+                rows += _rows(batch, adapter.predict({"pixel_values": pixels}), plain, names, number, adapter)
+    except KeyboardInterrupt as stop:
+        stopped.append(stop)
+    return rows
 
 
 def _adapter(network: Any, processor: Any, method: str, preset: str, seed: int) -> StreamAdapter:

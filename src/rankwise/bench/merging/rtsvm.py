@@ -23,7 +23,7 @@ from torch import Tensor
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.experts import TASKS, Bench, State, agreeing, bench, clearest
-from rankwise.events import OnEvent, environment
+from rankwise.events import OnEvent, environment, unheard
 from rankwise.files import claimed, write_json
 from rankwise.jobs.tasks import Example
 from rankwise.merging import METHODS, merge
@@ -77,7 +77,7 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
             folder, limits=(TRAINED, VALIDATED, TESTED), blocks=BLOCKS, rates=RATES, steps=steps, on_event=on_event
         )
         _rates(b)  # by the first seed, before others ask for them
-        heard = replace(b, on_event=_unheard) if is_spread() else b
+        heard = replace(b, on_event=unheard) if is_spread() else b
         by_seed = fan_out(_scores, [(heard, seed) for seed in range(seeds)])
     names = list(by_seed[0]["test"])
     test = {n: np.array([s["test"][n] for s in by_seed]) for n in names}  # (seeds, tasks)
@@ -103,10 +103,6 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
         environment=environment("fp32", 1),
         extra={"interference": points, "normalised": {n: v.tolist() for n, v in normal.items()}},
     )
-
-
-def _unheard(*_: object) -> None:
-    """What is told in another process stays there."""
 
 
 def _rates(b: Bench) -> tuple[dict[str, float], float]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 
 from rankwise.bench.shared import experts
+from rankwise.bench.shared.fresh_process import said_by
 from rankwise.compression import ThinKCache, thinking
 from rankwise.files import whole_folder
 from rankwise.ledger import Cost, measure
@@ -192,18 +192,8 @@ def size_on_disk(folder: Path) -> int:
 
 
 def cost(folder: Path, cache: str, ratio: float) -> dict[str, float]:
-    """What a model costs in a process of its own.
-
-    Raises
-    ------
-    ChildProcessError
-        It ends with an error; its last words are told.
-    """
-    command = [sys.executable, "-W", "ignore", "-m", "rankwise.bench.shared.chain", str(folder), cache, str(ratio)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ChildProcessError(f"the cost of {folder} could not be taken: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    """What a model costs in a process of its own."""
+    return said_by("rankwise.bench.shared.chain", f"the cost of {folder}", folder, cache, ratio)
 
 
 @torch.inference_mode()

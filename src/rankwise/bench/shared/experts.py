@@ -132,6 +132,7 @@ def bench(
 
 
 def corpora() -> dict[str, Corpus]:
+    """Texts of every ability, the word in front, by name; their labels are numbers of `CLASSES`."""
     rated = {d: sentiment(d, task="rating") for d in CLASSES[2:6]}
     size = [c.split().train for c in rated.values()]
     each = min(map(len, size))

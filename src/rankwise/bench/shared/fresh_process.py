@@ -59,11 +59,21 @@ WAYS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 
 def in_fresh_process(way: str, *, steps: int, blocks: int) -> dict[str, float]:
     """What ``python -m rankwise.bench.shared.fresh_process way steps blocks`` prints."""
-    command = [sys.executable, "-W", "ignore", "-m", "rankwise.bench.shared.fresh_process", way]
-    command += [str(steps), str(blocks)]
+    return said_by("rankwise.bench.shared.fresh_process", f"memory of {way}", way, steps, blocks)
+
+
+def said_by(module: str, what: str, *arguments: object) -> dict[str, float]:
+    """The last line, of JSON, that ``python -m module arguments`` prints.
+
+    Raises
+    ------
+    ChildProcessError
+        It ends with an error; ``what`` could not be measured, and its last words are told.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ChildProcessError(f"memory of {way} could not be measured: {done.stderr.strip()[-500:]}")
+        raise ChildProcessError(f"{what} could not be measured: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

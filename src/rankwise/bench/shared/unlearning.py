@@ -25,7 +25,7 @@ from rankwise.continual.unlearning.blocks import acting, fresh
 from rankwise.continual.unlearning.features import LayerEncoder
 from rankwise.continual.unlearning.measuring import GENERAL, known, token_losses
 from rankwise.continual.unlearning.rows import Row, Writer
-from rankwise.events import OnEvent
+from rankwise.events import OnEvent, unheard
 from rankwise.files import whole_file, write_json
 from rankwise.models import linear_layers, load, load_tokenizer
 from rankwise.parallel import fan_out, is_spread
@@ -228,17 +228,13 @@ def by_seed(
 ) -> tuple[list[dict[str, Any]], dict[str, float], list[str]]:
     """All arms of every seed, the rates that the first seed chose, and the names of the requests."""
     subjects = [subject(seed) for seed in range(seeds)]
-    note = _unheard if on_event is None or is_spread() else on_event
+    note = unheard if on_event is None or is_spread() else on_event
     told = [
         {"subject": s, "sizes": sizes, "folder": out / f"seed-{i}", "seed": i, "note": note}
         for i, s in enumerate(subjects)
     ]
     rates = best_rates(Bench(**told[0]))
     return fan_out(_compared, [(one, rates) for one in told]), rates, [*subjects[-1].requests]
-
-
-def _unheard(*_: object) -> None:
-    """What is told in another process stays there."""
 
 
 def _compared(asked: tuple[dict[str, Any], dict[str, float]]) -> dict[str, dict[str, Any]]:

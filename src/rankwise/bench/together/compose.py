@@ -124,7 +124,7 @@ def chained(a: Asked) -> dict[str, Any]:
     """All stages of a chain, and its steps alone: answers by ability, and what the model costs."""
     chain = _Chain(a)
     with tempfile.TemporaryDirectory() as place:
-        return {"stages": chain.stages(Path(place)), "alone": chain.alone()}
+        return {"stages": chain.stages(Path(place)), "alone": chain.alone() if a.chain == "ours" else {}}
 
 
 class _Chain:
@@ -166,12 +166,12 @@ class _Chain:
         return found
 
     def alone(self) -> dict[str, Any]:
-        """Each step from the experts; merging is the chain's own, and the stock chain changes neither of the last."""
-        found = {"smaller": self._answers(lambda name: self._smaller(self.expert(name).float(), [name]).bfloat16())}
-        if self.choices["thin cache"] != "dense":
-            found["thin cache"] = self._answers(self.expert, cache=self.choices["thin cache"])
-            found["examples"] = self._answers(self.expert, examples=self.choices["examples"])
-        return found
+        """Each step from the experts; merging is the chain's own."""
+        return {
+            "smaller": self._answers(lambda name: self._smaller(self.expert(name).float(), [name]).bfloat16()),
+            "thin cache": self._answers(self.expert, cache=self.choices["thin cache"]),
+            "examples": self._answers(self.expert, examples=self.choices["examples"]),
+        }
 
     def expert(self, name: str) -> Any:
         """The model with one adapter in its weights."""
@@ -246,7 +246,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         f"calibration; {THIN:.0%} of the keys' channels dropped; {ASKED} questions an ability, {SHOWN} examples before "
         f"each, {seeds} seeds; accuracy in per cent and log-probability of the right answer, means over abilities; "
         f"disk: weights; memory: most resident bytes of loading the model and reading {CONTEXT:,} tokens, above those "
-        "of the libraries; cache: bytes then; tokens/s: written after them",
+        "of the libraries (of an expert those of the model); cache: bytes then; tokens/s: written after them",
         header=["chain", "after", "by", "accuracy", "log p", "disk", "memory", "cache", "tokens/s"],
         rows=rows,
         claims=_claims(found, logp, seeds),

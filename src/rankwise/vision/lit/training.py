@@ -150,6 +150,7 @@ class Training:
         sizes = [self.settings.size_network, self.settings.size_prompts]
         self.dark, self.dark_small = squares(dark, sizes, "dark")
         self._dark_stages: list[Tensor] | None = None
+        self._fits: bool | None = None
         (self.well,) = squares(well_lit, sizes[1:], "well-lit")
         known = {part.numpy().tobytes() for part in self.dark_small}
         if both := [i for i, part in enumerate(self.well) if part.numpy().tobytes() in known]:
@@ -297,12 +298,13 @@ class Training:
     @torch.no_grad()
     def _content(self, rows: Tensor, pictures: Tensor) -> Sequence[Tensor]:
         """Stages of dark pictures; where these are always the same, and not too many, they are computed once."""
-        if self.settings.augment:
+        if self.settings.augment or self._fits is False:
             return self._stages(pictures)
         if self._dark_stages is None:
-            seen = self._stages(pictures[:1])
-            if len(self.dark) * sum(part.nbytes for part in seen) > KEPT:
-                return self._stages(pictures)
+            seen = self._stages(pictures)
+            self._fits = len(self.dark) * sum(part[:1].nbytes for part in seen) <= KEPT
+            if not self._fits:
+                return seen
             parts = [self._stages(floats(part).to(self.device)) for part in self.dark.split(CHUNK)]
             self._dark_stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
         return [stage[rows] for stage in self._dark_stages]
