@@ -142,7 +142,8 @@ class DQLoReSelector(Selector):
             rows = [json.dumps(as_row(e), ensure_ascii=False) for e in self.pool_]
             (draft / "pool.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
             np.save(draft / "embeddings.npy", self.embeddings_.astype(np.float16))
-            write_json(draft / "settings.json", {k: getattr(self, k) for k in _SETTINGS})
+            first = "" if self.first is None else type(self.first).__name__
+            write_json(draft / "settings.json", {k: getattr(self, k) for k in _SETTINGS} | {"first": first})
             if isinstance(self.encoder, TextEncoder):
                 self.encoder.save(draft / "encoder")
 
@@ -151,11 +152,17 @@ class DQLoReSelector(Selector):
         cls, folder: str | Path, language_model: LanguageModel | None = None, encoder: Encoder | None = None,
         *, first: Selector | None = None,
     ) -> DQLoReSelector:  # fmt: skip
-        """A saved selector; nothing is embedded again. The model and who chooses for the first query are not saved."""
+        """A saved selector; nothing is embedded again.
+
+        The model and who chooses for its first query are not saved: where one chose, ``first`` is needed with a model.
+        """
         folder = Path(folder)
         if encoder is None and (folder / "encoder").is_dir():
             encoder = TextEncoder(str(folder / "encoder"))
         settings = read_json(folder / "settings.json")
+        chose = settings.pop("first", "")
+        if chose and first is None and language_model is not None:
+            raise ValueError(f"a {chose} chose the examples of {folder}'s first query: give it as first=")
         if set(settings) != set(_SETTINGS):
             raise ValueError(f"{folder / 'settings.json'} holds {', '.join(settings)}: not a saved selector's")
         for name, kind in _SETTINGS.items():
