@@ -172,7 +172,7 @@ def test_whoever_is_given_chooses_for_the_first_query_and_stays_as_it_is():
 def test_whoever_chooses_for_the_first_query_is_given_again_to_a_saved_selector(tmp_path):
     selector = DQLoReSelector(Writer(), letters, 4, candidates=12, initial=2, first=BM25Selector()).fit(POOL)
     selector.save(tmp_path / "s")
-    with pytest.raises(ValueError, match="a BM25Selector chose .* first="):
+    with pytest.raises(ValueError, match=r"a BM25Selector chose .* first="):
         DQLoReSelector.load(tmp_path / "s", Writer(), letters)
     DQLoReSelector.load(tmp_path / "s", None, letters)  # without a model there is no first query
     again = DQLoReSelector.load(tmp_path / "s", Writer(), letters, first=BM25Selector())
