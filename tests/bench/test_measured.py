@@ -31,9 +31,8 @@ def judge(found, *, seeds):
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
-    (tmp_path / "toy.py").write_text(TOY)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def toy(written, tmp_path, monkeypatch):
+    written("toy", TOY)
     monkeypatch.setattr(Located, "module", property(lambda self: str(self.place)))
     located = Located(Recipe(name="toy", part="main", about="a toy", smoke={"SIZE": 1}), Path("toy"))
     monkeypatch.setattr(rankwise.bench, "recipes", lambda: {"toy": {"main": located}})
@@ -105,7 +104,7 @@ def test_what_rescoring_does_not_use_is_refused(toy, tmp_path):
     assert "no such file" in str(command("toy", "--rescore", "none.jsonl.gz").exception)
 
 
-def test_a_recipe_that_keeps_no_runs_another_recipes_runs_and_other_forms_are_refused_by_name(toy, tmp_path):
+def test_a_recipe_that_keeps_no_runs_another_recipes_runs_and_other_forms_are_refused_by_name(toy, written):
     told = {"recipe": "toy", "version": "1", "smoke": False, "asked": {"seeds": 1}}
     with pytest.raises(ValueError, match="these are runs of x, not of toy"):
         toy.rescored(Rows(told=told | {"recipe": "x"}, claims=[], runs={}))
@@ -113,7 +112,7 @@ def test_a_recipe_that_keeps_no_runs_another_recipes_runs_and_other_forms_are_re
         toy.rescored(Rows(told=told, claims=[], runs={"seed 0": {"gone": 1}}))
     with pytest.raises(ValueError, match="other form than toy"):
         toy.rescored(Rows(told=told | {"asked": {"colour": 1}}, claims=[], runs={}))
-    (tmp_path / "old.py").write_text("def run(out, *, on_event=None): pass\n")
+    written("old", "def run(out, *, on_event=None): pass\n")
     old = Located(Recipe(name="old", part="main", about=""), Path("old"))
     with pytest.raises(ValueError, match=r"old \(main\) does not keep its runs: it cannot be rescored"):
         old.rescored(Rows(told=told | {"recipe": "old"}, claims=[], runs={}))

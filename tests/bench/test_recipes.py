@@ -47,9 +47,8 @@ def test_records_are_found_without_importing_what_they_need():
     assert done.stdout == "False\n", done.stderr
 
 
-def test_a_run_keeps_its_evidence_and_a_changed_recipe_asks_for_another_folder(tmp_path, monkeypatch):
-    (tmp_path / "toy.py").write_text(TOY)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_run_keeps_its_evidence_and_a_changed_recipe_asks_for_another_folder(written, tmp_path, monkeypatch):
+    written("toy", TOY)
     monkeypatch.setattr(Located, "module", property(lambda self: "toy"))
     toy = Located(Recipe(name="toy", part="main", about="a toy", smoke={"SIZE": 2}), tmp_path / "toy")
     out = tmp_path / "out"
