@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rankwise.bench.continual import o3 as recipe
 from rankwise.bench.continual import o3_detectors, o3_tofu
 from rankwise.bench.shared import unlearning as shared
+from rankwise.bench.shared.measured import plain
 from rankwise.bench.shared.requests import clinc, folder_of, made_up, tofu
 from rankwise.bench.shared.unlearning import ARM_FILES, ARMS, ASCENT, HARD, LOOSE, O3, ORACLE, PLAIN, SHUFFLED, TAUGHT
 from rankwise.continual import Schedule
@@ -213,6 +214,8 @@ def test_all_ways_are_measured_alike_kept_and_read_back(tiny, tmp_path):
     told.clear()
     assert shared.compared(shared.Bench(**made), rates) == arms
     assert told == []
+    evidence = recipe.judge(plain({"told": {"rates": rates, "device": "the CPU"}, "seed 0": arms}), seeds=1)
+    assert [row[0] for row in evidence.rows] == [*arms]
 
 
 def test_npo_and_ascent_raise_losses_of_the_request_and_the_difference_less_of_what_is_retained(tiny, tmp_path):

@@ -8,16 +8,15 @@ the same rank. Power first: what is to be forgotten was known.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.bench.shared.requests import clinc, made_up
 from rankwise.bench.shared.unlearning import (
     ARMS,
@@ -34,6 +33,7 @@ from rankwise.bench.shared.unlearning import (
     Sizes,
     Subject,
     by_seed,
+    read_back,
     right,
 )
 from rankwise.continual import Schedule, membership_auc
@@ -61,35 +61,38 @@ RANK = 4
 Stage = Mapping[str, Any]
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """All ways on ``seeds`` draws of intents and queries, each with a model of its own."""
-    begin = time.perf_counter()
+def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+    """All ways on ``seeds`` draws of intents and queries, each with a model of its own: losses and answers by row."""
     sizes = Sizes(
         blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=1e-4, precision="bf16"),
         baselines=BASELINES,
         forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3, precision="bf16"),
         rates=RATES, rank=RANK, answers="random", max_length=64,
     )  # fmt: skip
-    found, rates, names = by_seed(out, lambda seed: _subject(data, seed), sizes, seeds, on_event)
-    end = {arm: [summary(arms[arm], names) for arms in found] for arm in (TAUGHT, *ARMS, ORACLE)}
-    told = ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items())
+    return by_seed(out, lambda seed: _subject(data, seed), sizes, seeds, on_event)
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """All ways compared, after the last request."""
+    told, arms_of, names = read_back(found, seeds)
+    end = {arm: [summary(arms[arm], names) for arms in arms_of] for arm in (TAUGHT, *ARMS, ORACLE)}
+    rates = ", ".join(f"{arm} {rate:g}" for arm, rate in told["rates"].items())
     return Evidence(
         recipe="o3",
         title="O3: forgetting requests one after another",
         command=f"rankwise bench o3 --part domains --data FOLDER --seeds {seeds} --jobs 2",
         setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of {BATCH} queries; requests {', '.join(names)}, "
         f"{FORGET} steps each of random answers ({BASELINES} for other objectives, at the best of "
-        f"{', '.join(f'{r:g}' for r in RATES)}: {told}), rank {RANK}; after the last request; {seeds} seeds, of "
-        "queries, intents and training alike; on " + ("a GPU" if torch.cuda.is_available() else "the CPU"),
+        f"{', '.join(f'{r:g}' for r in RATES)}: {rates}), rank {RANK}; after the last request; {seeds} seeds, of "
+        f"queries, intents and training alike; on {told['device']}",
         header=["", "forgotten, taught", "forgotten, unseen", "retained", "utility", "membership AUC"],
         rows=[[arm, *[plus_minus([s[k] for s in all_]) for k in KINDS[:4]],
                plus_minus([s["membership"] for s in all_], 1, 3)] for arm, all_ in end.items()],
-        claims=claims(end, found, names),
-        seconds=time.perf_counter() - begin,
+        claims=claims(end, arms_of, names),
         environment=environment("bf16", 1),
         extra={"after every request": [
             {arm: {n: brief(stage, names) for n, stage in stages.items()} for arm, stages in arms.items()}
-            for arms in found
+            for arms in arms_of
         ]},
     )  # fmt: skip
 

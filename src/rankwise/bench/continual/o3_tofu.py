@@ -6,17 +6,16 @@ taught answer is a sentence, so that accuracy counts tokens' sequences that are 
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rankwise.bench import Recipe
 from rankwise.bench.continual.o3 import summary
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.bench.shared.requests import made_up, tofu
-from rankwise.bench.shared.unlearning import ARMS, O3, ORACLE, SHUFFLED, TAUGHT, Sizes, Subject, by_seed
+from rankwise.bench.shared.unlearning import ARMS, O3, ORACLE, SHUFFLED, TAUGHT, Sizes, Subject, by_seed, read_back
 from rankwise.continual import Schedule
 from rankwise.events import OnEvent, environment
 
@@ -40,31 +39,33 @@ RATES = (2e-4, 5e-4, 1e-3)  # of the baselines; the best one is taken
 RANK = 4
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """All ways on ``seeds`` draws of questions."""
-    begin = time.perf_counter()
+def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+    """All ways on ``seeds`` draws of questions: losses and answers by row."""
     sizes = Sizes(
         blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=2e-4, precision="bf16"),
         baselines=BASELINES,
         forgotten=Schedule(steps=FORGET, batch_size=BATCH, learning_rate=1e-3, precision="bf16"),
         rates=RATES, rank=RANK, answers="refusal", max_length=96,
     )  # fmt: skip
-    found, _, names = by_seed(out, lambda seed: _subject(data, seed), sizes, seeds, on_event)
-    end = {arm: [_with_losses(arms[arm], names) for arms in found] for arm in (TAUGHT, *ARMS, ORACLE)}
+    return by_seed(out, lambda seed: _subject(data, seed), sizes, seeds, on_event)
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """All ways compared, after the last request."""
+    told, arms_of, names = read_back(found, seeds)
+    end = {arm: [_with_losses(arms[arm], names) for arms in arms_of] for arm in (TAUGHT, *ARMS, ORACLE)}
     return Evidence(
         recipe="o3_tofu",
         title="O3: forgetting authors, task after task",
         command=f"rankwise bench o3 --part tofu --data FOLDER --seeds {seeds} --jobs 2",
         setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of {BATCH}; {len(names)} requests of {EACH} answers, "
-        f"{FORGET} steps each of refusals; rank {RANK}; after the last request; {seeds} seeds; on "
-        + ("a GPU" if torch.cuda.is_available() else "the CPU"),
+        f"{FORGET} steps each of refusals; rank {RANK}; after the last request; {seeds} seeds; on {told['device']}",
         header=["", "forgotten, nats a token", "right", "retained, nats a token", "right", "utility", "membership AUC"],
         rows=[[arm, plus_minus([s["lost"] for s in all_], 1, 2), plus_minus([s["taught"] for s in all_]),
                plus_minus([s["stays"] for s in all_], 1, 2), plus_minus([s["retained"] for s in all_]),
                plus_minus([s["utility"] for s in all_]), plus_minus([s["membership"] for s in all_], 1, 3)]
               for arm, all_ in end.items()],
         claims=_claims(end),
-        seconds=time.perf_counter() - begin,
         environment=environment("bf16", 1),
     )  # fmt: skip
 

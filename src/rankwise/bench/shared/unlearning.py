@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rankwise.bench.shared.measured import Runs
 from rankwise.continual import O3Unlearner, Schedule, UnlearningSettings
 from rankwise.continual.training import draw, rows_of, train
 from rankwise.continual.unlearning.blocks import acting, fresh
@@ -223,18 +224,23 @@ def _still(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def by_seed(
-    out: Path, subject: Callable[[int], Subject], sizes: Sizes, seeds: int, on_event: OnEvent | None
-) -> tuple[list[dict[str, Any]], dict[str, float], list[str]]:
-    """All arms of every seed, the rates that the first seed chose, and the names of the requests."""
-    subjects = [subject(seed) for seed in range(seeds)]
+def by_seed(out: Path, subject: Callable[[int], Subject], sizes: Sizes, seeds: int, on_event: OnEvent | None) -> Runs:
+    """All arms of every seed, and the rates that the first seed chose."""
     note = unheard if on_event is None or is_spread() else on_event
-    told = [
-        {"subject": s, "sizes": sizes, "folder": out / f"seed-{i}", "seed": i, "note": note}
-        for i, s in enumerate(subjects)
+    asked = [
+        {"subject": subject(seed), "sizes": sizes, "folder": out / f"seed-{seed}", "seed": seed, "note": note}
+        for seed in range(seeds)
     ]
-    rates = best_rates(Bench(**told[0]))
-    return fan_out(_compared, [(one, rates) for one in told]), rates, [*subjects[-1].requests]
+    rates = best_rates(Bench(**asked[0]))
+    arms = fan_out(_compared, [(one, rates) for one in asked])
+    told = {"rates": rates, "device": "a GPU" if torch.cuda.is_available() else "the CPU"}
+    return {"told": told, **{f"seed {seed}": found for seed, found in enumerate(arms)}}
+
+
+def read_back(found: Runs, seeds: int) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """What was told of all seeds, the arms of every seed, and the names of the requests."""
+    arms = [found[f"seed {seed}"] for seed in range(seeds)]
+    return found["told"], arms, [*arms[0][O3]]
 
 
 def _compared(asked: tuple[dict[str, Any], dict[str, float]]) -> dict[str, dict[str, Any]]:
