@@ -63,7 +63,12 @@ fan_out(slow_work.wait, [1, 2], jobs=2)
 """
 
 
-def test_an_interrupt_stops_the_workers(tmp_path):
+def interrupt(process):
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+
+
+@pytest.mark.parametrize("end", [interrupt, subprocess.Popen.terminate, subprocess.Popen.kill])
+def test_workers_end_with_the_one_that_started_them(tmp_path, end):
     (tmp_path / "slow_work.py").write_text(
         "import os, time\nfrom pathlib import Path\n"
         f"def wait(x):\n    (Path({str(tmp_path)!r}) / f'pid-{{os.getpid()}}').touch()\n    time.sleep(60)\n"
@@ -74,7 +79,7 @@ def test_an_interrupt_stops_the_workers(tmp_path):
         if len(list(tmp_path.glob("pid-*"))) == 2:
             break
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    end(process)
     process.wait(timeout=60)
     pids = [int(p.name[4:]) for p in tmp_path.glob("pid-*")]
     assert len(pids) == 2

@@ -2,16 +2,19 @@
 
 The work is a function of the module level and picklable items; what it returns is the same wherever it ran, since every
 draw has a seed of its own. A worker that dies (killed, out of memory) takes its run with it: what is missing is run
-again, once. Ctrl-C stops all of them.
+again, once. Ctrl-C stops all of them, and processes of this machine end when the one that started them is killed.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from threading import Thread
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -131,17 +134,34 @@ def _parallel(
     from joblib import Parallel, delayed
 
     with _backend(scheduler):
-        calls = (delayed(_placed)(work, at, item) for at, item in placed)
+        caller = None if scheduler else os.getpid()
+        calls = (delayed(_placed)(work, at, item, caller) for at, item in placed)
         pool: Any = Parallel(n_jobs=-1 if scheduler else jobs, return_as="generator_unordered", pre_dispatch="all")
         yield from pool(calls)
 
 
-def _placed(work: Callable[[Item], Result], at: int, item: Item) -> tuple[int, Result, list[tuple[str, type[Warning]]]]:
+def _placed(
+    work: Callable[[Item], Result], at: int, item: Item, caller: int | None
+) -> tuple[int, Result, list[tuple[str, type[Warning]]]]:
     """The result with the warnings that it gave, which would otherwise stay in the worker."""
+    if caller not in (None, os.getpid()):
+        _ends_with(caller)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = work(item)
     return at, result, [(str(w.message), w.category) for w in caught]
+
+
+@cache  # once a process
+def _ends_with(caller: int) -> None:
+    """This process ends within a second of its caller, instead of working on for nobody."""
+
+    def watch() -> None:
+        while os.getppid() == caller:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
