@@ -45,7 +45,7 @@ def claims(share=100, pace=1.2, **changes):
              "soft": RANDOM_SOFT, "strong": STRONG, "kl": KL, "wide": "rank 16", "full": FULL}  # fmt: skip
     scores = RIGHT | {names[k]: v for k, v in changes.items()}
     found = {}
-    for run in students_of(Path("none"), SIZES, 0):
+    for run in students_of(SIZES, 0):
         found[run.kind, run.ipc, run.student] = [
             {"accuracy": scores[run.kind] + 0.001 * s, "images": 1, "labels": LABELS.get(run.kind, 0) * (
                 share if run.kind == OURS else 100) // 100, "seconds": pace if run.kind == OURS else 1.0}
@@ -94,7 +94,7 @@ def test_each_claim_can_fail_alone(changes, lost):
 
 
 def test_every_kind_of_label_has_a_student_of_each_kind_at_each_number_of_pictures():
-    runs = students_of(Path("none"), SIZES, 0)
+    runs = students_of(SIZES, 0)
     assert len({r.name for r in runs}) == len(runs) == 3 * 2 * len(ARMS) + 4 + 2
     assert {(r.ipc, r.student) for r in runs if r.kind in (STRONG, KL, "rank 2", "rank 16")} == {(10, STUDENTS[0])}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,17 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.kept import kept_runs
+from rankwise.bench.shared.measured import Runs
 from rankwise.data import Images
 from rankwise.events import OnEvent, environment
-from rankwise.files import whole_file, write_json
-from rankwise.parallel import fan_out
-from rankwise.reading import read_json
+from rankwise.files import whole_file
 from rankwise.vision import DistilledDataset, Distiller, Views, train_student
 from rankwise.vision.distilled.networks import network
 from rankwise.vision.distilled.pictures import Pictures, collected
 from rankwise.vision.distilled.rivals import StoredLabels, label_bytes
 from rankwise.vision.distilled.students import batch_of
-from rankwise.vision.distilled.teachers import Mean, accuracy, colours, snapshots
+from rankwise.vision.distilled.teachers import Mean, colours, predicted, snapshots
 
 BASE = "clip-cifar10"
 OURS, ZERO, STORED, PRUNED = (
@@ -105,9 +105,9 @@ class Sizes:
 class Run:
     """One piece of work: a seed's preparation, a variant's adapters, or a student."""
 
-    folder: Path
     sizes: Sizes
     seed: int
+    folder: Path = Path()
     kind: str = ""
     ipc: int = 0
     student: str = ""
@@ -135,40 +135,43 @@ def images_of(held: Any) -> Images:
     return Images.of(held["train"].transpose(0, 2, 3, 1), labels=held["labels"], label_names=held["names"].tolist())
 
 
-def evidence_of(
-    out: Path, sizes: Sizes, on_event: OnEvent | None, *, seeds: int, recipe: str, title: str, command: str,
-    setting: str,
-) -> Evidence:  # fmt: skip
-    """All runs (what is there is read back), a table, and claims with verdicts."""
-    begin, note = time.perf_counter(), on_event or (lambda *_: None)
-    each = {"folder": out, "sizes": sizes}
-    runs = [Run(**each, seed=s, kind="teachers") for s in range(seeds)]
+def measured(out: Path, sizes: Sizes, on_event: OnEvent | None, *, seeds: int) -> Runs:
+    """What every teacher, adapter and student says of the test pictures (what is there is read back), and the truth."""
+    each: dict[str, Any] = {"folder": out, "sizes": sizes}
+    teachers = [Run(**each, seed=s, kind="teachers") for s in range(seeds)]
     adapters = [Run(**each, seed=s, kind=v) for s in range(seeds) for v in sizes.variants]
-    students = [r for s in range(seeds) for r in students_of(out, sizes, s)]
-    found: dict[str, Any] = read_json(out / "runs.json") if (out / "runs.json").exists() else {}
-    total = len(runs) + len(adapters) + len(students)
-    for work, part in ((taught, runs), (adapted, adapters), (judged, students)):
-        left = [r for r in part if r.name not in found]
+    students = [r for s in range(seeds) for r in students_of(sizes, s, folder=out)]
+    found: Runs = {"truth": np.load(sizes.pictures)["truth"]}
+    for work, part, runs in (
+        (taught, "teachers", teachers), (adapted, "adapters", adapters), (judged, "students", students)
+    ):  # fmt: skip
+        found |= kept_runs(out / f"{part}.json", work, {r.name: r for r in runs}, on_event)
+    return found
 
-        def keep(at: int, result: dict[str, Any], left: list[Run] = left) -> None:
-            found[left[at].name] = result
-            write_json(out / "runs.json", found)
-            note(left[at].name, "done", len(found), total, float("nan"))
 
-        fan_out(work, left, on_done=keep)
-    scores = {
-        (r.kind, r.ipc, r.student): [found[f"{s}{r.name[1:]}"] for s in range(seeds)]
-        for r in students_of(out, sizes, 0)
-    }
-    made = {v: [found[f"{s} / {v} / 0"] for s in range(seeds)] for v in sizes.variants}
-    teach = [found[f"{s} / teachers / 0"] for s in range(seeds)]
-    said = [f"{plus_minus(t['accuracy'][k] for t in teach)}" for k in range(sizes.teachers)]
+def evidence_of(
+    found: Runs, sizes: Sizes, *, seeds: int, recipe: str, title: str, command: str, setting: str
+) -> Evidence:
+    """A table, and claims with verdicts."""
+    truth = np.array(found["truth"])
+
+    def right(predicted: Any) -> float:
+        return float(np.mean(np.array(predicted) == truth))
+
+    def told(name: str) -> dict[str, Any]:
+        return {**found[name], "accuracy": right(found[name]["predicted"])}
+
+    scores = {(r.kind, r.ipc, r.student): [told(replace(r, seed=s).name) for s in range(seeds)]
+              for r in students_of(sizes, 0)}  # fmt: skip
+    teach = [found[Run(sizes=sizes, seed=s, kind="teachers").name] for s in range(seeds)]
+    ours = [told(Run(sizes=sizes, seed=s, kind=OURS).name) for s in range(seeds)]
+    said = [plus_minus(right(t["predicted"][k]) for t in teach) for k in range(sizes.teachers)]
     return Evidence(
         recipe=recipe,
         title=title,
         command=f"{command} --seeds {seeds} --jobs 2",
         setting=f"{setting}; {sizes.teachers} teachers at {', '.join(said)} %, base alone at "
-        f"{plus_minus(t['base'] for t in teach)} %, with adapters {plus_minus(m['accuracy'] for m in made[OURS])} %; "
+        f"{plus_minus(right(t['base']) for t in teach)} %, with adapters {plus_minus(m['accuracy'] for m in ours)} %; "
         f"students of width {sizes.width} and {sizes.width // 2}, {_listed(sizes.epochs)} epochs at "
         f"{_listed(sizes.ipcs)} pictures a class; stored labels are of these epochs. Of {COUNTED} epochs of "
         f"ImageNet-1K, at 1 and 200 a class, they would take {label_bytes(1000, 1000) / 2**20:.0f} MiB and "
@@ -176,9 +179,7 @@ def evidence_of(
         header=HEADER,
         rows=rows_of(scores),
         claims=claims_of(scores, sizes),
-        seconds=time.perf_counter() - begin,
         environment=environment("bf16", 1),
-        extra={"runs": found},
     )
 
 
@@ -186,9 +187,9 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def students_of(out: Path, sizes: Sizes, seed: int) -> list[Run]:
+def students_of(sizes: Sizes, seed: int, *, folder: Path = Path()) -> list[Run]:
     """Every student of a seed."""
-    each: dict[str, Any] = {"folder": out, "sizes": sizes, "seed": seed}
+    each: dict[str, Any] = {"folder": folder, "sizes": sizes, "seed": seed}
     found = [Run(**each, kind=a, ipc=i, student=s) for i in sizes.ipcs for s in STUDENTS for a in ARMS]
     found += [Run(**each, kind=v, ipc=sizes.middle, student=STUDENTS[0]) for v in sizes.variants[1:]]
     return found + [Run(**each, kind=FULL, student=s) for s in STUDENTS]
@@ -198,7 +199,7 @@ def students_of(out: Path, sizes: Sizes, seed: int) -> list[Run]:
 
 
 def taught(run: Run) -> dict[str, Any]:
-    """Teachers of a seed, and what they and the base alone are worth."""
+    """Teachers of a seed, and what they and the base alone say."""
     sizes, held = run.sizes, np.load(run.sizes.pictures)
     pixels, labels = torch.from_numpy(held["train"]), torch.from_numpy(held["labels"])
     models = snapshots(pixels, labels, len(held["names"]), number=sizes.teachers, epochs=sizes.teaching, width=16,
@@ -206,13 +207,12 @@ def taught(run: Run) -> dict[str, Any]:
     save_file(
         {f"{k}.{n}": t.contiguous() for k, m in enumerate(models) for n, t in m.state_dict().items()}, _teachers(run)
     )
-    test, truth = torch.from_numpy(held["test"]), torch.from_numpy(held["truth"])
     base = _distiller(run, ipc=1, tiles=1, rank=0, head_rank=0, crops=1).fit(images_of(held))
-    return {"accuracy": [accuracy(m, test, truth) for m in models], "base": accuracy(base.projector, test, truth)}
+    return {"predicted": [_said(m, held) for m in models], "base": _said(base.projector, held)}
 
 
 def adapted(run: Run) -> dict[str, Any]:
-    """Adapters of a variant, kept with tiles for the most pictures a class, and what they are worth."""
+    """Adapters of a variant, kept with tiles for the most pictures a class, and what they say."""
     sizes, held = run.sizes, np.load(run.sizes.pictures)
     options: dict[str, Any] = {"rank": sizes.ranks[0]}
     if run.kind.startswith("rank "):
@@ -225,8 +225,7 @@ def adapted(run: Run) -> dict[str, Any]:
     few = _distiller(run, ipc=max(sizes.ipcs), **options).fit(images_of(held))
     seconds = time.perf_counter() - begin
     few.save(_few(run, run.kind))
-    test, truth = torch.from_numpy(held["test"]), torch.from_numpy(held["truth"])
-    found = {"accuracy": accuracy(few.projector, test, truth), "bytes": few.nbytes.projector, "seconds": seconds}
+    found = {"predicted": _said(few.projector, held), "bytes": few.nbytes.projector, "seconds": seconds}
     if run.kind == OURS:
         for ipc in sizes.ipcs:  # best squares first: fewer pictures are not a part of many
             less = _distiller(run, ipc=ipc, rank=0, head_rank=0).fit(images_of(held))
@@ -235,7 +234,7 @@ def adapted(run: Run) -> dict[str, Any]:
 
 
 def judged(run: Run) -> dict[str, Any]:
-    """A student of one kind of pictures and labels: accuracy after the last epoch, bytes, seconds an epoch."""
+    """What a student of one kind of pictures and labels says after the last epoch; bytes, seconds an epoch."""
     sizes, held = run.sizes, np.load(run.sizes.pictures)
     pixels, labels = torch.from_numpy(held["train"]), torch.from_numpy(held["labels"])
     classes = len(held["names"])
@@ -252,13 +251,11 @@ def judged(run: Run) -> dict[str, Any]:
     begin = time.perf_counter()
     train_student(student, few, labels=soft, epochs=epochs, batch_size=batch, loss=loss, views=views, seed=run.seed)
     seconds = (time.perf_counter() - begin) / epochs
-    test, truth = torch.from_numpy(held["test"]), torch.from_numpy(held["truth"])
-    return {
-        "accuracy": accuracy(student, test, truth),
-        "images": few.images.numel(),
-        "labels": kept,
-        "seconds": seconds,
-    }
+    return {"predicted": _said(student, held), "images": few.images.numel(), "labels": kept, "seconds": seconds}
+
+
+def _said(model: nn.Module, held: Any) -> list[int]:
+    return predicted(model, torch.from_numpy(held["test"])).tolist()
 
 
 def _pictures(run: Run, pixels: Tensor, labels: Tensor) -> tuple[Pictures, int]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.distilled import Sizes, evidence_of, prepared
+from rankwise.bench.shared.distilled import Sizes, evidence_of, measured, prepared
 from rankwise.bench.shared.evidence import Evidence
+from rankwise.bench.shared.measured import Runs
 from rankwise.data import read_images
 from rankwise.events import OnEvent
 
@@ -34,19 +35,27 @@ TEACHERS, TEACHING, LEARNING, RATE = 3, 8, 6, 5e-3
 CANDIDATES, TILES, WIDTH, FULL = 300, 1, 32, 6  # tiles: as published at 32 pixels
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """Every run (what is there is read back), compared."""
+def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+    """What all say of the test pictures (what is there is read back)."""
     where = data if SOURCE == "cifar10" else None
     train, test = (read_images(SOURCE, split=s, data=where) for s in ("train", "test"))
     pictures = prepared(out / "pictures.npz", train.head(TRAIN), test.head(TEST), SIZE)
-    sizes = Sizes(
-        pictures=pictures, flip=True, ipcs=IPCS, epochs=EPOCHS, ranks=RANKS, tiles=TILES, teachers=TEACHERS,
-        teaching=TEACHING, learning=LEARNING, candidates=CANDIDATES, lr=RATE, width=WIDTH, full=FULL,
-    )  # fmt: skip
+    return measured(out, _sizes(pictures), on_event, seeds=seeds)
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """All compared."""
     return evidence_of(
-        out, sizes, on_event, seeds=seeds, recipe="hello", title="HeLlO: CIFAR-10 as a few pictures",
+        found, _sizes(), seeds=seeds, recipe="hello", title="HeLlO: CIFAR-10 as a few pictures",
         command="rankwise bench hello --part cifar10 --data cifar10",
         setting=f"{SOURCE}, at most {TRAIN:,} training and {TEST:,} test pictures, base clip-cifar10, which was "
         f"trained on all training pictures of CIFAR-10 (a leak), ranks {RANKS[0]} and 64 (at most what a layer can "
         f"have), fitted, then {LEARNING} epochs at rate {RATE:g}, tiles {TILES} x {TILES}, bfloat16",
+    )  # fmt: skip
+
+
+def _sizes(pictures: Path = Path()) -> Sizes:
+    return Sizes(
+        pictures=pictures, flip=True, ipcs=IPCS, epochs=EPOCHS, ranks=RANKS, tiles=TILES, teachers=TEACHERS,
+        teaching=TEACHING, learning=LEARNING, candidates=CANDIDATES, lr=RATE, width=WIDTH, full=FULL,
     )  # fmt: skip

@@ -132,10 +132,14 @@ def colours(pixels: Tensor) -> tuple[list[float], list[float]]:
 @torch.no_grad()
 def accuracy(model: nn.Module, pixels: Tensor, classes: Tensor, *, batch_size: int = 500) -> float:
     """Share of uint8 pictures named right."""
+    right = predicted(model, pixels, batch_size=batch_size) == classes.cpu()
+    return int(right.sum()) / max(1, len(pixels))
+
+
+def predicted(model: nn.Module, pixels: Tensor, *, batch_size: int = 500) -> Tensor:
+    """The class that a model says of each uint8 picture."""
     mode, device = model.training, next(model.parameters()).device
     model.eval()
-    right = 0
-    for part, truth in zip(pixels.split(batch_size), classes.split(batch_size), strict=True):
-        right += int((logits_of(model, part.to(device).float() / 255).argmax(1).cpu() == truth.cpu()).sum())
+    said = [logits_of(model, part.to(device).float() / 255).argmax(1).cpu() for part in pixels.split(batch_size)]
     model.train(mode)
-    return right / max(1, len(pixels))
+    return torch.cat(said)
