@@ -24,6 +24,8 @@ from rankwise.bench.shared.measured import Runs
 from rankwise.data import Images
 from rankwise.events import OnEvent, environment
 from rankwise.files import whole_file
+from rankwise.report.plots.distilled import tile_sheet
+from rankwise.report.plots.shared import save
 from rankwise.vision import DistilledDataset, Distiller, Views, train_student
 from rankwise.vision.distilled.networks import network
 from rankwise.vision.distilled.pictures import Pictures, collected
@@ -146,6 +148,10 @@ def measured(out: Path, sizes: Sizes, on_event: OnEvent | None, *, seeds: int) -
         (taught, "teachers", teachers), (adapted, "adapters", adapters), (judged, "students", students)
     ):  # fmt: skip
         found |= kept_runs(out / f"{part}.json", work, {r.name: r for r in runs}, on_event)
+    tiles = load_file(_tiles(Run(**each, seed=0), sizes.middle))
+    order = tiles["classes"].argsort(stable=True)
+    names = [str(name) for name in np.load(sizes.pictures)["names"]]
+    save(tile_sheet(tiles["images"][order].permute(0, 2, 3, 1).numpy(), names), out / "tiles.png")
     return found
 
 

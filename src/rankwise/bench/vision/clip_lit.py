@@ -19,16 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence, paired
+from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.kept import kept_runs
+from rankwise.bench.shared.looks import feature_distance
 from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
 from rankwise.files import whole_file
 from rankwise.models import load_tokenizer
+from rankwise.report.plots.distilled import tile_sheet
+from rankwise.report.plots.shared import save
 from rankwise.vision import BacklitEnhancer
 from rankwise.vision.lit.prompts import encoded
 from rankwise.vision.lit.training import Training
@@ -42,6 +46,7 @@ RECIPE = Recipe(
         "SOURCE": "crops", "SIDE": 64, "STEPS": {"first_steps": 20, "network_steps": 4, "prompt_steps": 4}, "seeds": 1,
         "ROUNDS": 2, "PICTURES": 4,
     },
+    figures=(("held-out scenes: as they are, by six ways, and as they should be", "clip_lit.png"),),
 )  # fmt: skip
 
 MODEL, SOURCE = "clip-cifar10", "exposure"
@@ -68,6 +73,8 @@ INPUT, GAMMA, EQUAL, CLAHE, CURVE, BEST = (
 )
 PLAIN = (INPUT, GAMMA, EQUAL, CLAHE, CURVE, BEST)
 TESTS = ("scenes", "backlit")
+MEASURES = {"psnr": 2, "ssim": 3, "looks": 3}  # and digits
+SHOWN = 6  # pictures that are drawn
 Pixels = NDArray[np.uint8]
 
 
@@ -91,15 +98,17 @@ def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: On
     pictures = _prepared(out / "pictures.npz", data)
     size: dict[str, Any] = {"pictures": pictures, "rounds": ROUNDS, "steps": tuple(STEPS.items()), "most": PICTURES}
     asked = [Asked(arm=arm, seed=seed, **size) for seed in range(seeds) for arm in (*LEARNED, *PLAIN)]
-    return kept_runs(out / "runs.json", judged, {_name(a): a for a in asked}, on_event)
+    found = kept_runs(out / "runs.json", judged, {_name(a): a for a in asked}, on_event)
+    save(drawn(pictures), out / "pictures.png")
+    return found
 
 
 def judge(found: Runs, *, seeds: int) -> Evidence:
     """The arms compared."""
     per_arm = {arm: [found[f"{arm} {s}"] for s in range(seeds)] for arm in (*LEARNED, *PLAIN)}
     rows = [
-        [arm, *(f"{np.mean([r[t][m] for r in runs]):.{2 if m == 'psnr' else 3}f}±{_spread(runs, t, m)}"
-                for t in TESTS for m in ("psnr", "ssim"))]
+        [arm, *(plus_minus((float(np.mean(r[t][m])) for r in runs), 1, digits) for t in TESTS
+                for m, digits in MEASURES.items())]
         for arm, runs in per_arm.items()
     ]  # fmt: skip
     counts = [found[f"{FULL} {s}"]["counts"] for s in range(seeds)]
@@ -114,22 +123,25 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         f"about {np.mean([c['dark'] for c in counts]):.0f} dark and {np.mean([c['well'] for c in counts]):.0f} "
         f"well-lit pictures learned from, {np.mean([c['scenes'] for c in counts]):.0f} pairs and "
         f"{np.mean([c['backlit'] for c in counts]):.0f} darkened pictures judged. "
+        "Looks: squared distance of unit features of the bundled ViT, as LPIPS without weights (less is better). "
         f"Probability of the backlit prompt on held-out dark pictures, results and well-lit ones, by round: {rounds}",
-        header=["arm", "PSNR (dB), held-out scenes", "SSIM", "PSNR (dB), darkened foreground", "SSIM"],
+        header=[
+            "arm",
+            "PSNR (dB), held-out scenes",
+            "SSIM",
+            "looks",
+            "PSNR (dB), darkened foreground",
+            "SSIM",
+            "looks",
+        ],
         rows=rows,
         claims=_claims(per_arm),
         environment=environment("fp32", 1),
-        extra={"runs": found},
     )
 
 
 def _name(asked: Asked) -> str:
     return f"{asked.arm} {asked.seed}"
-
-
-def _spread(runs: list[dict[str, Any]], test: str, measure: str) -> str:
-    values = [r[test][measure] for r in runs]
-    return f"{np.std(values, ddof=1) if len(values) > 1 else 0.0:.{2 if measure == 'psnr' else 3}f}"
 
 
 # --- pictures
@@ -264,10 +276,10 @@ class _HandTraining(Training):
 
 
 def judged(asked: Asked) -> dict[str, Any]:
-    """PSNR and SSIM on both tests; of learned arms also scores on held-out pictures, round by round."""
+    """PSNR, SSIM and looks on both tests; of learned arms also scores on held-out pictures, round by round."""
     parts = split(asked)
     if asked.arm in PLAIN:
-        return _measured(_plain(asked.arm, parts), parts)
+        return _measured(asked, _plain(asked.arm, parts), parts)
     dark, well = parts.dark, parts.well
     if asked.arm == SHUFFLED:
         both, rng = np.concatenate([dark, well]), np.random.default_rng(asked.seed)
@@ -283,7 +295,7 @@ def judged(asked: Asked) -> dict[str, Any]:
         training.held = parts
     training.run(dark, well)
     enhancer.network, enhancer.prompts = training.network.eval(), training.prompts
-    result = _measured(lambda picture, _: enhancer.enhance(picture), parts)
+    result = _measured(asked, lambda picture, _: enhancer.enhance(picture), parts)
     result["counts"] = {"dark": len(dark), "well": len(well), **{t: len(p) for t, p in parts.pairs.items()}}
     if isinstance(training, _Remembering):
         result["held"] = training.seen
@@ -348,22 +360,40 @@ def _plain(arm: str, parts: Split) -> Callable[[Pixels, Pixels], NDArray[Any]]:
     return lambda picture, truth: (255 * ways[arm](picture, truth)).round().astype(np.uint8)
 
 
-def _measured(enhance: Callable[[Pixels, Pixels], NDArray[Any]], parts: Split) -> dict[str, Any]:
+def _measured(asked: Asked, enhance: Callable[[Pixels, Pixels], NDArray[Any]], parts: Split) -> dict[str, Any]:
+    """Of each test, every measure of every picture; the first seed's first results are kept to be seen."""
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-    found: dict[str, Any] = {}
+    measures: dict[str, Callable[[Pixels, Pixels], Any]] = {
+        "psnr": lambda t, r: peak_signal_noise_ratio(t, r, data_range=255),
+        "ssim": lambda t, r: structural_similarity(t, r, channel_axis=2, data_range=255),
+        "looks": feature_distance,
+    }
+    found = {}
     for test, pairs in parts.pairs.items():
-        results = [(enhance(before, truth), truth) for before, truth in pairs]
-        found[test] = {
-            "psnr": float(np.mean([peak_signal_noise_ratio(t, r, data_range=255) for r, t in results])),
-            "ssim": float(np.mean([structural_similarity(t, r, channel_axis=2, data_range=255) for r, t in results])),
-        }
+        results = [(truth, enhance(before, truth)) for before, truth in pairs]
+        found[test] = {name: [float(measure(t, r)) for t, r in results] for name, measure in measures.items()}
+        if asked.seed == 0 and test == TESTS[0]:
+            with whole_file(_shown(asked.pictures, asked.arm)) as draft, draft.open("wb") as stream:
+                np.save(stream, np.stack(results[:SHOWN]))
     return found
+
+
+def _shown(pictures: Path, arm: str) -> Path:
+    """Where an arm's results lie beside their truths, ``(pictures, 2, height, width, 3)``."""
+    return pictures.parent / f"shown-{(*LEARNED, *PLAIN).index(arm)}.npy"
+
+
+def drawn(pictures: Path) -> Figure:
+    """Held-out scenes as they are, by every arm that is not told the truth, and as they should be."""
+    arms = {arm: np.load(_shown(pictures, arm)) for arm in (INPUT, GAMMA, CURVE, FULL, FIRST, SHUFFLED)}
+    rows = [*(found[:, 1] for found in arms.values()), arms[INPUT][:, 0]]
+    return tile_sheet(np.concatenate(rows), [*arms, "well-lit shot"], inches=1.2)
 
 
 def _claims(runs: dict[str, list[dict[str, Any]]]) -> list[Claim]:
     def of(arm: str, test: str) -> NDArray[Any]:
-        return np.array([r[test]["psnr"] for r in runs[arm]])
+        return np.array([np.mean(r[test]["psnr"]) for r in runs[arm]])
 
     def gains(better: str, worse: str, text: str, *, test: str = "scenes", control: bool = False) -> Claim:
         """More PSNR in the mean over seeds, by a sign-flip test at 5 %."""

@@ -23,6 +23,7 @@ RECIPE = Recipe(
         "SOURCE": "digits", "TRAIN": 60, "TEST": 20, "IPCS": (1, 2), "EPOCHS": (2, 1), "RANKS": (1, 2), "TEACHERS": 2,
         "TEACHING": 1, "LEARNING": 1, "CANDIDATES": 4, "TILES": 1, "WIDTH": 4, "FULL": 1, "seeds": 1,
     },
+    figures=(("ten distilled pictures a class, of the first seed", "hello_mnist.png"),),
 )  # fmt: skip
 
 SOURCE, SIZE = "mnist", 32  # of 28 pixels, scaled to the base's

@@ -12,7 +12,9 @@ from rankwise.report.plots.shared import panels, styled
 
 
 @styled
-def tile_sheet(images: NDArray[np.uint8], names: Sequence[str], *, most: int = 10, classes: int = 20) -> Figure:
+def tile_sheet(
+    images: NDArray[np.uint8], names: Sequence[str], *, most: int = 10, classes: int = 20, inches: float = 0.75
+) -> Figure:
     """A row a class.
 
     Parameters
@@ -23,13 +25,15 @@ def tile_sheet(images: NDArray[np.uint8], names: Sequence[str], *, most: int = 1
         Of the classes.
     most, classes : int
         Pictures and classes that are shown at most.
+    inches : float
+        Of a picture's side.
     """
     ipc = len(images) // len(names)
     shown, wide = list(names)[:classes], min(ipc, most)
-    figure, axes = panels(len(shown), wide, size=(1.3 + 0.75 * wide, 0.78 * len(shown)), squeeze=False)
+    figure, axes = panels(len(shown), wide, size=(1.3 + inches * wide, 1.04 * inches * len(shown)), squeeze=False)
     for i, name in enumerate(shown):
         for j in range(wide):
             axes[i, j].imshow(images[i * ipc + j], interpolation="nearest")
             axes[i, j].set(xticks=[], yticks=[])
-        axes[i, 0].set_ylabel(name[:14], rotation=0, ha="right", va="center", fontsize=8)
+        axes[i, 0].set_ylabel(name[:16], rotation=0, ha="right", va="center", fontsize=8)
     return figure
