@@ -3,6 +3,8 @@
 import pytest
 
 from rankwise.bench.merging import rtsvm
+from rankwise.bench.shared.experts import digits, right
+from rankwise.bench.shared.measured import plain
 from rankwise.merging.registry import checked_options, find
 
 
@@ -32,3 +34,47 @@ def test_the_recipes_methods_are_its_own_list_and_take_its_options():
     assert len(rtsvm.COMPARED) == 14
     for method, options in rtsvm.VARIANTS.values():
         checked_options(find(method), options, 3)
+
+
+def test_classes_are_kept_as_digits_and_the_share_of_right_ones_is_their_accuracy():
+    assert digits([0, 5, 7]) == "057"
+    assert right("0571", "0171") == 0.75
+
+
+TRUTH = ["01" * 10, "2345" * 5, "67" * 10]
+
+
+def said(share):
+    """Of every ability so many right answers, the first ones."""
+    n = round(20 * share)
+    return [t[:n] + "9" * (20 - n) for t in TRUTH]
+
+
+def judged(at_edge=(), **changes):
+    """Every model's share of right answers: as published, but for the changes."""
+    models = {"untrained": 0.2, "experts": 0.95, **dict.fromkeys(rtsvm.VARIANTS, 0.6), rtsvm.CONTROL: 0.3}
+    models |= dict.fromkeys(rtsvm.MIXTURES, 0.7) | {"rtsvm": 0.9} | {k.replace("_", " "): v for k, v in changes.items()}
+    seed = {
+        "test": {n: said(v) for n, v in models.items()}, "truth": TRUTH, "scale": dict.fromkeys(models),
+        "at_edge": {n: n in at_edge for n in models}, "summed": [[["sentiment", "order"], 0.5, said(0.95)[::2]]],
+    }  # fmt: skip
+    return rtsvm.judge(plain({"steps": 1, **{f"seed {s}": seed for s in range(5)}}), seeds=5)
+
+
+def test_what_was_published_holds_and_the_cost_of_summing_is_read_off_the_rows():
+    evidence = judged()
+    assert all(c.held for c in evidence.claims)
+    assert evidence.extra["interference"][0] == {
+        "pair": "sentiment + order", "seed": 0, "overlap": 0.5, "loss": pytest.approx(0)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "lost"), [
+    ({"tsvm": 0.95}, {"best merge", "beats TSVM"}), ({"mixture": 0.95}, {"mixing the data"}),
+    ({"experts": 0.25}, {"10 points above"}), ({"at_edge": ["ties"]}, {"inside its grid"}),
+    ({"rtsvm,_no_weighting": 0.95}, {"no weighting"}),
+])  # fmt: skip
+def test_each_claim_can_be_lost(changes, lost):
+    failed = [c.text for c in judged(**changes).claims if not c.held]
+    assert len(failed) == len(lost)
+    assert all(any(word in text for text in failed) for word in lost)

@@ -10,11 +10,11 @@ rotations, of the same spectra; the best λ of every method lies inside its grid
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
-from rankwise.bench.shared.experts import TASKS, Bench, State, agreeing, bench, clearest
+from rankwise.bench.shared.experts import TASKS, Bench, State, agreeing, bench, clearest, right
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment, unheard
 from rankwise.files import claimed, write_json
 from rankwise.jobs.tasks import Example
@@ -69,9 +70,8 @@ MIXTURES = ("mixture", "clearest mixture", "agreeing mixture")
 CONTROL = "rtsvm of rotated task vectors"
 
 
-def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None = None) -> Evidence:
-    """Train, merge and score (finished parts are read back), judge the claims."""
-    start = time.perf_counter()
+def measure(out: Path, *, seeds: int = 5, steps: int = 150, on_event: OnEvent | None = None) -> Runs:
+    """Train, merge and score (finished parts are read back): of every model the classes of the test sentences."""
     with claimed(out, made_by="bench rtsvm", told={"steps": steps}) as folder:
         b = bench(
             folder, limits=(TRAINED, VALIDATED, TESTED), blocks=BLOCKS, rates=RATES, steps=steps, on_event=on_event
@@ -79,16 +79,21 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
         _rates(b)  # by the first seed, before others ask for them
         heard = replace(b, on_event=unheard) if is_spread() else b
         by_seed = fan_out(_scores, [(heard, seed) for seed in range(seeds)])
-    names = list(by_seed[0]["test"])
-    test = {n: np.array([s["test"][n] for s in by_seed]) for n in names}  # (seeds, tasks)
+    save(interference(_interference(by_seed)), out / "interference.png")
+    return {"steps": steps, **{f"seed {seed}": found for seed, found in enumerate(by_seed)}}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """All models compared, paired by seed."""
+    by_seed, steps = [found[f"seed {seed}"] for seed in range(seeds)], found["steps"]
+    names, points = list(by_seed[0]["test"]), _interference(by_seed)
+    test = {n: np.array([accuracies(s, n) for s in by_seed]) for n in names}  # (seeds, tasks)
     normal = {n: (test[n] / test["experts"]).mean(1) for n in names}
     rows = [
         [n, _scale(by_seed, n), *[plus_minus(test[n][:, i]) for i in range(len(TASKS))], plus_minus(normal[n]),
          plus_minus((test[n] / test["experts"]).min(1))]
         for n in names
     ]  # fmt: skip
-    points = [p for s in by_seed for p in s["interference"]]
-    save(interference(points), out / "interference.png")
     return Evidence(
         recipe="rtsvm",
         title="R-TSVM: merging experts",
@@ -99,10 +104,26 @@ def run(out: Path, *, seeds: int = 3, steps: int = 150, on_event: OnEvent | None
         header=["model", "λ", *TASKS, "normalised", "smallest"],
         rows=rows,
         claims=_claims(test, normal, sorted({n for s in by_seed for n, at in s["at_edge"].items() if at})),
-        seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
         extra={"interference": points, "normalised": {n: v.tolist() for n, v in normal.items()}},
     )
+
+
+def accuracies(found: Mapping[str, Any], name: str) -> list[float]:
+    """Of a model on every ability."""
+    return [right(said, truth) for said, truth in zip(found["test"][name], found["truth"], strict=True)]
+
+
+def _interference(by_seed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How much two experts' leading subspaces overlap, and what summing both costs."""
+    points = []
+    for seed, found in enumerate(by_seed):
+        experts = dict(zip(TASKS, accuracies(found, "experts"), strict=True))
+        truth = dict(zip(TASKS, found["truth"], strict=True))
+        for pair, overlap, said in found["summed"]:
+            kept = np.mean([right(s, truth[t]) / experts[t] for t, s in zip(pair, said, strict=True)])
+            points.append({"pair": " + ".join(pair), "seed": seed, "overlap": overlap, "loss": float(1 - kept)})
+    return points
 
 
 def _rates(b: Bench) -> tuple[dict[str, float], float]:
@@ -119,20 +140,21 @@ def _scores(asked: tuple[Bench, int]) -> dict:
     b, seed = asked
     path = b.out / f"scores-seed{seed}.json"
     found: dict = read_json(path) if path.exists() else {"test": {}, "scale": {}, "at_edge": {}}
+    found["truth"] = [b.truth(t, "test") for t in TASKS]
     rates, rate = _rates(b)
     experts = {t: b.trained(t, lambda t=t: b.rows[t].train, seed=seed, rate=rates[t], steps=b.steps) for t in TASKS}
     base = b.base(seed).state_dict()
 
-    def record(name: str, accuracies: np.ndarray, scale: float | None = None, at_edge: bool = False) -> None:
-        found["test"][name], found["scale"][name], found["at_edge"][name] = accuracies.tolist(), scale, at_edge
+    def record(name: str, said: list[str], scale: float | None = None, at_edge: bool = False) -> None:
+        found["test"][name], found["scale"][name], found["at_edge"][name] = said, scale, at_edge
         write_json(path, found)
         b.on_event(f"{name} seed={seed}", "done", 1, 1, float("nan"))
 
     if "experts" not in found["test"]:
-        record("untrained", b.accuracies(base, "test"))
-        record("experts", np.array([b.accuracy(experts[t], t, "test") for t in TASKS]))
+        record("untrained", _said(b, base))
+        record("experts", [b.predicted(experts[t], t, "test") for t in TASKS])
         for t in TASKS:
-            record(f"expert for {t}", b.accuracies(experts[t], "test"))
+            record(f"expert for {t}", _said(b, experts[t]))
     mixed = {
         "mixture": lambda: _mixture(b),
         "clearest mixture": lambda: clearest(b, experts),
@@ -140,30 +162,34 @@ def _scores(asked: tuple[Bench, int]) -> dict:
     }
     for name, examples in mixed.items():
         if name not in found["test"]:
-            record(name, b.accuracies(b.trained(name, examples, seed=seed, rate=rate, steps=3 * b.steps), "test"))
+            record(name, _said(b, b.trained(name, examples, seed=seed, rate=rate, steps=3 * b.steps)))
     for name, (method, options) in VARIANTS.items():
         if name not in found["test"]:
             record(name, *_best(b, list(experts.values()), base, method, options, seed))
     if CONTROL not in found["test"]:
         turned = [rotated(base, e, seed=100 * seed + i) for i, e in enumerate(experts.values())]
         record(CONTROL, *_best(b, turned, base, "rtsvm", {}, seed))
-    if "interference" not in found:
-        found["interference"] = [_interference(b, base, experts, pair, seed) for pair in combinations(TASKS, 2)]
+    if "summed" not in found:
+        found["summed"] = [_summed(b, base, experts, pair) for pair in combinations(TASKS, 2)]
         write_json(path, found)
     return found
 
 
+def _said(b: Bench, state: State, tasks: Sequence[str] = TASKS) -> list[str]:
+    return [b.predicted(state, t, "test") for t in tasks]
+
+
 def _best(b: Bench, experts: list[State], base: State, method: str, options: dict, seed: int):
-    """Test accuracies, λ, and whether λ is the last of its grid, of the merge whose λ is best on validation."""
+    """Classes of the test sentences, λ, and whether λ is the last of its grid, of the merge whose λ is best on validation."""
 
     def merged(scale: float | None) -> State:
         given: dict = options if scale is None else options | {"scale": scale}
         return merge(experts, base=base, method=method, seed=seed, **given)
 
     if "scale" not in METHODS[method].parameters:
-        return b.accuracies(merged(None), "test"), None, False
+        return _said(b, merged(None)), None, False
     best, at_edge = inside(lambda s: float(b.accuracies(merged(s), "validation").mean()))
-    return b.accuracies(merged(best), "test"), best, at_edge
+    return _said(b, merged(best)), best, at_edge
 
 
 def inside(score: Callable[[float], float]) -> tuple[float, bool]:
@@ -196,17 +222,16 @@ def rotated(base: State, expert: State, *, seed: int) -> State:
     return out
 
 
-def _interference(b: Bench, base: State, experts: dict[str, State], pair: tuple[str, str], seed: int) -> dict:
-    """How much two experts' leading subspaces overlap, and what summing both costs."""
+def _summed(b: Bench, base: State, experts: dict[str, State], pair: tuple[str, str]) -> tuple:
+    """Two experts, how much their leading subspaces overlap, and what their sum says of the sentences of both."""
     matrices = [n for n, w in base.items() if w.ndim == 2 and "embeddings" not in n and min(w.shape) > 8]
     overlaps = []
     for n in matrices:
         k = min(base[n].shape) // 8
         V = [truncated_svd(experts[t][n] - base[n], k, method="gram").Vh for t in pair]
         overlaps.append(float(subspace_overlap(V[0].mT, V[1].mT)))
-    summed = merge([experts[t] for t in pair], base=base, method="task_arithmetic", scale=1.0)
-    kept = np.mean([b.accuracy(summed, t, "test") / b.accuracy(experts[t], t, "test") for t in pair])
-    return {"pair": " + ".join(pair), "seed": seed, "overlap": float(np.mean(overlaps)), "loss": float(1 - kept)}
+    both = merge([experts[t] for t in pair], base=base, method="task_arithmetic", scale=1.0)
+    return pair, float(np.mean(overlaps)), _said(b, both, pair)
 
 
 def _scale(by_seed: list[dict], name: str) -> str:

@@ -91,24 +91,40 @@ class Bench:
             scores = {}
             for rate in self.rates:
                 state = self.trained(name, examples, seed=0, rate=rate, steps=steps)
-                scores[rate] = float(np.mean([self.accuracy(state, t, "validation") for t in tasks]))
+                scores[rate] = float(self.accuracies(state, "validation", tasks).mean())
             write_json(path, {"rate": max(scores, key=lambda r: scores[r]), "scores": scores})
         return read_json(path)["rate"]
 
     @torch.no_grad()
-    def accuracy(self, state: State, task: str, split: str) -> float:
-        """Of one ability, among its own classes."""
-        model, examples = self.base(0).eval(), getattr(self.rows[task], split)
+    def predicted(self, state: State, task: str, split: str) -> str:
+        """Of every row of one ability, shortest first, the class among the ability's own: a digit each."""
+        model, own, said = self.base(0).eval(), OWN[task], ""
         model.load_state_dict(state)
-        right = 0
-        for batch in batches(self.task, sorted(examples, key=self.task.length), 32):
-            labels, own = batch.pop("labels"), OWN[task]
-            right += int((model(**batch).logits[:, own].argmax(-1) + own.start == labels).sum())
-        return right / len(examples)
+        for batch in batches(self.task, self._ordered(task, split), 32):
+            batch.pop("labels")
+            said += digits((model(**batch).logits[:, own].argmax(-1) + own.start).tolist())
+        return said
+
+    def truth(self, task: str, split: str) -> str:
+        """The right classes, beside `predicted`."""
+        return digits([e["label"] for e in self._ordered(task, split)])
 
     def accuracies(self, state: State, split: str, tasks: Sequence[str] = TASKS) -> np.ndarray:
         """Of every ability."""
-        return np.array([self.accuracy(state, t, split) for t in tasks])
+        return np.array([right(self.predicted(state, t, split), self.truth(t, split)) for t in tasks])
+
+    def _ordered(self, task: str, split: str) -> list[Example]:
+        return sorted(getattr(self.rows[task], split), key=self.task.length)
+
+
+def digits(classes: Sequence[int]) -> str:
+    """A character a class."""
+    return "".join(map(str, classes))
+
+
+def right(said: str, truth: str) -> float:
+    """Share of rows whose class is the right one."""
+    return float(np.mean([a == b for a, b in zip(said, truth, strict=True)]))
 
 
 def bench(
