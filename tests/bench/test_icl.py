@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from rankwise.bench.dynamics import icl as recipe
+from rankwise.bench.shared.measured import plain
 from rankwise.dynamics import InContextExperiment, InContextResult, InContextTask
 
 STEPS = np.arange(0, 1001, 50)
@@ -130,3 +131,15 @@ def test_what_the_loops_draw_is_what_the_task_draws():
     assert float((near.sum(-1) >= 2).float().mean()) > 0.97
     matched = labels.argmax(-1)[np.arange(600), near.float().argmax(-1).numpy()]
     assert (matched == target.numpy()).mean() > 0.97
+
+
+def test_claims_are_judged_by_what_is_kept_of_the_frames():
+    given = found()
+    kept = plain({name: recipe.columns(r.frame, whole=name == "main") for name, r in given.items()})
+    claims = recipe._claims({n: InContextResult(frame=recipe.framed(kept[n]), task=r.task) for n, r in given.items()},
+                            theory())  # fmt: skip
+    assert all(c.held for c in claims)
+    given["two"].frame.loc[3, "loss"] = math.nan
+    again = recipe.framed(plain(recipe.columns(given["two"].frame, whole=False)))
+    assert again.loss.isna().tolist().index(True) == 3
+    assert (again.seed.dtype, again.step.dtype) == (int, int)

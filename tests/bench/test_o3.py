@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.bench.continual import o3 as recipe
@@ -130,6 +131,13 @@ def test_data_that_are_not_there_are_asked_for(tmp_path, monkeypatch):
 def test_every_arm_has_a_file_of_its_own():
     assert len(set(ARM_FILES.values())) == len(ARM_FILES) == len(ARMS) + 2
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in ARM_FILES.values())
+
+
+def test_the_area_of_what_each_query_is_above_is_that_under_the_curve():
+    rng = np.random.default_rng(0)
+    own, others = rng.integers(0, 9, 30).astype(float), rng.integers(0, 7, 50).astype(float)
+    expected = roc_auc_score(np.repeat([1, 0], [30, 50]), np.concatenate([own, others]))
+    assert o3_detectors.area(o3_detectors.above(own, others), 50) == pytest.approx(expected)
 
 
 def test_detectors_are_above_others_only_beyond_two_errors_and_the_control_can_fail():

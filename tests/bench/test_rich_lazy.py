@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rankwise.bench.dynamics import rich_lazy as recipe
+from rankwise.bench.shared.measured import plain
 
 THREE = ("decision", "match", "context")
 
@@ -103,3 +104,22 @@ def test_one_that_is_not_defined_is_left_out_and_never_passes():
     assert np.isnan(recipe._ends(rows, "digits", 1)[0])
     assert not recipe._claims(rows, rows + others())[3].held
     assert recipe._rows(rows)
+
+
+def test_what_is_kept_of_the_rows_is_enough_for_every_number():
+    asked, made, rest = recipe._asked(6), nets(), others()
+    found = {}
+    for name, (kind, options) in asked.items():
+        if kind == "networks":
+            rows = [r for r in made if r["group"] == options["group"] and r["seed"] in options["seeds"]]
+        elif kind == "theory":
+            rows = [r | {"found": [r["found"]] * 2, "told": [r["told"]] * 2} for r in rest
+                    if r.get("rho") == options["rho"]]  # fmt: skip
+        else:
+            rows = [r for r in rest if "start" in r and r["seed"] == options["seed"]]
+        found[name] = [recipe._brief(r) for r in recipe._ends_full(rows)]
+    evidence = recipe.judge(plain(found), seeds=6)
+    assert all(c.held for c in evidence.claims)
+    assert evidence.extra["curves"]["digits"]["1"]["step"] == [0, 10]
+    on_the_way = [r for r in found["digits-0"] if r["step"] == 0]
+    assert {*on_the_way[0]} == set(recipe.ON_THE_WAY)

@@ -1,5 +1,6 @@
 """What the recipes of tuning, optimisers, compression and merging compute by themselves."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,16 +180,24 @@ def test_the_agreeing_examples_pull_the_head_as_the_other_abilities_do(bench):
         assert min(pull[i] for i in chosen) >= sorted(pull)[-3] - 1e-3  # the gradients are kept in half precision
 
 
+class Fixed(experts.Bench):
+    """A bench of the small model."""
+
+    def base(self, seed):
+        return Pair()
+
+
 def test_accuracy_is_among_the_abilitys_own_classes():
     model = Pair()
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.copy_(torch.arange(8.0))  # always says the last class
     labels = {"order": [7, 6], "sentiment": [1, 1, 0, 1]}
-    rows = {task: SimpleNamespace(test=[([0.0, 0.0], y) for y in ys]) for task, ys in labels.items()}
-    b = SimpleNamespace(task=Rows(), rows=rows, base=lambda seed: Pair())
-    assert experts.Bench.accuracy(b, model.state_dict(), "order", "test") == 0.5
-    assert experts.Bench.accuracy(b, model.state_dict(), "sentiment", "test") == 0.75
+    rows = {t: experts.Rows(train=[], validation=[], test=[([0.0, 0.0], y) for y in ys]) for t, ys in labels.items()}
+    b = Fixed(task=Rows(), rows=rows, blocks=1, rates=(), steps=1, out=Path(), on_event=lambda *_: None)
+    assert b.predicted(model.state_dict(), "sentiment", "test") == "1111"
+    assert b.truth("sentiment", "test") == "1101"
+    assert b.accuracies(model.state_dict(), "test", ["order", "sentiment"]).tolist() == [0.5, 0.75]
 
 
 def test_what_decides_where_to_look_is_counted():
@@ -365,7 +374,7 @@ def test_the_best_rate_is_that_of_the_highest_validation_accuracy_and_is_kept(mo
         return rate
 
     monkeypatch.setattr(experts.Bench, "trained", trained)
-    monkeypatch.setattr(experts.Bench, "accuracy", lambda self, rate, task, split: -abs(rate - 0.2))
+    monkeypatch.setattr(experts.Bench, "accuracies", lambda self, rate, *_: -np.abs([rate - 0.2]))
     for _ in range(2):
         assert b.best_rate("order", list, ["order"], steps=9) == 0.2
     assert asked == [("order", 0, rate, 9) for rate in b.rates]

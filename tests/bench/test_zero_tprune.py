@@ -5,6 +5,7 @@ import pytest
 
 from rankwise.bench import recipes
 from rankwise.bench.compression import zero_tprune as recipe
+from rankwise.bench.shared.measured import plain
 from rankwise.bench.speed import tokens as speed
 from rankwise.compression import TowerShape
 
@@ -92,3 +93,16 @@ def test_speed_claims_are_judged_by_the_limit_that_the_cost_sets():
     assert held == [False, True, False, True]
     slow = gains | {"Zero-TPrune": 1.25, "keep = 1": 0.9}
     assert [c.held for c in speed._claims(slow, {"Zero-TPrune": 0.65}, equal=True)] == [True, False, False, False]
+
+
+def test_gains_are_of_the_middle_batches_and_rows_are_judged_alone(monkeypatch):
+    monkeypatch.setattr(recipe, "TARGETS", (recipe.MAIN,))
+    assert recipe._gains({recipe.FULL: [1.0, 9.0, 2.0], "a": [0.5, 1.0, 8.0]}) == {recipe.FULL: 1.0, "a": 2.0}
+    given = right(**LADDER) | {f"T={T} {recipe.MAIN}": np.ones(N) for T in recipe.ROUNDS}
+    given[f"{recipe.RANDOM} {recipe.MAIN} 0"] = given.pop(f"{recipe.RANDOM} {recipe.MAIN}")
+    packed = {k: {"right": np.packbits(v.astype(bool)).tobytes().hex()} for k, v in given.items()}
+    told = {"title": "a model", "pictures": N, "heads": 3, "dropped": [[2, 0.5]], "threads": 1}
+    seconds = {k: [1.0] for k in recipe.KINDS} | {recipe.FULL: [1.4]}
+    evidence = recipe.judge(plain({"told": told, "seconds": seconds, **packed}), seeds=1)
+    assert all(c.held for c in evidence.claims)
+    assert len(evidence.rows) == 1 + len(recipe.KINDS) + len(recipe.ROUNDS)

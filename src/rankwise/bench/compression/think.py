@@ -13,7 +13,6 @@ queries. Zeroing as kvpress does it takes channels of all rows, the recent ones 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -27,6 +26,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.compression import ThinKCache, thinking
 from rankwise.compression.thin.layer import ThinKLayer
 from rankwise.compression.thin.scores import channel_scores, filled, kept, picked
@@ -47,6 +47,7 @@ PAPERS, PROMPT, CONTINUED = 20, 2048, 64  # texts, and tokens of each
 RATIOS = (0.2, 0.4, 0.6, 0.7)
 NAMES, ASKED, SHOTS = 16, 8, 3  # of recall
 WINDOW, RECENT, BUDGET = 32, 32, 512
+LOSS_DIGITS = 4  # of a token's
 WAYS = {
     "think": "ThinK",
     "all": "ThinK, all rows scored",
@@ -61,17 +62,13 @@ WORDS = [
     "ocean", "piano", "robot", "salad", "train", "olive", "magic", "night", "pearl", "queen", "sugar", "table",
     "uncle", "violin", "water", "zebra", "bread", "chair",
 ]  # fmt: skip
-Found = dict[str, dict[str, float]]  # by way and ratio: loss, agreement, recall
+Found = dict[str, dict[str, Any]]  # by way and ratio: what every token and every question gave
 
 
-def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
-    """Measure every paper (what is there is read back), judge the claims."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
-    model, tokenizer, found = (
-        load("smollm2", task="causal-lm", dtype=torch.bfloat16).eval(),
-        load_tokenizer("smollm2"),
-        [],
-    )
+def measure(out: Path, *, on_event: OnEvent | None = None) -> Runs:
+    """Every paper (what is there is read back): tokens' losses, which are as with the whole cache, codes recalled."""
+    note, found = on_event or (lambda *_: None), {}
+    model, tokenizer = load("smollm2", task="causal-lm", dtype=torch.bfloat16).eval(), load_tokenizer("smollm2")
     enough = (t for t in papers().texts if len(tokenizer.encode(t[: 12 * PROMPT])) > PROMPT + CONTINUED)
     texts = list(islice(enough, PAPERS))
     for i, text in enumerate(texts):
@@ -80,22 +77,27 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
             note(f"paper {i + 1}", "thin", i, len(texts), float("nan"))
             with torch.inference_mode(), thinking(model):
                 write_json(path, measured(model, tokenizer, text, Random(i)))
-        found.append(read_json(path))
-    table = {way: {r: _means(found, way, r) for r in _ratios(way)} for way in WAYS}
-    dense = _means(found, "dense", 0.0)
+        found[f"paper {i}"] = read_json(path)
+    return found
+
+
+def judge(found: Runs) -> Evidence:
+    """The ways compared, paired by paper."""
+    read = [_summed(paper) for paper in found.values()]
+    table = {way: {r: _means(read, way, r) for r in _ratios(way)} for way in WAYS}
+    dense = _means(read, "dense", 0.0)
     return Evidence(
         recipe="think",
         title="ThinK: fewer channels in the key cache",
         command="rankwise bench think --part quality",
-        setting=f"SmolLM2-135M in bfloat16, {len(found)} papers; {PROMPT} tokens are thinned, {CONTINUED} read after "
+        setting=f"SmolLM2-135M in bfloat16, {len(read)} papers; {PROMPT} tokens are thinned, {CONTINUED} read after "
         "them; rise of perplexity in per cent | next token as with the whole cache in per cent | codes recalled in per "
         f"cent; means (whole cache: perplexity {np.exp(dense['loss']):.2f}, recall {100 * dense['recall']:.0f})",
         header=["channels dropped by", *[f"{r:.0%}" for r in RATIOS]],
         rows=[[title, *[_cell(table[way].get(r), dense) for r in RATIOS]] for way, title in WAYS.items()],
-        claims=_claims(found),
-        seconds=time.perf_counter() - start,
+        claims=_claims(read),
         environment=environment("bf16", 1),
-        extra={"papers": found},
+        extra={"papers": read},
     )
 
 
@@ -114,14 +116,19 @@ def measured(model: PreTrainedModel, tokenizer: Any, text: str, draw: Random) ->
             torch.manual_seed(draw.randrange(2**31))
             logits = _logits(model, cache_of(way, ratio, prompts["text"]), ids[:, PROMPT:-1])
             told = found.setdefault(way, {}).setdefault(str(ratio), {})
-            told["loss"] = float(torch.nn.functional.cross_entropy(logits[0], right))
-            told["agrees"] = float((logits.argmax(-1) == whole.argmax(-1)).double().mean())
+            losses = torch.nn.functional.cross_entropy(logits[0], right, reduction="none")
+            told["loss"] = [float(f"{v:.{LOSS_DIGITS}g}") for v in losses.tolist()]
+            told["agrees"] = _bits(logits.argmax(-1)[0] == whole.argmax(-1)[0])
             cache = cache_of(way, ratio, prompts["recall"])
             told["bytes"] = cache.bytes() if isinstance(cache, ThinKCache) else 0
             cache.batch_repeat_interleave(len(questions))
             said = _logits(model, cache, questions)[:, -4:-1].argmax(-1)  # what stands before each of three digits
-            told["recall"] = float((said == questions[:, -3:]).all(1).double().mean())
+            told["recall"] = _bits((said == questions[:, -3:]).all(1))
     return found
+
+
+def _bits(yes: Tensor) -> str:
+    return "".join("1" if v else "0" for v in yes.tolist())
 
 
 def _logits(model: PreTrainedModel, cache: Cache, ids: Tensor) -> Tensor:
@@ -222,6 +229,22 @@ def recall(tokenizer: Any, text: str, draw: Random) -> tuple[Tensor, Tensor]:
 
 def _ratios(way: str) -> tuple[float, ...]:
     return (0.0,) if way == "dense" else (0.0, *RATIOS) if way == "snapkv" else RATIOS
+
+
+def _summed(paper: Found) -> dict[str, dict[str, dict[str, float]]]:
+    """A paper's means over its tokens and questions."""
+
+    def share(bits: str) -> float:
+        return bits.count("1") / len(bits)
+
+    return {
+        way: {
+            ratio: {"loss": float(np.mean(told["loss"])), "agrees": share(told["agrees"]),
+                    "recall": share(told["recall"]), "bytes": told["bytes"]}
+            for ratio, told in by_ratio.items()
+        }
+        for way, by_ratio in paper.items()
+    }  # fmt: skip
 
 
 def _all(found: list[dict], way: str, ratio: float, what: str) -> np.ndarray:

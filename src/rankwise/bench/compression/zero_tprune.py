@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
+from rankwise.bench.shared.measured import Runs
 from rankwise.compression import (
     AttentionGraph,
     AttentionToCLS,
@@ -67,6 +68,7 @@ LADDER = {
 }
 RANDOM, CLS, ALIKE, MERGED, FULL = "random tokens", "attention to CLS", "similar alone", "merging (ToMe-like)", "dense"
 OURS, BEFORE = "+ similar first", "+ heads filtered"
+KINDS = (RANDOM, *LADDER, ALIKE, CLS, MERGED)
 LOSS = 0.004  # published: 0.4 points at 65% of the cost
 GAIN = 1.3
 
@@ -81,22 +83,30 @@ class Subject:
     title: str
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """Which pictures each arm gets right (what is there is read back), compared; ``seeds`` draws of random tokens."""
-    begin = time.perf_counter()
+def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+    """Which pictures each arm gets right (what is there is read back), packed; what batches take at the main target."""
     subject = _subject(data)
     shape = tower_of(subject.model).shape
     arms = _arms(shape, seeds)
     found = _measured(out / "right.json", subject, arms, on_event or (lambda *_: None))
-    right = {name: _unpacked(told["right"], len(subject.labels)) for name, told in found.items()}
+    timed = {FULL: arms[FULL]} | {k: arms[f"{k} {MAIN} 0" if k == RANDOM else f"{k} {MAIN}"] for k in KINDS}
+    told = {
+        "title": subject.title, "pictures": len(subject.labels), "heads": shape.heads,
+        "dropped": _dropped(subject, shape), "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return {"told": told, "seconds": _seconds(subject, timed), **found}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The arms compared, paired by picture; of random tokens the mean over ``seeds`` draws."""
+    told, gains = found["told"], _gains(found["seconds"])
+    arms = {name: arm for name, arm in found.items() if name not in ("told", "seconds")}
+    right = {name: _unpacked(arm["right"], told["pictures"]) for name, arm in arms.items()}
     for target in TARGETS:
         right[f"{RANDOM} {target}"] = np.mean([right[f"{RANDOM} {target} {s}"] for s in range(seeds)], 0)
-    kinds = [RANDOM, *LADDER, ALIKE, CLS, MERGED]
-    at_main = {k: arms[f"{k} {MAIN} 0" if k == RANDOM else f"{k} {MAIN}"] for k in kinds}
-    gains = _gains(subject, {FULL: arms[FULL], **at_main})
     rows = [[FULL, *[f"{right[FULL].mean():.2%}"] * len(TARGETS), "1.00x"]]
     rows += [
-        [kind, *[_shown(right[f"{kind} {t}"], right[FULL]) for t in TARGETS], f"{gains[kind]:.2f}x"] for kind in kinds
+        [kind, *[_shown(right[f"{kind} {t}"], right[FULL]) for t in TARGETS], f"{gains[kind]:.2f}x"] for kind in KINDS
     ]
     rows += [
         [
@@ -107,21 +117,20 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
         for T in ROUNDS
     ]
     power = 2.8 * _error(right[f"{OURS} {MAIN}"] - right[f"{BEFORE} {MAIN}"])
+    dropped = ", ".join(f"{n:.1f} of {told['heads']} after block {layer}" for layer, n in told["dropped"])
     return Evidence(
         recipe="zero-tprune",
         title="Zero-TPrune: fewer tokens without training",
         command=f"rankwise bench zero-tprune --data cifar10 --seeds {seeds}",
-        setting=f"{subject.title}, {len(subject.labels):,} test pictures. Power: a step of the ladder is seen (80%, at "
+        setting=f"{told['title']}, {told['pictures']:,} test pictures. Power: a step of the ladder is seen (80%, at "
         f"{MAIN:.0%} of the cost) from {100 * power:.2f} points on. Differences are paired by picture, with 95% "
         f"intervals; random tokens: {seeds} draws; gain: medians of {TIMED} batches in turns at {MAIN:.0%}, "
-        f"{torch.get_num_threads()} threads. Heads that the filter drops, by layer, at {MAIN:.0%}: "
-        f"{_dropped(subject, shape)}",
+        f"{told['threads']} threads. Heads that the filter drops, by layer, at {MAIN:.0%}: {dropped}",
         header=["accuracy at a share of the cost", *[f"{t:.0%}" for t in TARGETS], f"gain at {MAIN:.0%}"],
         rows=rows,
         claims=_claims(right, gains[OURS]),
-        seconds=time.perf_counter() - begin,
         environment=environment("fp32", 1),
-        extra={"arms": {k: {**v, "accuracy": float(right[k].mean())} for k, v in found.items()}},
+        extra={"arms": {k: {**v, "accuracy": float(right[k].mean())} for k, v in arms.items()}},
     )
 
 
@@ -218,18 +227,17 @@ def _digits() -> Subject:
 
 
 @torch.inference_mode()
-def _dropped(subject: Subject, shape: TowerShape) -> str:
-    """Heads that do not count on average, of all, at each pruning layer."""
+def _dropped(subject: Subject, shape: TowerShape) -> list[tuple[int, float]]:
+    """Each pruning layer, and how many heads do not count there on average."""
     schedule = planned(shape, target_flops=MAIN, similar=0)
     with prune_tokens(subject.model, schedule, AttentionGraph()) as pruned:
         layers = pruned.tokens(subject.batches[0])
-    told = [(k.layer, (~k.heads).float().sum(1).mean()) for k in layers if k.heads is not None]
-    return ", ".join(f"{n:.1f} of {shape.heads} after block {layer}" for layer, n in told)
+    return [(k.layer, float((~k.heads).float().sum(1).mean())) for k in layers if k.heads is not None]
 
 
 @torch.inference_mode()
-def _gains(subject: Subject, arms: dict[str, Arm]) -> dict[str, float]:
-    """Dense seconds of a batch by each arm's, in turns on the same batches: what else goes on hits all alike."""
+def _seconds(subject: Subject, arms: dict[str, Arm]) -> dict[str, list[float]]:
+    """Of batches by each arm, in turns on the same ones: what else goes on hits all alike. The first ones warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for pixels in subject.batches[: TIMED + 1]:
         for name, (schedule, method) in arms.items():
@@ -237,7 +245,12 @@ def _gains(subject: Subject, arms: dict[str, Arm]) -> dict[str, float]:
                 begin = time.perf_counter()
                 subject.model(pixel_values=pixels)
                 seconds[name].append(time.perf_counter() - begin)
-    middle = {name: statistics.median(told[1:]) for name, told in seconds.items()}  # the first ones warm up
+    return {name: told[1:] for name, told in seconds.items()}
+
+
+def _gains(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Dense seconds of a batch by each arm's."""
+    middle = {name: statistics.median(told) for name, told in seconds.items()}
     return {name: middle[FULL] / told for name, told in middle.items()}
 
 

@@ -9,8 +9,7 @@ domains, which has nothing to tell.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from scipy.special import logsumexp, softmax
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.bench.shared.requests import ATTRIBUTES, NAMES, folder_of
 from rankwise.continual.unlearning.detector import Detector, statistics
 from rankwise.continual.unlearning.features import LayerEncoder
-from rankwise.continual.unlearning.router import auroc
 from rankwise.continual.unlearning.views import tuned
 from rankwise.events import OnEvent, environment
 from rankwise.reading import read_json
@@ -44,12 +43,10 @@ CONTROL = "control: of all domains"
 Queries = dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]]
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Evidence:
-    """AUROC of every score, domain and draw of queries."""
-    begin, note, encoder = time.perf_counter(), on_event or (lambda *_: None), LayerEncoder()
-    found: dict[str, list[float]] = {}
-    beyond: dict[str, list[float]] = {}
-    encoded: list[float] = []
+def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+    """Of every score, domain and draw: how many of the others each of the domain's queries is above."""
+    note, encoder = on_event or (lambda *_: None), LayerEncoder()
+    found: Runs = {}
     for seed in range(seeds):
         queries, outside = _queries(data, seed)
         states = {d: [encoder([t for t, _ in part])[0] for part in parts] for d, parts in queries.items()}
@@ -60,26 +57,47 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEven
             note(f"{domain} seed={seed}", "evaluate", at, len(states), float("nan"))
             labels = [y for _, y in queries[domain][0]]
             others = np.concatenate([held for d, (_, held) in states.items() if d != domain])
-            for name, score in {**_scores(fit, labels, seed), CONTROL: _detector(mixed, "standardised", seed)}.items():
-                found.setdefault(name, []).append(auroc(score(own), score(others)))
-                beyond.setdefault(name, []).append(auroc(score(own), score(scope)))
+            scores = {**_scores(fit, labels, seed), CONTROL: _detector(mixed, "standardised", seed)}
+            found[f"{domain}, draw {seed}"] = run = {
+                "others": len(others), "beyond": len(scope),
+                "above": {n: [above(s(own), s(others)), above(s(own), s(scope))] for n, s in scores.items()},
+            }  # fmt: skip
             if at < TUNED_DOMAINS:
-                encoded.append(_tuned(encoder, queries, domain, seed) - found[OURS][-1])
-    means = {name: float(np.mean(v)) for name, v in found.items()}
-    order = sorted(found, key=lambda n: -means[n])
+                run["tuned"] = _tuned(encoder, queries, domain, seed)
+    return found
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """AUROC of every score, over domains and draws."""
+    runs = list(found.values())
+    names, domains = list(runs[0]["above"]), len(runs) // seeds
+    near = {n: [area(r["above"][n][0], r["others"]) for r in runs] for n in names}
+    beyond = {n: [area(r["above"][n][1], r["beyond"]) for r in runs] for n in names}
+    encoded = [area(r["tuned"], r["others"]) - a for r, a in zip(runs, near[OURS], strict=True) if "tuned" in r]
     return Evidence(
         recipe="o3_detectors",
         title="O3's detectors: a request's texts told from others",
         command=f"rankwise bench o3 --part detectors --data FOLDER --seeds {seeds}",
-        setting=f"{len(queries)} domains, each the request once, {FITTED} queries fit, {JUDGED} of each domain judge; "
+        setting=f"{domains} domains, each the request once, {FITTED} queries fit, {JUDGED} of each domain judge; "
         f"{seeds} draws; MiniLM; ± over domains and draws. Tuning the encoder by the entropy of views ({TUNED} steps, "
         f"on {TUNED_DOMAINS} domains) changes AUROC by {plus_minus(encoded)} points",
         header=["score", "AUROC, other domains", "AUROC, out of scope"],
-        rows=[[n, plus_minus(found[n], 1, 3), plus_minus(beyond[n], 1, 3)] for n in order],
-        claims=_claims(found),
-        seconds=time.perf_counter() - begin,
+        rows=[[n, plus_minus(near[n], 1, 3), plus_minus(beyond[n], 1, 3)]
+              for n in sorted(names, key=lambda n: -np.mean(near[n]))],
+        claims=_claims(near),
         environment=environment("fp32", 1),
-    )
+    )  # fmt: skip
+
+
+def above(own: NDArray, others: NDArray) -> list[float]:
+    """Of each score, how many of the others are below it, ties half."""
+    ordered = np.sort(others)
+    return ((np.searchsorted(ordered, own, "left") + np.searchsorted(ordered, own, "right")) / 2).tolist()
+
+
+def area(counts: Sequence[float], others: int) -> float:
+    """AUROC of scores that are each above so many of the others."""
+    return float(np.mean(counts)) / others
 
 
 Score = Callable[[NDArray], NDArray]
@@ -117,14 +135,14 @@ def _scores(fit: NDArray, labels: list[str], seed: int) -> dict[str, Score]:
     }
 
 
-def _tuned(encoder: LayerEncoder, queries: Queries, domain: str, seed: int) -> float:
-    """AUROC of our score with an encoder that was tuned on the request."""
+def _tuned(encoder: LayerEncoder, queries: Queries, domain: str, seed: int) -> list[float]:
+    """`above` of our score with an encoder that was tuned on the request."""
     fit = [t for t, _ in queries[domain][0]]
     block = tuned(encoder, fit, steps=TUNED, learning_rate=TUNED_RATE, seed=seed)
     score = _detector(encoder(fit, block)[0], "standardised", seed)
     own = encoder([t for t, _ in queries[domain][1]], block)[0]
     others = [t for d, (_, held) in queries.items() if d != domain for t, _ in held]
-    return auroc(score(own), score(encoder(others, block)[0]))
+    return above(score(own), score(encoder(others, block)[0]))
 
 
 def _queries(data: Path | None, seed: int) -> tuple[Queries, list[str]]:

@@ -10,7 +10,7 @@ few steady classes are remembered.
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.dynamics import InContextExperiment, InContextResult, InContextTask
 from rankwise.events import OnEvent, counting, environment
 from rankwise.jobs.in_context import theory_beside
@@ -41,6 +42,7 @@ Found = dict[str, InContextResult]  # by condition
 Array = NDArray[np.float64]
 STEPS, CURVE_STEPS, HEAD_STEPS = 20_000, 12_000, 6_000
 EVERY, SIZE = 250, 1000  # steps between measurements, and sequences of each
+DIGITS = 5
 MAIN = {"classes": 256, "labels": 16, "dim": 31, "pairs": 4, "n_max": 8, "p_novel": 1.0}
 DATA = {"classes": 1024, "labels": 8, "dim": 15, "pairs": 4, "n_max": 10, "batch_size": 64}  # p_novel 0
 TRAINED = {"learning_rate": 0.03, "hidden": 64}  # with DATA
@@ -64,18 +66,21 @@ class Asked:
     keep: Path
 
 
-def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
-    """Train every condition, ``seeds`` at once, and judge."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
+def measure(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Runs:
+    """Train every condition, ``seeds`` at once (what is there is read back): by step what each seed could do."""
+    note = on_event or (lambda *_: None)
     asked = {name: Asked(*c, seeds, out / f"{name}.safetensors") for name, c in conditions().items()}
     note("conditions", "train", 0, len(asked), float("nan"))
     frames = fan_out(_trained, list(asked.values()), on_done=counting(note, "conditions", len(asked)))
-    found = {
-        name: InContextResult(frame=frame, task=InContextTask(**asked[name].task))
-        for name, frame in zip(asked, frames, strict=True)
-    }
     note("conditions", "done", 1, 1, float("nan"))
-    theory = theory_beside(found["main"].frame, pairs=MAIN["pairs"], labels=MAIN["labels"])
+    return {name: columns(frame, whole=name == "main") for name, frame in zip(asked, frames, strict=True)}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """What every condition came to, and when."""
+    tasks = {name: InContextTask(**task) for name, (task, _) in conditions().items()}
+    results = {name: InContextResult(frame=framed(found[name]), task=task) for name, task in tasks.items()}
+    theory = theory_beside(results["main"].frame, pairs=MAIN["pairs"], labels=MAIN["labels"])
     return Evidence(
         recipe="icl",
         title="Learning from the context: how it begins, and what the data decide",
@@ -84,16 +89,26 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         f"of new classes, rate 0.01; data: N 4 (N 8 for B and for L = N), L 8, D 15, {CURVE_STEPS:,} steps of 64, rate "
         f"0.03; accuracy on {SIZE:,} sequences, mean ± standard deviation over seeds at the end",
         header=["condition", "loss", "new classes (%)", "swapped labels (%)", "known classes (%)", "half on new, step"],
-        rows=[_row(name, result) for name, result in found.items()],
-        claims=_claims(found, theory),
-        seconds=time.perf_counter() - start,
+        rows=[_row(name, result) for name, result in results.items()],
+        claims=_claims(results, theory),
         environment=environment("fp32", 1),
         extra={
-            "main": found["main"].frame.to_dict("list"),
+            "main": results["main"].frame.to_dict("list"),
             "theory": None if theory is None else theory.to_dict("list"),
-            "final": {n: {k: r.final(k).tolist() for k in ("ic", "ic2", "iwl")} for n, r in found.items()},
+            "final": {n: {k: r.final(k).tolist() for k in ("ic", "ic2", "iwl")} for n, r in results.items()},
         },
     )
+
+
+def columns(frame: pd.DataFrame, *, whole: bool) -> dict[str, list[Any]]:
+    """Those that are judged (of the main condition all), to five digits."""
+    asked = frame if whole else frame[["seed", "step", "loss", "ic", "ic2", "iwl"]]
+    return {name: [float(f"{v:.{DIGITS}g}") for v in column] for name, column in asked.to_dict("list").items()}
+
+
+def framed(kept: Mapping[str, Sequence[float | None]]) -> pd.DataFrame:
+    """A frame of kept columns."""
+    return pd.DataFrame(kept, dtype=float).astype({"seed": int, "step": int})
 
 
 def conditions() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

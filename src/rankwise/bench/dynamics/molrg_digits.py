@@ -10,7 +10,6 @@ isotropic rows as there are digits, shows how many fewer).
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +20,11 @@ import torch
 from sklearn.datasets import load_digits
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.clusterings import ARMS, Array, better_than_others, clusterings
+from rankwise.bench.shared.clusterings import Array, better_than_others, clusterings, indices
 from rankwise.bench.shared.denoisers import train_perceptrons
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.bench.shared.kept import called, kept_runs
+from rankwise.bench.shared.measured import Runs
 from rankwise.dynamics import IdentifiabilityWarning, MoLRGDenoiser, SubspaceClustering, intrinsic_dimension
 from rankwise.events import OnEvent, environment
 
@@ -59,9 +59,8 @@ NET, BEST, NONE, SCARCE = (
 )  # fmt: skip
 
 
-def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
-    """Cluster and denoise ``seeds`` times (what is there is read back)."""
-    begin = time.perf_counter()
+def measure(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Runs:
+    """Cluster and denoise ``seeds`` times (what is there is read back): labels of rows, ranks at points."""
     told = {"rows": ROWS, "share": SHARE}
     clustering = {**told, "dims": DIMS, "starts": STARTS}
     ranks = {
@@ -78,10 +77,15 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         **{f"clusters {s}": (clustered, {**clustering, "seed": s}) for s in range(seeds)},
         **{f"ranks {s}": (ranked, {**ranks, "seed": s}) for s in range(seeds)},
     }
-    found = kept_runs(out / "runs.json", called, asked, on_event)
-    scores = {arm: np.array([found[f"clusters {s}"]["scores"][arm] for s in range(seeds)]) for arm in ARMS}
+    return kept_runs(out / "runs.json", called, asked, on_event)
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The clusterings compared, and median ranks by level of noise."""
+    scores = indices([found[f"clusters {s}"] for s in range(seeds)])
     kept = {
-        arm: np.array([found[f"ranks {s}"][arm] for s in range(seeds)]) for arm in (NET, BEST, NONE, SCARCE)
+        arm: np.array([np.quantile(found[f"ranks {s}"][arm], 0.5, axis=1, method="lower") for s in range(seeds)])
+        for arm in (NET, BEST, NONE, SCARCE)
     }  # (seeds, levels)
     chosen = [found[f"clusters {s}"]["dim"] for s in range(seeds)]
     return Evidence(
@@ -100,7 +104,6 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
             *[[f"directions: {arm}", " / ".join(f"{v:.0f}" for v in r.mean(0))] for arm, r in kept.items()],
         ],
         claims=_claims(scores, kept),
-        seconds=time.perf_counter() - begin,
         environment=environment("fp64", 1),
         extra={"levels": list(LEVELS), "ranks": {arm: r.tolist() for arm, r in kept.items()}},
     )  # fmt: skip
@@ -115,7 +118,7 @@ def _split(rows: int, share: float, seed: int) -> tuple[Array, Array, Array]:
 
 
 def clustered(*, rows: int, share: float, dims: tuple[int, ...], starts: int, seed: int) -> dict[str, Any]:
-    """Adjusted Rand index of every clustering of a part."""
+    """Every clustering of a part."""
     X, y, others = _split(rows, share, seed)
     return clusterings(X, y, others, clusters=CLUSTERS, dims=dims, starts=starts, seed=seed)
 
@@ -123,8 +126,8 @@ def clustered(*, rows: int, share: float, dims: tuple[int, ...], starts: int, se
 def ranked(
     *, rows: int, share: float, steps: int, hidden: int, batch: int, points: int, many: int, levels: tuple[float, ...],
     dim: int, seed: int,
-) -> dict[str, list[float]]:  # fmt: skip
-    """Median ranks by level of noise: of a trained denoiser, of the best one of fitted subspaces, of the controls."""
+) -> dict[str, list[list[float]]]:  # fmt: skip
+    """Ranks at points by level of noise: of a trained denoiser, the best one of fitted subspaces, the controls."""
     X, _, others = (torch.as_tensor(part) for part in _split(rows, share, seed))
     g = torch.Generator().manual_seed(seed)
     spread = float(X.square().mean().sqrt())
@@ -138,7 +141,7 @@ def ranked(
         mixture = SubspaceClustering(CLUSTERS, dim, n_init=3, random_state=seed).fit(X.numpy())
     best = MoLRGDenoiser.from_clustering(mixture)
     digits, control, few = (_one(net.member(b)) for b in range(3))
-    out: dict[str, list[float]] = {NET: [], BEST: [], NONE: [], SCARCE: []}
+    out: dict[str, list[list[float]]] = {NET: [], BEST: [], NONE: [], SCARCE: []}
     for level in levels:
         sigma = level * spread
         arms = ((NET, digits, others), (BEST, best, others), (NONE, control, fresh), (SCARCE, few, fresh))
@@ -146,7 +149,7 @@ def ranked(
             some = clean[:points]
             noisy = some + sigma * torch.randn(some.shape, generator=g, dtype=torch.float64)
             found = intrinsic_dimension(denoiser, noisy if name == BEST else noisy.float(), sigma)
-            out[name].append(float(found.double().median()))
+            out[name].append(found.double().tolist())
     return out
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.clusterings import ARMS, EM, Array, better_than_others, clusterings
+from rankwise.bench.shared.clusterings import ARMS, EM, Array, better_than_others, clusterings, indices
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.kept import called, kept_runs
 from rankwise.bench.shared.measured import Runs
@@ -53,10 +53,7 @@ def measure(out: Path, *, data: Path | None = None, seeds: int = 6, on_event: On
 
 def judge(found: Runs, *, seeds: int) -> Evidence:
     """The clusterings compared."""
-    scores = {
-        kind: {arm: np.array([found[f"{kind} {s}"]["scores"][arm] for s in range(seeds)]) for arm in ARMS}
-        for kind in ("features", "blobs")
-    }
+    scores = {kind: indices([found[f"{kind} {s}"] for s in range(seeds)]) for kind in ("features", "blobs")}
     dims = {kind: ", ".join(str(found[f"{kind} {s}"]["dim"]) for s in range(seeds)) for kind in scores}
     return Evidence(
         recipe="molrg_features",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.dynamics import (
     RichLazyExperiment,
     alignment,
@@ -60,11 +60,13 @@ STARTS = ("LoRA", "EVA", "PiSSA")
 Row = dict[str, Any]
 SHOWN = {"kernel_alignment": 100, "representation_alignment": 100, "weight_change": 1, "sign_similarity": 100,
          "kernel_target_alignment": 100, "accuracy": 100}  # fmt: skip
+ON_THE_WAY = ("seed", "rank", "step", "kernel_alignment")
+JUDGED = {*ON_THE_WAY, *SHOWN, "relative_weight_change", "rho", "found", "told", "start"}
 
 
-def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
-    """Every group of networks that is not there yet, then what they say."""
-    begin, note = time.perf_counter(), on_event or (lambda *_: None)
+def measure(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Runs:
+    """Every group of networks that is not there yet: of each network what it came to, and its alignment on the way."""
+    note = on_event or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     asked = _asked(seeds)
     left = [(name, kind, options) for name, (kind, options) in asked.items() if not (out / f"{name}.json").is_file()]
@@ -75,9 +77,14 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         note(left[at][0], "done", done, len(asked), float("nan"))
 
     fan_out(_work, left, on_done=keep)
-    found = [row | {"group": asked[name][1].get("group", kind)} for name, (kind, _) in asked.items()
-             for row in read_json(out / f"{name}.json")["rows"]]  # fmt: skip
-    nets = [r for r in found if "rank" in r and "rho" not in r]
+    return {name: [_brief(row) for row in _ends_full(read_json(out / f"{name}.json")["rows"])] for name in asked}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """Ranks compared, paired by seed."""
+    rows = [_summed(row) | {"group": options.get("group", kind)}
+            for name, (kind, options) in _asked(seeds).items() for row in found[name]]  # fmt: skip
+    nets = [r for r in rows if "rank" in r and "rho" not in r]
     return Evidence(
         recipe="rich-lazy",
         title="Rich or lazy: the rank of the start",
@@ -90,12 +97,30 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         f"MiniLM on movies, rank 8 on query and value, {TUNED} steps; mean ± standard deviation, × 100",
         header=["networks", "rank", "kernel alignment", "representation alignment", "weight change", "equal signs",
                 "kernel and target", "accuracy"],
-        rows=_rows(nets) + _theory_rows(found) + _tuning_rows(found),
-        claims=_claims(nets, found),
-        seconds=time.perf_counter() - begin,
+        rows=_rows(nets) + _theory_rows(rows) + _tuning_rows(rows),
+        claims=_claims(nets, rows),
         environment=environment("fp32", 1),
-        extra={"curves": _curves(nets), "theory": [r for r in found if "rho" in r]},
+        extra={"curves": _curves(nets), "theory": [r for r in rows if "rho" in r]},
     )  # fmt: skip
+
+
+def _ends_full(rows: list[Row]) -> list[Row]:
+    """Of networks that were measured on the way all measures at the end, before it the alignment of kernels alone."""
+    last = max((r.get("step", 0) for r in rows), default=0)
+    return [r if r.get("step", 0) == last else {k: r[k] for k in ON_THE_WAY} for r in rows]
+
+
+def _brief(row: Row) -> Row:
+    """To five digits, measures that are not judged left out."""
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items() if k in JUDGED}
+
+
+def _summed(row: Row) -> Row:
+    """The theory's row with the mean over its tasks; others as they are."""
+    if "rho" not in row:
+        return row
+    found, told = np.array(row["found"]), np.array(row["told"])
+    return row | {"found": float(found.mean()), "told": float(told.mean()), "spread": float(found.std())}
 
 
 def _asked(seeds: int) -> dict[str, tuple[str, Row]]:
@@ -154,8 +179,8 @@ def _theory(rho: float, tasks: int) -> list[Row]:
         found = [alignment(a, b) for a, b in zip(begin, end, strict=True)]
         along = targets if rank == 0 else [None] * tasks
         told = [expected_kernel_alignment(a, b, target=t) for a, b, t in zip(W, w, along, strict=True)]
-        rows.append({"rho": rho, "rank": rank, "found": float(np.mean(found)), "told": float(np.mean(told)),
-                     "spread": float(np.std(found))})  # fmt: skip
+        rows.append({"rho": rho, "rank": rank, "found": [round(float(v), 6) for v in found],
+                     "told": [round(float(v), 6) for v in told]})  # fmt: skip
     return rows
 
 

@@ -180,7 +180,7 @@ def _said(b: Bench, state: State, tasks: Sequence[str] = TASKS) -> list[str]:
 
 
 def _best(b: Bench, experts: list[State], base: State, method: str, options: dict, seed: int):
-    """Classes of the test sentences, λ, and whether λ is the last of its grid, of the merge whose λ is best on validation."""
+    """Of the merge whose λ is best on validation: classes of test sentences, λ, whether it is the last of its grid."""
 
     def merged(scale: float | None) -> State:
         given: dict = options if scale is None else options | {"scale": scale}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ Array = NDArray[np.float64]
 def clusterings(
     X: Array, y: NDArray[Any], others: Array, *, clusters: int, dims: tuple[int, ...], starts: int, seed: int
 ) -> dict[str, Any]:
-    """Adjusted Rand index of every clustering, and the dimension under which the rows left out are likeliest."""
+    """Every clustering's and the right labels, and the dimension under which the rows left out are likeliest."""
     told: dict[str, Any] = {"n_init": starts, "random_state": seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IdentifiabilityWarning)
@@ -41,7 +42,16 @@ def clusterings(
         for name, covariance in (("full", "full"), ("diagonal", "diag")):
             mixture = GaussianMixture(clusters, covariance_type=covariance, reg_covar=1e-3, **told)
             labels[f"Gaussian mixture, {name}"] = mixture.fit_predict(X)
-    return {"dim": d, "scores": {name: float(adjusted_rand_score(y, found)) for name, found in labels.items()}}
+    return {
+        "dim": d,
+        "right": np.asarray(y).tolist(),
+        "labels": {name: found.tolist() for name, found in labels.items()},
+    }
+
+
+def indices(runs: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+    """By clustering, the adjusted Rand index of every run."""
+    return {arm: np.array([adjusted_rand_score(r["right"], r["labels"][arm]) for r in runs]) for arm in ARMS}
 
 
 def better_than_others(scores: dict[str, Array], what: str) -> list[Claim]:

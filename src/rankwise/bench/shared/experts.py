@@ -107,7 +107,7 @@ class Bench:
 
     def truth(self, task: str, split: str) -> str:
         """The right classes, beside `predicted`."""
-        return digits([e["label"] for e in self._ordered(task, split)])
+        return digits(self.task.collate(self._ordered(task, split))["labels"].tolist())
 
     def accuracies(self, state: State, split: str, tasks: Sequence[str] = TASKS) -> np.ndarray:
         """Of every ability."""
