@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rankwise.bench.ranking import dla as recipe
+from rankwise.bench.shared.measured import plain
 from rankwise.ranking import err, ndcg
 
 SCORES = {"naive": 0.60, "DLA": 0.70, "true propensities": 0.705, "of shuffled lists": 0.705, "PBM, by EM": 0.65,
@@ -62,9 +63,12 @@ def test_a_row_a_ranker_has_all_its_scores_and_one_that_is_not_installed_says_wh
 
 def test_scores_leave_empty_queries_out_of_both_metrics():
     lists = recipe.Lists(np.zeros((4, 1)), np.array([0.0, 2, 0, 0]), np.array([0, 0, 1, 1]))
-    skip, zero, rank = recipe._scores(lists, np.array([2.0, 1, 1, 0]))
-    assert skip == ndcg([0, 2], [2.0, 1.0], query=[0, 0])[0] == 2 * zero
-    assert rank == err([0, 2], [2.0, 1.0], query=[0, 0], max_grade=2)[0]
+    kept = plain(recipe._scores(lists, np.array([2.0, 1, 1, 0])))
+    assert kept["ndcg"][1] is None
+    skip, zero, rank = recipe._summed(**kept)
+    assert skip == pytest.approx(ndcg([0, 2], [2.0, 1.0], query=[0, 0])[0], rel=1e-3)
+    assert skip == 2 * zero
+    assert rank == pytest.approx(err([0, 2], [2.0, 1.0], query=[0, 0], max_grade=2)[0], rel=1e-3)
 
 
 def test_lists_are_always_shown_in_one_order_but_for_the_shuffled_ones_whose_estimate_is_the_truth(monkeypatch):

@@ -136,8 +136,12 @@ def test_what_ran_before_is_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "_measured", lambda asked: pytest.fail("it ran again"))
     assert recipe._runs(tmp_path, asked, range(2), lambda *_: None) == first
     one = simulate(nodes=6, searches=4, click=MAIN, seed=1)
-    assert first[f"{MAIN}: {OURS}"][1]["late"] == pytest.approx(100 * one.ndcg[2:].mean())
-    assert first[f"{MAIN}: {OURS}"][1]["deaf"] is None
+    kept = first[f"{MAIN}: {OURS}"][1]
+    assert kept["late"] == pytest.approx((100 * one.ndcg[2:].mean(0)).tolist(), rel=1e-3)
+    assert recipe.summed(kept)["late"] == pytest.approx(100 * one.ndcg[2:].mean(), rel=1e-3)
+    assert recipe.summed(kept)["deaf"] is None
+    half = recipe.summed(kept | {"hears": "100000"})
+    assert (half["hearing"], half["deaf"]) == (kept["late"][0], pytest.approx(np.mean(kept["late"][1:])))
 
 
 # --- speed
@@ -177,3 +181,9 @@ def test_the_picture_shows_mean_curves_and_the_cost_of_attackers():
     left, right = network_learning(learned, harmed).axes
     assert [line.get_label() for line in left.lines] == list(learned)
     assert [line.get_ydata() for line in right.lines] == [pytest.approx(y) for _, y in harmed.values()]
+
+
+def test_one_list_that_is_not_the_simulations_is_enough():
+    assert recipe._same_lists("1111").held
+    claim = recipe._same_lists("1011")
+    assert (claim.held, claim.found) == (False, "3 of 4 lists")

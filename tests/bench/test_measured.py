@@ -104,7 +104,9 @@ def test_what_rescoring_does_not_use_is_refused(toy, tmp_path):
     assert "no such file" in str(command("toy", "--rescore", "none.jsonl.gz").exception)
 
 
-def test_a_recipe_that_keeps_no_runs_another_recipes_runs_and_other_forms_are_refused_by_name(toy, written):
+def test_a_recipe_that_keeps_no_runs_another_recipes_runs_and_other_forms_are_refused_by_name(
+    toy, written, monkeypatch
+):
     told = {"recipe": "toy", "version": "1", "smoke": False, "asked": {"seeds": 1}}
     with pytest.raises(ValueError, match="these are runs of x, not of toy"):
         toy.rescored(Rows(told=told | {"recipe": "x"}, claims=[], runs={}))
@@ -116,6 +118,10 @@ def test_a_recipe_that_keeps_no_runs_another_recipes_runs_and_other_forms_are_re
     old = Located(Recipe(name="old", part="main", about=""), Path("old"))
     with pytest.raises(ValueError, match=r"old \(main\) does not keep its runs: it cannot be rescored"):
         old.rescored(Rows(told=told | {"recipe": "old"}, claims=[], runs={}))
+    timed = Located(Recipe(name="speed", part="old", about=""), Path("speed/old"))
+    monkeypatch.setattr(Located, "module", property(lambda self: "old"))
+    with pytest.raises(ValueError, match=r"speed \(old\) measures times, which have no items to keep: it cannot be"):
+        timed.rescored(Rows(told=told, claims=[], runs={}))
 
 
 @pytest.mark.parametrize(("lines", "said"), [

@@ -243,3 +243,9 @@ def test_npo_and_ascent_raise_losses_of_the_request_and_the_difference_less_of_w
     assert change(ASCENT, own) > 0.05
     assert change(shared.NPO, own) > 0.01
     assert change(shared.DIFFERENCE, "retained") < change(ASCENT, "retained")
+
+
+def test_runs_are_read_back_by_seed_with_the_requests_in_their_order():
+    arms = {O3: {"b": {}, "a": {}}, TAUGHT: {"": {}}}
+    told, by_seed, names = shared.read_back({"told": {"device": "x"}, "seed 0": arms, "seed 1": arms}, 2)
+    assert (told, by_seed, [*names]) == ({"device": "x"}, [arms, arms], ["b", "a"])

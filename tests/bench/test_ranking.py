@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from rankwise.bench.ranking import perseval as recipe
+from rankwise.bench.shared.measured import plain
 from rankwise.data.personal import Read
+from rankwise.ranking import leaderboard
 
 LEVELS = [f"noise {100 * p:.0f}%" for p in recipe.NOISE]
 SCORES = dict(zip(LEVELS, (0.5, 0.4, 0.3, 0.2), strict=True)) | {
@@ -92,3 +94,17 @@ def test_power_grows_with_documents_and_twins_are_seldom_told_apart(monkeypatch)
     far = list(found["noise 0% and 25%"].values())
     assert far[0] < 0.6 < 0.95 < far[-1]
     assert found["twins"]["160"] < 0.12
+
+
+def test_a_board_of_what_is_kept_is_the_leaderboard(monkeypatch):
+    monkeypatch.setattr(recipe, "RESAMPLES", 50)
+    documents = DOCUMENTS[:6]
+    told = {d.id: " ".join(d.sentences) for d in documents}
+    whole = leaderboard(told, {d.id: d.wrote for d in documents}, recipe.systems(documents, 0), distance="jsd",
+                        resamples=50, seed=0)  # fmt: skip
+    board = recipe.Board.of(plain(recipe._judged((documents, 0, "jsd"))), 0)
+    assert board.systems == whole.systems
+    assert board.ranks["accuracy"] == whole.ranks["accuracy"]
+    for name, report in whole.reports.items():
+        for what in ("score", "low", "high", "egises", "distance"):
+            assert getattr(board.reports[name], what) == pytest.approx(getattr(report, what), abs=1e-4)

@@ -127,11 +127,13 @@ class Located:
         ValueError
             Runs of another recipe, or of another form than this release judges; a recipe that keeps none.
         """
-        if rows.told["recipe"] != self.module:
-            raise ValueError(f"these are runs of {rows.told['recipe']}, not of {self.module}")
         module = import_module(self.module)
         if not hasattr(module, "judge"):
-            raise ValueError(f"{self.recipe.name} ({self.recipe.part}) does not keep its runs: it cannot be rescored")
+            timed = self.place.parts[0] == "speed"
+            why = "measures times, which have no items to keep" if timed else "does not keep its runs"
+            raise ValueError(f"{self.recipe.name} ({self.recipe.part}) {why}: it cannot be rescored")
+        if rows.told["recipe"] != self.module:
+            raise ValueError(f"these are runs of {rows.told['recipe']}, not of {self.module}")
         try:
             with self._sized(module, bool(rows.told["smoke"])):
                 return module.judge(rows.runs, **rows.told["asked"])

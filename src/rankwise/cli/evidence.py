@@ -64,7 +64,8 @@ def bench(
     smoke: Annotated[bool, typer.Option("--smoke", help="A try of under a minute; its verdicts mean nothing.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
     rescore: Annotated[Path | None, typer.Option(metavar="FILE", help="Judge the runs in a file that the recipe kept "
-                                                 "(rows.jsonl.gz) once more; nothing is measured.")] = None,
+                                                 "(rows.jsonl.gz) once more; nothing is measured. Those of speed "
+                                                 "keep none: times have no items.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs and results; finished runs are kept.")] = RUNS,
     jobs: Jobs = 1,
     scheduler: Scheduler = None,

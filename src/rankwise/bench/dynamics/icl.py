@@ -102,8 +102,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
 
 def columns(frame: pd.DataFrame, *, whole: bool) -> dict[str, list[Any]]:
     """Those that are judged (of the main condition all), to five digits."""
-    asked = frame if whole else frame[["seed", "step", "loss", "ic", "ic2", "iwl"]]
-    return {name: [float(f"{v:.{DIGITS}g}") for v in column] for name, column in asked.to_dict("list").items()}
+    names = list(frame) if whole else ["seed", "step", "loss", "ic", "ic2", "iwl"]
+    return {name: [float(f"{v:.{DIGITS}g}") for v in frame[name]] for name in names}
 
 
 def framed(kept: Mapping[str, Sequence[float | None]]) -> pd.DataFrame:

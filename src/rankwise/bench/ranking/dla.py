@@ -8,8 +8,7 @@ without bias (η = 0) dual learning is naive learning.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from sklearn.linear_model import Ridge
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, counting, environment
 from rankwise.parallel import fan_out
 from rankwise.ranking import (
@@ -64,6 +64,7 @@ HIDDEN = (64, 32)
 RATES = (0.002, 0.01, 0.05)  # of learning; each ranker's is chosen on validation queries
 TREES = 100
 PLACES = 10
+DIGITS = 4  # of a query's metrics
 LABELLED = 0.01  # share of the grades that the first ranker sees
 Array = NDArray[np.float64]
 
@@ -85,10 +86,16 @@ class Found:
     propensity: dict[str, Array]
     truth: Array
 
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Found:
+        """Summed up over queries."""
+        scores = {name: _summed(**judged) for name, judged in kept["judged"].items()}
+        return cls(scores, {n: np.array(p) for n, p in kept["propensity"].items()}, np.array(kept["truth"]))
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Simulate ``seeds`` times at each severity, train, judge on test grades."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
+
+def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Simulate ``seeds`` times at each severity, train: nDCG and ERR of every ranker on every test query."""
+    note = on_event or (lambda *_: None)
     train, validation, test = (
         (_generated(seed) for seed in range(3))
         if data is None
@@ -97,34 +104,40 @@ def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEven
     asked = [(train, validation, test, eta, seed) for eta in ETAS for seed in range(seeds)]
     note("severities", "train", 0, len(asked), float("nan"))
     judged = fan_out(_judged, asked, on_done=counting(note, "severities", len(asked)))
-    found = {eta: judged[i * seeds : (i + 1) * seeds] for i, eta in enumerate(ETAS)}
     turned = fan_out(_turned, [(train, seed) for seed in range(seeds)], on_done=counting(note, "a change", seeds))
     note("severities", "done", 1, 1, float("nan"))
+    queries = [len(np.unique(part.query)) for part in (train, test)]
+    told = {"generated": data is None, "queries": queries, "turned": turned}
+    return {"told": told, **{f"η {asked[3]:g}, seed {asked[4]}": run for asked, run in zip(asked, judged, strict=True)}}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The rankers compared, paired by seed."""
+    told = found["told"]
+    judged = {eta: [Found.of(found[f"η {eta:g}, seed {seed}"]) for seed in range(seeds)] for eta in ETAS}
     return Evidence(
         recipe="dla",
         title="DLA: clicks of growing position bias (simulated)",
-        command=f"rankwise bench dla --seeds {seeds}" + ("" if data is None else " --data FOLDER"),
-        setting=_setting(train, test, seeds, data is None),
+        command=f"rankwise bench dla --seeds {seeds}" + ("" if told["generated"] else " --data FOLDER"),
+        setting=_setting(told["queries"], seeds, told["generated"]),
         header=["ranker", *(f"η {eta:g}" for eta in ETAS), "η 1, empty queries as 0", "η 1, ERR@10"],
-        rows=_rows(found),
-        claims=_claims(found, turned),
-        seconds=time.perf_counter() - start,
+        rows=_rows(judged),
+        claims=_claims(judged, told["turned"]),
         environment=environment("fp32", 1),
         extra={
             "eta": list(ETAS),
-            "ndcg": {name: [float(np.mean([f.scores[name][0] for f in found[e]])) for e in ETAS]
-                     for name in found[ETAS[0]][0].scores},
+            "ndcg": {name: [float(np.mean([f.scores[name][0] for f in judged[e]])) for e in ETAS]
+                     for name in judged[ETAS[0]][0].scores},
             "propensity": {
-                f"{e:g}": {"truth": found[e][0].truth.tolist(),
-                           "dla": np.mean([f.propensity["DLA"] for f in found[e]], 0).tolist()}
+                f"{e:g}": {"truth": judged[e][0].truth.tolist(),
+                           "dla": np.mean([f.propensity["DLA"] for f in judged[e]], 0).tolist()}
                 for e in ETAS
             },
         },
     )  # fmt: skip
 
 
-def _setting(train: Lists, test: Lists, seeds: int, generated: bool) -> str:
-    queries = [len(np.unique(part.query)) for part in (train, test)]
+def _setting(queries: Sequence[int], seeds: int, generated: bool) -> str:
     return (
         f"{'generated lists, not MQ2008' if generated else 'MQ2008 fold 1'}: {queries[0]} training and {queries[1]} "
         f"test queries; {SHOWN:,} lists of {PLACES} shown by a ridge on {LABELLED:.0%} of the grades, always in its "
@@ -172,7 +185,7 @@ def _log(lists: Lists, eta: float, seed: int, shown: int, *, shuffled: bool = Fa
     }  # fmt: skip
 
 
-def _judged(asked: tuple[Lists, Lists, Lists, float, int]) -> Found:
+def _judged(asked: tuple[Lists, Lists, Lists, float, int]) -> dict[str, Any]:
     train, validation, test, eta, seed = asked
     log, truth = _log(train, eta, seed, SHOWN), PBM(eta=eta).of(PLACES)
     options: dict[str, Any] = {"hidden": HIDDEN, "steps": STEPS, "random_state": seed}
@@ -191,11 +204,11 @@ def _judged(asked: tuple[Lists, Lists, Lists, float, int]) -> Found:
     rankers["grades"] = _tuned(graded, lambda r: r.fit(train.X, train.y, query=train.query), validation)
     predicted = {name: r.predict(test.X) for name, r in rankers.items()}
     predicted |= {name: model(train, log, seed)(test.X) for name, model in _trees().items()}
-    return Found(
-        {name: _scores(test, s) for name, s in predicted.items()},
-        {n: r.propensity_ for n, r in rankers.items() if hasattr(r, "propensity_")},
-        truth / truth[0],
-    )
+    return {
+        "judged": {name: _scores(test, s) for name, s in predicted.items()},
+        "propensity": {n: r.propensity_ for n, r in rankers.items() if hasattr(r, "propensity_")},
+        "truth": truth / truth[0],
+    }
 
 
 def _randomised(lists: Lists, eta: float, seed: int) -> Array:
@@ -203,10 +216,18 @@ def _randomised(lists: Lists, eta: float, seed: int) -> Array:
     return randomised_propensity(lists_of(**log))
 
 
-def _scores(test: Lists, predicted: Any) -> tuple[float, float, float]:
+def _scores(test: Lists, predicted: Any) -> dict[str, list[float]]:
+    """nDCG@10 and ERR@10 of every query; nDCG is NaN where no document is relevant."""
     gain = ndcg(test.y, predicted, query=test.query)
-    rank = err(test.y, predicted, query=test.query, max_grade=2)[~np.isnan(gain)]
-    return mean_over_queries(gain, empty="skip"), mean_over_queries(gain, empty="zero"), float(rank.mean())
+    rank = err(test.y, predicted, query=test.query, max_grade=2)
+    return {"ndcg": [float(f"{v:.{DIGITS}g}") for v in gain], "err": [float(f"{v:.{DIGITS}g}") for v in rank]}
+
+
+def _summed(*, ndcg: Sequence[float | None], err: Sequence[float | None]) -> tuple[float, float, float]:
+    """Means over queries with a relevant document of nDCG, over all with 0 for the others, and of ERR as the first."""
+    gain, rank = np.array(ndcg, float), np.array(err, float)
+    skip, zero = (mean_over_queries(gain, empty=way) for way in ("skip", "zero"))
+    return skip, zero, float(rank[~np.isnan(gain)].mean())
 
 
 def _tuned(ranker: Any, fit: Callable[[Any], Any], validation: Lists) -> Any:
@@ -278,7 +299,7 @@ def _rows(found: dict[float, list[Found]]) -> list[list[str]]:
     return rows
 
 
-def _claims(found: dict[float, list[Found]], turned: list[tuple[float, float]]) -> list[Claim]:
+def _claims(found: dict[float, list[Found]], turned: Sequence[Sequence[float]]) -> list[Claim]:
     def of(name: str, eta: float, which: int = 0) -> Array:
         return np.array([f.scores[name][which] for f in found[eta]])
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ from scipy import stats
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.bench.shared.loopback import on_loopback
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, counting, environment
 from rankwise.files import write_json
 from rankwise.parallel import fan_out
@@ -58,6 +58,7 @@ MODELS, MAIN = ("interest", "position", "first"), "position"  # of clicks
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of attackers in the network
 CUT = 30  # nodes that go offline
 PILOT = 4  # seeds that are not judged, for the power
+DIGITS = 4  # of a node's nDCG, in points
 REAL, REAL_SEARCHES = 20, 50  # peers on loopback, and searches of each
 OURS, ISOLATED, RELEASED, SHUFFLED = "G-Rank", "F = 1", "released similarity", "similarity shuffled"
 GOSSIPED, LOCAL, SERVER, TASTES = "popularity, gossiped", "own clicks alone", "popularity, a server", "tastes, a server"
@@ -93,17 +94,25 @@ class Difference(NamedTuple):
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
-def run(out: Path, *, seeds: int = 10, on_event: OnEvent | None = None) -> Evidence:
-    """Every arm for every seed; what is in ``out`` already is read back."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
+def measure(out: Path, *, seeds: int = 10, on_event: OnEvent | None = None) -> Runs:
+    """Every arm for every seed (what is in ``out`` already is read back): every node's nDCG, and what else is told."""
+    note = on_event or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     everything = arms()
     pilot = _runs(out, {a: everything[a] for a in _pilot()}, range(1000, 1000 + PILOT), note)
-    power = {
-        b: _power([r["late"] for r in pilot[a]], [r["late"] for r in pilot[b]], seeds) for a, b in pairwise(_pilot())
-    }
     found = _runs(out, everything, range(seeds), note)
-    save(network_learning(*_curves(found)), out / "g_rank.png")
+    save(network_learning(*_curves(_summed(found))), out / "g_rank.png")
+    runs = {f"pilot, {arm}": runs for arm, runs in pilot.items()} | found
+    kept = {arm: [{k: v for k, v in run.items() if k != "curve"} for run in runs] for arm, runs in runs.items()}
+    return {"real": _real(out), **kept}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The arms compared, paired by seed."""
+    summaries = _summed({arm: runs for arm, runs in found.items() if arm != "real"})
+    pilot, shown = ([n for n in summaries if n.startswith("pilot, ") == first] for first in (True, False))
+    power = {b.removeprefix("pilot, "): _power(_of(summaries, a), _of(summaries, b), seeds) for a, b in pairwise(pilot)}
+    runs = {arm: summaries[arm] for arm in shown}
     return Evidence(
         recipe="g-rank",
         title="G-Rank: search among peers (simulated)",
@@ -113,11 +122,10 @@ def run(out: Path, *, seeds: int = 10, on_event: OnEvent | None = None) -> Evide
         f"of differences paired by seed. Power, from {PILOT} other seeds: a difference is seen (80%) from "
         + ", ".join(f"{p:.1f} points ({a.partition(': ')[2]})" for a, p in power.items()),
         header=["clicks", "what", "nDCG@10", "against G-Rank", "these clicks counted", "distance", "led by attackers"],
-        rows=_rows(found),
-        claims=[*_claims(found), _real(out)],
-        seconds=time.perf_counter() - start,
+        rows=_rows(runs),
+        claims=[*_claims(runs), _same_lists(found["real"])],
         environment=environment("fp64", 1),
-        extra={"nDCG@10 by seed": {arm: [round(run["late"], 2) for run in runs] for arm, runs in found.items()}},
+        extra={"nDCG@10 by seed": {arm: [round(run["late"], 2) for run in of] for arm, of in runs.items()}},
     )
 
 
@@ -173,10 +181,10 @@ def _measured(asked: tuple[str, int, dict[str, Any]]) -> dict[str, Any]:
     every = max(1, options["searches"] // 40)
     s = simulate(**options, every=every)
     late, half = 100 * s.late("ndcg"), len(s.rounds) // 2
-    apart = {"hearing": late[s.hears], "deaf": late[~s.hears]}
     last = 100 * s.ndcg[:, -CUT:].mean(1)
     return {
-        "late": float(late.mean()),
+        "late": [float(f"{v:.{DIGITS}g}") for v in late],
+        "hears": "".join("1" if heard else "0" for heard in s.hears),
         "counted": float(100 * s.late("counted").mean()),
         "tastes": float(100 * s.late("of_taste").mean()),
         "early": float(100 * s.ndcg[: max(1, len(s.rounds) // 4)].mean()),
@@ -185,16 +193,24 @@ def _measured(asked: tuple[str, int, dict[str, Any]]) -> dict[str, Any]:
         "holding": float(100 * s.holding[-1]),
         "reached": float(100 * s.reached[half:].mean()),
         "last": {"before": float(last[max(0, half - 3) : half].mean()), "after": float(last[half:].mean())},
-        **{name: float(values.mean()) if len(values) else None for name, values in apart.items()},
         "curve": [s.rounds.tolist(), (100 * s.ndcg.mean(1)).round(2).tolist()],
     }
 
 
-# --- what is concluded
+def summed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with means over its nodes, over those that hear of others' clicks, and over those that do not."""
+    late, hears = np.array(run["late"]), np.array([c == "1" for c in run["hears"]])
+    apart = {"hearing": late[hears], "deaf": late[~hears]}
+    means = {name: float(values.mean()) if len(values) else None for name, values in apart.items()}
+    return {**run, "late": float(late.mean()), **means}
 
 
-def _real(out: Path) -> Claim:
-    """Real peers, told the draws of a simulated network: the same lists, or not."""
+def _summed(found: Found) -> dict[str, list[dict[str, Any]]]:
+    return {arm: [summed(run) for run in runs] for arm, runs in found.items()}
+
+
+def _real(out: Path) -> str:
+    """Real peers, told the draws of a simulated network: of every list whether it is the simulation's."""
     kept = out / f"real_{REAL}_{REAL_SEARCHES}.json"
     if not kept.exists():
         options: dict[str, Any] = {"nodes": REAL, "searches": REAL_SEARCHES, "seed": 0, "click": MAIN}
@@ -202,13 +218,19 @@ def _real(out: Path) -> Claim:
         with tempfile.TemporaryDirectory() as folder:
             real = on_loopback(Path(folder), **options)
         same = (real == simulated).all(-1)
-        write_json(kept, {"same": int(same.sum()), "lists": same.size})
-    told = read_json(kept)
+        write_json(kept, {"same": "".join("1" if alike else "0" for alike in same.ravel())})
+    return read_json(kept)["same"]
+
+
+# --- what is concluded
+
+
+def _same_lists(same: str) -> Claim:
     return Claim(
         text=f"{REAL} real peers on loopback (signed clicks over UDP, logs in files), told the same draws, show the "
         "simulation's lists, every place of every one",
-        held=told["same"] == told["lists"],
-        found=f"{told['same']:,} of {told['lists']:,} lists",
+        held="0" not in same,
+        found=f"{same.count('1'):,} of {len(same):,} lists",
     )
 
 

@@ -7,21 +7,24 @@ two systems of the same worth are told apart no more often than chance.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
+from rankwise.bench.shared.measured import Runs
 from rankwise.data.personal import Read, aclsum, opinosis
 from rankwise.events import OnEvent, environment
 from rankwise.parallel import fan_out
-from rankwise.ranking import Leaderboard, leaderboard, rouge_l
+from rankwise.ranking import leaderboard, rouge_l
+from rankwise.ranking.bootstrap import Array, interval
 
 RECIPE = Recipe(
     name="perseval",
@@ -46,42 +49,86 @@ DISTANCES = ("jsd", "rouge-l", "bleu", "embedding")
 SIZES = (10, 20, 40, 80, 160)  # documents, for the power to tell two systems apart
 DRAWS = 200  # of so many documents
 RESAMPLES = 1000
+COLUMNS = ("perseval", "degress", "distance")  # of a document
+DIGITS = 5
 OTHER, SAME, OWN, TWIN = "another reader's", "same for all", "readers' own", "noise 50%, another draw"
 Texts = dict[str, dict[str, str]]
 
 
-def run(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Make the systems ``seeds`` times, judge them on each collection."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A system's means over documents, the interval of the first, and PerSEval by document."""
+
+    score: float
+    low: float
+    high: float
+    degress: float
+    egises: float
+    distance: float
+    documents: dict[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """What of a leaderboard is judged: systems, the best first, and their places by accuracy."""
+
+    systems: list[str]
+    reports: dict[str, Report]
+    ranks: dict[str, dict[str, float]]
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any], seed: int) -> Board:
+        """Of what every document gave by system."""
+        reports = {}
+        for name, columns in kept["documents"].items():
+            of = {k: np.array(v) for k, v in columns.items()}
+            low, high = interval(of["perseval"], resamples=RESAMPLES, seed=seed)
+            score, degress, distance = (float(of[k].mean()) for k in COLUMNS)
+            reports[name] = Report(score=score, low=low, high=high, degress=degress, egises=1 - degress,
+                                   distance=distance, documents={"perseval": of["perseval"]})  # fmt: skip
+        by_accuracy = rankdata([r.distance for r in reports.values()]).tolist()
+        return cls(systems=sorted(reports, key=lambda n: -reports[n].score), reports=reports,
+                   ranks={"accuracy": dict(zip(reports, by_accuracy, strict=True))})  # fmt: skip
+
+
+def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Make the systems ``seeds`` times, judge them on each collection: what every document gave."""
+    note = on_event or (lambda *_: None)
     collections = {"papers": [_marked(paper) for paper in aclsum()[:PAPERS]]}
     if data is not None:
         folder = data / "opinosis" if (data / "opinosis").is_dir() else data
         collections["opinions"] = [_nearest(topic) for topic in opinosis(folder)]
-    boards: dict[str, list[Leaderboard]] = {}
+    found: Runs = {"told": {name: len(documents) for name, documents in collections.items()}}
     for name, documents in collections.items():
         note(name, "train", 0, seeds, float("nan"))
-        boards[name] = fan_out(_judged, [(documents, seed, "jsd") for seed in range(seeds)])
+        boards = fan_out(_judged, [(documents, seed, "jsd") for seed in range(seeds)])
+        found |= {f"{name}, seed {seed}": board for seed, board in enumerate(boards)}
         note(name, "done", 1, 1, float("nan"))
     few = collections["papers"][:COMPARED]
-    by: dict[str, Leaderboard] = dict(zip(DISTANCES, fan_out(_judged, [(few, 0, d) for d in DISTANCES]), strict=True))
-    power = {name: _power(found[0]) for name, found in boards.items()}
+    boards = fan_out(_judged, [(few, 0, d) for d in DISTANCES])
+    return found | {f"by {d}": board for d, board in zip(DISTANCES, boards, strict=True)}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """Orders of the systems, by collection, seed and distance."""
+    told = found["told"]
+    boards = {name: [Board.of(found[f"{name}, seed {seed}"], seed) for seed in range(seeds)] for name in told}
+    by = {d: Board.of(found[f"by {d}"], 0) for d in DISTANCES}
+    power = {name: _power(of[0]) for name, of in boards.items()}
+    without = "opinions" not in told
     return Evidence(
         recipe="perseval",
         title="PerSEval: do scores follow readers?",
-        command=f"rankwise bench perseval --seeds {seeds}" + (" --data FOLDER" if data is not None else ""),
-        setting=_setting(collections, seeds, data is None),
+        command=f"rankwise bench perseval --seeds {seeds}" + ("" if without else " --data FOLDER"),
+        setting=_setting(told, seeds, without),
         header=["collection", "system", "PerSEval", "95%", "EGISES", "distance", "rank by accuracy"],
-        rows=[row for name, found in boards.items() for row in _rows(name, found)],
+        rows=[row for name, of in boards.items() for row in _rows(name, of)],
         claims=_claims(boards, by, power),
-        seconds=time.perf_counter() - start,
         environment=environment("fp64", 1),
         extra={
             "power": power,
             "by distance": {d: {n: round(b.reports[n].score, 4) for n in b.systems} for d, b in by.items()},
-            "stability": {
-                name: [[s.by, s.share, round(s.kendall, 3)] for s in found[0].stability]
-                for name, found in boards.items()
-            },
+            "stability": {name: found[f"{name}, seed 0"]["stability"] for name in told},
         },
     )
 
@@ -136,20 +183,25 @@ def _noisy(documents: Sequence[Read], share: float, seed: Sequence[int]) -> Text
     return made
 
 
-def _judged(asked: tuple[Sequence[Read], int, str]) -> Leaderboard:
+def _judged(asked: tuple[Sequence[Read], int, str]) -> dict[str, Any]:
+    """What every document gave by system; of the first draw what is left of the order when less is measured."""
     documents, seed, distance = asked
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return leaderboard(
+        board = leaderboard(
             {d.id: " ".join(d.sentences) for d in documents}, {d.id: d.wrote for d in documents},
             systems(documents, seed), distance=distance, resamples=RESAMPLES, seed=seed,
         )  # fmt: skip
+    columns = {n: {k: [float(f"{v:.{DIGITS}g}") for v in r.documents[k]] for k in COLUMNS}
+               for n, r in board.reports.items()}  # fmt: skip
+    stability = [[s.by, s.share, round(s.kendall, 3)] for s in board.stability]
+    return {"documents": columns, "stability": stability if seed == 0 and distance == "jsd" else []}
 
 
 # --- what is concluded
 
 
-def _power(board: Leaderboard) -> dict[str, dict[str, float]]:
+def _power(board: Board) -> dict[str, dict[str, float]]:
     """By number of documents, how often the interval of a difference leaves out 0: of noise 0 and 25%, and of twins."""
     score = {n: np.asarray(board.reports[n].documents["perseval"]) for n in board.systems}
     rng, found = np.random.default_rng(0), {}
@@ -170,7 +222,7 @@ def _power(board: Leaderboard) -> dict[str, dict[str, float]]:
     return found
 
 
-def _rows(collection: str, boards: Sequence[Leaderboard]) -> list[list[str]]:
+def _rows(collection: str, boards: Sequence[Board]) -> list[list[str]]:
     return [
         [
             collection,
@@ -186,8 +238,8 @@ def _rows(collection: str, boards: Sequence[Leaderboard]) -> list[list[str]]:
 
 
 def _claims(
-    boards: Mapping[str, Sequence[Leaderboard]],
-    by: Mapping[str, Leaderboard],
+    boards: Mapping[str, Sequence[Board]],
+    by: Mapping[str, Board],
     power: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> list[Claim]:
     claims = []
@@ -217,7 +269,7 @@ def _claims(
     ]
 
 
-def _order(collection: str, boards: Sequence[Leaderboard]) -> list[Claim]:
+def _order(collection: str, boards: Sequence[Board]) -> list[Claim]:
     score = {n: np.array([b.reports[n].score for b in boards]) for n in boards[0].systems}
     levels = [f"noise {100 * p:.0f}%" for p in NOISE]
     steps = [float((score[a] > score[b]).mean()) for a, b in pairwise(levels)]
@@ -246,13 +298,13 @@ def _order(collection: str, boards: Sequence[Leaderboard]) -> list[Claim]:
     ]
 
 
-def _kendall(board: Leaderboard) -> float:
+def _kendall(board: Board) -> float:
     levels = [f"noise {100 * p:.0f}%" for p in NOISE]
     signs = [np.sign(board.reports[a].score - board.reports[b].score) for a, b in combinations(levels, 2)]
     return float(np.mean(signs))
 
 
-def _over(boards: Sequence[Leaderboard], name: str, what: str) -> str:
+def _over(boards: Sequence[Board], name: str, what: str) -> str:
     return f"{np.mean([getattr(b.reports[name], what) for b in boards]):.3f}"
 
 
@@ -260,11 +312,11 @@ def _by_size(shares: Sequence[float]) -> str:
     return ", ".join(f"{100 * v:.0f}% of {n}" for n, v in zip(SIZES, shares, strict=True))
 
 
-def _setting(collections: Mapping[str, Sequence[Read]], seeds: int, without: bool) -> str:
+def _setting(collections: Mapping[str, int], seeds: int, without: bool) -> str:
     said: dict[str, Any] = {
         "papers": "papers (ACLSum, three readers: challenge, approach, outcome; the sentences that each marked)",
         "opinions": "topics of opinions (Opinosis, four or five readers; the sentences nearest to what each wrote)",
     }
-    parts = [f"{len(documents)} {said[name]}" for name, documents in collections.items()]
+    parts = [f"{number} {said[name]}" for name, number in collections.items()]
     left = "; Opinosis is left out: --data names its folder" if without else ""
     return f"{'; '.join(parts)}; {seeds} draws of noise; intervals by {RESAMPLES:,} draws of documents{left}"
