@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.bench.compression import welore, welore_tuned
-from rankwise.bench.optim import owlore, owlore_label
+from rankwise.bench.compression import welore
 from rankwise.bench.prompting import tte_depth
-from rankwise.bench.shared.language import LABEL, TEXT
 from rankwise.bench.tuning import whisper
 from rankwise.compression.options import METHODS
 
@@ -45,33 +43,6 @@ def test_uniform_ranks_are_calibrated_too_as_the_control_of_calibrated_welore():
     assert [(c.control, c.held) for c in claims if c.control] == [(True, False)]
 
 
-def entry(*losses):
-    cost = {"trainable_parameters": 1000, "peak_memory_bytes": 2**20}
-    trials = [{"status": "done", "scores": {TEXT: {"loss": x}}} for x in losses]
-    return {"title": "x", "learning_rate": 1e-3, "cost": cost, "trials": trials}
-
-
-@pytest.mark.parametrize("rival", [None, "full", "lora", "n-lrc"])
-def test_claims_on_tuned_factors_compare_with_everything_lora_and_the_dense_matrices(monkeypatch, tmp_path, rival):
-    losses = {m: [3.0, 3.1, 3.2] for m in welore_tuned.METHODS} | {"lrc": [2.0, 2.1, 2.2]}
-    if rival:
-        losses[rival] = [1.0, 1.1, 1.2]
-    found = {m: entry(*values) for m, values in losses.items()}
-    monkeypatch.setattr(welore_tuned, "_compressed", lambda folder, name: folder)
-    monkeypatch.setattr(
-        welore_tuned, "trained", lambda out, config, on_event: ({"zero_shot": {TEXT: {"loss": 4.0}}}, found)
-    )
-    evidence = welore_tuned.run(tmp_path, seeds=3)
-    order = ["full", "lora", "n-lrc"]
-    assert judged(evidence) == [(m == "n-lrc", m != rival) for m in order]
-
-
-def test_the_second_part_of_owlores_recipe_is_on_labels(monkeypatch, tmp_path):
-    monkeypatch.setattr(owlore, "run", lambda out, **options: options)
-    asked = owlore_label.run(tmp_path, seeds=2, steps=5)
-    assert (asked["data"], asked["name"], asked["seeds"], asked["steps"]) == (LABEL, "owlore_label", 2, 5)
-
-
 @pytest.mark.parametrize(("apart", "uniform"), [(True, True), (False, True), (True, False)])
 def test_claims_on_corpora_fail_where_they_do_not_differ_and_the_control_where_p_is_not_uniform(
     monkeypatch, tmp_path, apart, uniform
@@ -98,6 +69,26 @@ def test_claims_on_corpora_fail_where_they_do_not_differ_and_the_control_where_p
 
 def test_differences_of_log_probabilities_are_those_of_the_tokens_said():
     a, b = torch.zeros(2, 3), torch.tensor([[1.0, 0.0, -3.0], [0.0, 0.0, 0.5]])
-    largest, mean, alike = whisper.differences([a, a], [b, a], [[2, 1], [0, 1]])
-    assert (largest, mean) == (3.0, 3.0 / 4)  # of tokens 2 and 1: 3 and 0; of the other recording none
-    assert alike == pytest.approx(3 / 4)  # the third token of b's second row is ranked before a's
+    found = whisper.differences(whisper.apart([a, a], [b, a], [[2, 1], [0, 1]]))
+    assert found[:2] == (3.0, 3.0 / 4)  # of tokens 2 and 1: 3 and 0; of the other recording none
+    assert found.alike == pytest.approx(3 / 4)  # the third token of b's second row is ranked before a's
+    assert found.tokens == 4
+
+
+@pytest.mark.parametrize(("changed", "lost"), [
+    ({}, []),
+    ({"gap": 2e-3}, [0]),
+    ({"alike": 0}, [0]),
+    ({"heard": "b"}, [1]),
+    ({"half": 1.3}, [2]),
+])  # fmt: skip
+def test_claims_on_the_bundled_whisper_can_be_lost_each_alone(changed, lost):
+    told = {"gap": 1e-4, "alike": 1, "heard": "a", "half": 1.2} | changed
+
+    def run(gap, alike=1):
+        return {"gaps": [[gap], [gap, gap]], "alike": [[1], [1, alike]]}
+
+    found = {whisper.CONVERTED: run(told["gap"], told["alike"]), whisper.ROUNDED: run(1.0)}
+    found[whisper.CONVERTED] |= {"heard": ["a"], "heard by the runtime": [told["heard"]]}
+    found |= {whisper.SHORT.format(s): run(told["half"]) for s in (1, 2, 4)}
+    assert [i for i, c in enumerate(whisper.judge(found).claims) if not c.held] == lost

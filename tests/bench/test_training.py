@@ -14,26 +14,11 @@ from rankwise.bench.merging import rtsvm
 from rankwise.bench.optim import owlore
 from rankwise.bench.shared import experts, language
 from rankwise.bench.shared import fresh_process as memory
-from rankwise.bench.shared.evidence import paired
 from rankwise.bench.speed import footprint
 from rankwise.bench.tuning import s2lora_speech
 from rankwise.compression.lama import LowRankAttentionPooling
 from rankwise.data import Corpus
 from small_models import bert, llama
-
-
-def entry(*values, status="done", metric="loss"):
-    trials = [{"status": status, "scores": {"c": {metric: v}}} for v in values]
-    cost = {"trainable_parameters": 82_900, "peak_memory_bytes": 2 * 2**20}
-    return {"title": "LoRA", "learning_rate": 1e-3, "cost": cost, "trials": trials}
-
-
-def test_scores_by_seed_leave_out_what_was_not_done():
-    e = entry(1.0, 2.0)
-    e["trials"].append({"status": "diverged", "scores": {}})
-    assert language.by_seed(e, "c", "loss").tolist() == [1.0, 2.0]
-    assert language.row(e, {"c": "loss"}) == ["LoRA", "0.001", "82.9k", "2.0MB", "1.500±0.707"]
-    assert language.row(entry(0.5, 0.7, metric="accuracy"), {"c": "accuracy"})[-1] == "60.0±14.1"
 
 
 def test_settings_share_tokens_and_draw_blocks_a_few_times_a_run():
@@ -48,29 +33,6 @@ def test_settings_share_tokens_and_draw_blocks_a_few_times_a_run():
     assert (plain.interval, plain.update_gap) == (None, None)
     low = language.LOW_MEMORY_RATES
     assert text.learning_rates == {"full": [3e-5, 1e-4], "galore": low, "owlore": low}
-
-
-def test_a_loss_is_better_when_it_is_lower():
-    d = paired([2.0, 3.0], [1.0, 1.0])
-    assert owlore.difference(d, "loss") == "loss lower by 1.5000±0.5000, p=0.25"
-    assert owlore.difference(d, "accuracy") == str(d)
-
-
-def optimizer_scores(**changed):
-    scores = {n: np.full(4, 0.5) for n in owlore.METHODS} | {"owlore": np.full(4, 0.6)}
-    return scores | {n: np.full(4, v) for n, v in changed.items()}
-
-
-def held(scores, untrained=0.4):
-    cost = {n: {"cost": {"peak_memory_bytes": 1.0}} for n in ("owlore", "full")}
-    return [c.held for c in owlore._claims(scores, untrained, cost, "accuracy")]
-
-
-def test_claims_on_owlore_hold_each_for_its_own_comparison():
-    assert held(optimizer_scores()) == [True] * 5
-    assert held(optimizer_scores(galore=0.3)) == [False, True, True, True, True]
-    for i, rival in ((1, "full"), (2, "lisa"), (3, "owlore-uniform"), (4, "owlore-reverse")):
-        assert held(optimizer_scores(**{rival: 0.7})) == [j != i for j in range(5)]
 
 
 def test_heavier_tails_with_more_outliers_are_a_negative_correlation():
@@ -309,19 +271,6 @@ def test_the_first_blocks_are_written_once_and_all_of_them_are_the_model_itself(
     short = LlamaForCausalLM.from_pretrained(name)
     assert short.config.num_hidden_layers == len(short.model.layers) == 1
     torch.testing.assert_close(short.state_dict(), tiny[0].state_dict())
-
-
-def test_methods_without_a_finished_run_are_not_among_those_found(monkeypatch, tmp_path):
-    methods = [{"name": "full", "trials": [1]}, {"name": "lora", "trials": []}]
-    jobs = []
-
-    def job(config, out, *, on_event):
-        jobs.append((config, out))
-        return SimpleNamespace(run=lambda: {"methods": methods})
-
-    monkeypatch.setattr(language, "Job", job)
-    results, found = language.trained(tmp_path, "config", None)
-    assert (results["methods"], list(found), jobs) == (methods, ["full"], [("config", tmp_path)])
 
 
 def abilities(monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ from rankwise.jobs.adapt import AdaptConfig, Job, spread
 from rankwise.jobs.adapt import job as module
 from rankwise.jobs.adapt.inputs import VERSION
 from rankwise.jobs.adapt.preparation import read_rows
+from rankwise.jobs.items import metrics
 from rankwise.parallel import spread_over
 from small_models import bert, llama, saved
 
@@ -53,6 +54,35 @@ def test_published_adapters_load_with_from_pretrained_and_score_as_the_first_see
     trial = next(m for m in results["methods"] if m["name"] == method)["trials"][0]
     job, more = Job(settings, out), str(place / "more.csv")
     assert job.ready.task.evaluate(model, job.ready.examples[more]) == pytest.approx(trial["scores"][more], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm"])
+def test_what_every_test_item_got_is_kept_and_the_scores_are_its_metrics(finished, place, tmp_path, kind):
+    out, settings, results = finished
+    if kind == "causal-lm":
+        settings = config(place, task=kind, model=str(place / "llama"), methods=["lora"], steps=1, eval_limit=4)
+        out, results = tmp_path / "run", Job(settings, tmp_path / "run").run()
+    job = Job(settings, out)
+    for trial in (t for m in results["methods"] for t in m["trials"]):
+        kept = job.items(trial)
+        assert {n: metrics(items) for n, items in kept.items()} == {n: trial["scores"][n] for n in job.ready.tests}
+        assert {len(c) for items in kept.values() for c in items.values()} == {*map(results["examples"].get, kept)}
+    if kind == "causal-lm":
+        assert {n: metrics(items) for n, items in job.items().items()} == results["zero_shot"]
+
+
+def test_a_trial_of_which_no_items_were_kept_is_read_back_and_said_by_name_where_they_are_asked_for(place, tmp_path):
+    settings = config(place, methods=["bitfit"], baseline=False, steps=1, eval_limit=4)
+    trial = Job(settings, tmp_path).run()["methods"][0]["trials"][0]
+    (folder,) = (tmp_path / "trials").glob(f"bitfit-lr{trial['learning_rate']}*")
+    (folder / "items.json").unlink()
+    job = Job(settings, tmp_path)
+    assert job.run()["methods"][0]["trials"][0]["scores"] == trial["scores"]
+    with pytest.raises(ValueError, match=f"{folder.name}/result.json: what each item of .* delete that file"):
+        job.items(trial)
+    (folder / "result.json").unlink()
+    assert job.run()["methods"][0]["trials"][0]["scores"] == trial["scores"]
+    assert job.items(trial)
 
 
 # nothing stale is read back
@@ -236,13 +266,13 @@ def test_a_sample_is_random_and_decided_by_its_seed():
 
 
 def test_the_untrained_model_is_scored_in_the_precision_of_the_methods(place, tmp_path, monkeypatch):
-    used, evaluate = [], tasks.TextTask.evaluate
+    used, items = [], tasks.TextTask.items
 
     def watched(self, model, examples, *, bf16=False):
         used.append((isinstance(model, PeftModel), bf16))
-        return evaluate(self, model, examples, bf16=bf16)
+        return items(self, model, examples, bf16=bf16)
 
-    monkeypatch.setattr(tasks.TextTask, "evaluate", watched)
+    monkeypatch.setattr(tasks.TextTask, "items", watched)
     settings = config(
         place, task="causal-lm", model=str(place / "llama"), methods=["lora"], precision="bf16", steps=1, eval_limit=4
     )

@@ -22,7 +22,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from rankwise.data import Corpus
 from rankwise.data.audio import RATE, read_audio
-from rankwise.jobs.tasks import Example, batches
+from rankwise.jobs.items import Items, metrics
+from rankwise.jobs.tasks import Example, batches, summed
 from rankwise.models.loading import load_processor, pretrained, resolve
 from rankwise.models.names import check_task
 
@@ -146,16 +147,26 @@ class SpeechTask:
 
     def loss(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> float:
         """Cross-entropy a token."""
-        return self._read(model, examples, bf16=bf16, decode=False)[0]
+        read, _ = self._read(model, examples, bf16=bf16, decode=False)
+        return sum(read["nll"]) / max(sum(read["tokens"]), 1)
 
     def evaluate(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> dict[str, float]:
         """``wer`` and ``cer`` of greedy decoding, ``loss`` a token; ``score`` is ``1 - wer``."""
+        return metrics(self.items(model, examples, bf16=bf16))
+
+    def items(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> Items:
+        """What every recording got, in the order given (`rankwise.jobs.items`)."""
         import jiwer
 
-        loss, heard = self._read(model, examples, bf16=bf16, decode=True)
-        reference = [self.normalize(e["text"]) for e in examples]
-        wer, cer = jiwer.wer(reference, heard), jiwer.cer(reference, heard)
-        return {"score": 1 - wer, "wer": wer, "cer": cer, "loss": loss}
+        read, heard = self._read(model, examples, bf16=bf16, decode=True)
+        said = [self.normalize(e["text"]) for e in examples]
+        words = [_edits(jiwer.process_words(a, b)) for a, b in zip(said, heard, strict=True)]
+        letters = [_edits(jiwer.process_characters(a, b)) for a, b in zip(said, heard, strict=True)]
+        return {
+            "errors": [e for e, _ in words], "words": [n for _, n in words],
+            "letter_errors": [e for e, _ in letters], "letters": [n for _, n in letters],
+            **read,
+        }  # fmt: skip
 
     def transcribe(self, model: nn.Module, examples: list[Example]) -> list[str]:
         """Transcripts as the model writes them, in the order given."""
@@ -164,13 +175,14 @@ class SpeechTask:
     @torch.no_grad()
     def _read(
         self, model: nn.Module, examples: list[Example], *, bf16: bool, decode: bool, normalize: bool = True
-    ) -> tuple[float, list[str]]:
-        """Loss a token, and hypotheses in the order given; the encoder runs once a recording for both."""
+    ) -> tuple[Items, list[str]]:
+        """``nll`` and ``tokens``, and hypotheses, in the order given; the encoder runs once a recording for both."""
         whisper: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         device, training = whisper.device, whisper.training
         whisper.eval()
         order = sorted(range(len(examples)), key=lambda i: self.length(examples[i]))
-        heard, losses, tokens, at = [""] * len(examples), 0.0, 0, 0
+        heard, at = [""] * len(examples), 0
+        read: Items = {"nll": [0.0] * len(examples), "tokens": [0] * len(examples)}
         for batch in batches(self, [examples[i] for i in order], EVALUATION_BATCH):
             batch = {k: v.to(device) for k, v in batch.items()}
             rows = order[at : at + len(batch["labels"])]
@@ -179,15 +191,16 @@ class SpeechTask:
                 features = batch["input_features"].to(whisper.dtype)
                 states = BaseModelOutput(last_hidden_state=whisper.get_encoder()(features).last_hidden_state)
                 given = batch["decoder_input_ids"]
-                logits = whisper(encoder_outputs=states, decoder_input_ids=given, use_cache=False).logits.flatten(0, 1)
-                losses += float(F.cross_entropy(logits.float(), batch["labels"].flatten(), reduction="sum"))
-                tokens += int((batch["labels"] != -100).sum())
+                logits = whisper(encoder_outputs=states, decoder_input_ids=given, use_cache=False).logits
+                for name, column in zip(read, summed(logits, batch["labels"]), strict=True):
+                    for i, value in zip(rows, column.tolist(), strict=True):
+                        read[name][i] = value
                 if decode:
                     longest = max(examples[i]["seconds"] for i in rows)
                     for i, text in zip(rows, self._decoded(whisper, states, longest), strict=True):
                         heard[i] = self.normalize(text) if normalize else text.strip()
         whisper.train(training)
-        return losses / max(tokens, 1), heard
+        return read, heard
 
     def _decoded(self, whisper: Any, states: Any, seconds: float) -> list[str]:
         settings = copy.deepcopy(whisper.generation_config)
@@ -207,3 +220,8 @@ class SpeechTask:
             generation_config=settings,
         )
         return self.processor.tokenizer.batch_decode(ids[:, len(self.prompt) :], skip_special_tokens=True)
+
+
+def _edits(found: Any) -> tuple[int, int]:
+    """Errors of one recording, and its length."""
+    return found.substitutions + found.deletions + found.insertions, len(found.references[0])

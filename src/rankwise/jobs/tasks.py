@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise.data import Corpus
+from rankwise.jobs.items import Items, metrics
 from rankwise.models.loading import most_tokens
 
 Example = dict[str, Any]
@@ -44,8 +44,12 @@ class Task(Protocol):
         """A padded batch: keyword arguments of the model, ``labels`` among them."""
         ...
 
+    def items(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> Items:
+        """What every example got, in the order given."""
+        ...
+
     def evaluate(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> dict[str, float]:
-        """Metrics, by name; ``score`` is the one to rank by, higher is better."""
+        """Metrics of the items, by name; ``score`` is the one to rank by, higher is better."""
         ...
 
     def loss(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> float:
@@ -165,39 +169,42 @@ class TextTask:
         """Cross-entropy (squared error, for regression)."""
         return self.evaluate(model, examples, bf16=bf16)["loss"]
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> dict[str, float]:
-        """Metrics of a model on encoded examples.
+        """Metrics of a model on encoded examples (`rankwise.jobs.items.metrics`)."""
+        return metrics(self.items(model, examples, bf16=bf16))
 
-        ``classification`` and ``text-to-label``: accuracy, macro F1, loss over the classes; ``regression``: Pearson
-        correlation, RMSE, loss; ``causal-lm``: loss and perplexity per token. ``score`` is accuracy, correlation, or
-        minus the loss.
-        """
+    @torch.no_grad()
+    def items(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> Items:
+        """What every example got, in the order given (`rankwise.jobs.items`)."""
         device, training = next(model.parameters()).device, model.training
         model.eval()
-        outputs, labels, losses = [], [], []
-        for batch in batches(self, sorted(examples, key=self.length), 8 if self.kind == "causal-lm" else 32):
-            wanted = batch.pop("labels").to(device)
+        order = sorted(range(len(examples)), key=lambda i: self.length(examples[i]))
+        columns: dict[str, list[float]] = {}
+        for batch in batches(self, [examples[i] for i in order], 8 if self.kind == "causal-lm" else 32):
+            wanted = batch.pop("labels")
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = model(**{k: v.to(device) for k, v in batch.items()}).logits.float()
-            if self.kind == "causal-lm":
-                losses.append(F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten(), reduction="none"))
-                labels.append(wanted[:, 1:].flatten() != -100)
-            elif self.kind == "text-to-label":
-                at = (wanted != -100).int().argmax(1)
-                rows = torch.arange(len(at))
-                outputs.append(logits[rows, at - 1][:, self.label_tokens].cpu())
-                token = wanted[rows, at].cpu()[:, None]
-                labels.append((token == torch.tensor(self.label_tokens)).int().argmax(1))
-            else:
-                outputs.append(logits.cpu())
-                labels.append(wanted.cpu())
+            for name, column in self._judged(logits, wanted.to(device)).items():
+                columns.setdefault(name, []).extend(column.tolist())
         model.train(training)
+        back = torch.tensor(order).argsort().tolist()
+        return {name: [column[i] for i in back] for name, column in columns.items()}
+
+    def _judged(self, logits: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """A batch's columns."""
+        if self.kind == "regression":
+            return {"value": wanted, "said": logits.flatten()}
         if self.kind == "causal-lm":
-            loss = float(torch.cat(losses).double().sum() / torch.cat(labels).sum().clamp(min=1))
-            return {"score": -loss, "loss": loss, "perplexity": math.exp(min(loss, 700))}
-        judged = _correlated if self.kind == "regression" else _classified
-        return judged(torch.cat(outputs), torch.cat(labels))
+            nll, tokens = summed(logits[:, :-1], wanted[:, 1:])
+            return {"nll": nll, "tokens": tokens}
+        if self.kind == "text-to-label":
+            at, rows = (wanted != -100).int().argmax(1), torch.arange(len(wanted))
+            names = torch.tensor(self.label_tokens, device=wanted.device)
+            logits = logits[rows, at - 1][:, self.label_tokens]
+            wanted = (wanted[rows, at][:, None] == names).int().argmax(1)
+        return {
+            "label": wanted, "said": logits.argmax(-1), "nll": F.cross_entropy(logits, wanted, reduction="none")
+        }  # fmt: skip
 
     @torch.no_grad()
     def answer(self, model: nn.Module, texts: list[str]) -> list[dict[str, Any]]:
@@ -239,6 +246,12 @@ class TextTask:
         return tokenizer.decode(out[0, n:], skip_special_tokens=True)
 
 
+def summed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood and number of the labelled tokens of each row, ``(batch,)``; others have label -100."""
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+    return nll.view(labels.shape).double().sum(1), (labels != -100).sum(1)
+
+
 def check_lengths(task: TextTask, model: nn.Module, examples: list[Example]) -> None:
     """``ValueError`` where a text has more tokens than the model has positions."""
     longest, most = max(map(task.length, examples), default=0), most_tokens(model)
@@ -247,21 +260,3 @@ def check_lengths(task: TextTask, model: nn.Module, examples: list[Example]) -> 
             f"max_length={task.max_length}: there are texts of {longest} tokens, and the model takes {most}; give "
             f"max_length={most} or less"
         )
-
-
-def _correlated(values: Tensor, labels: Tensor) -> dict[str, float]:
-    pair = torch.stack([values.flatten(), labels.float()])
-    correlation = float(torch.corrcoef(pair)[0, 1].nan_to_num())
-    loss = float(F.mse_loss(pair[0], pair[1]))
-    return {"score": correlation, "pearson": correlation, "rmse": loss**0.5, "loss": loss}
-
-
-def _classified(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    loss = float(F.cross_entropy(logits, labels))
-    guess = logits.argmax(-1)
-    f1 = []
-    for c in labels.unique():
-        hit = int(((guess == c) & (labels == c)).sum())
-        f1.append(2 * hit / max(int((guess == c).sum() + (labels == c).sum()), 1))
-    accuracy = float((guess == labels).float().mean())
-    return {"score": accuracy, "accuracy": accuracy, "macro_f1": sum(f1) / len(f1), "loss": loss}

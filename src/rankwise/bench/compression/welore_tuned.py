@@ -6,12 +6,12 @@ editorials: the factors only, everything, LoRA. Control: the dense matrices only
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from rankwise.bench import Recipe
 from rankwise.bench.optim.owlore import difference
-from rankwise.bench.shared.evidence import Claim, Evidence, paired
+from rankwise.bench.shared.adapted import UNTRAINED
+from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, paired
 from rankwise.bench.shared.language import (
     BLOCKS,
     LOW_MEMORY_RATES,
@@ -23,10 +23,12 @@ from rankwise.bench.shared.language import (
     settings,
     trained,
 )
+from rankwise.bench.shared.measured import Runs
 from rankwise.compression import compress
 from rankwise.data import documents
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.compress import inputs
+from rankwise.jobs.items import metrics
 from rankwise.jobs.tasks import TextTask
 from rankwise.models import load, load_tokenizer
 
@@ -43,9 +45,8 @@ TESTED, CALIBRATED = 60, 64  # texts
 REDUCTION, METHODS = 0.5, ["lrc", "n-lrc", "full", "lora"]
 
 
-def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None = None) -> Evidence:
-    """Compress once, tune (finished runs are read back), judge the claims."""
-    start = time.perf_counter()
+def measure(out: Path, *, seeds: int = 5, steps: int = 20, on_event: OnEvent | None = None) -> Runs:
+    """Compress once, tune (finished runs are read back): what every test text got."""
     config = settings(
         TEXT,
         METHODS,
@@ -56,19 +57,25 @@ def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None 
     )
     rates = {m: [*LOW_MEMORY_RATES] for m in METHODS if m != "lora"}  # one grid for whatever trains dense or factored
     config = config.model_copy(update={"learning_rates": config.learning_rates | rates})
-    results, found = trained(out / "tuned", config, on_event)
-    scores = {n: -by_seed(e, TEXT, "loss") for n, e in found.items()}
+    told = {"steps": steps, "batch": config.batch_size, "tokens": config.max_length}
+    return {"told": told, **trained(out / "tuned", config, on_event)}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """What trains compared, by seed."""
+    told = found["told"]
+    scores = {n: -by_seed(found[n], TEXT, "loss") for n in METHODS}
     against = {n: paired(scores["lrc"], scores[n]) for n in METHODS if n != "lrc"}
     return Evidence(
         recipe="welore_tuned",
         title="WeLore: tuning the compressed model",
-        command=f"rankwise bench welore --part tuned --seeds {seeds}",
+        command=f"rankwise bench welore --part tuned --seeds {seeds} --jobs 2",
         setting=f"SmolLM2-135M after calibrated WeLore at {REDUCTION:.0%} (of what loses more than half of its "
-        f"directions and gets smaller), {TEXT}, {steps} steps of {config.batch_size} texts of up to "
-        f"{config.max_length} tokens, {seeds} seeds, untuned loss {results['zero_shot'][TEXT]['loss']:.3f}; "
+        f"directions and gets smaller), {TEXT}, {told['steps']} steps of {told['batch']} texts of up to "
+        f"{told['tokens']} tokens, {seeds} seeds, untuned loss {metrics(found[UNTRAINED][TEXT])['loss']:.3f}; "
         "mean ± standard deviation",
         header=["what trains", "rate", "trained", "memory", "test loss"],
-        rows=[row(e, {TEXT: "loss"}) for e in found.values()],
+        rows=[row(found[n], {TEXT: "loss"}) for n in METHODS],
         claims=[
             Claim(
                 text="tuning the factors only is as good as tuning everything (within the standard error)",
@@ -76,18 +83,18 @@ def run(out: Path, *, seeds: int = 3, steps: int = 20, on_event: OnEvent | None 
                 found=difference(against["full"], "loss"),
             ),
             Claim(
-                text="tuning the factors is at least as good as LoRA on the compressed model",
+                text="tuning the factors is at least as good as LoRA on the compressed model (within the standard "
+                "error)",
                 held=against["lora"].mean >= -against["lora"].error,
                 found=difference(against["lora"], "loss"),
             ),
             Claim(
-                text="control: tuning the dense matrices only is worse than tuning the factors only",
+                text="control: tuning the dense matrices only is worse than tuning the factors only (p ≤ 0.05)",
                 control=True,
-                held=against["n-lrc"].mean > 0 and against["n-lrc"].p_value <= 0.125,
+                held=against["n-lrc"].mean > 0 and against["n-lrc"].p_value <= CERTAIN,
                 found=difference(against["n-lrc"], "loss"),
             ),
         ],
-        seconds=time.perf_counter() - start,
         environment=environment("bf16", 1),
     )
 

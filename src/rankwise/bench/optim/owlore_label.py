@@ -7,7 +7,8 @@ from pathlib import Path
 from rankwise.bench import Recipe
 from rankwise.bench.optim import owlore
 from rankwise.bench.shared.evidence import Evidence
-from rankwise.bench.shared.language import BLOCKS, LABEL
+from rankwise.bench.shared.language import BLOCKS, LABEL, first_blocks
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent
 
 RECIPE = Recipe(
@@ -16,14 +17,25 @@ RECIPE = Recipe(
     about="OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: sentiment as text-to-label",
     remark="Recorded before OwLore's projected steps were as long as full ones by default; to be measured again.",
     spreads=True,
-    smoke={"seeds": 1, "steps": 1, "BLOCKS": 2, "TESTED": 8},
-)
+    smoke={
+        "seeds": 1, "BLOCKS": 2, "TESTED": 8, "STEPS": 1, "SCALES": (4.0,),
+        "RATES": {"full": [1e-4], "galore": [4e-4], "lisa": [4e-4], "owlore": [4e-4], "lora": [1e-3]},
+    },
+)  # fmt: skip
 
-TESTED = 200  # snippets
+TESTED = 400  # snippets
+STEPS = 75
+SCALES, RATES = owlore.SCALES, owlore.RATES
 
 
-def run(out: Path, *, seeds: int = 3, steps: int = 30, on_event: OnEvent | None = None) -> Evidence:
-    """Train all variants (finished ones are read back), judge the claims."""
-    return owlore.run(
-        out, seeds=seeds, steps=steps, on_event=on_event, data=LABEL, name="owlore_label", sizes=(BLOCKS, TESTED)
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Train all variants (finished ones are read back): what was answered to every test text."""
+    asked = {"steps": STEPS, "scales": SCALES, "rates": RATES, "tested": TESTED}
+    return owlore.compared(
+        out, LABEL, model=first_blocks(out / "model", BLOCKS), seeds=seeds, on_event=on_event, **asked
     )
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The methods and the draws compared, by seed."""
+    return owlore.judge(found, seeds=seeds)

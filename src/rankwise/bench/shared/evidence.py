@@ -15,6 +15,7 @@ import numpy as np
 from rankwise.files import write_json
 
 Verdict = Literal["held", "not held", "cannot tell"]
+CERTAIN = 0.05  # the largest p-value of a difference that is taken for one; five pairs can give 0.031
 SEEN = 2.8  # standard errors: a difference so large is found in four of five repetitions, at 5 % (two-sided)
 
 
@@ -119,8 +120,8 @@ def greater(
 ) -> Claim:  # fmt: skip
     """A claim that ``a`` is greater than ``b`` in the mean over seeds; it needs p ≤ 0.05, which five can give."""
     found = paired(a, b, **options)
-    held = found.mean > 0 and found.p_value <= 0.05
-    return Claim(text=f"{text} (p ≤ 0.05)", held=held, found=str(found), control=control, paper=paper)
+    held = found.mean > 0 and found.p_value <= CERTAIN
+    return Claim(text=f"{text} (p ≤ {CERTAIN:g})", held=held, found=str(found), control=control, paper=paper)
 
 
 def plus_minus(values: Iterable[float], scale: float = 100, digits: int = 1) -> str:

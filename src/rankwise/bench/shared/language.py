@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from transformers import PreTrainedModel
 
+from rankwise.bench.shared.adapted import by_seed, runs_of
 from rankwise.bench.shared.evidence import plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent
 from rankwise.files import whole_folder
 from rankwise.jobs.adapt import AdaptConfig, Job
@@ -64,19 +65,13 @@ def keep(model: PreTrainedModel, folder: Path) -> None:
         load_tokenizer("smollm2").save_pretrained(draft)
 
 
-def trained(out: Path, config: AdaptConfig, on_event: OnEvent | None) -> tuple[dict, dict[str, dict]]:
-    """The job's results (finished trials are read back), and its methods by name."""
-    results = Job(config, out, on_event=on_event).run()
-    return results, {m["name"]: m for m in results["methods"] if m["trials"]}
+def trained(out: Path, config: AdaptConfig, on_event: OnEvent | None) -> Runs:
+    """The job's methods with their trials (finished ones are read back), and the untrained model's items."""
+    return runs_of(Job(config, out, on_event=on_event))
 
 
-def by_seed(entry: dict, corpus: str, metric: str) -> np.ndarray:
-    """A metric of a method on a corpus, a number a seed."""
-    return np.array([t["scores"][corpus][metric] for t in entry["trials"] if t["status"] == "done"])
-
-
-def row(entry: dict, corpora: dict[str, str]) -> list[str]:
-    """Title, learning rate, trained parameters, peak memory, seconds a step, and metrics with their spread."""
+def row(entry: Runs, corpora: dict[str, str]) -> list[str]:
+    """Title, learning rate, trained parameters, peak memory, and metrics with their spread."""
     cost = entry["cost"]
     cells = []
     for corpus, metric in corpora.items():

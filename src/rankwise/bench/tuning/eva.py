@@ -7,13 +7,14 @@ directions of least variance must be worse.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.adapted import by_seed, runs_of
+from rankwise.bench.shared.evidence import Claim, Evidence, greater, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.adapt import AdaptConfig, Job
 from rankwise.report.tables import count
@@ -39,9 +40,8 @@ RATES: dict[str, list[float]] = {}  # grids by variant; the methods' own
 VARIANTS = ["lora", "eva", "eva-uniform", "eva-uncentred", "eva-random", "eva-elsewhere", "eva-bottom"]
 
 
-def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None = None) -> Evidence:
-    """Train all variants (finished ones are read back), judge the claims."""
-    start = time.perf_counter()
+def measure(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None = None) -> Runs:
+    """Train all variants (finished ones are read back): validation losses, and what was said of every test sentence."""
     config = AdaptConfig(
         methods=VARIANTS,
         budget="1%",
@@ -57,39 +57,42 @@ def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None 
         baseline=False,
         validation_points=8,
     )
-    results = Job(config, out, on_event=on_event).run()
-    found = {e["name"]: e for e in results["methods"] if e["trials"]}
-    test = {n: [t["scores"]["sentiment:movies"]["score"] for t in e["trials"]] for n, e in found.items()}
-    curves = {n: np.array([[v for _, v in t["validation_curve"]] for t in e["trials"]]) for n, e in found.items()}
-    steps_at = [s for s, _ in found["lora"]["trials"][0]["validation_curve"]]
+    return {"told": {"steps": steps}, **runs_of(Job(config, out, on_event=on_event), leave=("nll",))}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The variants compared, by seed."""
+    steps, runs = found["told"]["steps"], {n: found[n] for n in VARIANTS}
+    test = {n: by_seed(run, "sentiment:movies") for n, run in runs.items()}
+    curves = {n: np.array([[v for _, v in t["validation_curve"]] for t in run["trials"]]) for n, run in runs.items()}
+    steps_at = [s for s, _ in runs["lora"]["trials"][0]["validation_curve"]]
     reach = {n: [_steps_to(c, steps_at, curves["lora"][i, -1]) for i, c in enumerate(curves[n])] for n in curves}
     rows = [
         [
-            e["title"],
-            f"{e['learning_rate']:g}",
-            count(e["cost"]["trainable_parameters"]),
+            run["title"],
+            f"{run['learning_rate']:g}",
+            count(run["cost"]["trainable_parameters"]),
             plus_minus(test[n]),
             plus_minus(curves[n][:, -1], 1, 3),
             f"{np.mean(reach[n]):.0f}",
         ]
-        for n, e in found.items()
+        for n, run in runs.items()
     ]
     return Evidence(
         recipe="eva",
         title="EVA: explained variance adaptation",
-        command=f"rankwise bench eva --seeds {seeds}",
-        setting=f"MiniLM, movies, rank {found['lora']['rank']} on average, {steps} steps of 16 examples, "
+        command=f"rankwise bench eva --part text --seeds {seeds} --jobs 2",
+        setting=f"MiniLM, movies, rank {runs['lora']['rank']} on average, {steps} steps of 16 examples, "
         f"{seeds} seeds, {TESTED} test sentences; mean ± standard deviation over seeds; steps to LoRA's final "
         f"validation loss (counted as {2 * steps} where it is not reached)",
         header=["variant", "rate", "trained", "test accuracy", "validation loss", "steps to LoRA's end"],
         rows=rows,
         claims=_claims(test, curves, reach, steps),
-        seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
         extra={
             "steps": steps_at,
             "curves": {n: c.tolist() for n, c in curves.items()},
-            "ranks": {n: found[n]["trials"][0]["ranks"] for n in ("lora", "eva")},
+            "ranks": {n: runs[n]["trials"][0]["ranks"] for n in ("lora", "eva")},
         },
     )
 
@@ -106,40 +109,20 @@ def _steps_to(curve: np.ndarray, steps_at: list[int], target: float) -> float:
 
 
 def _claims(test: dict, curves: dict, reach: dict, steps: int) -> list[Claim]:
-    better = paired(test["eva"], test["lora"])
     speed = np.mean(reach["eva"]) / np.mean(reach["lora"])
-    ranks = paired(test["eva"], test["eva-uniform"])
-    data = paired(test["eva"], test["eva-elsewhere"])
-    start = paired(test["eva"], test["eva-random"])
-    bottom = paired(list(-curves["eva"][:, -1]), list(-curves["eva-bottom"][:, -1]))
+    end = {n: -curves[n][:, -1] for n in ("eva", "eva-bottom")}
     return [
         Claim(
             text="reaches LoRA's final validation loss in fewer steps",
             held=speed < 1,
             found=f"{np.mean(reach['eva']):.0f} against {np.mean(reach['lora']):.0f} of {steps} steps ({speed:.2f}x)",
         ),
-        Claim(
-            text="better final test accuracy than LoRA at equal total rank",
-            held=better.mean > 0 and better.p_value <= 0.1,
-            found=str(better),
+        greater("better final test accuracy than LoRA at equal total rank", test["eva"], test["lora"]),
+        greater("redistributing ranks helps on top of the start", test["eva"], test["eva-uniform"]),
+        greater("the start helps on top of redistributed ranks", test["eva"], test["eva-random"]),
+        greater("directions of another domain help less", test["eva"], test["eva-elsewhere"]),
+        greater(
+            "control: the directions of least variance end with a higher validation loss", end["eva"],
+            end["eva-bottom"], control=True, unit="nats", scale=1,
         ),
-        Claim(
-            text="redistributing ranks helps on top of the start",
-            held=ranks.mean > 0 and ranks.p_value <= 0.1,
-            found=str(ranks),
-        ),
-        Claim(
-            text="the start helps on top of redistributed ranks",
-            held=start.mean > 0 and start.p_value <= 0.1,
-            found=str(start),
-        ),
-        Claim(
-            text="directions of another domain help less", held=data.mean > 0 and data.p_value <= 0.1, found=str(data)
-        ),
-        Claim(
-            text="control: the directions of least variance end with a higher validation loss",
-            control=True,
-            held=bottom.mean > 0 and bottom.p_value <= 0.1,
-            found=f"loss lower by {bottom.mean:.3f}±{bottom.error:.3f} with the leading ones, p={bottom.p_value:.2g}",
-        ),
-    ]
+    ]  # fmt: skip

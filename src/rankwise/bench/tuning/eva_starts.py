@@ -9,9 +9,10 @@ that are not judged. A second half keeps A frozen, where a start decides what ca
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus
+from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, Paired, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.data import sentiment
 from rankwise.events import OnEvent, counting, environment
 from rankwise.files import write_json
@@ -54,7 +56,6 @@ RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 CHOOSING = 2  # seeds on which rates are chosen
 RANK, STEPS, BATCH, TOKENS, EVERY = 8, 60, 16, 32, 15
 PROBED, LOOKED_AT, VALIDATED, TESTED = 2_000, 1_024, 100, 500  # texts
-CERTAIN = 0.05
 
 Found = dict[tuple[str, bool, float, int], dict[str, Any]]
 
@@ -71,9 +72,8 @@ class Setting:
     tested: int
 
 
-def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Evidence:
-    """Train every start at every rate on every seed (what is there is read back), and judge the claims."""
-    begin = time.perf_counter()
+def measure(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Runs:
+    """Train every start at every rate on every seed (what is there is read back): losses, and answers by test text."""
     setting = Setting(steps=STEPS, every=EVERY, probed=PROBED, looked_at=LOOKED_AT, validated=VALIDATED, tested=TESTED)
     keys = [
         (start, frozen, rate, seed)
@@ -83,12 +83,38 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         for start in STARTS
     ]
     note = counting(on_event or (lambda *_: None), "eva", len(keys))
-    found: Found = dict(zip(keys, fan_out(_one, [(out, setting, k) for k in keys], on_done=note), strict=True))
-    halves = {frozen: Half(found, frozen, seeds) for frozen in (False, True)}
+    runs = fan_out(_one, [(out, setting, k) for k in keys], on_done=note)
+    found = {_named(*key): _brief(run) for key, run in zip(keys, runs, strict=True)}
+    labels = _texts(OWN, setting)["labels"]
+    return {"told": {"gold": [int(labels[i]) for i in _texts(OWN, setting)["test"]]}, **found}
+
+
+def _named(start: str, frozen: bool, rate: float, seed: int) -> str:
+    return f"{start}, A {'frozen' if frozen else 'trained'}, rate {rate:g}, seed {seed}"
+
+
+def _brief(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Losses with five digits, and what was predicted."""
+    losses = {k: [float(f"{v:.5g}") for v in run[k]] for k in ("loss", "validation")}
+    return losses | {"predicted": run["predicted"]}
+
+
+def read_back(runs: Runs, seeds: int) -> Found:
+    """The runs by start, whether A was frozen, rate and seed; with what was right."""
+    gold = np.array(runs["told"]["gold"])
+    keys = product(STARTS, (False, True), RATES, range(seeds + CHOOSING))
+    found = {key: runs[_named(*key)] for key in keys}
+    return {key: run | {"right": (np.array(run["predicted"]) == gold).astype(int)} for key, run in found.items()}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """Every start against EVA's, paired by seed."""
+    runs = read_back(found, seeds)
+    halves = {frozen: Half(runs, frozen, seeds) for frozen in (False, True)}
     return Evidence(
         recipe="eva",
         title="EVA: does the start help?",
-        command=f"rankwise bench eva --part starts --seeds {seeds}",
+        command=f"rankwise bench eva --part starts --seeds {seeds} --jobs 2",
         setting=f"MiniLM, polarity of {OWN} under a frozen linear probe, LoRA of rank {RANK} everywhere, {STEPS} steps "
         f"of {BATCH}, rates {', '.join(f'{r:g}' for r in RATES)}, {seeds} seeds paired by the order of examples, best "
         f"rates chosen on {CHOOSING} others; spectra of {LOOKED_AT} random texts. Loss: mean over all training steps; "
@@ -96,7 +122,6 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
         header=["A", "start", "best rate", "loss", "area", "test accuracy", "loss at equal rates"],
         rows=[row for half in halves.values() for row in half.rows()],
         claims=[c for half in halves.values() for c in half.claims()],
-        seconds=time.perf_counter() - begin,
         environment=environment("fp32", 1),
         extra={
             "losses": [
@@ -108,7 +133,7 @@ def run(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Eviden
                     "loss": np.mean(v["loss"]),
                     "area": np.mean(v["validation"]),
                 }
-                for (s, f, r, k), v in found.items()
+                for (s, f, r, k), v in runs.items()
             ]
         },
     )
@@ -226,9 +251,7 @@ def _trained(setting: Setting, start: str, frozen: bool, rate: float, seed: int)
         losses.append(loss.item())
         if (step + 1) % setting.every == 0:
             validation.append(F.cross_entropy(scored(texts["validation"]), labels[texts["validation"]]).item())
-    predicted = scored(texts["test"]).argmax(1)
-    right = (predicted == labels[texts["test"]]).int().tolist()
-    return {"loss": losses, "validation": validation, "right": right, "predicted": predicted.tolist()}
+    return {"loss": losses, "validation": validation, "predicted": scored(texts["test"]).argmax(1).tolist()}
 
 
 def _rows(start: str, name: str, A: Tensor, setting: Setting, seed: int) -> Tensor | None:

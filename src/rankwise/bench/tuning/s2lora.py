@@ -7,17 +7,22 @@ picks each variant's learning rate on the first seed; test data are scored once.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.adapted import by_seed, runs_of
+from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.adapt import AdaptConfig, Job, load_adapted
+from rankwise.jobs.items import metrics
+from rankwise.reading import read_tensors
 from rankwise.report.tables import count, size
 from rankwise.tuning.s2lora import S2LoraLayer
 
@@ -54,6 +59,8 @@ BUDGETS = {
     "0.05%": ["s2lora"],
     "0.02%": ["s2lora"],
 }
+ACTS = 0.1  # share of zero coefficients from which the L1 term is taken to have acted
+IN_DOMAIN = "sentiment:movies"
 OUT_OF_DOMAIN = ["sentiment:tweets", "sentiment:amazon", "sentiment:nyt"]
 
 
@@ -77,71 +84,125 @@ def settings(budget: str, methods: list[str], seeds: int, steps: int) -> AdaptCo
     )
 
 
-def run(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | None = None) -> Evidence:
-    """Train all variants (finished ones are read back), judge the claims."""
-    start, jobs, found = time.perf_counter(), {}, {}
-    for budget, methods in BUDGETS.items():
-        job = jobs[budget] = Job(settings(budget, methods, seeds, steps), out / f"budget-{budget}", on_event=on_event)
-        for entry in job.run()["methods"]:
-            found[budget, entry["name"]] = entry
-    scores = {k: seed_scores(e, "sentiment:movies", OUT_OF_DOMAIN) for k, e in found.items()}
-    permuted = permuted_scores(jobs["0.5%"], found["0.5%", "s2lora"])
+def measure(out: Path, *, seeds: int = 5, steps: int = 160, on_event: OnEvent | None = None) -> Runs:
+    """Train all variants (finished ones are read back): what was said of every test sentence, and what is zero."""
+    jobs = {b: Job(settings(b, m, seeds, steps), out / f"budget-{b}", on_event=on_event) for b, m in BUDGETS.items()}
+    return {"told": {"steps": steps}, **gathered(jobs, leave=("nll",))}
+
+
+def gathered(jobs: Mapping[str, Job], *, leave: Collection[str] = ()) -> Runs:
+    """The runs of every budget, and those of the first with S2-LoRA's coefficients dealt to other matrices."""
+    found: Runs = {}
+    for budget, job in jobs.items():
+        for name, run in runs_of(job, leave=leave).items():
+            found[f"{budget} {name}"] = run
+            for trial in run["trials"] if name.startswith("s2lora") else ():
+                trial["coefficients"] = coefficients(_folder(job, trial) / "adapter")
+    first = next(iter(jobs))
+    found["permuted"] = permuted(jobs[first], found[f"{first} s2lora"], leave)
+    return found
+
+
+def _folder(job: Job, trial: Mapping[str, Any]) -> Path:
+    return job.trial_folder(trial["method"], trial["learning_rate"], trial["seed"])
+
+
+def coefficients(adapter: Path) -> dict[str, int]:
+    """How many rank coefficients a saved adapter has, and how many of them are exactly zero."""
+    files = [read_tensors(path) for path in adapter.glob("*.safetensors")]
+    values = [t for tensors in files for name, t in tensors.items() if "s2lora_lambda" in name]
+    return {"of": sum(t.numel() for t in values), "zero": sum(int((t == 0).sum()) for t in values)}
+
+
+@torch.no_grad()
+def permuted(job: Job, run: Runs, leave: Collection[str]) -> list[dict[str, list[float]] | None]:
+    """Items in domain by seed, of the trained coefficients dealt to other matrices."""
+    found = []
+    for t in run["trials"]:
+        if not t["items"]:
+            found.append(None)
+            continue
+        torch.manual_seed(t["seed"])
+        model = load_adapted(job.ready.fresh_model(), _folder(job, t) / "adapter")
+        layers = [m for m in model.modules() if isinstance(m, S2LoraLayer)]
+        values = [m.s2lora_lambda["default"].clone() for m in layers]
+        order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(t["seed"]))
+        for layer, i in zip(layers, order.tolist(), strict=True):
+            layer.s2lora_lambda["default"].copy_(values[i])
+        bf16 = job.precision == "bf16"
+        items = job.ready.task.items(model, job.ready.examples[job.ready.tests[0]], bf16=bf16)
+        found.append({name: column for name, column in items.items() if name not in leave})
+    return found
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The variants compared, by seed."""
+    runs = {(b, n): found[f"{b} {n}"] for b, names in BUDGETS.items() for n in names}
+    runs = {("0.5%", "head"): found["0.5% head"]} | runs
+    scores = {k: seed_scores(run, IN_DOMAIN, OUT_OF_DOMAIN) for k, run in runs.items()}
     return Evidence(
         recipe="s2lora",
         title="S2-LoRA: sparsely shared low-rank adaptation",
-        command=f"rankwise bench s2lora --seeds {seeds}",
-        setting=f"MiniLM, movie polarity, {steps} steps of 16 examples, {seeds} seeds, {TESTED} test sentences "
-        "a domain; accuracy in per cent, mean ± standard deviation over seeds",
-        header=["variant", "budget", "rank", "trained", "adapter", "movies", "out of domain"],
-        rows=_rows(found, scores),
+        command=f"rankwise bench s2lora --part text --seeds {seeds} --jobs 2",
+        setting=f"MiniLM, movie polarity, {found['told']['steps']} steps of 16 examples, {seeds} seeds, {TESTED} test "
+        "sentences a domain; accuracy in per cent, mean ± standard deviation over seeds; zero: share of S2-LoRA's "
+        "coefficients that are exactly zero",
+        header=["variant", "budget", "rank", "trained", "adapter", "zero", "movies", "out of domain"],
+        rows=_rows(runs, scores),
         claims=[
-            *_claims(found, scores),
-            rank_pattern(found["0.5%", "s2lora"], found["0.5%", "adalora"]),
-            control(scores["0.5%", "s2lora"]["in"], permuted),
+            *_claims(runs, scores),
+            *sparsity_claims(runs["0.5%", "s2lora"], runs["0.5%", "adalora"], "0.5%", dense_costs(scores)),
+            control(scores["0.5%", "s2lora"]["in"], permuted_scores(found["permuted"])),
         ],
-        seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
         extra={
-            "ranks": {e["name"]: mean_map(e, "ranks") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
-            "mass": {e["name"]: mean_map(e, "mass") for k, e in found.items() if k[0] == "0.5%" and e["trials"]},
+            key: {n: mean_map(run, key) for (b, n), run in runs.items() if b == "0.5%"} for key in ("ranks", "mass")
         },
     )
 
 
-def seed_scores(entry: dict, in_domain: str, out_of_domain: list[str]) -> dict[str, list[float]]:
+def seed_scores(run: Runs, in_domain: str, out_of_domain: list[str]) -> dict[str, list[float]]:
     """Scores of a variant by seed: ``in`` domain, and the mean ``out`` of domain."""
-    trials = [t for t in entry["trials"] if t["status"] == "done"]
-    return {
-        "in": [t["scores"][in_domain]["score"] for t in trials],
-        "out": [float(np.mean([t["scores"][d]["score"] for d in out_of_domain])) for t in trials],
-    }
+    out = np.mean([by_seed(run, d) for d in out_of_domain], axis=0)
+    return {"in": by_seed(run, in_domain).tolist(), "out": out.tolist()}
 
 
-def _rows(found: dict, scores: dict) -> list[list[str]]:
-    rows = []
-    for (budget, name), e in found.items():
-        if not e["trials"]:
-            continue
-        s, cost = scores[budget, name], e["cost"]
-        rows.append(
-            [
-                e["title"],
-                budget if name != "head" else "-",
-                str(e["rank"] or "-"),
-                count(cost["trainable_parameters"]),
-                size(cost["adapter_bytes"]),
-                plus_minus(s["in"]),
-                plus_minus(s["out"]),
-            ]
-        )
-    return rows
+def permuted_scores(found: Sequence[Mapping[str, Any] | None]) -> list[float]:
+    """Scores of what `permuted` kept."""
+    return [metrics(items)["score"] if items else float("nan") for items in found]
 
 
-def _claims(found: dict, scores: dict) -> list[Claim]:
+def zeros(run: Runs) -> np.ndarray:
+    """Share of the coefficients that are zero, by seed."""
+    return np.array([t["coefficients"]["zero"] / t["coefficients"]["of"] for t in run["trials"] if t["items"]])
+
+
+def shown_zeros(run: Runs) -> str:
+    """The same for a table; of other methods a dash."""
+    return f"{plus_minus(zeros(run))}%" if any("coefficients" in t for t in run["trials"]) else "-"
+
+
+def _rows(runs: dict, scores: dict) -> list[list[str]]:
+    return [
+        [
+            run["title"],
+            budget if name != "head" else "-",
+            str(run["rank"] or "-"),
+            count(run["cost"]["trainable_parameters"]),
+            size(run["cost"]["adapter_bytes"]),
+            shown_zeros(run),
+            plus_minus(scores[budget, name]["in"]),
+            plus_minus(scores[budget, name]["out"]),
+        ]
+        for (budget, name), run in runs.items()
+    ]
+
+
+def _claims(runs: dict, scores: dict) -> list[Claim]:
     ada, claims = scores["0.5%", "adalora"], []
-    ada_cost = found["0.5%", "adalora"]["cost"]
+    ada_cost = runs["0.5%", "adalora"]["cost"]
     for budget in ("0.05%", "0.02%"):
-        s2, cost = scores[budget, "s2lora"], found[budget, "s2lora"]["cost"]
+        s2, cost = scores[budget, "s2lora"], runs[budget, "s2lora"]["cost"]
         ratio = ada_cost["trainable_parameters"] / cost["trainable_parameters"]
         bytes_ratio = ada_cost["adapter_bytes"] / cost["adapter_bytes"]
         d = paired(s2["in"], ada["in"])
@@ -161,64 +222,63 @@ def _claims(found: dict, scores: dict) -> list[Claim]:
                 found=str(d),
             )
         )
-    dense = paired(scores["0.5%", "s2lora"]["in"], scores["0.5%", "s2lora-dense"]["in"])
-    claims.append(
-        Claim(
-            text="the L1 term costs no accuracy in domain (within 1 point of no L1)",
-            held=dense.mean >= -0.01,
-            found=str(dense),
-        )
-    )
     return claims
 
 
-def mean_map(entry: dict, key: str) -> dict[str, float]:
+def dense_costs(scores: dict) -> Claim:
+    """What the L1 term costs in domain."""
+    d = paired(scores["0.5%", "s2lora"]["in"], scores["0.5%", "s2lora-dense"]["in"])
+    return Claim(
+        text="the L1 term costs no accuracy in domain (within 1 point of no L1)", held=d.mean >= -0.01, found=str(d)
+    )
+
+
+def sparsity_claims(s2lora: Runs, adalora: Runs, budget: str, costs: Claim) -> list[Claim]:
+    """Whether the L1 term acted; where it did, what it costs and whether it makes ranks like AdaLoRA's."""
+    share, each = zeros(s2lora), s2lora["trials"][0]["coefficients"]["of"]
+    acted = bool(share.mean() >= ACTS)
+    acts = Claim(
+        text=f"the L1 term acts: at least {ACTS:.0%} of the coefficients become zero ({budget})",
+        held=acted,
+        found=f"{plus_minus(share)} % of {each} coefficients are zero"
+        + ("" if acted else "; what rests on sparsity is not judged"),
+    )
+    pattern = [rank_pattern(s2lora, adalora, "mass")]
+    return [acts, *pattern, *([costs, rank_pattern(s2lora, adalora, "ranks")] if acted else [])]
+
+
+def mean_map(run: Runs, key: str) -> dict[str, float]:
     """Ranks or coefficient mass by layer, mean over seeds."""
-    maps = [t[key] for t in entry["trials"] if t["status"] == "done" and t[key]]
+    maps = [t[key] for t in run["trials"] if t["items"] and t[key]]
     return {n: float(np.mean([m.get(n, 0) for m in maps])) for n in maps[0]} if maps else {}
 
 
-def rank_pattern(s2lora: dict, adalora: dict) -> Claim:
-    """Rank pattern: S2-LoRA's mass against AdaLoRA's final ranks, over layers, with a permutation p-value."""
-    mass, ranks = mean_map(s2lora, "mass"), mean_map(adalora, "ranks")
-    a, b = np.array(list(mass.values())), np.array([ranks[n] for n in mass])
+def rank_pattern(s2lora: Runs, adalora: Runs, by: str) -> Claim:
+    """S2-LoRA's mass or effective ranks against AdaLoRA's final ranks, over layers, with a permutation p-value."""
+    ours, ranks = mean_map(s2lora, by), mean_map(adalora, "ranks")
+    a, b = np.array(list(ours.values())), np.array([ranks[n] for n in ours])
     rho = _spearman(a, b)
     rng = np.random.default_rng(0)
     p = float(np.mean([_spearman(rng.permutation(a), b) >= rho for _ in range(2000)]))
+    what = {"mass": "mass", "ranks": "effective ranks"}[by]
     return Claim(
-        text="rank pattern like AdaLoRA's: Spearman correlation of mass and final ranks above 0.3",
+        text=f"rank pattern like AdaLoRA's: Spearman correlation of {what} and final ranks above 0.3",
         held=rho > 0.3 and p < 0.05,
         found=f"rho={rho:.2f}, permutation p={p:.3f}, {len(a)} matrices",
     )
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+    x, y = rankdata(a), rankdata(b)
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() * y.std() > 0 else 0.0
 
 
-@torch.no_grad()
-def permuted_scores(job: Job, entry: dict) -> list[float]:
-    """In-domain scores with the trained coefficients dealt to other matrices."""
-    scores = []
-    for t in entry["trials"]:
-        folder = job.trial_folder("s2lora", t["learning_rate"], t["seed"])
-        torch.manual_seed(t["seed"])
-        model = load_adapted(job.ready.fresh_model(), folder / "adapter")
-        layers = [m for m in model.modules() if isinstance(m, S2LoraLayer)]
-        values = [m.s2lora_lambda["default"].clone() for m in layers]
-        order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(t["seed"]))
-        for layer, i in zip(layers, order.tolist(), strict=True):
-            layer.s2lora_lambda["default"].copy_(values[i])
-        scores.append(job.ready.task.evaluate(model, job.ready.examples[job.ready.tests[0]])["score"])
-    return scores
-
-
-def control(right: list[float], permuted: list[float]) -> Claim:
+def control(right: list[float], dealt: list[float]) -> Claim:
     """The right coefficients against ones dealt to other matrices."""
-    d = paired(right, permuted)
+    d = paired(right, dealt)
     return Claim(
-        text="control: coefficients dealt to other matrices lose at least 2 points",
-        held=d.mean >= 0.02,
+        text="control: coefficients dealt to other matrices lose at least 2 points (p ≤ 0.05)",
+        held=d.mean >= 0.02 and d.p_value <= CERTAIN,
         found=f"the right ones lead by {d}",
         control=True,
     )

@@ -8,17 +8,26 @@ once. The score is ``1 - WER``: a point is a point of word error rate, and more 
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 
 from rankwise.bench import Recipe
+from rankwise.bench.shared.adapted import UNTRAINED
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
-from rankwise.bench.tuning.s2lora import control, mean_map, permuted_scores, rank_pattern, seed_scores
+from rankwise.bench.shared.measured import Runs
+from rankwise.bench.tuning.s2lora import (
+    control,
+    gathered,
+    mean_map,
+    permuted_scores,
+    seed_scores,
+    shown_zeros,
+    sparsity_claims,
+)
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.adapt import AdaptConfig, Job
-from rankwise.reading import read_json
+from rankwise.jobs.items import metrics
 from rankwise.report.plots.shared import heat_maps, save
 from rankwise.report.tables import count, size
 
@@ -72,40 +81,48 @@ def settings(budget: str, seeds: int, steps: int) -> AdaptConfig:
     )
 
 
-def run(out: Path, *, seeds: int = 3, steps: int = 16, on_event: OnEvent | None = None) -> Evidence:
-    """Train all variants (finished ones are read back), judge the claims, draw the rank maps."""
-    start, jobs, found = time.perf_counter(), {}, {}
-    for budget in BUDGETS:
-        job = jobs[budget] = Job(settings(budget, seeds, steps), out / f"budget-{budget}", on_event=on_event)
-        for entry in job.run()["methods"]:
-            found[budget, entry["name"]] = entry
-    zero = read_json(out / "budget-1%" / "zero_shot.json")
+def measure(out: Path, *, seeds: int = 5, steps: int = 48, on_event: OnEvent | None = None) -> Runs:
+    """Train all variants (finished ones are read back), draw the rank maps: errors and words of every recording."""
+    jobs = {b: Job(settings(b, seeds, steps), out / f"budget-{b}", on_event=on_event) for b in BUDGETS}
+    found = {"told": {"steps": steps}, **gathered(jobs)}
+    save(heat_maps(maps(found), label="rank or mass"), out / "ranks.png")
+    return found
+
+
+def maps(found: Runs) -> dict[str, dict[str, float]]:
+    """By layer, mean over seeds."""
+    ada, s2 = found["1% adalora"], found["1% s2lora"]
+    return {"AdaLoRA: final rank": mean_map(ada, "ranks"), "S2-LoRA: coefficient mass Σ|λ|": mean_map(s2, "mass")}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The variants compared, by seed."""
+    runs = {(b, n): found[f"{b} {n}"] for b, names in BUDGETS.items() for n in (*names, *(["full"] * (b == "1%")))}
+    zero = {corpus: metrics(items)["score"] for corpus, items in found[f"1% {UNTRAINED}"].items()}
     untrained = {
-        "in": [zero[IN_DOMAIN]["score"]] * seeds,
-        "out": [float(np.mean([zero[d]["score"] for d in OUT_OF_DOMAIN]))] * seeds,
+        "in": [zero[IN_DOMAIN]] * seeds,
+        "out": [float(np.mean([zero[d] for d in OUT_OF_DOMAIN]))] * seeds,
     }
-    scores = {k: seed_scores(e, IN_DOMAIN, OUT_OF_DOMAIN) for k, e in found.items()}
-    s2, ada = found["1%", "s2lora"], found["1%", "adalora"]
-    maps = {"AdaLoRA: final rank": mean_map(ada, "ranks"), "S2-LoRA: coefficient mass Σ|λ|": mean_map(s2, "mass")}
-    save(heat_maps(maps, label="rank or mass"), out / "ranks.png")
+    scores = {k: seed_scores(run, IN_DOMAIN, OUT_OF_DOMAIN) for k, run in runs.items()}
+    s2, ada = runs["1%", "s2lora"], runs["1%", "adalora"]
     return Evidence(
         recipe="s2lora_speech",
         title="S2-LoRA on speech: Whisper tiny.en and child-like voices",
-        command=f"rankwise bench s2lora --part speech --seeds {seeds}",
-        setting=f"synthetic speech (eSpeak NG), {steps} steps of {TRAINED} recordings, {seeds} seeds, {TESTED} test "
-        "recordings each; bfloat16, every fourth silent position encoded; word error rate in per cent, mean ± standard "
-        "deviation over seeds, out of domain: mean of adult voices and accents",
-        header=["variant", "budget", "rank", "trained", "share", "adapter", "child", "out of domain"],
-        rows=_rows(found, scores, untrained),
+        command=f"rankwise bench s2lora --part speech --seeds {seeds} --jobs 2",
+        setting=f"synthetic speech (eSpeak NG), {found['told']['steps']} steps of {TRAINED} recordings, {seeds} seeds, "
+        f"{TESTED} test recordings each; bfloat16, every fourth silent position encoded; word error rate in per cent, "
+        "mean ± standard deviation over seeds, out of domain: mean of adult voices and accents; zero: share of "
+        "S2-LoRA's coefficients that are exactly zero",
+        header=["variant", "budget", "rank", "trained", "share", "adapter", "zero", "child", "out of domain"],
+        rows=_rows(runs, scores, untrained),
         claims=[
-            *_claims(found, scores, untrained),
-            rank_pattern(s2, ada),
-            control(scores["1%", "s2lora"]["in"], permuted_scores(jobs["1%"], s2)),
+            *_claims(runs, scores, untrained),
+            *sparsity_claims(s2, ada, "1%", costs(scores, "s2lora-dense", "the L1 term")),
+            control(scores["1%", "s2lora"]["in"], permuted_scores(found["permuted"])),
         ],
-        seconds=time.perf_counter() - start,
         environment=environment("bf16", 1),
         extra={
-            "maps": maps,
+            "maps": maps(found),
             "effective_ranks": mean_map(s2, "ranks"),
             "scores": {" ".join(k): v for k, v in scores.items()},
         },
@@ -116,20 +133,19 @@ def _rates(values: list[float]) -> str:
     return plus_minus([1 - v for v in values])
 
 
-def _rows(found: dict, scores: dict, untrained: dict) -> list[list[str]]:
-    rows = [["zero-shot", "-", "-", "0", "-", "-", _rates(untrained["in"][:1]), _rates(untrained["out"][:1])]]
-    for (budget, name), e in found.items():
-        if not e["trials"]:
-            continue
-        s, cost = scores[budget, name], e["cost"]
+def _rows(runs: dict, scores: dict, untrained: dict) -> list[list[str]]:
+    rows = [["zero-shot", "-", "-", "0", "-", "-", "-", _rates(untrained["in"][:1]), _rates(untrained["out"][:1])]]
+    for (budget, name), run in runs.items():
+        cost, s = run["cost"], scores[budget, name]
         rows.append(
             [
-                e["title"],
+                run["title"],
                 budget if name != "full" else "-",
-                str(e["rank"] or "-"),
+                str(run["rank"] or "-"),
                 count(cost["trainable_parameters"]),
                 f"{100 * cost['trainable_share']:.3g}%",
                 size(cost["adapter_bytes"]),
+                shown_zeros(run),
                 _rates(s["in"]),
                 _rates(s["out"]),
             ]
@@ -137,8 +153,8 @@ def _rows(found: dict, scores: dict, untrained: dict) -> list[list[str]]:
     return rows
 
 
-def _claims(found: dict, scores: dict, untrained: dict) -> list[Claim]:
-    ada, ada_cost = scores["1%", "adalora"], found["1%", "adalora"]["cost"]
+def _claims(runs: dict, scores: dict, untrained: dict) -> list[Claim]:
+    ada, ada_cost = scores["1%", "adalora"], runs["1%", "adalora"]["cost"]
     gains = {n: paired(scores["1%", n]["in"], untrained["in"]) for n in ("bitfit", "lora", "adalora", "s2lora", "full")}
     claims = [
         Claim(
@@ -148,7 +164,7 @@ def _claims(found: dict, scores: dict, untrained: dict) -> list[Claim]:
         )
     ]
     for budget in SMALL:
-        d, cost = paired(scores[budget, "s2lora"]["in"], ada["in"]), found[budget, "s2lora"]["cost"]
+        d, cost = paired(scores[budget, "s2lora"]["in"], ada["in"]), runs[budget, "s2lora"]["cost"]
         fewer = ada_cost["trainable_parameters"] / cost["trainable_parameters"]
         smaller = ada_cost["adapter_bytes"] / cost["adapter_bytes"]
         claims.append(
@@ -167,7 +183,10 @@ def _claims(found: dict, scores: dict, untrained: dict) -> list[Claim]:
                 found=str(d),
             )
         )
-    for name, what in (("s2lora-dense", "the L1 term"), ("s2lora-unshared", "sharing P and Q")):
-        d = paired(scores["1%", "s2lora"]["in"], scores["1%", name]["in"])
-        claims.append(Claim(text=f"{what} costs at most 1 point of WER in domain", held=d.mean >= -0.01, found=str(d)))
-    return claims
+    return [*claims, costs(scores, "s2lora-unshared", "sharing P and Q")]
+
+
+def costs(scores: dict, without: str, what: str) -> Claim:
+    """What a part of S2-LoRA costs in domain."""
+    d = paired(scores["1%", "s2lora"]["in"], scores["1%", without]["in"])
+    return Claim(text=f"{what} costs at most 1 point of WER in domain", held=d.mean >= -0.01, found=str(d))

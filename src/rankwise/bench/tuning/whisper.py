@@ -8,15 +8,17 @@ encoder that computes a part of the silence must stay closer to the full one tha
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rankwise.archive import cache_folder
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
+from rankwise.bench.shared.measured import Runs
 from rankwise.data import speech
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.speech import SpeechTask
@@ -34,29 +36,70 @@ RECIPE = Recipe(
 )
 
 MODEL, RECORDINGS = "whisper-tiny.en", 10
+CONVERTED, ROUNDED = "converted model against CTranslate2", "bfloat16 arithmetic, everything computed"
+SHORT = "silence, every {}. position"
 
 
-def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
-    """Compare; nothing is random."""
-    start = time.perf_counter()
+def measure(out: Path, *, on_event: OnEvent | None = None) -> Runs:
+    """Of every recording: how far its tokens' log-probabilities lie apart, which are ranked first alike, what is heard.
+
+    Nothing is random.
+    """
     corpus = speech("adult").split().test.head(RECORDINGS)
     task = SpeechTask.of(MODEL)
     examples = task.encode(corpus)
-    rows, claims = [], []
-    for part in (conversion(task, examples), short_audio(task, examples)):
-        rows += part[0]
-        claims += part[1]
+    return conversion(task, examples) | short_audio(task, examples)
+
+
+def judge(found: Runs) -> Evidence:
+    """The converted model against the runtime, and the short encoder against rounding."""
+    seen = {what: differences(run) for what, run in found.items()}
+    converted, mine, theirs = seen[CONVERTED], found[CONVERTED]["heard"], found[CONVERTED]["heard by the runtime"]
+    same = [a == b for a, b in zip(mine, theirs, strict=True)]
+    rounding, half = seen[ROUNDED], seen[SHORT.format(2)]
     return Evidence(
         recipe="whisper",
         title="The bundled Whisper tiny.en",
         command="rankwise bench whisper",
-        setting=f"{RECORDINGS} synthetic recordings of adult voices, float32 unless said",
+        setting=f"{len(mine)} synthetic recordings of adult voices, float32 unless said",
         header=["what", "largest difference of a log-probability", "mean", "tokens ranked first alike"],
-        rows=rows,
-        claims=claims,
-        seconds=time.perf_counter() - start,
+        rows=[[what, f"{d.largest:.2g}", f"{d.mean:.2g}", f"{100 * d.alike:.1f}%"] for what, d in seen.items()],
+        claims=[
+            Claim(
+                text="log-probabilities agree with the CTranslate2 runtime to 1e-3, every token ranked first alike",
+                held=converted.largest <= 1e-3 and converted.alike == 1,
+                found=f"largest difference {converted.largest:.2g} over {converted.tokens} tokens",
+            ),
+            Claim(
+                text=f"greedy transcripts of {len(mine)} recordings are the runtime's, word for word",
+                held=all(same),
+                found=f"{sum(same)} of {len(same)} equal",
+            ),
+            Claim(
+                text="encoding every second silent position moves log-probabilities as bfloat16 does (mean within "
+                "1.25x)",
+                held=half.mean <= 1.25 * rounding.mean,
+                found=f"mean {half.mean:.2g} against {rounding.mean:.2g}, largest {half.largest:.2g} against "
+                f"{rounding.largest:.2g}",
+            ),
+        ],
         environment=environment("fp32", 1),
     )
+
+
+class Difference(NamedTuple):
+    """Largest and mean gap between log-probabilities, share of tokens ranked first alike, and tokens compared."""
+
+    largest: float
+    mean: float
+    alike: float
+    tokens: int
+
+
+def differences(run: Runs) -> Difference:
+    """Of all recordings together."""
+    gaps, alike = (np.concatenate(run[name]) for name in ("gaps", "alike"))
+    return Difference(float(gaps.max()), float(gaps.mean()), float(alike.mean()), len(gaps))
 
 
 def original() -> Path:
@@ -77,49 +120,31 @@ def token_log_probabilities(model, task: SpeechTask, examples: list[Example], *,
     return found
 
 
-def differences(a: list[Tensor], b: list[Tensor], labels: list[list[int]]) -> tuple[float, float, float]:
-    """Largest and mean difference of the transcript tokens' log-probabilities, and the share ranked first alike."""
-    gaps, alike = [], []
+def apart(a: list[Tensor], b: list[Tensor], labels: list[list[int]]) -> Runs:
+    """Of each recording: gaps between the transcript tokens' log-probabilities, and which tokens are ranked alike."""
+    found: Runs = {"gaps": [], "alike": []}
     for x, y, wanted in zip(a, b, labels, strict=True):
         at = torch.tensor(wanted)[:, None]
-        gaps.append((x[: len(at)].gather(1, at) - y[: len(at)].gather(1, at)).abs().flatten())
-        alike.append((x.argmax(-1) == y.argmax(-1)).float())
-    gap = torch.cat(gaps)
-    return float(gap.max()), float(gap.mean()), float(torch.cat(alike).mean())
+        found["gaps"].append((x[: len(at)].gather(1, at) - y[: len(at)].gather(1, at)).abs().flatten().tolist())
+        found["alike"].append((x.argmax(-1) == y.argmax(-1)).int().tolist())
+    return found
 
 
-def _row(what: str, found: tuple[float, float, float]) -> list[str]:
-    return [what, f"{found[0]:.2g}", f"{found[1]:.2g}", f"{100 * found[2]:.1f}%"]
-
-
-def conversion(task: SpeechTask, examples: list[Example]) -> tuple[list[list[str]], list[Claim]]:
+def conversion(task: SpeechTask, examples: list[Example]) -> Runs:
     """The runtime's greedy transcripts, and its log-probabilities of their tokens, against the converted model's."""
     model, runtime = load(MODEL).eval(), ctranslate2_model()
-    gaps, alike, theirs = [], [], []
+    theirs, mine, labels, heard_there = [], [], [], []
     for example in examples:
         heard, _ = runtime_tokens(runtime, task, example)
-        theirs.append(task.processor.tokenizer.decode(heard, skip_special_tokens=True).strip())
+        heard_there.append(task.processor.tokenizer.decode(heard, skip_special_tokens=True).strip())
         # suppressed tokens have no probability in the runtime's logits: compare where none is suppressed
         heard, reference = runtime_tokens(runtime, task, example, suppress_tokens=[], suppress_blank=False)
         (ours,) = token_log_probabilities(model, task, [{**example, "tokens": heard}])
-        at = torch.tensor(heard)[:, None]
-        gaps.append((reference.gather(1, at) - ours[: len(at)].gather(1, at)).abs().flatten())
-        alike.append((reference.argmax(-1) == ours[: len(at)].argmax(-1)).float())
-    gap, mine = torch.cat(gaps), task.transcribe(model, examples)
-    found = float(gap.max()), float(gap.mean()), float(torch.cat(alike).mean())
-    same = [a == b for a, b in zip(mine, theirs, strict=True)]
-    return [_row("converted model against CTranslate2", found)], [
-        Claim(
-            text="log-probabilities agree with the CTranslate2 runtime to 1e-3, every token ranked first alike",
-            held=found[0] <= 1e-3 and found[2] == 1,
-            found=f"largest difference {found[0]:.2g} over {len(gap)} tokens",
-        ),
-        Claim(
-            text=f"greedy transcripts of {len(examples)} recordings are the runtime's, word for word",
-            held=all(same),
-            found=f"{sum(same)} of {len(same)} equal",
-        ),
-    ]
+        theirs.append(reference)
+        mine.append(ours[: len(reference)])
+        labels.append(heard)
+    heard_here = task.transcribe(model, examples)
+    return {CONVERTED: apart(theirs, mine, labels) | {"heard": heard_here, "heard by the runtime": heard_there}}
 
 
 def ctranslate2_model():
@@ -144,20 +169,12 @@ def runtime_tokens(runtime, task: SpeechTask, example: Example, **options) -> tu
     return heard, logits.log_softmax(-1)
 
 
-def short_audio(task: SpeechTask, examples: list[Example]) -> tuple[list[list[str]], list[Claim]]:
+def short_audio(task: SpeechTask, examples: list[Example]) -> Runs:
     """The encoder that computes every second or fourth silent position, against the full one."""
     model, labels = load(MODEL).eval(), [[*e["tokens"], task.processor.tokenizer.eos_token_id] for e in examples]
     full = token_log_probabilities(model, task, examples)
-    found = {"bfloat16 arithmetic, everything computed": token_log_probabilities(model, task, examples, bf16=True)}
+    found = {ROUNDED: token_log_probabilities(model, task, examples, bf16=True)}
     for stride in (1, 2, 4):
         shorten(model, stride=stride)
-        found[f"silence, every {stride}. position"] = token_log_probabilities(model, task, examples)
-    seen = {what: differences(x, full, labels) for what, x in found.items()}
-    rounding, half = (list(seen.values())[i] for i in (0, 2))
-    return [_row(what, d) for what, d in seen.items()], [
-        Claim(
-            text="encoding every second silent position moves log-probabilities as bfloat16 does (mean within 1.25x)",
-            held=half[1] <= 1.25 * rounding[1],
-            found=f"mean {half[1]:.2g} against {rounding[1]:.2g}, largest {half[0]:.2g} against {rounding[0]:.2g}",
-        )
-    ]
+        found[SHORT.format(stride)] = token_log_probabilities(model, task, examples)
+    return {what: apart(full, other, labels) for what, other in found.items()}

@@ -5,7 +5,8 @@ use it; test corpora are scored once a seed, after that choice. The run folder h
 
     config.yaml         the resolved configuration
     results.json        everything measured (schema in the documentation)
-    trials/NAME/        one finished training run each: result.json, and adapter/ in PEFT's format
+    trials/NAME/        one finished training run each: result.json, adapter/ in PEFT's format, and items.json: what
+                        every item of the test corpora got; of the model as it comes, trials/zero-shot/items.json
     adapters/METHOD/    the first seed's adapter of each method, with all that its use needs; of a method that trains
                         the model itself, the whole model, which `transformers` loads
 
@@ -19,7 +20,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ from rankwise.jobs.adapt.adapters import load_adapted, save_adapted, write_about
 from rankwise.jobs.adapt.config import ZERO_SHOT, AdaptConfig
 from rankwise.jobs.adapt.inputs import Inputs, told
 from rankwise.jobs.adapt.preparation import Prepared, prepare
+from rankwise.jobs.items import Items, metrics
 from rankwise.jobs.methods import Projection, method
 from rankwise.jobs.models import base_of
 from rankwise.jobs.speech import SpeechTask
@@ -48,6 +50,7 @@ from rankwise.parallel import fan_out, is_spread
 from rankwise.reading import read_json
 
 SCHEMA = 1
+ITEMS = "items.json"
 VALIDATION_CURVE_ROWS = 200  # of a validation loss taken during training; the choice of learning rate uses all
 
 
@@ -304,14 +307,47 @@ class Job:
         label = result.label
         set_seed(result.seed)
         model = load_adapted(self.ready.fresh_model(), folder / "adapter")
-        for name in missing:
-            self.on_event(label, f"score {name}", self.config.steps, self.config.steps, float("nan"))
-            bf16 = self.precision == "bf16"
-            result.scores[name] = self.ready.task.evaluate(model, self.ready.examples[name], bf16=bf16)
+        result.scores |= self._scored(model, missing, label, folder)
         self.process.wait_for_everyone()
         if self.process.is_main_process:
             write_json(folder / "result.json", result.as_dict())
         return result
+
+    def _scored(self, model: nn.Module, names: list[str], label: str, folder: Path) -> dict[str, dict[str, float]]:
+        """Scores on test corpora; what every item got is kept in ``folder`` first."""
+        steps, bf16, found = self.config.steps, self.precision == "bf16", {}
+        for name in names:
+            self.on_event(label, f"score {name}", steps, steps, float("nan"))
+            found[name] = self.ready.task.items(model, self.ready.examples[name], bf16=bf16)
+        if self.process.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / ITEMS, found)
+        return {name: metrics(items) for name, items in found.items()}
+
+    def items(self, trial: Mapping[str, Any] | None = None) -> dict[str, Items]:
+        """What every test item got, by corpus.
+
+        Parameters
+        ----------
+        trial : mapping, optional
+            One of the results; without, the model as it comes.
+
+        Raises
+        ------
+        ValueError
+            It was scored by a release that kept no items.
+        """
+        folder, done = self.out / "trials" / "zero-shot", self.out / "zero_shot.json"
+        if trial is not None:
+            folder = self.trial_folder(trial["method"], trial["learning_rate"], trial["seed"])
+            done = folder / "result.json"
+        kept = read_json(folder / ITEMS) if (folder / ITEMS).is_file() else {}
+        if lost := [n for n in self.ready.tests if n not in kept]:
+            raise ValueError(
+                f"{done}: what each item of {lost[0]} got was not kept when it was scored; delete that file, and the "
+                "job makes it again"
+            )
+        return kept
 
     def _publish(self, name: str, best: TrialResult) -> None:
         """The best trial's adapter, self-contained; what is there of the same trial stays as it is."""
@@ -334,10 +370,8 @@ class Job:
         """Scores of the model as it comes, in the precision that the methods have."""
         path = self.out / "zero_shot.json"
         if self.process.is_main_process and not path.exists():
-            model, scores = self.ready.fresh_model(), {}
-            for name in self.ready.tests:
-                self.on_event("zero-shot", f"score {name}", 0, self.config.steps, float("nan"))
-                scores[name] = self.ready.task.evaluate(model, self.ready.examples[name], bf16=self.precision == "bf16")
+            folder = self.out / "trials" / "zero-shot"
+            scores = self._scored(self.ready.fresh_model(), self.ready.tests, "zero-shot", folder)
             write_json(path, scores)
         self.process.wait_for_everyone()
         return read_json(path)

@@ -1,0 +1,46 @@
+"""What recipes that are jobs of `rankwise.jobs.adapt` keep of their trials, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from rankwise.bench.shared.measured import Runs
+from rankwise.jobs.adapt import Job
+from rankwise.jobs.items import metrics
+
+UNTRAINED = "untrained"
+
+
+def runs_of(job: Job, *, leave: Collection[str] = ()) -> Runs:
+    """A job's methods by name (finished trials are read back), each with what the items of its trials got.
+
+    A method has its title, rank, learning rate, cost and grid; a trial its method, seed, rate, validation curve, ranks
+    and mass by layer, and its items by corpus, without the columns named in ``leave``: none where it diverged. Of a
+    model that answers as it comes the items stand under ``untrained``.
+    """
+
+    def kept(trial: Mapping[str, Any] | None = None) -> Runs:
+        return {c: {k: v for k, v in items.items() if k not in leave} for c, items in job.items(trial).items()}
+
+    results = job.run()
+    found: Runs = {}
+    for entry in results["methods"]:
+        trials = [
+            {k: t[k] for k in ("method", "seed", "learning_rate", "validation_curve", "ranks", "mass")}
+            | {"items": kept(t) if t["status"] == "done" else None}
+            for t in entry["trials"]
+        ]
+        if trials:
+            known = {k: entry[k] for k in ("title", "rank", "learning_rate", "cost", "grid")}
+            found[entry["name"]] = {**known, "trials": trials}
+    if "zero_shot" in results:
+        found[UNTRAINED] = kept()
+    return found
+
+
+def by_seed(run: Mapping[str, Any], corpus: str, metric: str = "score") -> np.ndarray:
+    """A metric of a method on a corpus, a number a seed; NaN for one that diverged."""
+    return np.array([metrics(t["items"][corpus])[metric] if t["items"] else np.nan for t in run["trials"]])
