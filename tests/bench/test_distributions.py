@@ -1,13 +1,15 @@
 import matplotlib
 import numpy as np
 import pytest
+from lifelines.utils import concordance_index
 from scipy.spatial.distance import cdist
 
-from rankwise.bench.distributions import kde_gaussian, kde_real, quantile_tables, singular_digits
+from rankwise.bench.distributions import flexible_survival, kde_gaussian, kde_real, quantile_tables, singular_digits
 from rankwise.bench.distributions.flexible_survival import _dealt, _hazards
 from rankwise.bench.distributions.quantile_tables import Noise
 from rankwise.bench.distributions.singular_manifolds import distance, hidden_in, points
 from rankwise.bench.distributions.survival_simulation import _one, _sample
+from rankwise.bench.shared.measured import plain
 from rankwise.bench.shared.wasserstein_gan import generate
 from rankwise.bench.speed.distributions import trial
 from rankwise.data.frames import survival
@@ -114,7 +116,9 @@ def test_the_best_bandwidth_and_the_gap_to_the_theory_are_read_off_the_held_out_
     rng, c = np.random.default_rng(0), critical_bandwidths(np.ones(30), 2000)
     Q = rng.standard_normal((200, 30))
     kde = HighDimKDE(float(c.h_opt)).fit(rng.standard_normal((2000, 30)))
-    found = kde_gaussian._judged(kde, Q, {"theory": float(c.h_opt), "wide": 2 * float(c.h_opt)}, c)
+    kept = kde_gaussian._judged(kde, Q, {"theory": float(c.h_opt), "wide": 2 * float(c.h_opt)}, c)
+    assert {len(v) for v in kept["by"].values()} == {200}
+    found = kde_gaussian.summed(kept, c)
     assert found["theory"] == pytest.approx(kde.score_samples(Q).mean())
     assert found["theory"] > found["wide"]
     assert found["best"] == pytest.approx(1, abs=0.1)
@@ -124,15 +128,18 @@ def test_the_best_bandwidth_and_the_gap_to_the_theory_are_read_off_the_held_out_
 def test_samples_of_one_law_are_hardly_told_apart_and_far_ones_are():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 60, 3))
-    assert singular_digits._told_apart(a, b + 5, 0) == 1
-    assert singular_digits._told_apart(a, b, 0) == pytest.approx(0.5, abs=0.15)  # three standard errors of 120 rows
+    assert singular_digits._told_apart(a, b + 5, 0) == "1" * 120
+    _, share = singular_digits._summed(distances=[0.0], right=singular_digits._told_apart(a, b, 0))
+    assert share == pytest.approx(0.5, abs=0.15)  # three standard errors of 120 rows
 
 
 def test_the_sliced_distance_of_a_shift_is_its_mean_projection():
     a = np.random.default_rng(0).normal(size=(50, 3))
     # |⟨θ, v⟩| of a direction in three dimensions is ‖v‖ / 2 on average
-    assert singular_digits._sliced(a, np.add(np.roll(a, 1, 0), [0.0, 3.0, 4.0])) == pytest.approx(2.5, rel=0.05)
-    assert singular_digits._sliced(a, np.roll(a, 1, 0)) == pytest.approx(0, abs=1e-12)
+    apart = singular_digits._sliced(a, np.add(np.roll(a, 1, 0), [0.0, 3.0, 4.0]))
+    assert len(apart) == 500
+    assert singular_digits._summed(distances=apart, right="1")[0] == pytest.approx(2.5, rel=0.05)
+    assert max(singular_digits._sliced(a, np.roll(a, 1, 0))) == pytest.approx(0, abs=1e-12)
 
 
 def test_ratios_are_averaged_by_their_logarithms_and_coverage_is_by_level():
@@ -142,3 +149,33 @@ def test_ratios_are_averaged_by_their_logarithms_and_coverage_is_by_level():
     y = rng.uniform(size=4000)
     q = np.tile(quantile_tables.LEVELS, (4000, 1))
     np.testing.assert_allclose(quantile_tables._coverage(y, q), [0.5, 0.8, 0.95], atol=0.025)  # three standard errors
+
+
+def test_what_is_said_of_every_subject_is_summed_up_as_the_models_score_does():
+    df = survival("veteran")
+    train, test = df.iloc[:100], df.iloc[100:]
+    model = flexible_survival._fitted(flexible_survival.MODELS["Weibull"], train)
+    said = flexible_survival._said(flexible_survival.MODELS["Weibull"], train, test)
+    fold = {"test": np.arange(100, len(df)), "said": dict.fromkeys(flexible_survival.MODELS, said), "dealt": said}
+    lost = fold | {"said": fold["said"] | {"Cox": None}}
+    kept = {
+        "time": df["time"],
+        "event": df["event"].astype(int),
+        "aic": {"Weibull": None},
+        "folds": [*[fold] * 4, lost],
+    }
+    found = flexible_survival.Trial.of(
+        plain({k: np.asarray(v) if k in ("time", "event") else v for k, v in kept.items()}), 1
+    )
+    assert found.held["Weibull"] == pytest.approx([model.score(test)], rel=1e-4)
+    median = np.asarray(model.predict_median(test), float)
+    assert found.control == pytest.approx([concordance_index(test["time"], median, test["event"])] * 5, abs=1e-3)
+    assert found.failed["Cox"] == " (1 of 5 folds did not converge)"
+    assert np.isnan(found.aic["Weibull"])
+
+
+def test_log_densities_that_are_kept_give_the_split_s_numbers():
+    found = kde_real.Judged.of(own=[1.0, 2, 3, 2], others=[0.0, 2], where=["h"])
+    assert (found.held, found.auc) == (2.0, pytest.approx(kde_real._auc(np.array([1.0, 2, 3, 2]), np.array([0.0, 2]))))
+    assert found.same == kde_real._auc(np.array([1.0, 2]), np.array([3.0, 2]))
+    assert np.isnan(kde_real.Judged.of(own=[1.0], others=None, where=[]).auc)

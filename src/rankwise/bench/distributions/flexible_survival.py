@@ -5,11 +5,11 @@ Every split refits every model; control: with the covariates dealt to other rows
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lifelines
 import numpy as np
@@ -20,6 +20,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.data.frames import survival
 from rankwise.distributions.survival.fitter import PGWFitter
 from rankwise.distributions.survival.regression import PGWRegressionFitter
@@ -39,6 +40,8 @@ RECIPE = Recipe(
 
 TRIALS = ("lung", "veteran", "melanoma", "gbsg")
 FOLDS = 5
+DIGITS, LARGEST = 5, 1e300  # of a subject's numbers
+BLOCK = 10  # subjects whose log-likelihood is kept together: one by one it would take as long as the fits
 MODELS: dict[str, Callable] = {
     "PGW, φ and γ": lambda: PGWRegressionFitter(),
     "PGW, φ": lambda: PGWRegressionFitter(shape_covariates=False),
@@ -53,11 +56,30 @@ MODELS: dict[str, Callable] = {
 RIVALS = ("Weibull", "log-normal", "log-logistic", "generalised gamma")
 
 
-def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Fit, cross-validate (``seeds`` times ``FOLDS`` folds), judge."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
-    trials = {name: _judged(name, seeds, note) for name in TRIALS}
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Fit and cross-validate (``seeds`` times ``FOLDS`` folds): what every model says of every subject left out."""
+    note, runs = on_event or (lambda *_: None), {"cure": _cure(survival("melanoma"))}
+    for name in TRIALS:
+        df = survival(name)
+        folds = [
+            (seed, train, test)
+            for seed in range(seeds)
+            for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(df, df["event"])
+        ]
+        note(name, "train", 0, len(folds), float("nan"))
+        judged = fan_out(_fold, [(df, *fold) for fold in folds], on_done=counting(note, name, len(folds)))
+        note(name, "done", 1, 1, float("nan"))
+        runs[name] = {
+            "time": _short(df["time"]), "event": df["event"].astype(int).tolist(), "folds": judged,
+            "aic": {m: _aic(make, df) for m, make in MODELS.items() if m != "Cox"},
+        }  # fmt: skip
     save(hazard_curves({n: _hazards(survival(n)) for n in TRIALS}), out / "flexible_survival.png")
+    return runs
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The models compared, trial by trial."""
+    trials = {name: Trial.of(found[name], seeds) for name in TRIALS}
     return Evidence(
         recipe="flexible_survival",
         title="Flexible parametric survival: four trials",
@@ -67,8 +89,7 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         "repetitions; lifelines' score of the generalised gamma overflows on new rows and is left out",
         header=["data", "model", "AIC", "held-out log-likelihood", "concordance"],
         rows=[row for name, trial in trials.items() for row in _rows(name, trial)],
-        claims=_claims(trials, _cure(survival("melanoma"))),
-        seconds=time.perf_counter() - start,
+        claims=_claims(trials, found["cure"]),
         environment=environment("fp64", 1),
     )
 
@@ -84,36 +105,41 @@ class Trial:
     failed: dict[str, str]
     control: list[float]
 
+    @classmethod
+    def of(cls, kept: Mapping[str, Any], seeds: int) -> Trial:
+        """Of what was kept of its folds."""
+        times, events = np.array(kept["time"]), np.array(kept["event"])
 
-def _judged(name: str, seeds: int, note: OnEvent) -> Trial:
-    df = survival(name)
-    folds = [
-        (seed, train, test)
-        for seed in range(seeds)
-        for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(df, df["event"])
-    ]
-    note(name, "train", 0, len(folds), float("nan"))
-    judged = fan_out(_fold, [(df, *fold) for fold in folds], on_done=counting(note, name, len(folds)))
-    note(name, "done", 1, 1, float("nan"))
-    scores = {m: [found[m] for found, _ in judged] for m in MODELS}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice")
-        means = {m: np.nanmean(np.reshape(s, (seeds, FOLDS, 2)), axis=1).T for m, s in scores.items()}
-    failed = {m: int(np.isnan([c for _, c in s]).sum()) for m, s in scores.items()}
-    return Trial(
-        aic={m: _aic(make, df) for m, make in MODELS.items() if m != "Cox"},
-        held={m: ll for m, (ll, _) in means.items()},
-        concordance={m: c[np.isfinite(c)] for m, (_, c) in means.items()},
-        failed={m: f" ({k} of {len(folds)} folds did not converge)" if k else "" for m, k in failed.items()},
-        control=[dealt for _, dealt in judged],
-    )
+        def scored(fold: Mapping[str, Any], said: Mapping[str, Any] | None) -> tuple[float, float]:
+            """Log-likelihood a subject and concordance; NaN where the fit did not converge, or there is none."""
+            if said is None:
+                return np.nan, np.nan
+            concordance = concordance_index(times[fold["test"]], np.array(said["longer"]), events[fold["test"]])
+            if said["log"] is None:
+                return np.nan, concordance
+            sizes = [len(b) for b in _blocks(len(fold["test"]))]
+            return float(np.average(np.array(said["log"], float), weights=sizes)), concordance
+
+        folds = kept["folds"]
+        scores = {m: [scored(f, f["said"][m]) for f in folds] for m in MODELS}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")
+            means = {m: np.nanmean(np.reshape(s, (seeds, FOLDS, 2)), axis=1).T for m, s in scores.items()}
+        failed = {m: int(np.isnan([c for _, c in s]).sum()) for m, s in scores.items()}
+        return cls(
+            aic={m: np.nan if v is None else v for m, v in kept["aic"].items()},
+            held={m: ll for m, (ll, _) in means.items()},
+            concordance={m: c[np.isfinite(c)] for m, (_, c) in means.items()},
+            failed={m: f" ({k} of {len(folds)} folds did not converge)" if k else "" for m, k in failed.items()},
+            control=[scored(f, f["dealt"])[1] for f in folds],
+        )
 
 
-def _fold(asked: tuple[pd.DataFrame, int, np.ndarray, np.ndarray]) -> tuple[dict[str, tuple[float, float]], float]:
-    """Every model's scores on the fold, and the concordance of the control."""
+def _fold(asked: tuple[pd.DataFrame, int, np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """Which subjects are left out; what every model says of them, and what one says that learned from dealt rows."""
     df, seed, train, test = asked
-    scores = {model: _scored(make, df.iloc[train], df.iloc[test]) for model, make in MODELS.items()}
-    return scores, _scored(MODELS["PGW, φ"], *_dealt(df, train, test, seed))[1]
+    said = {model: _said(make, df.iloc[train], df.iloc[test]) for model, make in MODELS.items()}
+    return {"test": test, "said": said, "dealt": _said(MODELS["PGW, φ"], *_dealt(df, train, test, seed))}
 
 
 def _rows(name: str, trial: Trial) -> list[list[str]]:
@@ -179,22 +205,33 @@ def _aic(make: Callable, df: pd.DataFrame) -> float:
         return np.nan
 
 
-def _scored(make: Callable, train: pd.DataFrame, test: pd.DataFrame) -> tuple[float, float]:
-    """Held-out log-likelihood a subject and concordance; NaN where the fit does not converge."""
+def _said(make: Callable, train: pd.DataFrame, test: pd.DataFrame) -> dict[str, Any] | None:
+    """Of every subject a number that is larger the longer it is to live; of every block of them the log-likelihood a
+    subject, of a model that has one; none where the fit does not converge."""
     try:
         model = _fitted(make, train)
     except ConvergenceError:
-        return np.nan, np.nan
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(model, lifelines.CoxPHFitter):
-            return np.nan, concordance_index(test["time"], -model.predict_partial_hazard(test), test["event"])
+            return {"longer": _short(-model.predict_partial_hazard(test)), "log": None}
         median = np.asarray(model.predict_percentile(test, p=0.5), dtype=float)
         if isinstance(model, PGWRegressionFitter) and np.isinf(median).any():
             median = -model.predict_cumulative_hazard(test, times=[train["time"].max()]).to_numpy()[0]
         if isinstance(model, lifelines.GeneralizedGammaRegressionFitter):  # its score of new rows overflows
-            return np.nan, concordance_index(test["time"], median, test["event"])
-        return float(model.score(test)), concordance_index(test["time"], np.minimum(median, 1e9), test["event"])
+            return {"longer": _short(median), "log": None}
+        logs = [float(model.score(test.iloc[b])) for b in _blocks(len(test))]
+    return {"longer": _short(np.minimum(median, 1e9)), "log": _short(logs)}
+
+
+def _blocks(n: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(n), max(1, n // BLOCK))
+
+
+def _short(values: Any) -> list[float]:
+    bounded = np.clip(np.asarray(values, float), -LARGEST, LARGEST)  # JSON has no infinite numbers
+    return [float(f"{v:.{DIGITS}g}") for v in bounded]
 
 
 def _dealt(df: pd.DataFrame, train, test, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

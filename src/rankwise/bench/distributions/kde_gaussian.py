@@ -5,8 +5,8 @@ Control: in one and two dimensions, where the theory does not apply, the classic
 
 from __future__ import annotations
 
-import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from scipy import stats
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.distributions.density.estimator import ConcentrationWarning, HighDimKDE
 from rankwise.distributions.density.regimes import CriticalBandwidths, critical_bandwidths
 from rankwise.events import OnEvent, counting, environment
@@ -38,28 +39,37 @@ LOW = ((1, 1_000), (2, 1_000), (20, 10_000))
 SIZES = ((60, 1_000), (80, 10_000), (100, 100_000))  # one α = log n / d = 0.115
 RULES = ("theory", "scott", "silverman", "nn", "cv")
 DRAWS, DRAWN, QUERIES = 400, 1_000, 400  # data sets and their points, for fluctuations; queries
+AROUND = 2 ** (np.arange(-8, 13) / 16)  # bandwidths in units of h_opt, of which the best is told
+DIGITS = 5  # of a log-density
+FLUCTUATIONS = "fluctuations"
 PAIRED = 10_000  # points at most that all pairs are taken of
 
 
-def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Draw, estimate, compare; ``seeds`` data sets a size."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
-    sizes, rows = {}, []
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Draw and estimate, ``seeds`` data sets a size: the log-density at every query by rule."""
+    note = on_event or (lambda *_: None)
     asked = [(d, n, seeds) for d, n in (*LOW, *SIZES)]
     note("data sets of all sizes", "train", 0, len(asked), float("nan"))
     drawn = fan_out(_size, asked, on_done=counting(note, "data sets of all sizes", len(asked)))
     note("data sets of all sizes", "done", 1, 1, float("nan"))
-    for (d, n, _), (chosen, sets) in zip(asked, drawn, strict=True):
-        c = critical_bandwidths(np.ones(d), n)
+    fluctuations = _fluctuations()
+    save(kde_phases(normality(**fluctuations)), out / "kde_gaussian.png")
+    return {FLUCTUATIONS: fluctuations} | {f"d = {d}": sets for (d, _, _), sets in zip(asked, drawn, strict=True)}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The rules compared with the theory."""
+    sizes, rows = {}, []
+    for d, n in (*LOW, *SIZES):
+        c, drawn = critical_bandwidths(np.ones(d), n), found[f"d = {d}"]
+        sets = [summed(s, c) for s in drawn]
         sizes[d] = {k: np.array([s[k] for s in sets]) for k in sets[0]}
         for rule in RULES:
-            h = float(np.mean(chosen[rule]))
+            h = float(np.mean([s["chosen"][rule] for s in drawn]))
             rows.append([
                 str(d), f"{n:,}", rule, f"{h:.3f}", f"{float(c.index(h)):.2f}", c.regime(h),
                 plus_minus(sizes[d][rule], 1, 2),
             ])  # fmt: skip
-    normality = _fluctuations()
-    save(kde_phases(normality), out / "kde_gaussian.png")
     return Evidence(
         recipe="kde_gaussian",
         title="Kernel density in large dimension: Gaussian data",
@@ -69,14 +79,13 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         f"of more than {PAIRED:,} points are chosen on so many of them",
         header=["d", "n", "rule", "bandwidth", "μ", "regime", "held-out log-density"],
         rows=rows,
-        claims=_claims(sizes, normality),
-        seconds=time.perf_counter() - start,
+        claims=_claims(sizes, normality(**found[FLUCTUATIONS])),
         environment=environment("fp64", 1),
     )
 
 
-def _size(asked: tuple[int, int, int]) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
-    """Bandwidths by rule and what was judged, a data set each."""
+def _size(asked: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """What was chosen and what was judged, a data set each."""
     d, n, seeds = asked
     c, chosen, sets = critical_bandwidths(np.ones(d), n), {}, []
     for seed in range(seeds):
@@ -85,7 +94,7 @@ def _size(asked: tuple[int, int, int]) -> tuple[dict[str, list[float]], list[dic
         for rule in RULES:
             chosen.setdefault(rule, []).append(_chosen(rule, X, chosen.get(rule)))
         sets.append(_judged(_fitted(X, c.h_g), Q, {r: h[-1] for r, h in chosen.items()}, c))
-    return chosen, sets
+    return sets
 
 
 def _chosen(rule: str, X: np.ndarray, before: list[float] | None) -> float:
@@ -99,13 +108,29 @@ def _chosen(rule: str, X: np.ndarray, before: list[float] | None) -> float:
         return HighDimKDE(rule).fit(X).bandwidth_
 
 
-def _judged(kde: HighDimKDE, Q: np.ndarray, chosen: dict[str, float], c: CriticalBandwidths) -> dict[str, float]:
+def _judged(kde: HighDimKDE, Q: np.ndarray, chosen: dict[str, float], c: CriticalBandwidths) -> dict[str, Any]:
+    """Log-density of every query by rule and at h_opt; its mean at bandwidths around h_opt."""
+    by_rule = dict(zip(chosen, map(_short, kde.log_densities(Q, list(chosen.values()))), strict=True))
+    return {
+        "chosen": chosen,
+        "by": by_rule,
+        "around": kde.log_densities(Q, list(c.h_opt * AROUND)).mean(1).tolist(),
+        "optimal": _short(kde.log_densities(Q, [c.h_opt])[0]),
+    }
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [float(f"{v:.{DIGITS}g}") for v in values]
+
+
+def summed(kept: Mapping[str, Any], c: CriticalBandwidths) -> dict[str, float]:
     """Mean log-density by rule, the best bandwidth in units of h_opt, and the gap to the theory there, a dimension."""
-    grid = c.h_opt * 2 ** (np.arange(-8, 13) / 16)
-    by_rule = dict(zip(chosen, kde.log_densities(Q, list(chosen.values())).mean(1).tolist(), strict=True))
-    best = grid[kde.log_densities(Q, list(grid)).mean(1).argmax()] / c.h_opt
-    at_best = kde.log_densities(Q, [c.h_opt]).mean() / Q.shape[1]
-    return by_rule | {"best": float(best), "gap": float(c.log_density(c.h_opt) - at_best)}
+    by_rule = {rule: float(np.mean(values)) for rule, values in kept["by"].items()}
+    at_best = np.mean(kept["optimal"]) / c.d
+    return by_rule | {
+        "best": float(AROUND[np.argmax(kept["around"])]),
+        "gap": float(c.log_density(c.h_opt) - at_best),
+    }
 
 
 def _claims(sizes: dict[int, dict[str, np.ndarray]], normality: list[dict[str, float]]) -> list[Claim]:
@@ -151,8 +176,8 @@ def _fitted(X: np.ndarray, h: float) -> HighDimKDE:
         return HighDimKDE(h).fit(X)
 
 
-def _fluctuations(d: int = 60) -> list[dict[str, float]]:
-    """Over many data sets, at one typical query: how far the estimate, by its mean, is from normal."""
+def _fluctuations(d: int = 60) -> dict[str, Any]:
+    """By bandwidth, over many data sets, at one typical query: the log-density, and how many points count."""
     n, rng = DRAWN, np.random.default_rng(0)
     c = critical_bandwidths(np.ones(d), n)
     x = rng.standard_normal((1, d))
@@ -165,11 +190,20 @@ def _fluctuations(d: int = 60) -> list[dict[str, float]]:
         D = ((kde.data_.numpy() + kde.centre_ - x) ** 2).sum(1)
         p = np.exp(-(D - D.min()) / (2 * (ratios[:, None] * c.h_g) ** 2))
         effective.append((p.sum(1) ** 2) / (p**2).sum(1))
+    return {
+        "ratios": ratios.tolist(),
+        "logs": [_short(v) for v in np.transpose(logs)],
+        "effective": [_short(v) for v in np.transpose(effective) / n],
+    }
+
+
+def normality(*, ratios: Sequence[float], logs: Any, effective: Any) -> list[dict[str, float]]:
+    """How far the estimate, by its mean, is from normal, and the share of points that count."""
     out = []
-    for r, column, e in zip(ratios, np.transpose(logs), np.transpose(effective), strict=True):
+    for r, column, e in zip(ratios, np.array(logs), effective, strict=True):
         value = np.exp(column - column.max())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             statistic = float(cast(Any, stats.anderson(value / value.mean())).statistic)
-        out.append({"ratio": float(r), "anderson": statistic, "effective": float(np.median(e)) / n})
+        out.append({"ratio": float(r), "anderson": statistic, "effective": float(np.median(e))})
     return out

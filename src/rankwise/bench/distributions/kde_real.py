@@ -6,10 +6,11 @@ halves of one domain are not told apart.
 
 from __future__ import annotations
 
-import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -17,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.data import sentiment
 from rankwise.data.moving import digits
 from rankwise.distributions.density.estimator import ConcentrationWarning, HighDimKDE
@@ -33,33 +35,42 @@ RECIPE = Recipe(
 )
 
 RULES = ("theory", "nn", "cv", "scott", "silverman")
+DATA = ("digits", "movie sentences")
+DIGITS_KEPT = 5  # of a log-density
 DOMAINS = ("movies", "amazon", "nyt", "tweets")
 KEPT, DIGITS, ROWS, OTHERS = 50, 5_000, 2_500, 500  # components; images; sentences a domain, and of another one
 
 
-def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Split ``seeds`` times, fit every rule, judge."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Split ``seeds`` times, fit every rule: the log-density of every held-out row, and of other domains' sentences."""
+    note = on_event or (lambda *_: None)
     images = digits()[0][:DIGITS]
-    points = {"digits": PCA(KEPT, random_state=0).fit_transform(images.reshape(len(images), -1) / 255.0)}
+    points = {DATA[0]: PCA(KEPT, random_state=0).fit_transform(images.reshape(len(images), -1) / 255.0)}
     texts = {d: sentiment(d, task="rating").split().train.texts[:ROWS] for d in DOMAINS}
     note("embedding", "train", 0, 1, float("nan"))
     raw = {d: np.asarray(embed(t), dtype=np.float64) for d, t in texts.items()}
     basis = PCA(KEPT, random_state=0).fit(raw["movies"])
     embedded = {d: basis.transform(x) for d, x in raw.items()}
-    points["movie sentences"] = embedded["movies"]
-    splits: dict[str, list[Split]] = {}
+    points[DATA[1]] = embedded["movies"]
+    runs: Runs = {}
     for name, X in points.items():
-        others = None if name == "digits" else np.concatenate([embedded[d][:OTHERS] for d in DOMAINS[1:]])
+        others = None if name == DATA[0] else np.concatenate([embedded[d][:OTHERS] for d in DOMAINS[1:]])
         note(name, "train", 0, seeds, float("nan"))
-        splits[name] = fan_out(_split, [(X, others, seed) for seed in range(seeds)])
+        splits = fan_out(_split, [(X, others, seed) for seed in range(seeds)])
+        runs |= {f"{name}, split {seed}": split for seed, split in enumerate(splits)}
         note(name, "done", 1, 1, float("nan"))
-    held = {n: {r: np.array([s[r].held for s in found]) for r in RULES} for n, found in splits.items()}
-    auc = {n: {r: np.array([s[r].auc for s in found]) for r in RULES} for n, found in splits.items()}
+    return runs
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The rules compared, paired by split."""
+    splits = {n: [{r: Judged.of(**found[f"{n}, split {s}"][r]) for r in RULES} for s in range(seeds)] for n in DATA}
+    held = {n: {r: np.array([s[r].held for s in of]) for r in RULES} for n, of in splits.items()}
+    auc = {n: {r: np.array([s[r].auc for s in of]) for r in RULES} for n, of in splits.items()}
     rows = [
-        [name, rule, *found[0][rule].where, plus_minus(held[name][rule], 1, 2),
+        [name, rule, *of[0][rule].where, plus_minus(held[name][rule], 1, 2),
          "-" if np.isnan(auc[name][rule]).any() else plus_minus(auc[name][rule], 100, 1)]
-        for name, found in splits.items() for rule in RULES
+        for name, of in splits.items() for rule in RULES
     ]  # fmt: skip
     return Evidence(
         recipe="kde_real",
@@ -73,9 +84,8 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         claims=_claims(
             held,
             {r: float(v.mean()) for r, v in auc["movie sentences"].items()},
-            np.array([s["theory"].same for found in splits.values() for s in found]),
+            np.array([s["theory"].same for of in splits.values() for s in of]),
         ),
-        seconds=time.perf_counter() - start,
         environment=environment("fp64", 1),
     )
 
@@ -87,32 +97,44 @@ class Judged:
     held: float
     auc: float
     same: float
-    where: tuple[str, str, str, str]
+    where: Sequence[str]
+
+    @classmethod
+    def of(cls, *, own: Sequence[float], others: Sequence[float] | None, where: Sequence[str]) -> Judged:
+        """Of the log-densities of held-out rows and of others; without others nothing is told apart."""
+        inside, half, none = np.array(own), len(own) // 2, others is None
+        return cls(
+            held=float(inside.mean()),
+            auc=np.nan if none else _auc(inside, np.array(others)),
+            same=np.nan if none else _auc(inside[:half], inside[half:]),
+            where=where,
+        )
 
 
-Split = dict[str, Judged]
-
-
-def _split(asked: tuple[np.ndarray, np.ndarray | None, int]) -> Split:
+def _split(asked: tuple[np.ndarray, np.ndarray | None, int]) -> dict[str, Any]:
+    """By rule: log-densities, and where the bandwidth is."""
     X, others, seed = asked
     order = np.random.default_rng(seed).permutation(len(X))
     train, test = X[order[: 4 * len(X) // 5]], X[order[4 * len(X) // 5 :]]
-    train, half = np.unique(train, axis=0), len(test) // 2  # repeated sentences make leave-one-out unbounded
+    train = np.unique(train, axis=0)  # repeated sentences make leave-one-out unbounded
     judged = {}
     for rule in RULES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConcentrationWarning)
             kde = HighDimKDE(rule).fit(train)
-        own, h, c = kde.score_samples(test), kde.bandwidth_, kde.critical_
+        h, c = kde.bandwidth_, kde.critical_
         assert c is not None
         effective = float(kde.diagnose(test[:200])["effective_number"].median())
-        judged[rule] = Judged(
-            held=float(own.mean()),
-            auc=np.nan if others is None else _auc(own, kde.score_samples(others)),
-            same=np.nan if others is None else _auc(own[:half], own[half:]),
-            where=(f"{h:.3g}", f"{float(c.index(h)):.2f}", c.regime(h), f"{effective:.1f}"),
-        )
+        judged[rule] = {
+            "own": _short(kde.score_samples(test)),
+            "others": None if others is None else _short(kde.score_samples(others)),
+            "where": (f"{h:.3g}", f"{float(c.index(h)):.2f}", c.regime(h), f"{effective:.1f}"),
+        }
     return judged
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [float(f"{v:.{DIGITS_KEPT}g}") for v in values]
 
 
 def _claims(held: dict[str, dict[str, np.ndarray]], auc: dict[str, float], same: np.ndarray) -> list[Claim]:

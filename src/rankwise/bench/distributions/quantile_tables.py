@@ -5,7 +5,6 @@ Control: three bases of noise (quantiles of a random normal) must not hurt by mo
 
 from __future__ import annotations
 
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sklearn.base import BaseEstimator
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.data.frames import regression
 from rankwise.distributions.quantiles.aggregation import QuantileAggregator
 from rankwise.distributions.quantiles.bases import GaussianNetwork, predict_base
@@ -45,6 +45,7 @@ TABLES = (
 WEIGHTS = tuple(f"{place}-{grain}" for place in ("global", "local") for grain in ("coarse", "medium", "fine"))
 ROWS = 10_000
 TREES, EPOCHS, STEPS = 80, 200, 4000  # of boosting and forest; of the network; of the weights, at most
+BLOCKS = 40  # of a split's test rows: what is kept are their means
 JOBS = 2
 Scores = dict[str, float]
 
@@ -77,22 +78,34 @@ def bases() -> list[tuple[str, Any]]:
     ]
 
 
-def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Split every table ``seeds`` times, fit, compare."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
-    splits: dict[str, list[Scores]] = {}
-    covered: dict[str, list[np.ndarray]] = {}
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Split every table ``seeds`` times, fit: what every block of test rows gave."""
+    note = on_event or (lambda *_: None)
+    runs: Runs = {}
     for table in TABLES:
         note(table, "train", 0, seeds, float("nan"))
         memory = str(out / "quantile_memory")
-        for scores, coverage in fan_out(_split, [(table, seed, memory) for seed in range(seeds)]):
-            splits.setdefault(table, []).append(scores)
-            for way, c in coverage.items():
-                covered.setdefault(way, []).append(c)
+        splits = fan_out(_split, [(table, seed, memory) for seed in range(seeds)])
+        runs |= {f"{table}, split {seed}": split for seed, split in enumerate(splits)}
         note(table, "done", 1, 1, float("nan"))
+    return runs
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The methods compared over tables."""
+    splits: dict[str, list[Scores]] = {}
+    covered: dict[str, list[np.ndarray]] = {}
+    for table in TABLES:
+        for seed in range(seeds):
+            split = found[f"{table}, split {seed}"]
+            splits.setdefault(table, []).append(
+                {k: float(np.average(v, weights=split["rows"])) for k, v in split["wis"].items()}
+            )
+            for way, shares in split["covered"].items():
+                covered.setdefault(way, []).append(np.average(shares, axis=0, weights=split["rows"]))
     names = [n for n, _ in bases()]
-    mean = {t: {k: float(np.mean([s[k] for s in found])) for k in found[-1]} for t, found in splits.items()}
-    kinds = [k for k in splits[table][-1] if k not in covered]
+    mean = {t: {k: float(np.mean([s[k] for s in of])) for k in of[-1]} for t, of in splits.items()}
+    kinds = [k for k in splits[TABLES[-1]][-1] if k not in covered]
     relative = {k: np.array([m[k] / min(m[n] for n in names) for m in mean.values()]) for k in kinds}
     return Evidence(
         recipe="quantile_tables",
@@ -104,15 +117,14 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         rows=[
             [k, _ratio(r), f"{r.min():.3f}", f"{r.max():.3f}", str(int((r <= 1).sum()))] for k, r in relative.items()
         ],
-        claims=_claims(relative, [found[0] for found in splits.values()], covered),
-        seconds=time.perf_counter() - start,
+        claims=_claims(relative, [of[0] for of in splits.values()], covered),
         environment=environment("fp32", 1),
         extra={k: dict(zip(TABLES, (f"{x:.3f}" for x in r), strict=True)) for k, r in relative.items()},
     )
 
 
-def _split(asked: tuple[str, int, str]) -> tuple[Scores, dict[str, np.ndarray]]:
-    """Weighted interval scores of one split by method, and coverage by way of calibration."""
+def _split(asked: tuple[str, int, str]) -> dict[str, Any]:
+    """Of one split, by block of test rows: weighted interval scores by method, coverage by way of calibration."""
     table, seed, memory = asked
     X, y = regression(table)
     order = np.random.default_rng(seed).permutation(len(y))[:ROWS]
@@ -142,8 +154,12 @@ def _split(asked: tuple[str, int, str]) -> tuple[Scores, dict[str, np.ndarray]]:
         "free weights (QRA)": fitted("global-coarse", normalize=False).predict(Z),
         "local-medium, three noise bases": fitted(models=noisy).predict(Z),
     }
-    scores = {k: weighted_interval_score(t, q, tau) for k, q in predicted.items()}
-    return scores, {k: _coverage(t, predicted[k]) for k in calibrated}
+    blocks = np.array_split(np.arange(len(t)), min(BLOCKS, len(t)))
+    return {
+        "rows": [len(b) for b in blocks],
+        "wis": {k: [weighted_interval_score(t[b], q[b], tau) for b in blocks] for k, q in predicted.items()},
+        "covered": {k: [_coverage(t[b], predicted[k][b]) for b in blocks] for k in calibrated},
+    }
 
 
 def _claims(relative: dict[str, np.ndarray], first: list[Scores], covered: dict[str, list[np.ndarray]]) -> list[Claim]:

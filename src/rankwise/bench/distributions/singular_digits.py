@@ -6,20 +6,22 @@ apart from the test images.
 
 from __future__ import annotations
 
-import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.model_selection import cross_val_score, train_test_split
+from sklearn.model_selection import cross_val_predict, train_test_split
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared import wasserstein_gan
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.distributions.density.estimator import HighDimKDE
 from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 from rankwise.distributions.singular.networks import directions, sliced_wasserstein
@@ -35,17 +37,24 @@ RECIPE = Recipe(
 )
 
 LATENT, ROWS, TEST = 10, 1_797, 500  # images, and of these for testing
+DIGITS = 5  # of a distance
 EPOCHS, GAN_STEPS, TREES, JOBS = 300, 2_000, 200, 2
 
 
-def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Split ``seeds`` times, fit, judge."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Split ``seeds`` times, fit: distances along directions, and which images a classifier tells apart."""
+    note = on_event or (lambda *_: None)
     note("digits", "train", 0, seeds, float("nan"))
     splits = fan_out(_split, range(seeds), on_done=counting(note, "digits", seeds))
     note("digits", "done", 1, 1, float("nan"))
-    chosen = [relative for relative, _ in splits]
-    column = {k: np.array([found[k] for _, found in splits]) for k in splits[0][1]}
+    return {f"split {seed}": split for seed, split in enumerate(splits)}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """Samples of every model compared, paired by split."""
+    splits = [found[f"split {seed}"] for seed in range(seeds)]
+    chosen = [split["level"] for split in splits]
+    column = {k: np.array([_summed(**split["judged"][k]) for split in splits]) for k in splits[0]["judged"]}
     auto, none = column["likelihood, σ̃ chosen"], column["likelihood, σ̃ = 0"]
     gain, c2st = paired(none[:, 0], auto[:, 0]), paired(none[:, 1], auto[:, 1])
     real = column["real images"][:, 1]
@@ -81,13 +90,12 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
                 found=plus_minus(real),
             ),
         ],
-        seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
     )
 
 
-def _split(seed: int) -> tuple[float, dict[str, tuple[float, float]]]:
-    """The chosen noise, relative to the data's spread; sliced W1 and two-sample accuracy of every model's samples."""
+def _split(seed: int) -> dict[str, Any]:
+    """The chosen noise, relative to the data's spread; how every model's samples are judged."""
     images = np.asarray(load_digits(return_X_y=True)[0])[:ROWS] / 16.0
     X, test = map(np.asarray, train_test_split(images, test_size=TEST, random_state=seed))
     with warnings.catch_warnings():
@@ -107,8 +115,16 @@ def _split(seed: int) -> tuple[float, dict[str, tuple[float, float]]]:
     }
     # images have 17 greys: no sample is told apart by others
     grey = {name: np.clip(np.round(16 * sample), 0, 16) / 16 for name, sample in samples.items()}
-    judged = {name: (_sliced(sample, test), _told_apart(sample, test, seed)) for name, sample in grey.items()}
-    return float(path["relative"].iloc[int(path["wasserstein"].argmin())]), judged
+    judged = {
+        name: {"distances": _sliced(sample, test), "right": _told_apart(sample, test, seed)}
+        for name, sample in grey.items()
+    }
+    return {"level": float(path["relative"].iloc[int(path["wasserstein"].argmin())]), "judged": judged}
+
+
+def _summed(*, distances: Sequence[float], right: str) -> tuple[float, float]:
+    """Sliced Wasserstein-1, the mean over directions, and the share of images that are told apart."""
+    return float(np.mean(distances)), right.count("1") / len(right)
 
 
 def _principal(X: np.ndarray, seed: int) -> np.ndarray:
@@ -117,12 +133,16 @@ def _principal(X: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((TEST, LATENT)) * spread @ pca.components_ + pca.mean_
 
 
-def _sliced(a: np.ndarray, b: np.ndarray) -> float:
+def _sliced(a: np.ndarray, b: np.ndarray) -> list[float]:
+    """Wasserstein-1 along each of many directions."""
     axes = directions(a.shape[1], 500, torch.Generator().manual_seed(1)).double()
-    return float(sliced_wasserstein(torch.as_tensor(a), torch.as_tensor(b), axes))
+    x, y = torch.as_tensor(a), torch.as_tensor(b)
+    return [float(f"{float(sliced_wasserstein(x, y, axis[:, None])):.{DIGITS}g}") for axis in axes.T]
 
 
-def _told_apart(a: np.ndarray, b: np.ndarray, seed: int) -> float:
+def _told_apart(a: np.ndarray, b: np.ndarray, seed: int) -> str:
+    """Of every row of both whether a classifier that did not see it says right whose it is."""
     forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=1 if is_spread() else JOBS)
     labels = np.repeat([0, 1], [len(a), len(b)])
-    return float(cross_val_score(forest, np.concatenate([a, b]), labels, cv=5).mean())
+    said = np.asarray(cross_val_predict(forest, np.concatenate([a, b]), labels, cv=5))
+    return "".join("1" if own == whose else "0" for own, whose in zip(said, labels, strict=True))

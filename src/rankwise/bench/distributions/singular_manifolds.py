@@ -5,7 +5,6 @@ Control: where the data's own noise is large, perturbing them gains nothing.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ from sklearn.decomposition import PCA
 from rankwise.bench import Recipe
 from rankwise.bench.shared import wasserstein_gan
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.distributions.density.estimator import HighDimKDE
 from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 from rankwise.events import OnEvent, environment
@@ -89,22 +89,29 @@ def fitted(X: np.ndarray, seed: int, **options) -> SingularGenerativeEstimator:
         return model.fit(X)
 
 
-def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Evidence:
-    """Fit every level, baselines and sizes; ``seeds`` data sets a case."""
-    start, note = time.perf_counter(), on_event or (lambda *_: None)
-    found: dict[tuple[str, float], dict[str, list[float]]] = {}
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
+    """Fit every level, baselines and sizes, ``seeds`` data sets a case: of each data set the distances to the truth."""
+    note = on_event or (lambda *_: None)
+    cases: dict[tuple[str, float], dict[str, list[float]]] = {}
     for name in MANIFOLDS:
         for own in OWN_NOISE:
-            note(f"{name}, noise {own:g}", "train", len(found), len(MANIFOLDS) * len(OWN_NOISE), float("nan"))
+            note(f"{name}, noise {own:g}", "train", len(cases), len(MANIFOLDS) * len(OWN_NOISE), float("nan"))
             scores = _at_once(_case, [(name, own, 100 + seed) for seed in range(seeds)])
-            found[name, own] = {k: [s[k] for s in scores] for k in scores[0]}
+            cases[name, own] = {k: [s[k] for s in scores] for k in scores[0]}
             note(f"{name}, noise {own:g}", "done", 1, 1, float("nan"))
-    rate = {n: _at_once(_size, [(n, 100 + seed) for seed in range(seeds)]) for n in SIZES}
-    shown = {f"{n}, σ₀ = {o:g}": s for (n, o), s in found.items() if o in (0.0, 0.2)}
+    rate = {f"rows: {n}": _at_once(_size, [(n, 100 + seed) for seed in range(seeds)]) for n in SIZES}
+    shown = {f"{n}, σ₀ = {o:g}": s for (n, o), s in cases.items() if o in (0.0, 0.2)}
     save(noise_levels(shown), out / "singular_levels.png")
     save(clouds(_drawn(100)), out / "singular_manifolds.png")
+    return rate | {f"{n}, noise {o:g}": s for (n, o), s in cases.items()}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """Levels and generators compared, paired by data set."""
+    cases = {(n, o): found[f"{n}, noise {o:g}"] for n in MANIFOLDS for o in OWN_NOISE}
+    rate = {n: found[f"rows: {n}"] for n in SIZES}
     columns = {"none": "0.0", "chosen": "auto", "σ̃ = 1": "1.0", "kde": "kde", "wgan": "wgan", "floor": "floor"}
-    rows = [[n, f"{o:g}", *(plus_minus(s[k], 1, 2) for k in columns.values())] for (n, o), s in found.items()]
+    rows = [[n, f"{o:g}", *(plus_minus(s[k], 1, 2) for k in columns.values())] for (n, o), s in cases.items()]
     return Evidence(
         recipe="singular_manifolds",
         title="Likelihood of a singular distribution: curves and surfaces",
@@ -114,10 +121,9 @@ def run(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Eviden
         "perturbation: none, level chosen on held-out rows, too much; floor: between two samples of the truth",
         header=["law", "σ₀", *columns],
         rows=rows,
-        claims=_claims(found, rate),
-        seconds=time.perf_counter() - start,
+        claims=_claims(cases, rate),
         environment=environment("fp32", 1),
-        extra={f"{n}, {o:g}": {k: plus_minus(v, 1, 3) for k, v in s.items()} for (n, o), s in found.items()},
+        extra={f"{n}, {o:g}": {k: plus_minus(v, 1, 3) for k, v in s.items()} for (n, o), s in cases.items()},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
+from rankwise.bench.shared.measured import Runs
 from rankwise.distributions.survival import power_weibull as pgw
 from rankwise.distributions.survival.fitter import PGWFitter, select_baseline
 from rankwise.events import OnEvent, counting, environment
@@ -27,27 +27,35 @@ CASES = {
     "exponential": (1.0, 1.0), "weibull, up": (1.6, 1.0), "weibull, down": (0.7, 1.0), "log-logistic": (2.0, 0.0),
     "between": (1.5, 0.4), "linear hazard": (1.0, 2.0), "bathtub": (0.6, 4.0), "cured": (1.5, -0.4),
 }  # fmt: skip
+PICKED = "AIC on exponential data"  # whether Weibull, PGW and PGW with both scales are preferred
 ROWS = 1000
 LEAST = 200  # samples a case: with fewer the intervals' coverage is not known
 
 
-def run(out: Path, *, seeds: int = 200, on_event: OnEvent | None = None) -> Evidence:
-    """``seeds`` samples a case (``LEAST`` at least)."""
-    start, note, n = time.perf_counter(), on_event or (lambda *_: None), max(seeds, LEAST)
-    rows, coverage = [], {}
+def measure(out: Path, *, seeds: int = 200, on_event: OnEvent | None = None) -> Runs:
+    """``seeds`` samples a case (``LEAST`` at least): of each the estimates, and whether intervals cover the truth."""
+    note, n = on_event or (lambda *_: None), max(seeds, LEAST)
+    runs: Runs = {}
     for name, (gamma, kappa) in CASES.items():
         note(name, "train", 0, n, float("nan"))
         found = fan_out(_one, [(gamma, kappa, seed) for seed in range(n)], on_done=counting(note, name, n))
         note(name, "done", 1, 1, float("nan"))
-        logs, inside_gamma, inside_kappa, median, inside_median = np.array(found).T
-        coverage[name] = inside_kappa.mean(), inside_median.mean()
+        runs[name] = dict(zip(("log γ", "γ covered", "κ covered", "median", "median covered"), np.array(found).T,
+                              strict=True))  # fmt: skip
+    return {**runs, PICKED: np.array(fan_out(_picked, range(n)))}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """Bias and coverage by case."""
+    n, rows, coverage = max(seeds, LEAST), [], {}
+    for name, (gamma, kappa) in CASES.items():
+        logs, inside_gamma, inside_kappa, median, inside_median = (np.mean(v) for v in found[name].values())
+        coverage[name] = inside_kappa, inside_median
         rows.append([
-            name, f"{gamma:g}", f"{kappa:g}", f"{logs.mean() - np.log(gamma):+.3f}", f"{100 * inside_gamma.mean():.1f}",
-            f"{100 * inside_kappa.mean():.1f}", f"{100 * (median.mean() - 1):+.1f}",
-            f"{100 * inside_median.mean():.1f}",
+            name, f"{gamma:g}", f"{kappa:g}", f"{logs - np.log(gamma):+.3f}", f"{100 * inside_gamma:.1f}",
+            f"{100 * inside_kappa:.1f}", f"{100 * (median - 1):+.1f}", f"{100 * inside_median:.1f}",
         ])  # fmt: skip
-    picked = np.array(fan_out(_picked, range(n)))
-    weibull, general, four = picked.mean(0)
+    weibull, general, four = np.mean(found[PICKED], 0)
     slack = 2.6 * np.sqrt(0.16 * 0.84 / n)
     near = 2.6 * np.sqrt(0.05 * 0.95 / n)
     return Evidence(
@@ -79,7 +87,6 @@ def run(out: Path, *, seeds: int = 200, on_event: OnEvent | None = None) -> Evid
                 found=f"Weibull {100 * weibull:.1f}%, PGW {100 * general:.1f}%, both scales {100 * four:.1f}% of {n}",
             ),
         ],
-        seconds=time.perf_counter() - start,
         environment=environment("fp64", 1),
     )  # fmt: skip
 
