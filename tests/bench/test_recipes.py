@@ -38,6 +38,12 @@ def test_a_recipe_runs_by_its_record_and_only_with_arguments_that_it_has(located
         assert name in taken if name.islower() else hasattr(module, name), name
 
 
+@pytest.mark.parametrize("located", ALL, ids=lambda located: "/".join(located.place.parts))
+def test_a_recipe_keeps_what_it_measured_but_for_times_which_have_no_items(located):
+    kept = hasattr(importlib.import_module(located.module), "judge")
+    assert kept != (located.place.parts[0] == "speed")
+
+
 def test_records_are_found_without_importing_what_they_need():
     import subprocess
     import sys
@@ -296,7 +302,7 @@ def test_recipes_that_spread_hand_their_runs_to_the_fan_out():
                     "kept_runs(",
                     "Job(",
                     "trained(out",
-                    "owlore.run(",
+                    "owlore.compared(",
                     "runs_of(",
                     "evidence_of(",
                     "by_seed(out, ",

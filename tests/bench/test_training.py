@@ -14,6 +14,7 @@ from rankwise.bench.merging import rtsvm
 from rankwise.bench.optim import owlore
 from rankwise.bench.shared import experts, language
 from rankwise.bench.shared import fresh_process as memory
+from rankwise.bench.shared.measured import plain
 from rankwise.bench.speed import footprint
 from rankwise.bench.tuning import s2lora_speech
 from rankwise.compression.lama import LowRankAttentionPooling
@@ -178,6 +179,24 @@ def test_claims_on_lama_hold_each_for_its_own_comparison():
     for i, rival in ((0, "gru-structured"), (1, "transformer-mean"), (2, "gru-mean"), (4, "lama-frozen")):
         better = scores | {rival: [0.95, 0.96, 0.97, 0.98]}
         assert [c.held for c in lama._claims(better, 0.2)] == [j != i for j in range(5)]
+
+
+def test_lamas_numbers_are_those_of_what_was_said_of_every_snippet():
+    def trial(right):
+        said = [1] * right + [0] * (10 - right)
+        return {"items": {c: {"label": [1] * 10, "said": said} for c in (lama.MOVIES, *lama.TESTS)}}
+
+    def run(right):
+        return {"learning_rate": 1e-3, "seconds": 2.0, "attention": 7, "trials": [trial(right), trial(right - 1)]}
+
+    found = {name: run(9 if name == "lama" else 6) for name in lama.VARIANTS}
+    evidence = lama.judge(plain({"steps": 3, "apart": [0.1, 0.3], **found}), seeds=2)
+    assert evidence.rows[0] == ["LAMA", "0.001", "7", "85.0±7.1", "85.0±7.1", "2s"]
+    assert [c.found for c in evidence.claims if "heads look" in c.text] == ["0.20"]
+
+
+def test_a_perplexity_is_a_tokens_however_the_texts_differ_in_length():
+    assert welore.of({"tokens": [1, 2]}, [1.0, 5.0]) == pytest.approx(np.exp(2))
 
 
 def test_saved_bytes_are_what_autograd_keeps_besides_input_and_parameters():

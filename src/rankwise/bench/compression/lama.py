@@ -8,19 +8,23 @@ and Q.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rankwise.bench import Recipe
+from rankwise.bench.shared.adapted import by_seed, runs_of
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.measured import Runs
 from rankwise.compression.lama import LamaClassifier, head_distance
 from rankwise.events import OnEvent, environment
 from rankwise.jobs.adapt import AdaptConfig, Job, load_adapted
 from rankwise.jobs.lama import build_lama
 from rankwise.jobs.tasks import batches
+from rankwise.reading import read_json
 from rankwise.report.tables import count
 
 RECIPE = Recipe(
@@ -43,32 +47,41 @@ VARIANTS = {
 }
 TESTED = 500  # snippets a domain
 LOOKED_AT = 200  # snippets, for the distance between heads
+MOVIES = "sentiment:movies"
 TESTS = ["sentiment:tweets", "sentiment:amazon", "sentiment:nyt"]
 
 
-def run(out: Path, *, seeds: int = 5, steps: int = 150, on_event: OnEvent | None = None) -> Evidence:
-    """Train all variants (finished ones are read back), judge the claims."""
-    start, scores, outside, rows, jobs = time.perf_counter(), {}, {}, [], {}
+def measure(out: Path, *, seeds: int = 5, steps: int = 150, on_event: OnEvent | None = None) -> Runs:
+    """Train all variants (finished ones are read back): what each says of every snippet, and what LAMA looks at."""
+    found: Runs = {}
+    for name in VARIANTS:
+        job = Job(_settings(name, seeds, steps), out / name, on_event=on_event)
+        run = runs_of(job, leave=["nll"])["full"]
+        seconds = read_json(job.out / "results.json")["methods"][0]["seconds"]["mean"]
+        found[name] = {**run, "seconds": seconds, "attention": attention_parameters(build_lama(name, num_labels=2))}
+        if name == "lama":
+            found["apart"] = _heads_apart(job)
+    return {"steps": steps, **found}
+
+
+def judge(found: Runs, *, seeds: int) -> Evidence:
+    """The variants compared, paired by seed."""
+    scores, rows = {}, []
     for name, title in VARIANTS.items():
-        job = jobs[name] = Job(_settings(name, seeds, steps), out / name, on_event=on_event)
-        (entry,) = job.run()["methods"]
-        trials = entry["trials"]
-        scores[name] = [t["scores"]["sentiment:movies"]["score"] for t in trials]
-        outside[name] = [float(np.mean([t["scores"][d]["score"] for d in TESTS])) for t in trials]
-        pool = attention_parameters(build_lama(name, num_labels=2))
-        cells = [plus_minus(scores[name]), plus_minus(outside[name]), f"{entry['seconds']['mean']:.0f}s"]
-        rows.append([title, f"{entry['learning_rate']:g}", count(pool) if pool else "-", *cells])
-    distance = _heads_apart(jobs["lama"])
+        run = found[name]
+        scores[name] = by_seed(run, MOVIES)
+        outside = np.mean([by_seed(run, d) for d in TESTS], axis=0)
+        cells = [plus_minus(scores[name]), plus_minus(outside), f"{run['seconds']:.0f}s"]
+        rows.append([title, f"{run['learning_rate']:g}", count(run["attention"]) if run["attention"] else "-", *cells])
     return Evidence(
         recipe="lama",
         title="LAMA: low-rank factorised attention",
         command=f"rankwise bench lama --seeds {seeds}",
-        setting=f"movie polarity, MiniLM's word embeddings, 16 heads, {steps} steps of 32 snippets, {seeds} seeds, "
-        f"{TESTED} test snippets a domain; accuracy in per cent, mean ± standard deviation",
+        setting=f"movie polarity, MiniLM's word embeddings, 16 heads, {found['steps']} steps of 32 snippets, {seeds} "
+        f"seeds, {TESTED} test snippets a domain; accuracy in per cent, mean ± standard deviation",
         header=["model", "rate", "attention", "movies", "out of domain", "time"],
         rows=rows,
-        claims=_claims(scores, distance),
-        seconds=time.perf_counter() - start,
+        claims=_claims(scores, float(np.mean(found["apart"]))),
         environment=environment("fp32", 1),
     )
 
@@ -99,17 +112,17 @@ def attention_parameters(model: LamaClassifier) -> int:
 
 
 @torch.no_grad()
-def _heads_apart(job: Job) -> float:
-    """Mean Jensen-Shannon distance between the heads of a trained LAMA, over test snippets."""
+def _heads_apart(job: Job) -> list[float]:
+    """Of test snippets, the mean Jensen-Shannon distance between the heads of a trained LAMA."""
     model = load_adapted(job.ready.fresh_model(), job.out / "adapters" / "full").eval()
     distances = []
-    for batch in batches(job.ready.task, job.ready.examples["sentiment:movies"][:LOOKED_AT], 32):
+    for batch in batches(job.ready.task, job.ready.examples[MOVIES][:LOOKED_AT], 32):
         batch.pop("labels")
         distances.append(head_distance(model(**batch).attentions[0]))
-    return float(torch.cat(distances).mean())
+    return torch.cat(distances).tolist()
 
 
-def _claims(scores: dict[str, list[float]], distance: float) -> list[Claim]:
+def _claims(scores: Mapping[str, Any], distance: float) -> list[Claim]:
     structured = paired(scores["lama"], scores["gru-structured"])
     layer = paired(scores["lama"], scores["transformer-mean"])
     frozen = paired(scores["lama"], scores["lama-frozen"])

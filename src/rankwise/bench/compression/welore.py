@@ -8,17 +8,19 @@ contribute from what the calibrated factors do. `rankwise.bench.compression.welo
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.bench.shared.language import BLOCKS, TEXT, first_blocks
+from rankwise.bench.shared.measured import Runs
 from rankwise.compression import compress
 from rankwise.data import documents
 from rankwise.events import OnEvent, environment
 from rankwise.files import write_json
 from rankwise.jobs.compress import inputs
+from rankwise.jobs.items import metrics
 from rankwise.jobs.tasks import TextTask
 from rankwise.models import load, load_tokenizer
 from rankwise.reading import read_json
@@ -45,34 +47,43 @@ WAYS = {
 }
 
 
-def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
-    """Compress and measure (what is there is read back), judge the claims; nothing is random."""
-    start = time.perf_counter()
-    perplexity = compared(out / "perplexity.json", first_blocks(out / "model", BLOCKS), on_event)
+def measure(out: Path, *, on_event: OnEvent | None = None) -> Runs:
+    """Compress and measure (what is there is read back): of every text its loss; nothing is random."""
+    return compared(out / "losses.json", first_blocks(out / "model", BLOCKS), on_event)
+
+
+def judge(found: Runs) -> Evidence:
+    """Perplexities of all ways compared."""
+    perplexity = {way: {r: of(found, losses) for r, losses in found[way].items()} for way in WAYS}
     return Evidence(
         recipe="welore",
         title="WeLore: compression by each matrix's own rank",
         command="rankwise bench welore --part perplexity",
-        setting=f"SmolLM2-135M, {TEXT}; perplexity of {perplexity['texts']} test texts of up to 128 tokens at a given "
-        f"share of directions removed, every matrix truncated (dense: {perplexity['dense']:.2f}); nothing is trained",
+        setting=f"SmolLM2-135M, {TEXT}; perplexity of {len(found['tokens'])} test texts of up to 128 tokens at a given "
+        f"share of directions removed, every matrix truncated (dense: {of(found, found['dense']):.2f}); nothing is "
+        "trained",
         header=["ranks", *[f"{r:.0%}" for r in RATIOS]],
         rows=[[title, *[f"{perplexity[way][str(r)]:.4g}" for r in RATIOS]] for way, title in WAYS.items()],
         claims=_claims(perplexity),
-        seconds=time.perf_counter() - start,
         environment=environment("fp32", 1),
         extra={"perplexity": perplexity},
     )
 
 
-def compared(path: Path, name: str, on_event: OnEvent | None = None) -> dict:
-    """Perplexity of the named model by way and ratio; what is in ``path`` already is read back."""
+def of(found: Runs, losses: Sequence[float]) -> float:
+    """Perplexity a token of texts with these losses."""
+    return metrics({"nll": losses, "tokens": found["tokens"]})["perplexity"]
+
+
+def compared(path: Path, name: str, on_event: OnEvent | None = None) -> Runs:
+    """The test texts' tokens, and their losses by the named model dense, by way and ratio."""
     found = read_json(path) if path.exists() else {}
     splits, tokenizer = documents("nyt").split(), load_tokenizer("smollm2")
     task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=128)
     test, train = task.encode(splits.test.head(TESTED)), task.encode(splits.train.head(CALIBRATED))
-    found["texts"] = len(test)
     if "dense" not in found:
-        found["dense"] = task.evaluate(load(name, task="causal-lm"), test)["perplexity"]
+        items = task.items(load(name, task="causal-lm"), test)
+        found |= {"tokens": items["tokens"], "dense": items["nll"]}
     for way in WAYS:
         for ratio in RATIOS:
             if str(ratio) in found.setdefault(way, {}):
@@ -88,12 +99,12 @@ def compared(path: Path, name: str, on_event: OnEvent | None = None) -> dict:
                 only_if_smaller=False,
                 calibrate=inputs(task, train) if calibrated else None,
             )
-            found[way][str(ratio)] = task.evaluate(model, test)["perplexity"]
+            found[way][str(ratio)] = task.items(model, test)["nll"]
             write_json(path, found)
     return found
 
 
-def _claims(perplexity: dict) -> list[Claim]:
+def _claims(perplexity: Mapping[str, Mapping[str, float]]) -> list[Claim]:
     shown = ", ".join(f"{r:.0%}" for r in RATIOS)
 
     def lower(better: str, worse: str, text: str, *, control: bool = False) -> Claim:
