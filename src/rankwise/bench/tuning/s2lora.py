@@ -84,7 +84,7 @@ def settings(budget: str, methods: list[str], seeds: int, steps: int) -> AdaptCo
     )
 
 
-def measure(out: Path, *, seeds: int = 5, steps: int = 160, on_event: OnEvent | None = None) -> Runs:
+def measure(out: Path, *, seeds: int = 5, steps: int = 240, on_event: OnEvent | None = None) -> Runs:
     """Train all variants (finished ones are read back): what was said of every test sentence, and what is zero."""
     jobs = {b: Job(settings(b, m, seeds, steps), out / f"budget-{b}", on_event=on_event) for b, m in BUDGETS.items()}
     return {"told": {"steps": steps}, **gathered(jobs, leave=("nll",))}
