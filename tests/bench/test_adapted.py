@@ -224,7 +224,7 @@ def s2_run(of, domains, *, zero=20, ranks=RISING, mass=RISING, cost=None):
     return run(of, domains, trials=[one] * SEEDS, cost=COST | (cost or {}))
 
 
-def s2_text(zero=20, ranks=RISING, mass=RISING, permuted=0.5, small=100, **changed):
+def s2_text(zero=20, dense=0, ranks=RISING, mass=RISING, permuted=0.5, small=100, **changed):
     """All variants at 0.6 in domain and 0.5 out of it; ``changed`` has a pair for a variant."""
     found = {"told": {"steps": 160}, "permuted": [answers(permuted)] * SEEDS, "0.5% head": None}
     for budget, names in s2lora.BUDGETS.items():
@@ -235,9 +235,8 @@ def s2_text(zero=20, ranks=RISING, mass=RISING, permuted=0.5, small=100, **chang
             domains = {s2lora.IN_DOMAIN: inside} | dict.fromkeys(s2lora.OUT_OF_DOMAIN, out)
             ada = key.endswith("adalora")
             cost = {"trainable_parameters": small if key.startswith("0.0") else 1000}
-            found[key] = s2_run(
-                answers, domains, zero=zero, ranks=RISING if ada else ranks, mass={} if ada else mass, cost=cost
-            )
+            kept = {"zero": dense if key.endswith("dense") else zero, "ranks": RISING if ada else ranks, "cost": cost}
+            found[key] = s2_run(answers, domains, mass={} if ada else mass, **kept)
     return plain(found)
 
 
@@ -250,6 +249,7 @@ def s2_text(zero=20, ranks=RISING, mass=RISING, permuted=0.5, small=100, **chang
     ({"changes": {"0.05% s2lora": (0.6, 0.4)}}, ["mean out-of-domain accuracy"]),
     ({"changes": {"0.5% s2lora-dense": (0.7, 0.5)}}, ["the L1 term costs no accuracy"]),
     ({"zero": 5}, ["the L1 term acts"]),
+    ({"zero": 100, "dense": 95}, ["the L1 term acts"]),
     ({"mass": FALLING}, ["correlation of mass"]),
     ({"ranks": FALLING}, ["correlation of effective ranks"]),
     ({"permuted": 0.62}, ["control: coefficients dealt"]),
@@ -267,10 +267,10 @@ def test_what_rests_on_sparsity_is_judged_only_where_it_acted():
         assert words in texts(10)
         assert words not in texts(9)
     shown = s2lora.judge(s2_text(zero=9), seeds=SEEDS)
-    assert "9.0±0.0 % of 100 coefficients are zero; what rests on" in next(
+    assert "9.0±0.0 % of 100 coefficients are zero, 0.0±0.0 % without it; what rests on" in next(
         c.found for c in shown.claims if "L1 term acts" in c.text
     )
-    assert [row[5] for row in shown.rows if row[0] == "M"].count("9.0±0.0%") == len(shown.rows)
+    assert [row[5] for row in shown.rows if row[0] == "M"].count("9.0±0.0%") == len(shown.rows) - 1
 
 
 def test_zero_coefficients_of_a_saved_adapter_are_counted(tmp_path):
@@ -297,7 +297,8 @@ def s2_speech(zero=20, permuted=0.5, small=100, untrained=0.6, **changed):
         domains = dict(zip(corpora, (inside, out, out), strict=True))
         cost = {"trainable_parameters": small if key.startswith("0.") else 1000}
         ada = key.endswith("adalora")
-        found[key] = s2_run(recording, domains, zero=zero, mass={} if ada else RISING, cost=cost)
+        none = key.endswith("dense")
+        found[key] = s2_run(recording, domains, zero=0 if none else zero, mass={} if ada else RISING, cost=cost)
     found[f"1% {UNTRAINED}"] = {c: recording(untrained) for c in corpora}
     return plain(found)
 

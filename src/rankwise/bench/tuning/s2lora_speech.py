@@ -104,7 +104,6 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         "out": [float(np.mean([zero[d] for d in OUT_OF_DOMAIN]))] * seeds,
     }
     scores = {k: seed_scores(run, IN_DOMAIN, OUT_OF_DOMAIN) for k, run in runs.items()}
-    s2, ada = runs["1%", "s2lora"], runs["1%", "adalora"]
     return Evidence(
         recipe="s2lora_speech",
         title="S2-LoRA on speech: Whisper tiny.en and child-like voices",
@@ -117,13 +116,13 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         rows=_rows(runs, scores, untrained),
         claims=[
             *_claims(runs, scores, untrained),
-            *sparsity_claims(s2, ada, "1%", costs(scores, "s2lora-dense", "the L1 term")),
+            *sparsity_claims(runs, "1%", costs(scores, "s2lora-dense", "the L1 term")),
             control(scores["1%", "s2lora"]["in"], permuted_scores(found["permuted"])),
         ],
         environment=environment("bf16", 1),
         extra={
             "maps": maps(found),
-            "effective_ranks": mean_map(s2, "ranks"),
+            "effective_ranks": mean_map(runs["1%", "s2lora"], "ranks"),
             "scores": {" ".join(k): v for k, v in scores.items()},
         },
     )
