@@ -122,7 +122,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         header=["A", "start", "best rate", "loss", "area", "test accuracy", "loss at equal rates"],
         rows=[row for half in halves.values() for row in half.rows()],
         claims=[c for half in halves.values() for c in half.claims()],
-        environment=environment("fp32", 1),
+        environment=environment("bf16", 1),
         extra={
             "losses": [
                 {
@@ -227,11 +227,15 @@ def _trained(setting: Setting, start: str, frozen: bool, rate: float, seed: int)
         A.requires_grad_(not frozen)
 
     def logits(which: list[int]) -> Tensor:
-        return _pooled(model, [texts["ids"][i] for i in which]) @ weight.T + bias
+        with torch.autocast("cpu", torch.bfloat16):
+            pooled = _pooled(model, [texts["ids"][i] for i in which])
+        return pooled.float() @ weight.T + bias
 
     @torch.no_grad()
     def scored(which: list[int]) -> Tensor:
-        return torch.cat([logits(which[i : i + 64]) for i in range(0, len(which), 64)])
+        order = sorted(range(len(which)), key=lambda k: len(texts["ids"][which[k]]))  # little padding
+        found = torch.cat([logits([which[k] for k in order[i : i + 64]]) for i in range(0, len(order), 64)])
+        return found[torch.tensor(order).argsort()]
 
     labels = texts["labels"]
     order = torch.randperm(len(texts["train"]), generator=torch.Generator().manual_seed(seed)).tolist()
