@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rankwise.bench.compression import welore_tuned
+from rankwise.bench.compression import lama, welore_tuned
 from rankwise.bench.optim import galore, owlore, owlore_label
 from rankwise.bench.shared import adapted, language
 from rankwise.bench.shared.adapted import UNTRAINED, by_seed, runs_of
@@ -64,21 +64,89 @@ def test_runs_have_the_items_of_done_trials_without_the_columns_left_and_none_of
     trials = [trial | {"status": s, "seed": i} for i, s in enumerate(["done", "diverged"])]
     known = {"title": "LoRA", "rank": 2, "learning_rate": 1e-3, "cost": COST, "grid": [{"score": 1.0}]}
     methods = [{"name": "lora", **known, "trials": trials}, {"name": "full", "trials": []}]
+    methods[1] |= {"title": "full", "rank": 0, "grid": [{"learning_rate": 1.0, "status": "diverged"}]}
     job = SimpleNamespace(
-        run=lambda: {"methods": methods, "zero_shot": {}}, items=lambda trial=None: {"c": {"nll": [1], "tokens": [2]}}
-    )
+        run=lambda: {"methods": methods, "zero_shot": {}}, items=lambda trial=None: {"c": {"nll": [1], "tokens": [2]}},
+        config=SimpleNamespace(seeds=2),
+    )  # fmt: skip
     found = runs_of(job, leave=["nll"])
-    assert [*found] == ["lora", UNTRAINED]
+    assert [*found] == ["lora", "full", UNTRAINED]
+    assert np.isnan(by_seed(found["full"], "c")).tolist() == [True, True]
+    assert (found["full"]["grid"], found["full"]["cost"]) == (methods[1]["grid"], None)
     assert [t["items"] for t in found["lora"]["trials"]] == [{"c": {"tokens": [2]}}, None]
     assert found[UNTRAINED] == {"c": {"tokens": [2]}}
     assert found["lora"]["grid"] == known["grid"]
 
 
-def test_a_seed_that_diverged_has_no_number_and_holds_no_claim():
+def test_a_seed_that_diverged_has_no_number():
     e = run(text, {"c": 1.0})
     assert by_seed(e, "c", "loss") == pytest.approx([1.0, 1.01, 1.02, 1.03, 1.04])
     e["trials"][1]["items"] = None
     assert np.isnan(by_seed(e, "c", "loss")).tolist() == [False, True, False, False, False]
+
+
+def spoilt(run, *, whole):
+    """As it is kept where a seed diverged, or the whole grid."""
+    for t in run["trials"] if whole else run["trials"][1:2]:
+        t |= {"items": None, "validation_curve": t["validation_curve"][:1] * (not whole), "ranks": {}, "mass": {}}
+        if "coefficients" in t:
+            t["coefficients"] = {"of": 0, "zero": 0}
+    if whole:
+        run |= {"cost": None, "learning_rate": None}
+
+
+def lama_runs():
+    made = {n: run(answers, dict.fromkeys((lama.MOVIES, *lama.TESTS), 0.6)) for n in lama.VARIANTS}
+    made["lama"] = run(answers, dict.fromkeys((lama.MOVIES, *lama.TESTS), 0.7))
+    kept = {n: r | {"seconds": 2.0, "attention": 7} for n, r in made.items()}
+    return plain({"steps": 3, "apart": [0.1, 0.3], **kept})
+
+
+def galore_runs():
+    found = {m: run(text, {TEXT: loss}) for m, loss in {"full": 3.0, "galore": 3.0, "galore-random": 3.5}.items()}
+    return plain(found | {"told": {"steps": 30, "batch": 4, "tokens": 64, "gap": 15}, UNTRAINED: {TEXT: text(4.0)}})
+
+
+def welore_runs():
+    found = {m: run(text, {TEXT: loss}) for m, loss in dict.fromkeys(welore_tuned.METHODS, 3.0).items()}
+    found["lrc"] = run(text, {TEXT: 2.0})
+    return plain(found | {"told": {"steps": 20, "batch": 4, "tokens": 64}, UNTRAINED: {TEXT: text(4.0)}})
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("module", "made", "name", "least"), [
+    (owlore, lambda: owlore_runs(), "lisa", 2), (owlore, lambda: owlore_runs(), owlore.OURS, 5),
+    (owlore_label, lambda: owlore_runs(LABEL), owlore.REVERSED, 2), (galore, galore_runs, "galore", 2),
+    (welore_tuned, welore_runs, "lrc", 3), (s2lora, lambda: s2_text(), "0.5% s2lora", 3),
+    (s2lora, lambda: s2_text(), "0.5% adalora", 4), (s2lora_speech, lambda: s2_speech(), "1% adalora", 5),
+    (s2lora_speech, lambda: s2_speech(), "1% s2lora", 4), (eva, lambda: eva_runs(), "eva", 6),
+    (eva, lambda: eva_runs(), "lora", 2), (lama, lama_runs, "lama", 4),
+])  # fmt: skip
+def test_what_diverged_is_said_and_holds_no_claim(module, made, name, least, whole):
+    runs = made()
+    assert not lost(module.judge(runs, seeds=SEEDS))
+    spoilt(runs[name], whole=whole)
+    evidence = module.judge(runs, seeds=SEEDS)
+    assert len(lost(evidence)) >= least
+    said = f"{5 if whole else 1} of 5 diverged"
+    assert any(said in cell for row in evidence.rows for cell in row)
+    assert any("diverged" in c.found for c in evidence.claims if not c.held)
+
+
+def test_where_every_method_diverged_at_every_rate_nothing_is_held_and_all_is_judged():
+    for module, runs in (
+        (eva, eva_runs()), (s2lora, s2_text()), (s2lora_speech, s2_speech()), (lama, lama_runs()),
+        (galore, galore_runs()), (welore_tuned, welore_runs()), (owlore, owlore_runs()),
+    ):  # fmt: skip
+        for key in [k for k, v in runs.items() if isinstance(v, dict) and "trials" in v]:
+            spoilt(runs[key], whole=True)
+        held = [c.text for c in module.judge(runs, seeds=SEEDS).claims if c.held]
+        assert all(h.startswith(("heads look at", "blocks with more")) for h in held)  # of no trial
+
+
+def test_the_first_scale_and_rate_are_taken_where_all_diverged():
+    grid = [{"learning_rate": r, "status": "diverged"} for r in (1e-4, 4e-4)]
+    assert owlore.best({"1": {"grid": grid}, "4": {"grid": grid}}) == ("1", 1e-4)
 
 
 def test_a_row_of_the_table_has_the_metrics_own_unit():

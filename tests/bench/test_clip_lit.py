@@ -64,3 +64,12 @@ def test_results_are_drawn_between_what_was_and_what_should_be(tmp_path):
     labels = [a.get_ylabel() for a in figure.axes if a.get_ylabel()]
     assert labels == [INPUT, GAMMA, CURVE, FULL, FIRST, SHUFFLED, "well-lit shot"]
     assert len(figure.axes) == 2 * len(labels)
+
+
+def test_equal_pictures_have_a_number_too(tmp_path):
+    pytest.importorskip("skimage")
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    parts = recipe.Split(*[picture[None]] * 2, {t: [(picture, picture)] for t in recipe.TESTS}, *[picture[None]] * 2)
+    asked = recipe.Asked(arm=INPUT, seed=1, pictures=tmp_path, rounds=1, steps=(), most=1)
+    found = recipe._measured(asked, lambda before, truth: before, parts)
+    assert found["scenes"]["psnr"] == [100.0]

@@ -4,7 +4,14 @@ import pytest
 from lifelines.utils import concordance_index
 from scipy.spatial.distance import cdist
 
-from rankwise.bench.distributions import flexible_survival, kde_gaussian, kde_real, quantile_tables, singular_digits
+from rankwise.bench.distributions import (
+    flexible_survival,
+    kde_gaussian,
+    kde_real,
+    quantile_tables,
+    singular_digits,
+    survival_simulation,
+)
 from rankwise.bench.distributions.flexible_survival import _dealt, _hazards
 from rankwise.bench.distributions.quantile_tables import Noise
 from rankwise.bench.distributions.singular_manifolds import distance, hidden_in, points
@@ -123,6 +130,26 @@ def test_the_best_bandwidth_and_the_gap_to_the_theory_are_read_off_the_held_out_
     assert found["theory"] > found["wide"]
     assert found["best"] == pytest.approx(1, abs=0.1)
     assert found["gap"] == pytest.approx(float(c.log_density(c.h_opt)) - found["theory"] / 30)
+
+
+def test_fluctuations_are_as_far_from_normal_as_kept_as_they_were(monkeypatch):
+    for name, size in {"DRAWS": 40, "DRAWN": 50}.items():
+        monkeypatch.setattr(kde_gaussian, name, size)
+    kept = kde_gaussian._fluctuations()
+    monkeypatch.setattr(kde_gaussian, "_short", lambda values: list(values))
+    raw = kde_gaussian._fluctuations()
+    assert [r["anderson"] for r in kde_gaussian.normality(**kept)] == pytest.approx(
+        [r["anderson"] for r in kde_gaussian.normality(**raw)], rel=1e-3
+    )
+    assert np.abs(np.mean(kept["logs"], axis=1)).max() < 1e-4  # or five digits would be those of the mean
+
+
+def test_an_estimate_without_a_number_is_judged_and_holds_nothing(monkeypatch):
+    monkeypatch.setattr(survival_simulation, "LEAST", 3)
+    one = {k: [0.0, np.inf, 1.0] for k in ("log γ", "γ covered", "κ covered", "median", "median covered")}
+    found = dict.fromkeys(survival_simulation.CASES, one) | {survival_simulation.PICKED: [[0, 0, 0]] * 3}
+    evidence = survival_simulation.judge(plain(found), seeds=3)
+    assert [c.held for c in evidence.claims] == [False, False, True]
 
 
 def test_samples_of_one_law_are_hardly_told_apart_and_far_ones_are():

@@ -197,6 +197,13 @@ def test_lamas_numbers_are_those_of_what_was_said_of_every_snippet():
 
 def test_a_perplexity_is_a_tokens_however_the_texts_differ_in_length():
     assert welore.of({"tokens": [1, 2]}, [1.0, 5.0]) == pytest.approx(np.exp(2))
+    assert welore.of({"tokens": [1, 2]}, [1.0, np.nan]) == np.exp(700)
+
+
+def test_a_perplexity_that_is_no_number_is_not_lower_wherever_it_stands():
+    ways = {way: {str(r): 1.0 for r in welore.RATIOS} for way in welore.WAYS}
+    ways["uniform"] = {str(r): np.nan if r == welore.RATIOS[-1] else 2.0 for r in welore.RATIOS}
+    assert not welore._claims(ways)[0].held
 
 
 def test_saved_bytes_are_what_autograd_keeps_besides_input_and_parameters():

@@ -271,7 +271,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def count(n: float) -> str:
-    """A number of parameters in four characters or so: ``83.7k``."""
+    """A number of parameters in four characters or so: ``83.7k``; a dash for NaN."""
+    if math.isnan(n):
+        return "-"
     for unit, scale in (("M", 1e6), ("k", 1e3)):
         if n >= scale:
             return f"{n / scale:.1f}{unit}"
@@ -279,7 +281,9 @@ def count(n: float) -> str:
 
 
 def size(n: float) -> str:
-    """Bytes in binary units."""
+    """Bytes in binary units; a dash for NaN."""
+    if math.isnan(n):
+        return "-"
     for unit, scale in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
         if n >= scale:
             return f"{n / scale:.1f}{unit}" if n < 10 * scale else f"{n / scale:.0f}{unit}"

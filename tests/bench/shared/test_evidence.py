@@ -24,6 +24,19 @@ def test_a_paired_difference_is_shown_in_points_with_its_error_and_p():
     assert str(paired([2.0, 4.0], [1.0, 1.0], unit="nats", scale=1)) == "+2.00±1.00 nats, p=0.25, sees 2.80"
 
 
+def test_where_a_seed_diverged_no_difference_has_a_number_and_no_claim_holds():
+    d = paired([2.0, 2, 2, 2, math.nan], [1.0] * 5)
+    assert np.isnan([d.mean, d.error, d.p_value, d.smallest]).all()
+    assert str(d) == "no difference: a run diverged"
+    assert not greater("more", [2.0, 2, 2, 2, math.nan], [1.0] * 5).held
+
+
+def test_a_mean_is_of_the_seeds_that_have_a_number_and_says_how_many_diverged():
+    assert plus_minus([0.5, math.nan, 0.7]) == "60.0±14.1 (1 of 3 diverged)"
+    assert plus_minus([math.inf, 0.5], 1, 2) == "0.50±0.00 (1 of 2 diverged)"
+    assert plus_minus([math.nan] * 2) == "2 of 2 diverged"
+
+
 def test_more_is_claimed_of_five_seeds_that_agree_and_not_of_four():
     assert greater("more", [2.0] * 5, [1.0] * 5).held
     assert not greater("more", [2.0] * 4, [1.0] * 4).held

@@ -8,6 +8,7 @@ and Q.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import by_seed, runs_of
+from rankwise.bench.shared.adapted import by_seed, rate, runs_of
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.compression.lama import LamaClassifier, head_distance
@@ -57,10 +58,10 @@ def measure(out: Path, *, seeds: int = 5, steps: int = 150, on_event: OnEvent | 
     for name in VARIANTS:
         job = Job(_settings(name, seeds, steps), out / name, on_event=on_event)
         run = runs_of(job, leave=["nll"])["full"]
-        seconds = read_json(job.out / "results.json")["methods"][0]["seconds"]["mean"]
+        seconds = read_json(job.out / "results.json")["methods"][0].get("seconds", {}).get("mean")
         found[name] = {**run, "seconds": seconds, "attention": attention_parameters(build_lama(name, num_labels=2))}
         if name == "lama":
-            found["apart"] = _heads_apart(job)
+            found["apart"] = _heads_apart(job) if run["learning_rate"] else [math.nan]
     return {"steps": steps, **found}
 
 
@@ -71,8 +72,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         run = found[name]
         scores[name] = by_seed(run, MOVIES)
         outside = np.mean([by_seed(run, d) for d in TESTS], axis=0)
-        cells = [plus_minus(scores[name]), plus_minus(outside), f"{run['seconds']:.0f}s"]
-        rows.append([title, f"{run['learning_rate']:g}", count(run["attention"]) if run["attention"] else "-", *cells])
+        cells = [plus_minus(scores[name]), plus_minus(outside), f"{run['seconds']:.0f}s" if run["seconds"] else "-"]
+        rows.append([title, rate(run), count(run["attention"]) if run["attention"] else "-", *cells])
     return Evidence(
         recipe="lama",
         title="LAMA: low-rank factorised attention",

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence
 from rankwise.bench.shared.language import BLOCKS, TEXT, first_blocks
@@ -71,8 +73,8 @@ def judge(found: Runs) -> Evidence:
 
 
 def of(found: Runs, losses: Sequence[float]) -> float:
-    """Perplexity a token of texts with these losses."""
-    return metrics({"nll": losses, "tokens": found["tokens"]})["perplexity"]
+    """Perplexity a token of texts with these losses; one that is no number is infinite."""
+    return metrics({"nll": np.nan_to_num(losses, nan=np.inf).tolist(), "tokens": found["tokens"]})["perplexity"]
 
 
 def compared(path: Path, name: str, on_event: OnEvent | None = None) -> Runs:
@@ -111,7 +113,7 @@ def _claims(perplexity: Mapping[str, Mapping[str, float]]) -> list[Claim]:
         """Whether one way has the lower perplexity at every reduction."""
         times = [perplexity[worse][str(r)] / perplexity[better][str(r)] for r in RATIOS]
         found = f"{WAYS[worse]}: {', '.join(f'{x:.2f}' for x in times)} times that of {WAYS[better]} at {shown}"
-        return Claim(text=f"{text} at every reduction", held=min(times) > 1, found=found, control=control)
+        return Claim(text=f"{text} at every reduction", held=all(x > 1 for x in times), found=found, control=control)
 
     return [
         lower("welore", "uniform", "WeLore: lower perplexity than uniform ranks"),

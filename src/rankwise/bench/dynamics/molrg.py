@@ -291,7 +291,7 @@ def _claims(
         Claim(
             text=f"control: orthogonal subspaces cannot follow those at {NARROW}°, and do at {ANGLES[0]}°",
             control=True,
-            held=min(right["K-subspaces, orthogonal"]) > TOLERANCE
+            held=np.min(right["K-subspaces, orthogonal"]) > TOLERANCE
             and float(np.median(wide["K-subspaces, orthogonal"])) < TOLERANCE,
             found=f"errors from {min(right['K-subspaces, orthogonal']):.2f}, and "
             f"{plus_minus(wide['K-subspaces, orthogonal'], 1, 2)}",

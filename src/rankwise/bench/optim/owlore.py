@@ -9,6 +9,7 @@ must be worse. Layers' outlier scores are set beside the heavy-tail index of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from scipy.stats import spearmanr
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import UNTRAINED
+from rankwise.bench.shared.adapted import UNTRAINED, cost
 from rankwise.bench.shared.evidence import SEEN, Claim, Evidence, Paired, greater, paired
 from rankwise.bench.shared.language import BLOCKS, LABEL, TEXT, by_seed, first_blocks, row, settings, trained
 from rankwise.bench.shared.measured import Runs
@@ -97,12 +98,11 @@ def compared(
 
 
 def best(tried: Mapping[str, Any]) -> tuple[str, float]:
-    """The scale and learning rate of the highest score on validation."""
+    """The scale and learning rate of the highest score on validation; the first where all diverged."""
     grid = {
-        (scale, point["learning_rate"]): point["score"]
+        (scale, point["learning_rate"]): point["score"] if point["status"] == "done" else -math.inf
         for scale, run in tried.items()
         for point in run["grid"]
-        if point["status"] == "done"
     }
     return max(grid, key=lambda at: grid[at])
 
@@ -136,12 +136,12 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
 
 def memory(found: Runs) -> float:
     """OwLore's peak above the loaded model, over full AdamW's."""
-    return found[OURS]["cost"]["peak_memory_bytes"] / found["full"]["cost"]["peak_memory_bytes"]
+    return cost(found[OURS])["peak_memory_bytes"] / cost(found["full"])["peak_memory_bytes"]
 
 
 def difference(d: Paired, metric: str) -> str:
     """A paired difference in the metric's own unit; positive is better."""
-    if metric == "accuracy":
+    if metric == "accuracy" or math.isnan(d.mean):
         return str(d)
     return f"loss lower by {d.mean:.4f}±{d.error:.4f}, p={d.p_value:.2g}, sees {SEEN * d.error:.4f}"
 
@@ -158,7 +158,7 @@ def _claims(scores: dict[str, np.ndarray], untrained: float, metric: str, memory
     return [
         Claim(
             text="every method improves on the untrained model",
-            held=min(gained.values()) > 0,
+            held=all(g > 0 for g in gained.values()),
             found="; ".join(f"{n} {unit * g:+.3g}" for n, g in gained.items()),
         ),
         Claim(

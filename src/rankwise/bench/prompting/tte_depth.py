@@ -96,7 +96,7 @@ def judge(found: Runs) -> Evidence:
             Claim(
                 text="control: halves of one domain do not (p uniform by Kolmogorov-Smirnov, Bonferroni over 8)",
                 control=True,
-                held=min(uniform) > 0.05 / len(uniform),
+                held=np.min(uniform) > 0.05 / len(uniform),
                 found=f"smallest p of uniformity {min(uniform):.3g}",
             ),
         ],

@@ -333,7 +333,7 @@ def _gossip(found: Found) -> list[Claim]:
         ),
         Claim(
             text="nodes that are cut off after half go on improving, and lose at most a tenth of what they would have",
-            held=since.low > 0 and max(lost) <= 0.1,
+            held=since.low > 0 and np.max(lost) <= 0.1,
             found=f"{since} points since; {100 * np.mean(lost):.1f}% lost, at most {100 * max(lost):.1f}%",
         ),
         Claim(
@@ -381,7 +381,7 @@ def _attacks(found: Found) -> list[Claim]:
         ),
         Claim(
             text="under an epic sybil (three attackers a node) not all nodes hold the most popular item (median)",
-            held=max(holding) < 100,
+            held=np.max(holding) < 100,
             found=f"{np.mean(holding):.0f}%, at most {max(holding):.0f}%; without attack "
             f"{np.mean(_of(found, ours, 'holding')):.0f}%; nDCG {_gain(found, f'{MAIN}: {EPIC}', ours)}",
         ),

@@ -291,7 +291,7 @@ def _order(collection: str, boards: Sequence[Board]) -> list[Claim]:
         Claim(
             text=f"control: on {collection} EGISES is fooled: another reader's summaries keep three quarters of "
             "DEGRESS (1 - EGISES) in every seed, and less than half of PerSEval",
-            held=min(kept["degress"]) >= 0.75 and max(kept["score"]) < 0.5,
+            held=np.min(kept["degress"]) >= 0.75 and np.max(kept["score"]) < 0.5,
             found=", ".join(f"{100 * np.mean(v):.0f}% of {words[k]}" for k, v in kept.items()),
             control=True,
         ),

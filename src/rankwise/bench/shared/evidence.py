@@ -99,6 +99,8 @@ class Paired:
         return SEEN * self.error
 
     def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "no difference: a run diverged"
         shown = f"{self.scale * self.mean:+.2f}±{self.scale * self.error:.2f} {self.unit}, p={self.p_value:.2g}"
         return shown if math.isnan(self.error) else f"{shown}, sees {self.scale * self.smallest:.2f}"
 
@@ -106,10 +108,13 @@ class Paired:
 def paired(
     a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, unit: str = "points", scale: float = 100
 ) -> Paired:
-    """``a - b`` by seed. The p-value is the share of all sign flips whose mean is at least the one seen."""
+    """``a - b`` by seed. The p-value is the share of all sign flips whose mean is at least the one seen.
+
+    Where a seed has no number nothing has one, and no claim on it holds.
+    """
     d = np.subtract(a, b)
     flips = [1 - 2 * np.isin(range(len(d)), c) for k in range(len(d) + 1) for c in combinations(range(len(d)), k)]
-    p = float(np.mean([np.mean(f * d) >= np.mean(d) - 1e-12 for f in flips]))
+    p = math.nan if np.isnan(d).any() else float(np.mean([np.mean(f * d) >= np.mean(d) - 1e-12 for f in flips]))
     error = float(np.std(d, ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.nan
     return Paired(mean=float(np.mean(d)), error=error, p_value=p, unit=unit, scale=scale)
 
@@ -125,7 +130,12 @@ def greater(
 
 
 def plus_minus(values: Iterable[float], scale: float = 100, digits: int = 1) -> str:
-    """``mean±standard deviation``."""
-    values = [float(v) for v in values]
+    """``mean±standard deviation`` of the numbers there are, and how many diverged."""
+    every = [float(v) for v in values]
+    values = [v for v in every if math.isfinite(v)]
+    lost = f"{len(every) - len(values)} of {len(every)} diverged"
+    if not values:
+        return lost
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{scale * statistics.fmean(values):.{digits}f}±{scale * spread:.{digits}f}"
+    shown = f"{scale * statistics.fmean(values):.{digits}f}±{scale * spread:.{digits}f}"
+    return shown if len(values) == len(every) else f"{shown} ({lost})"

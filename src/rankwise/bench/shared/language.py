@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from rankwise.bench.shared.adapted import by_seed, runs_of
+from rankwise.bench.shared.adapted import by_seed, cost, rate, runs_of
 from rankwise.bench.shared.evidence import plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent
@@ -72,15 +72,14 @@ def trained(out: Path, config: AdaptConfig, on_event: OnEvent | None) -> Runs:
 
 def row(entry: Runs, corpora: dict[str, str]) -> list[str]:
     """Title, learning rate, trained parameters, peak memory, and metrics with their spread."""
-    cost = entry["cost"]
-    cells = []
+    spent, cells = cost(entry), []
     for corpus, metric in corpora.items():
         values = by_seed(entry, corpus, metric)
         cells.append(plus_minus(values) if metric == "accuracy" else plus_minus(values, 1, 3))
     return [
         entry["title"],
-        f"{entry['learning_rate']:g}",
-        count(cost["trainable_parameters"]),
-        size(cost["peak_memory_bytes"]),
+        rate(entry),
+        count(spent["trainable_parameters"]),
+        size(spent["peak_memory_bytes"]),
         *cells,
     ]

@@ -2,16 +2,18 @@
 
 A recipe with two functions keeps one: ``measure(out, *, seeds, on_event)`` returns its runs by name, as JSON has them
 (a run's items, what was predicted or measured of each, and the truth), and ``judge(runs, *, seeds)`` its evidence.
-`kept` writes the runs and returns the evidence of what was written; `rescored` reads them and judges once more. A
-number keeps seven digits in the file, and what the claims are judged by is what is in it.
+`kept` writes the runs, then judges what was written; `rescored` reads them and judges once more. A number keeps seven
+digits in the file, and what the claims are judged by is what is in it.
 
-The file is compressed JSON lines: first what was asked and the claims as they were judged, then a line a run.
+The file is compressed JSON lines: first what was asked and the claims as they were judged (none yet where judging
+failed), then a line a run. What is no finite number is null, and NaN again where it is read in a list.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +64,17 @@ def kept(module: ModuleType, out: Path, path: Path, *, told: Mapping[str, Any], 
         What the file says besides; under ``asked`` what ``judge`` takes.
     """
     runs = plain(module.measure(out, **options))
+    _write(path, Rows(told={**told}, claims=[], runs=runs))  # what was measured outlives a fault of judging it
     evidence = module.judge(runs, **told["asked"])
-    lines = [{**told, "claims": recorded(evidence)}, *({"run": name, "found": run} for name, run in runs.items())]
-    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    _write(path, Rows(told={**told}, claims=recorded(evidence), runs=runs))
+    return evidence
+
+
+def _write(path: Path, rows: Rows) -> None:
+    lines = [rows.told | {"claims": rows.claims}, *({"run": name, "found": run} for name, run in rows.runs.items())]
+    text = "".join(json.dumps(finite(line), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     with whole_file(path) as draft:
         draft.write_bytes(gzip.compress(text.encode(), mtime=0))
-    return evidence
 
 
 def recorded(evidence: Evidence) -> list[dict[str, str]]:
@@ -93,15 +100,18 @@ def rows_of(path: Path) -> Rows:
     if strange := next((i for i, line in enumerate(lines[1:], 2) if line.keys() != {"run", "found"}), None):
         raise ValueError(f"{path}, line {strange}: run and found are needed")
     claims: Any = told.pop("claims")
-    return Rows(told=told, claims=claims, runs={str(line["run"]): line["found"] for line in lines[1:]})
+    return Rows(told=told, claims=claims, runs={str(line["run"]): plain(line["found"]) for line in lines[1:]})
 
 
 def plain(value: Any) -> Any:
-    """As it is read back from JSON: arrays are lists, keys texts, numbers of seven digits, null for what is none."""
+    """As it is read back from JSON: arrays are lists, keys texts, numbers of seven digits.
+
+    What is no finite number is none, and NaN in a list: lists of numbers stay lists of numbers.
+    """
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [math.nan if v is None else v for v in map(plain, value)]
     return float(f"{value:.{DIGITS}g}") if isinstance(finite(value), float) else finite(value)

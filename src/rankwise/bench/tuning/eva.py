@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import by_seed, runs_of
+from rankwise.bench.shared.adapted import by_seed, cost, rate, runs_of
 from rankwise.bench.shared.evidence import Claim, Evidence, greater, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
@@ -64,14 +64,17 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
     """The variants compared, by seed."""
     steps, runs = found["told"]["steps"], {n: found[n] for n in VARIANTS}
     test = {n: by_seed(run, "sentiment:movies") for n, run in runs.items()}
-    curves = {n: np.array([[v for _, v in t["validation_curve"]] for t in run["trials"]]) for n, run in runs.items()}
-    steps_at = [s for s, _ in runs["lora"]["trials"][0]["validation_curve"]]
+    points = [[t["validation_curve"] for t in run["trials"]] for run in runs.values()]
+    steps_at = [s for s, _ in max((c for of in points for c in of), key=len)] or [steps]
+    curves = {
+        n: np.array([_padded([v for _, v in c], len(steps_at)) for c in of]) for n, of in zip(runs, points, strict=True)
+    }
     reach = {n: [_steps_to(c, steps_at, curves["lora"][i, -1]) for i, c in enumerate(curves[n])] for n in curves}
     rows = [
         [
             run["title"],
-            f"{run['learning_rate']:g}",
-            count(run["cost"]["trainable_parameters"]),
+            rate(run),
+            count(cost(run)["trainable_parameters"]),
             plus_minus(test[n]),
             plus_minus(curves[n][:, -1], 1, 3),
             f"{np.mean(reach[n]):.0f}",
@@ -97,8 +100,16 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
     )
 
 
+def _padded(curve: list[float], points: int) -> list[float]:
+    """NaN where a run that diverged has no loss."""
+    return curve + [np.nan] * (points - len(curve))
+
+
 def _steps_to(curve: np.ndarray, steps_at: list[int], target: float) -> float:
-    """Steps until a validation curve first reaches a loss, interpolated; twice the run where it never does."""
+    """Steps until a validation curve first reaches a loss, interpolated; twice the run where it never does; NaN where
+    a run diverged."""
+    if np.isnan([curve[-1], target]).any():
+        return np.nan
     before = (0, np.log(2))
     for step, loss in zip(steps_at, curve, strict=True):
         if loss <= target:

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import rankdata
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import by_seed, runs_of
+from rankwise.bench.shared.adapted import by_seed, cost, runs_of
 from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
@@ -60,6 +60,7 @@ BUDGETS = {
     "0.02%": ["s2lora"],
 }
 ACTS = 0.1  # share of coefficients that the L1 term makes zero, from which it is taken to have acted
+WHAT = {"mass": "mass", "ranks": "effective ranks"}
 IN_DOMAIN = "sentiment:movies"
 OUT_OF_DOMAIN = ["sentiment:tweets", "sentiment:amazon", "sentiment:nyt"]
 
@@ -115,12 +116,12 @@ def coefficients(adapter: Path) -> dict[str, int]:
 
 
 @torch.no_grad()
-def permuted(job: Job, run: Runs, leave: Collection[str]) -> list[dict[str, list[float]] | None]:
-    """Items in domain by seed, of the trained coefficients dealt to other matrices."""
+def permuted(job: Job, run: Runs, leave: Collection[str]) -> list[dict[str, list[float]]]:
+    """Items in domain by seed, of the trained coefficients dealt to other matrices; none where a run diverged."""
     found = []
     for t in run["trials"]:
         if not t["items"]:
-            found.append(None)
+            found.append({})
             continue
         torch.manual_seed(t["seed"])
         model = load_adapted(job.ready.fresh_model(), _folder(job, t) / "adapter")
@@ -167,14 +168,17 @@ def seed_scores(run: Runs, in_domain: str, out_of_domain: list[str]) -> dict[str
     return {"in": by_seed(run, in_domain).tolist(), "out": out.tolist()}
 
 
-def permuted_scores(found: Sequence[Mapping[str, Any] | None]) -> list[float]:
+def permuted_scores(found: Sequence[Mapping[str, Any]]) -> list[float]:
     """Scores of what `permuted` kept."""
     return [metrics(items)["score"] if items else float("nan") for items in found]
 
 
 def zeros(run: Runs) -> np.ndarray:
-    """Share of the coefficients that are zero, by seed."""
-    return np.array([t["coefficients"]["zero"] / t["coefficients"]["of"] for t in run["trials"] if t["items"]])
+    """Share of the coefficients that are zero, by seed; NaN for one that diverged."""
+    counts = [
+        (t["coefficients"]["zero"], t["coefficients"]["of"]) if t["items"] else (np.nan, 1) for t in run["trials"]
+    ]
+    return np.array([zero / of for zero, of in counts])
 
 
 def shown_zeros(run: Runs) -> str:
@@ -188,8 +192,8 @@ def _rows(runs: dict, scores: dict) -> list[list[str]]:
             run["title"],
             budget if name != "head" else "-",
             str(run["rank"] or "-"),
-            count(run["cost"]["trainable_parameters"]),
-            size(run["cost"]["adapter_bytes"]),
+            count(cost(run)["trainable_parameters"]),
+            size(cost(run)["adapter_bytes"]),
             shown_zeros(run),
             plus_minus(scores[budget, name]["in"]),
             plus_minus(scores[budget, name]["out"]),
@@ -200,11 +204,11 @@ def _rows(runs: dict, scores: dict) -> list[list[str]]:
 
 def _claims(runs: dict, scores: dict) -> list[Claim]:
     ada, claims = scores["0.5%", "adalora"], []
-    ada_cost = runs["0.5%", "adalora"]["cost"]
+    ada_cost = cost(runs["0.5%", "adalora"])
     for budget in ("0.05%", "0.02%"):
-        s2, cost = scores[budget, "s2lora"], runs[budget, "s2lora"]["cost"]
-        ratio = ada_cost["trainable_parameters"] / cost["trainable_parameters"]
-        bytes_ratio = ada_cost["adapter_bytes"] / cost["adapter_bytes"]
+        s2, own = scores[budget, "s2lora"], cost(runs[budget, "s2lora"])
+        ratio = ada_cost["trainable_parameters"] / own["trainable_parameters"]
+        bytes_ratio = ada_cost["adapter_bytes"] / own["adapter_bytes"]
         d = paired(s2["in"], ada["in"])
         claims.append(
             Claim(
@@ -258,13 +262,15 @@ def mean_map(run: Runs, key: str) -> dict[str, float]:
 def rank_pattern(s2lora: Runs, adalora: Runs, by: str) -> Claim:
     """S2-LoRA's mass or effective ranks against AdaLoRA's final ranks, over layers, with a permutation p-value."""
     ours, ranks = mean_map(s2lora, by), mean_map(adalora, "ranks")
+    text = f"rank pattern like AdaLoRA's: Spearman correlation of {WHAT[by]} and final ranks above 0.3"
+    if not (ours and ranks):
+        return Claim(text=text, held=False, found="all runs diverged")
     a, b = np.array(list(ours.values())), np.array([ranks[n] for n in ours])
     rho = _spearman(a, b)
     rng = np.random.default_rng(0)
     p = float(np.mean([_spearman(rng.permutation(a), b) >= rho for _ in range(2000)]))
-    what = {"mass": "mass", "ranks": "effective ranks"}[by]
     return Claim(
-        text=f"rank pattern like AdaLoRA's: Spearman correlation of {what} and final ranks above 0.3",
+        text=text,
         held=rho > 0.3 and p < 0.05,
         found=f"rho={rho:.2f}, permutation p={p:.3f}, {len(a)} matrices",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import UNTRAINED
+from rankwise.bench.shared.adapted import UNTRAINED, cost
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.bench.tuning.s2lora import (
@@ -85,7 +85,8 @@ def measure(out: Path, *, seeds: int = 5, steps: int = 48, on_event: OnEvent | N
     """Train all variants (finished ones are read back), draw the rank maps: errors and words of every recording."""
     jobs = {b: Job(settings(b, seeds, steps), out / f"budget-{b}", on_event=on_event) for b in BUDGETS}
     found = {"told": {"steps": steps}, **gathered(jobs)}
-    save(heat_maps(maps(found), label="rank or mass"), out / "ranks.png")
+    if all((drawn := maps(found)).values()):  # none where all runs diverged
+        save(heat_maps(drawn, label="rank or mass"), out / "ranks.png")
     return found
 
 
@@ -135,15 +136,15 @@ def _rates(values: list[float]) -> str:
 def _rows(runs: dict, scores: dict, untrained: dict) -> list[list[str]]:
     rows = [["zero-shot", "-", "-", "0", "-", "-", "-", _rates(untrained["in"][:1]), _rates(untrained["out"][:1])]]
     for (budget, name), run in runs.items():
-        cost, s = run["cost"], scores[budget, name]
+        spent, s = cost(run), scores[budget, name]
         rows.append(
             [
                 run["title"],
                 budget if name != "full" else "-",
                 str(run["rank"] or "-"),
-                count(cost["trainable_parameters"]),
-                f"{100 * cost['trainable_share']:.3g}%",
-                size(cost["adapter_bytes"]),
+                count(spent["trainable_parameters"]),
+                f"{100 * spent['trainable_share']:.3g}%" if run["cost"] else "-",
+                size(spent["adapter_bytes"]),
                 shown_zeros(run),
                 _rates(s["in"]),
                 _rates(s["out"]),
@@ -153,7 +154,7 @@ def _rows(runs: dict, scores: dict, untrained: dict) -> list[list[str]]:
 
 
 def _claims(runs: dict, scores: dict, untrained: dict) -> list[Claim]:
-    ada, ada_cost = scores["1%", "adalora"], runs["1%", "adalora"]["cost"]
+    ada, ada_cost = scores["1%", "adalora"], cost(runs["1%", "adalora"])
     gains = {n: paired(scores["1%", n]["in"], untrained["in"]) for n in ("bitfit", "lora", "adalora", "s2lora", "full")}
     claims = [
         Claim(
@@ -163,9 +164,9 @@ def _claims(runs: dict, scores: dict, untrained: dict) -> list[Claim]:
         )
     ]
     for budget in SMALL:
-        d, cost = paired(scores[budget, "s2lora"]["in"], ada["in"]), runs[budget, "s2lora"]["cost"]
-        fewer = ada_cost["trainable_parameters"] / cost["trainable_parameters"]
-        smaller = ada_cost["adapter_bytes"] / cost["adapter_bytes"]
+        d, own = paired(scores[budget, "s2lora"]["in"], ada["in"]), cost(runs[budget, "s2lora"])
+        fewer = ada_cost["trainable_parameters"] / own["trainable_parameters"]
+        smaller = ada_cost["adapter_bytes"] / own["adapter_bytes"]
         claims.append(
             Claim(
                 text=f"in domain within 1 point of AdaLoRA with at least 8x fewer parameters ({budget} against 1%)",
