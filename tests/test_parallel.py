@@ -7,9 +7,11 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rankwise import parallel
 from rankwise.parallel import fan_out, spread_over
 
 
@@ -57,6 +59,7 @@ def test_no_process_and_no_scheduler_are_refused():
 
 SLOW = """
 import os, sys, time
+from rankwise import parallel
 from rankwise.parallel import fan_out, spread_over
 import slow_work
 fan_out(slow_work.wait, [1, 2], jobs=2)
@@ -132,3 +135,12 @@ def test_a_block_decides_where_runs_go_and_an_argument_decides_otherwise():
     assert fan_out(pid, [1, 2]) == [os.getpid()] * 2
     with pytest.raises(ValueError, match="jobs=0"), spread_over(jobs=0):
         pass
+
+
+def test_a_worker_that_another_started_has_nobody_to_watch(monkeypatch):
+    started = []
+    monkeypatch.setattr(parallel, "Thread", lambda **options: SimpleNamespace(start=lambda: started.append(1)))
+    parallel._ends_with.__wrapped__(os.getppid() + 1)
+    assert not started
+    parallel._ends_with.__wrapped__(os.getppid())
+    assert started == [1]

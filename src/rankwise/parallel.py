@@ -154,7 +154,10 @@ def _placed(
 
 @cache  # once a process
 def _ends_with(caller: int) -> None:
-    """This process ends within a second of its caller, instead of working on for nobody."""
+    """This process ends within a second of its caller, instead of working on for nobody; a child of another (a wrapper
+    that started it) has no caller to watch."""
+    if os.getppid() != caller:
+        return
 
     def watch() -> None:
         while os.getppid() == caller:

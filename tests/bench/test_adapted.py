@@ -149,6 +149,16 @@ def test_the_first_scale_and_rate_are_taken_where_all_diverged():
     assert owlore.best({"1": {"grid": grid}, "4": {"grid": grid}}) == ("1", 1e-4)
 
 
+def test_a_setting_says_how_many_items_every_corpus_had():
+    a, b = run(answers, {"a": 0.5}), run(text, {"a": 1.0, "b": 1.0})
+    spoilt(a, whole=True)
+    assert adapted.tested([a, b]) == "2 of a, 2 of b"
+    assert adapted.tested([a]) == "none"
+    for module, runs in ((s2lora, s2_text()), (lama, lama_runs()), (eva, eva_runs())):
+        assert "tests: 100 of sentiment:movies" in module.judge(runs, seeds=SEEDS).setting
+    assert "tests: 2 of speech:child, 2 of" in s2lora_speech.judge(s2_speech(), seeds=SEEDS).setting
+
+
 def test_a_row_of_the_table_has_the_metrics_own_unit():
     e = run(text, {"c": 1.0})
     assert language.row(e, {"c": "loss"}) == ["M", "0.001", "1.0k", "1.0MB", "1.020±0.016"]
@@ -179,7 +189,7 @@ def owlore_runs(data=TEXT, **changed):
         for s in ("1", "4", "8")
     }
     found["tried"]["4"]["grid"].append({"learning_rate": 1.0, "status": "diverged"})
-    told = {"data": data, "steps": 75, "batch": 4, "tokens": 64, "interval": 25, "gap": 37}
+    told = {"data": data, "steps": 75, "batch": 4, "tokens": 64, "interval": 25, "gap": 37, "scale": "4", "rate": 1e-4}
     found |= {"told": told, UNTRAINED: {data: of(base)}}
     if not label:
         x = np.arange(12.0)
@@ -211,6 +221,7 @@ def test_each_claim_on_owlore_can_be_lost_alone(data, changed, words):
 def test_the_draws_are_judged_at_the_scale_and_rate_that_validation_chose():
     found = owlore_runs()
     assert owlore.best(found["tried"]) == ("4", 1e-4)
+    found["tried"]["8"]["grid"][0]["score"] = 1.0  # what was trained is told, not chosen again
     assert "OwLore's scale 4 of 1, 4, 8 and rate 0.0001 chosen" in owlore.judge(found, seeds=SEEDS).setting
 
 
@@ -238,6 +249,7 @@ def test_owlore_is_tried_at_every_scale_and_all_draws_are_trained_at_the_best_al
     assert set(map(tuple, asked["draws"].learning_rates.values())) == {(0.5,)}
     assert asked["others"].learning_rates == {n: rates[n] for n in owlore.OTHERS}
     assert {(c.steps, c.batch_size, c.max_length, c.interval) for c in asked.values()} == {(60, 4, 64, 20)}
+    assert (found["told"]["scale"], found["told"]["rate"]) == ("8", 0.5)
     assert set(found) == {"told", "tried", *owlore.OTHERS, owlore.OURS, owlore.UNIFORM, owlore.REVERSED}
 
 

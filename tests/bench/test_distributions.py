@@ -119,12 +119,13 @@ def test_a_bandwidth_of_all_pairs_is_chosen_once_for_many_points():
     assert kde_gaussian._chosen("cv", np.zeros((10_001, 1)), [9.0]) == 9.0
 
 
-def test_the_best_bandwidth_and_the_gap_to_the_theory_are_read_off_the_held_out_density():
+def test_the_best_bandwidth_and_the_gap_to_the_theory_are_read_off_the_held_out_density(monkeypatch):
     rng, c = np.random.default_rng(0), critical_bandwidths(np.ones(30), 2000)
     Q = rng.standard_normal((200, 30))
     kde = HighDimKDE(float(c.h_opt)).fit(rng.standard_normal((2000, 30)))
     kept = kde_gaussian._judged(kde, Q, {"theory": float(c.h_opt), "wide": 2 * float(c.h_opt)}, c)
     assert {len(v) for v in kept["by"].values()} == {200}
+    monkeypatch.setattr(kde_gaussian, "AROUND", np.full(21, 9.0))  # what was tried is kept
     found = kde_gaussian.summed(kept, c)
     assert found["theory"] == pytest.approx(kde.score_samples(Q).mean())
     assert found["theory"] > found["wide"]
@@ -178,7 +179,7 @@ def test_ratios_are_averaged_by_their_logarithms_and_coverage_is_by_level():
     np.testing.assert_allclose(quantile_tables._coverage(y, q), [0.5, 0.8, 0.95], atol=0.025)  # three standard errors
 
 
-def test_what_is_said_of_every_subject_is_summed_up_as_the_models_score_does():
+def test_what_is_said_of_every_subject_is_summed_up_as_the_models_score_does(monkeypatch):
     df = survival("veteran")
     train, test = df.iloc[:100], df.iloc[100:]
     model = flexible_survival._fitted(flexible_survival.MODELS["Weibull"], train)
@@ -188,9 +189,11 @@ def test_what_is_said_of_every_subject_is_summed_up_as_the_models_score_does():
     kept = {
         "time": df["time"],
         "event": df["event"].astype(int),
+        "block": flexible_survival.BLOCK,
         "aic": {"Weibull": None},
         "folds": [*[fold] * 4, lost],
     }
+    monkeypatch.setattr(flexible_survival, "BLOCK", 3)  # the size that was kept counts
     found = flexible_survival.Trial.of(
         plain({k: np.asarray(v) if k in ("time", "event") else v for k, v in kept.items()}), 1
     )

@@ -143,3 +143,5 @@ def test_claims_are_judged_by_what_is_kept_of_the_frames():
     again = recipe.framed(plain(recipe.columns(given["two"].frame, whole=False)))
     assert again.loss.isna().tolist().index(True) == 3
     assert (again.seed.dtype, again.step.dtype) == (int, int)
+    far = given["two"].frame.assign(step=123_456, loss=0.1234567)
+    assert {v for k in ("step", "loss") for v in recipe.columns(far, whole=False)[k]} == {123_456, 0.12346}

@@ -1,5 +1,8 @@
 """The recipe of R-TSVM: its list of methods and its grid of λ."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from rankwise.bench.merging import rtsvm
@@ -78,3 +81,21 @@ def test_each_claim_can_be_lost(changes, lost):
     failed = [c.text for c in judged(**changes).claims if not c.held]
     assert len(failed) == len(lost)
     assert all(any(word in text for text in failed) for word in lost)
+
+
+def test_a_run_that_was_cut_short_between_two_models_has_all_of_them_when_it_goes_on(monkeypatch, tmp_path):
+    for name in ("_mixture", "clearest", "agreeing", "rotated", "_summed"):
+        monkeypatch.setattr(rtsvm, name, lambda *args, **options: [])
+    monkeypatch.setattr(rtsvm, "_rates", lambda b: (dict.fromkeys(rtsvm.TASKS, 0.1), 0.1))
+    monkeypatch.setattr(rtsvm, "_said", lambda b, state: ["0"])
+    monkeypatch.setattr(rtsvm, "_best", lambda *args: (["0"], 1.0))
+    b = SimpleNamespace(
+        out=tmp_path, steps=1, truth=lambda *_: "0", trained=lambda *_, **options: None, predicted=lambda *_: "0",
+        base=lambda seed: SimpleNamespace(state_dict=dict), on_event=lambda *_: None,
+    )  # fmt: skip
+    whole = rtsvm._scores((b, 0))["test"]
+    path = tmp_path / "scores-seed0.json"
+    kept = json.loads(path.read_text())
+    del kept["test"][f"expert for {rtsvm.TASKS[-1]}"]
+    path.write_text(json.dumps(kept))
+    assert rtsvm._scores((b, 0))["test"] == whole

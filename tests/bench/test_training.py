@@ -11,7 +11,6 @@ from transformers import LlamaForCausalLM
 
 from rankwise.bench.compression import lama, welore
 from rankwise.bench.merging import rtsvm
-from rankwise.bench.optim import owlore
 from rankwise.bench.shared import experts, language
 from rankwise.bench.shared import fresh_process as memory
 from rankwise.bench.shared.measured import plain
@@ -34,13 +33,6 @@ def test_settings_share_tokens_and_draw_blocks_a_few_times_a_run():
     assert (plain.interval, plain.update_gap) == (None, None)
     low = language.LOW_MEMORY_RATES
     assert text.learning_rates == {"full": [3e-5, 1e-4], "galore": low, "owlore": low}
-
-
-def test_heavier_tails_with_more_outliers_are_a_negative_correlation():
-    x = np.arange(12.0)
-    falling, rising = ({"outliers": x, "hill_alpha": s * x} for s in (-1, 1))
-    assert [c.held for layers in (falling, rising) for c in owlore._tails(layers)] == [True, False]
-    assert owlore._tails({}) == []
 
 
 def test_turned_task_vectors_keep_their_singular_values_and_size():

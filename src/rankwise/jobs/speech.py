@@ -148,7 +148,7 @@ class SpeechTask:
     def loss(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> float:
         """Cross-entropy a token."""
         read, _ = self._read(model, examples, bf16=bf16, decode=False)
-        return sum(read["nll"]) / max(sum(read["tokens"]), 1)
+        return metrics(read)["loss"]
 
     def evaluate(self, model: nn.Module, examples: list[Example], *, bf16: bool = False) -> dict[str, float]:
         """``wer`` and ``cer`` of greedy decoding, ``loss`` a token; ``score`` is ``1 - wer``."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import by_seed, rate, runs_of
+from rankwise.bench.shared.adapted import by_seed, rate, runs_of, tested
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.compression.lama import LamaClassifier, head_distance
@@ -46,7 +46,7 @@ VARIANTS = {
     "gru-max": "GRU, max",
     "transformer-mean": "Transformer layer, mean",
 }
-TESTED = 500  # snippets a domain
+TESTED = 500  # snippets a domain, at most
 LOOKED_AT = 200  # snippets, for the distance between heads
 MOVIES = "sentiment:movies"
 TESTS = ["sentiment:tweets", "sentiment:amazon", "sentiment:nyt"]
@@ -79,7 +79,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         title="LAMA: low-rank factorised attention",
         command=f"rankwise bench lama --seeds {seeds}",
         setting=f"movie polarity, MiniLM's word embeddings, 16 heads, {found['steps']} steps of 32 snippets, {seeds} "
-        f"seeds, {TESTED} test snippets a domain; accuracy in per cent, mean ± standard deviation",
+        f"seeds, tests: {tested(found[n] for n in VARIANTS)}; accuracy in per cent, mean ± standard deviation",
         header=["model", "rate", "attention", "movies", "out of domain", "time"],
         rows=rows,
         claims=_claims(scores, float(np.mean(found["apart"]))),

@@ -70,7 +70,7 @@ def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Ru
         judged = fan_out(_fold, [(df, *fold) for fold in folds], on_done=counting(note, name, len(folds)))
         note(name, "done", 1, 1, float("nan"))
         runs[name] = {
-            "time": _short(df["time"]), "event": df["event"].astype(int).tolist(), "folds": judged,
+            "time": _short(df["time"]), "event": df["event"].astype(int).tolist(), "block": BLOCK, "folds": judged,
             "aic": {m: _aic(make, df) for m, make in MODELS.items() if m != "Cox"},
         }  # fmt: skip
     save(hazard_curves({n: _hazards(survival(n)) for n in TRIALS}), out / "flexible_survival.png")
@@ -117,7 +117,7 @@ class Trial:
             concordance = concordance_index(times[fold["test"]], np.array(said["longer"]), events[fold["test"]])
             if said["log"] is None:
                 return np.nan, concordance
-            sizes = [len(b) for b in _blocks(len(fold["test"]))]
+            sizes = [len(b) for b in _blocks(len(fold["test"]), kept["block"])]
             return float(np.average(np.array(said["log"], float), weights=sizes)), concordance
 
         folds = kept["folds"]
@@ -221,12 +221,12 @@ def _said(make: Callable, train: pd.DataFrame, test: pd.DataFrame) -> dict[str, 
             median = -model.predict_cumulative_hazard(test, times=[train["time"].max()]).to_numpy()[0]
         if isinstance(model, lifelines.GeneralizedGammaRegressionFitter):  # its score of new rows overflows
             return {"longer": _short(median), "log": None}
-        logs = [float(model.score(test.iloc[b])) for b in _blocks(len(test))]
+        logs = [float(model.score(test.iloc[b])) for b in _blocks(len(test), BLOCK)]
     return {"longer": _short(np.minimum(median, 1e9)), "log": _short(logs)}
 
 
-def _blocks(n: int) -> list[np.ndarray]:
-    return np.array_split(np.arange(n), max(1, n // BLOCK))
+def _blocks(n: int, size: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(n), max(1, n // size))
 
 
 def _short(values: Any) -> list[float]:

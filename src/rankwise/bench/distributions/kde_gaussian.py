@@ -109,12 +109,12 @@ def _chosen(rule: str, X: np.ndarray, before: list[float] | None) -> float:
 
 
 def _judged(kde: HighDimKDE, Q: np.ndarray, chosen: dict[str, float], c: CriticalBandwidths) -> dict[str, Any]:
-    """Log-density of every query by rule and at h_opt; its mean at bandwidths around h_opt."""
+    """Log-density of every query by rule and at h_opt; bandwidths around h_opt, in its units, each with the mean."""
     by_rule = dict(zip(chosen, map(_short, kde.log_densities(Q, list(chosen.values()))), strict=True))
     return {
         "chosen": chosen,
         "by": by_rule,
-        "around": kde.log_densities(Q, list(c.h_opt * AROUND)).mean(1).tolist(),
+        "around": list(zip(AROUND.tolist(), kde.log_densities(Q, list(c.h_opt * AROUND)).mean(1), strict=True)),
         "optimal": _short(kde.log_densities(Q, [c.h_opt])[0]),
     }
 
@@ -126,9 +126,9 @@ def _short(values: np.ndarray) -> list[float]:
 def summed(kept: Mapping[str, Any], c: CriticalBandwidths) -> dict[str, float]:
     """Mean log-density by rule, the best bandwidth in units of h_opt, and the gap to the theory there, a dimension."""
     by_rule = {rule: float(np.mean(values)) for rule, values in kept["by"].items()}
-    at_best = np.mean(kept["optimal"]) / c.d
+    at_best, (around, means) = np.mean(kept["optimal"]) / c.d, np.transpose(kept["around"])
     return by_rule | {
-        "best": float(AROUND[np.argmax(kept["around"])]),
+        "best": float(around[np.argmax(means)]),
         "gap": float(c.log_density(c.h_opt) - at_best),
     }
 

@@ -101,9 +101,10 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
 
 
 def columns(frame: pd.DataFrame, *, whole: bool) -> dict[str, list[Any]]:
-    """Those that are judged (of the main condition all), to five digits."""
+    """Those that are judged (of the main condition all), to five digits but for seeds and steps."""
     names = list(frame) if whole else ["seed", "step", "loss", "ic", "ic2", "iwl"]
-    return {name: [float(f"{v:.{DIGITS}g}") for v in frame[name]] for name in names}
+    short = {name: [float(f"{v:.{DIGITS}g}") for v in frame[name]] for name in names}
+    return short | {name: frame[name].tolist() for name in ("seed", "step")}
 
 
 def framed(kept: Mapping[str, Sequence[float | None]]) -> pd.DataFrame:

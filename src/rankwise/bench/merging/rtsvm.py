@@ -150,11 +150,14 @@ def _scores(asked: tuple[Bench, int]) -> dict:
         write_json(path, found)
         b.on_event(f"{name} seed={seed}", "done", 1, 1, float("nan"))
 
-    if "experts" not in found["test"]:
-        record("untrained", _said(b, base))
-        record("experts", [b.predicted(experts[t], t, "test") for t in TASKS])
-        for t in TASKS:
-            record(f"expert for {t}", _said(b, experts[t]))
+    alone = {
+        "untrained": lambda: _said(b, base),
+        "experts": lambda: [b.predicted(experts[t], t, "test") for t in TASKS],
+        **{f"expert for {t}": lambda t=t: _said(b, experts[t]) for t in TASKS},
+    }
+    for name, said in alone.items():
+        if name not in found["test"]:
+            record(name, said())
     mixed = {
         "mixture": lambda: _mixture(b),
         "clearest mixture": lambda: clearest(b, experts),

@@ -92,7 +92,7 @@ def compared(
     config = settings(data, [OURS], seeds=seeds, steps=steps, tested=tested, model=model)
     told = {
         "data": data, "steps": steps, "batch": config.batch_size, "tokens": config.max_length, "interval": interval,
-        "gap": config.update_gap,
+        "gap": config.update_gap, "scale": scale, "rate": rate,
     }  # fmt: skip
     return {"told": told, "tried": tried, **others, **drawn}
 
@@ -109,7 +109,7 @@ def best(tried: Mapping[str, Any]) -> tuple[str, float]:
 
 def judge(found: Runs, *, seeds: int) -> Evidence:
     """The methods and the draws compared, by seed."""
-    told, (scale, rate) = found["told"], best(found["tried"])
+    told = found["told"]
     data, metric = told["data"], "accuracy" if told["data"] == LABEL else "loss"
     label, sign, layers = metric == "accuracy", 1 if metric == "accuracy" else -1, found.get("layers", {})
     scores = {n: sign * by_seed(found[n], data, metric) for n in (*OTHERS, OURS, UNIFORM, REVERSED)}
@@ -122,8 +122,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         command=f"rankwise bench owlore --part {'label' if label else 'text'} --seeds {seeds} --jobs 2",
         setting=f"SmolLM2-135M, {data}, {told['steps']} steps of {told['batch']} texts of up to {told['tokens']} "
         f"tokens, blocks drawn every {told['interval']} steps, bases every {told['gap']}, bfloat16 arithmetic; "
-        f"OwLore's scale {scale} of {', '.join(found['tried'])} and rate {rate:g} chosen on the first seed's "
-        "validation; "
+        f"OwLore's scale {told['scale']} of {', '.join(found['tried'])} and rate {told['rate']:g} chosen on the first "
+        "seed's validation; "
         f"{seeds} seeds, {len(next(iter(items.values())))} test texts; untrained {metric} {shown}; mean ± deviation; "
         "memory: above the loaded model",
         header=["method", "rate", "trained", "memory", "test accuracy" if label else "test loss"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,12 @@ def runs_of(job: Job, *, leave: Collection[str] = ()) -> Runs:
 def by_seed(run: Mapping[str, Any], corpus: str, metric: str = "score") -> np.ndarray:
     """A metric of a method on a corpus, a number a seed; NaN for one that diverged."""
     return np.array([metrics(t["items"][corpus])[metric] if t["items"] else np.nan for t in run["trials"]])
+
+
+def tested(runs: Iterable[Mapping[str, Any]]) -> str:
+    """How many items of each corpus were scored, for a setting: ``500 of text:a, 446 of text:b``."""
+    kept = next((t["items"] for run in runs for t in run["trials"] if t["items"]), {})
+    return ", ".join(f"{len(next(iter(items.values())))} of {corpus}" for corpus, items in kept.items()) or "none"
 
 
 def cost(run: Mapping[str, Any]) -> Mapping[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import by_seed, cost, rate, runs_of
+from rankwise.bench.shared.adapted import by_seed, cost, rate, runs_of, tested
 from rankwise.bench.shared.evidence import Claim, Evidence, greater, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
@@ -35,7 +35,7 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 TRAINED: int | None = None  # sentences at most; all
-TESTED = 500
+TESTED = 500  # at most
 RATES: dict[str, list[float]] = {}  # grids by variant; the methods' own
 VARIANTS = ["lora", "eva", "eva-uniform", "eva-uncentred", "eva-random", "eva-elsewhere", "eva-bottom"]
 
@@ -86,7 +86,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         title="EVA: explained variance adaptation",
         command=f"rankwise bench eva --part text --seeds {seeds} --jobs 2",
         setting=f"MiniLM, movies, rank {runs['lora']['rank']} on average, {steps} steps of 16 examples, "
-        f"{seeds} seeds, {TESTED} test sentences; mean ± standard deviation over seeds; steps to LoRA's final "
+        f"{seeds} seeds, tests: {tested(runs.values())}; mean ± standard deviation over seeds; steps to LoRA's final "
         f"validation loss (counted as {2 * steps} where it is not reached)",
         header=["variant", "rate", "trained", "test accuracy", "validation loss", "steps to LoRA's end"],
         rows=rows,

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import rankdata
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import by_seed, cost, runs_of
+from rankwise.bench.shared.adapted import by_seed, cost, runs_of, tested
 from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.events import OnEvent, environment
@@ -42,7 +42,7 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 TRAINED: int | None = None  # sentences at most; all
-TESTED = 500  # a domain
+TESTED = 500  # a domain, at most
 RATES: dict[str, list[float]] = {}  # grids by variant; the methods' own
 BUDGETS = {
     "0.5%": [
@@ -145,9 +145,9 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         recipe="s2lora",
         title="S2-LoRA: sparsely shared low-rank adaptation",
         command=f"rankwise bench s2lora --part text --seeds {seeds} --jobs 2",
-        setting=f"MiniLM, movie polarity, {found['told']['steps']} steps of 16 examples, {seeds} seeds, {TESTED} test "
-        "sentences a domain; accuracy in per cent, mean ± standard deviation over seeds; zero: share of S2-LoRA's "
-        "coefficients that are exactly zero",
+        setting=f"MiniLM, movie polarity, {found['told']['steps']} steps of 16 examples, {seeds} seeds, tests: "
+        f"{tested(runs.values())}; accuracy in per cent, mean ± standard deviation over seeds; zero: share of "
+        "S2-LoRA's coefficients that are exactly zero",
         header=["variant", "budget", "rank", "trained", "adapter", "zero", "movies", "out of domain"],
         rows=_rows(runs, scores),
         claims=[
@@ -244,7 +244,8 @@ def sparsity_claims(runs: dict, budget: str, costs: Claim) -> list[Claim]:
     acted = bool(share.mean() - without.mean() >= ACTS)
     of = s2lora["trials"][0]["coefficients"]["of"]
     acts = Claim(
-        text=f"the L1 term acts: at least {ACTS:.0%} more of the coefficients are zero than without it ({budget})",
+        text=f"the L1 term acts: at least {100 * ACTS:g} points more of the coefficients are zero than without it "
+        f"({budget})",
         held=acted,
         found=f"{plus_minus(share)} % of {of} coefficients are zero, {plus_minus(without)} % without it"
         + ("" if acted else "; what rests on sparsity is not judged"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.adapted import UNTRAINED, cost
+from rankwise.bench.shared.adapted import UNTRAINED, cost, tested
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.bench.tuning.s2lora import (
@@ -110,7 +110,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         title="S2-LoRA on speech: Whisper tiny.en and child-like voices",
         command=f"rankwise bench s2lora --part speech --seeds {seeds} --jobs 2",
         setting=f"synthetic speech (eSpeak NG), {found['told']['steps']} steps of {TRAINED} recordings, {seeds} seeds, "
-        f"{TESTED} test recordings each; bfloat16, every fourth silent position encoded; word error rate in per cent, "
+        f"tests: {tested(runs.values())}; bfloat16, every fourth silent position encoded; word error rate in per cent, "
         "mean ± standard deviation over seeds, out of domain: mean of adult voices and accents; zero: share of "
         "S2-LoRA's coefficients that are exactly zero",
         header=["variant", "budget", "rank", "trained", "share", "adapter", "zero", "child", "out of domain"],

@@ -307,21 +307,23 @@ class Job:
         label = result.label
         set_seed(result.seed)
         model = load_adapted(self.ready.fresh_model(), folder / "adapter")
-        result.scores |= self._scored(model, missing, label, folder)
+        result.scores |= self._scored(model, missing, label, folder, step=self.config.steps)
         self.process.wait_for_everyone()
         if self.process.is_main_process:
             write_json(folder / "result.json", result.as_dict())
         return result
 
-    def _scored(self, model: nn.Module, names: list[str], label: str, folder: Path) -> dict[str, dict[str, float]]:
-        """Scores on test corpora; what every item got is kept in ``folder`` first."""
+    def _scored(
+        self, model: nn.Module, names: list[str], label: str, folder: Path, *, step: int
+    ) -> dict[str, dict[str, float]]:
+        """Scores on test corpora; what every item got is kept in ``folder`` first, beside that of other corpora."""
         steps, bf16, found = self.config.steps, self.precision == "bf16", {}
         for name in names:
-            self.on_event(label, f"score {name}", steps, steps, float("nan"))
+            self.on_event(label, f"score {name}", step, steps, float("nan"))
             found[name] = self.ready.task.items(model, self.ready.examples[name], bf16=bf16)
         if self.process.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / ITEMS, found)
+            write_json(folder / ITEMS, _kept(folder) | found)
         return {name: metrics(items) for name, items in found.items()}
 
     def items(self, trial: Mapping[str, Any] | None = None) -> dict[str, Items]:
@@ -341,7 +343,7 @@ class Job:
         if trial is not None:
             folder = self.trial_folder(trial["method"], trial["learning_rate"], trial["seed"])
             done = folder / "result.json"
-        kept = read_json(folder / ITEMS) if (folder / ITEMS).is_file() else {}
+        kept = _kept(folder)
         if lost := [n for n in self.ready.tests if n not in kept]:
             raise ValueError(
                 f"{done}: what each item of {lost[0]} got was not kept when it was scored; delete that file, and the "
@@ -371,10 +373,14 @@ class Job:
         path = self.out / "zero_shot.json"
         if self.process.is_main_process and not path.exists():
             folder = self.out / "trials" / "zero-shot"
-            scores = self._scored(self.ready.fresh_model(), self.ready.tests, "zero-shot", folder)
+            scores = self._scored(self.ready.fresh_model(), self.ready.tests, "zero-shot", folder, step=0)
             write_json(path, scores)
         self.process.wait_for_everyone()
         return read_json(path)
+
+
+def _kept(folder: Path) -> dict[str, Items]:
+    return read_json(folder / ITEMS) if (folder / ITEMS).is_file() else {}
 
 
 _prepared: dict[str, Job] = {}  # of this worker, by content
