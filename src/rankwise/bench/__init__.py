@@ -125,11 +125,8 @@ class Located:
         Raises
         ------
         ValueError
-            Runs of another recipe, or of another release in a form that this one does not judge; a recipe that keeps
-            none.
+            Runs of another recipe, or of a form that this release does not judge; a recipe that keeps none.
         """
-        import rankwise
-
         module = import_module(self.module)
         if not hasattr(module, "judge"):
             timed = self.place.parts[0] == "speed"
@@ -141,10 +138,9 @@ class Located:
             with self._sized(module, bool(rows.told["smoke"])):
                 return module.judge(rows.runs, **rows.told["asked"])
         except (LookupError, TypeError, AttributeError) as error:
-            if rows.told.get("version") == rankwise.__version__:
-                raise  # a fault of ours
             raise ValueError(
-                f"the runs have another form than {self.recipe.name} ({self.recipe.part}) judges: {error!r}"
+                f"{self.recipe.name} ({self.recipe.part}) cannot judge these runs: they have another form than this "
+                f"release keeps, or the recipe is at fault: {error!r}"
             ) from error
 
     def _measured(
