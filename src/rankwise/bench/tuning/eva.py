@@ -53,7 +53,7 @@ def measure(out: Path, *, seeds: int = 5, steps: int = 80, on_event: OnEvent | N
         train_limit=TRAINED,
         eval_limit=TESTED,
         dropout=0.0,
-        precision="fp32",
+        precision="bf16",
         baseline=False,
         validation_points=8,
     )
@@ -86,12 +86,12 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         title="EVA: explained variance adaptation",
         command=f"rankwise bench eva --part text --seeds {seeds} --jobs 2",
         setting=f"MiniLM, movies, rank {runs['lora']['rank']} on average, {steps} steps of 16 examples, "
-        f"{seeds} seeds, tests: {tested(runs.values())}; mean ± standard deviation over seeds; steps to LoRA's final "
-        f"validation loss (counted as {2 * steps} where it is not reached)",
+        f"bfloat16 arithmetic, {seeds} seeds, tests: {tested(runs.values())}; mean ± standard deviation over seeds; "
+        f"steps to LoRA's final validation loss (counted as {2 * steps} where it is not reached)",
         header=["variant", "rate", "trained", "test accuracy", "validation loss", "steps to LoRA's end"],
         rows=rows,
         claims=_claims(test, curves, reach, steps),
-        environment=environment("fp32", 1),
+        environment=environment("bf16", 1),
         extra={
             "steps": steps_at,
             "curves": {n: c.tolist() for n, c in curves.items()},

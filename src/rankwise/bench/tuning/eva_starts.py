@@ -117,7 +117,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         command=f"rankwise bench eva --part starts --seeds {seeds} --jobs 2",
         setting=f"MiniLM, polarity of {OWN} under a frozen linear probe, LoRA of rank {RANK} everywhere, {STEPS} steps "
         f"of {BATCH}, rates {', '.join(f'{r:g}' for r in RATES)}, {seeds} seeds paired by the order of examples, best "
-        f"rates chosen on {CHOOSING} others; spectra of {LOOKED_AT} random texts. Loss: mean over all training steps; "
+        f"rates chosen on {CHOOSING} others; spectra of {LOOKED_AT} random texts, bfloat16 arithmetic. "
+        "Loss: mean over all training steps; "
         f"area: mean validation loss, every {EVERY} steps; mean ± standard deviation over seeds",
         header=["A", "start", "best rate", "loss", "area", "test accuracy", "loss at equal rates"],
         rows=[row for half in halves.values() for row in half.rows()],

@@ -80,7 +80,7 @@ def settings(budget: str, methods: list[str], seeds: int, steps: int) -> AdaptCo
         train_limit=TRAINED,
         eval_limit=TESTED,
         dropout=0.0,
-        precision="fp32",
+        precision="bf16",
         baseline=budget == "0.5%",
     )
 
@@ -145,9 +145,9 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         recipe="s2lora",
         title="S2-LoRA: sparsely shared low-rank adaptation",
         command=f"rankwise bench s2lora --part text --seeds {seeds} --jobs 2",
-        setting=f"MiniLM, movie polarity, {found['told']['steps']} steps of 16 examples, {seeds} seeds, tests: "
-        f"{tested(runs.values())}; accuracy in per cent, mean ± standard deviation over seeds; zero: share of "
-        "S2-LoRA's coefficients that are exactly zero",
+        setting=f"MiniLM, movie polarity, {found['told']['steps']} steps of 16 examples, bfloat16 arithmetic, "
+        f"{seeds} seeds, tests: {tested(runs.values())}; accuracy in per cent, mean ± standard deviation over "
+        "seeds; zero: share of S2-LoRA's coefficients that are exactly zero",
         header=["variant", "budget", "rank", "trained", "adapter", "zero", "movies", "out of domain"],
         rows=_rows(runs, scores),
         claims=[
@@ -155,7 +155,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
             *sparsity_claims(runs, "0.5%", dense_costs(scores)),
             control(scores["0.5%", "s2lora"]["in"], permuted_scores(found["permuted"])),
         ],
-        environment=environment("fp32", 1),
+        environment=environment("bf16", 1),
         extra={
             key: {n: mean_map(run, key) for (b, n), run in runs.items() if b == "0.5%"} for key in ("ranks", "mass")
         },
