@@ -27,6 +27,8 @@ RECIPE = Recipe(
     part="texts",
     about="CoDyRA on MiniLM: the polarity of movies, tweets, Amazon reviews and NYT sentences in a row",
     spreads=True,
+    remark="Polarity is one task in every domain: plain LoRA hardly forgets here, and there is little to protect. The "
+    "pictures' stream is the one that hurts.",
     smoke={
         "TASKS": ("movies", "tweets"), "STEPS": 2, "KAPPA": 1.25, "TESTED": 6, "SHOTS": 8, "LADDER": (0.0,),
         "RANKS": (16,), "seeds": 1,

@@ -127,7 +127,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         rows=rows,
         claims=_claims(errors, clean, before),
         environment=environment("bf16", 1),
-        extra={"runs": found, "corruptions": list(ORDER[:KINDS])},
+        extra={"corruptions": list(ORDER[:KINDS])},
     )
 
 
