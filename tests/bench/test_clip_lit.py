@@ -21,7 +21,7 @@ def runs(order=ORDER, ladder=1.0, **changes):
     for arm in (*LEARNED, *PLAIN):
         for seed in range(SEEDS):
             psnr = [means.get(arm, 15.0) + 0.1 * seed + d for d in (-0.5, 0.5)]
-            one = {"psnr": psnr, "ssim": [0.5, 0.7], "looks": [0.1, 0.3]}
+            one = {"psnr": psnr, "ssim": [0.5, 0.7], "perceptual": [0.1, 0.3]}
             found[f"{arm} {seed}"] = {"scenes": one, "backlit": one} | (told if arm in LEARNED else {})
     return found
 

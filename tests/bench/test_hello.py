@@ -160,3 +160,30 @@ def test_pruned_labels_are_of_at_most_the_bytes_of_the_adapters(small, monkeypat
     _, held, kept = given(small, PRUNED)
     assert 0 < kept <= 60
     assert len(held.kept) == 3  # of 20 bytes each: 2 pictures, 3 classes, and which they are
+
+
+def test_every_model_is_judged_by_what_it_said_of_its_own_seed():
+    truth = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+
+    def said(right):
+        return [t if i < right else (t + 1) % 3 for i, t in enumerate(truth)]
+
+    found = {"truth": truth}
+    for seed in range(2):
+        told = {"images": 30, "labels": 9, "bytes": 9, "seconds": 1.0}
+        found[Run(sizes=SIZES, seed=seed, kind="teachers").name] = {
+            "predicted": [said(7 + k) for k in range(3)], "base": said(4 + 2 * seed)
+        }  # fmt: skip
+        for variant in SIZES.variants:
+            found[Run(sizes=SIZES, seed=seed, kind=variant).name] = told | {"predicted": said(8)}
+        for run in students_of(SIZES, seed):
+            found[run.name] = told | {"predicted": said(5 + seed if run.kind == HARD else 9)}
+    evidence = recipe.evidence_of(
+        found, SIZES, seeds=2, recipe="hello", title="", command="rankwise bench hello", setting="made up"
+    )
+    assert "teachers at 70.0±0.0, 80.0±0.0, 90.0±0.0 %, base alone at 50.0±14.1 %, with adapters 80.0±0.0 %" in (
+        evidence.setting
+    )
+    rows = {(row[2], row[0], row[1]): row[3] for row in evidence.rows}
+    assert rows[HARD, "10", "convnet"] == "55.0±7.1"
+    assert rows[OURS, "10", "convnet"] == "90.0±0.0"

@@ -16,7 +16,7 @@ from rankwise.vision.distilled.networks import NETWORKS, network
 from rankwise.vision.distilled.pictures import Pictures
 from rankwise.vision.distilled.rivals import KEY, StoredLabels, label_bytes, rows_of, shown
 from rankwise.vision.distilled.students import batch_of, rate
-from rankwise.vision.distilled.teachers import Mean, accuracy, snapshots
+from rankwise.vision.distilled.teachers import Mean, accuracy, predicted, snapshots
 
 FEW = Pictures(
     torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
@@ -258,3 +258,22 @@ def test_snapshots_are_evenly_spaced_the_end_last_and_weak_ones_are_weaker():
 
 def test_students_module_offers_its_public_name_alone():
     assert students.__all__ == ["train_student"]
+
+
+def test_what_a_model_says_is_asked_without_a_gradient_in_its_evaluation_mode_and_the_mode_comes_back():
+    class Told(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.asked = torch.nn.Parameter(torch.eye(3)), []
+
+        def forward(self, pixels):
+            self.asked.append((torch.is_grad_enabled(), self.training))
+            return pixels.mean((2, 3)) @ self.weight
+
+    model, pixels = Told().train(), torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    for row, channel in enumerate((2, 0, 1, 2)):
+        pixels[row, channel] = 255
+    assert predicted(model, pixels, batch_size=3).tolist() == [2, 0, 1, 2]
+    assert model.asked == [(False, False)] * 2
+    assert model.training
+    assert accuracy(model, pixels, torch.tensor([2, 0, 0, 2])) == 0.75

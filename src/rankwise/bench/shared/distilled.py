@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.kept import kept_runs
 from rankwise.bench.shared.measured import Runs
 from rankwise.data import Images
@@ -49,7 +49,6 @@ HARD, RANDOM, RANDOM_SOFT, FULL = (
 ARMS = (RANDOM, RANDOM_SOFT, HARD, STORED, PRUNED, ZERO, OURS)
 STRONG, KL = "one strong teacher", "divergence instead of squares"
 STUDENTS = ("convnet", "resnet")
-ENOUGH = 0.05  # of a one-sided p, where there are seeds enough for it
 WORTH = 10.0  # points that all pictures must be better than few random ones
 COUNTED = 300  # epochs for which stored labels are counted, as published
 HEADER = ["pictures a class", "student", "pictures and labels", "accuracy (%)", "picture bytes", "label bytes"]
@@ -375,7 +374,7 @@ def claims_of(scores: dict[tuple[str, int, str], list[dict[str, Any]]], sizes: S
 
     def more(text: str, a: Sequence[float], b: Sequence[float], *, least: float = 0.0, control: bool = False) -> Claim:
         found = paired(a, b)
-        sure = found.p_value <= max(ENOUGH, 2.0 ** -len(a)) or least < 0
+        sure = found.p_value <= max(CERTAIN, 2.0 ** -len(a)) or least < 0
         return Claim(text=text, held=found.mean > least and sure, found=str(found), control=control)
 
     label, stored = (scores[k, most, one][0]["labels"] for k in (OURS, STORED))

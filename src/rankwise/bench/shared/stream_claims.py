@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.streams import Subject, Way, learned, scores_of
 from rankwise.continual import Schedule
 from rankwise.events import OnEvent, counting, environment
@@ -22,7 +22,6 @@ from rankwise.reading import read_json
 OURS, PLAIN, EVEN, CHANCE, ALL = "CoDyRA", "LoRA r=16", "one rank for all", "gates by chance", "all weights"
 SHOWN = ("transfer", "average", "last", "forgetting", "learned", "mixed")
 HEADER = ["way", *[f.capitalize() for f in SHOWN], "rank", "size", "drift"]
-ENOUGH = 0.05  # of a one-sided p, where there are seeds enough for it
 EWC = 1e5  # weight of its penalty
 FULL = 0.1  # learning rate of all weights over that of adapters
 
@@ -161,7 +160,7 @@ def claims_of(found: dict[str, list[Run]], ladder: Sequence[float], ranks: Seque
 
     def more(text: str, a: Sequence[float], b: Sequence[float], *, least: float = 0.0, control: bool = False) -> Claim:
         difference = paired(a, b)
-        sure = difference.p_value <= max(ENOUGH, 2.0 ** -len(a)) or least < 0
+        sure = difference.p_value <= max(CERTAIN, 2.0 ** -len(a)) or least < 0
         return Claim(text=text, held=difference.mean > least and sure, found=str(difference), control=control)
 
     def beats(key: str, other: str, text: str, **options: Any) -> Claim:

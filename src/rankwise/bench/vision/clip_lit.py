@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.kept import kept_runs
-from rankwise.bench.shared.looks import feature_distance
 from rankwise.bench.shared.measured import Runs
+from rankwise.bench.shared.perceptual import perceptual_distance
 from rankwise.events import OnEvent, environment
 from rankwise.files import whole_file
 from rankwise.models import load_tokenizer
@@ -74,7 +74,7 @@ INPUT, GAMMA, EQUAL, CLAHE, CURVE, BEST = (
 )
 PLAIN = (INPUT, GAMMA, EQUAL, CLAHE, CURVE, BEST)
 TESTS = ("scenes", "backlit")
-MEASURES = {"psnr": 2, "ssim": 3, "looks": 3}  # and digits
+MEASURES = {"psnr": 2, "ssim": 3, "perceptual": 3}  # and digits
 SHOWN = 6  # pictures that are drawn
 Pixels = NDArray[np.uint8]
 
@@ -124,16 +124,15 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         f"about {np.mean([c['dark'] for c in counts]):.0f} dark and {np.mean([c['well'] for c in counts]):.0f} "
         f"well-lit pictures learned from, {np.mean([c['scenes'] for c in counts]):.0f} pairs and "
         f"{np.mean([c['backlit'] for c in counts]):.0f} darkened pictures judged. "
-        "Looks: squared distance of unit features of the bundled ViT, as LPIPS without weights (less is better). "
+        "Perceptual distance: LPIPS without learned weights, by the bundled ViT (less is better). "
         f"Probability of the backlit prompt on held-out dark pictures, results and well-lit ones, by round: {rounds}",
         header=[
             "arm",
-            "PSNR (dB), held-out scenes",
-            "SSIM",
-            "looks",
-            "PSNR (dB), darkened foreground",
-            "SSIM",
-            "looks",
+            *(
+                f"{m}, {where}"
+                for where in ("held-out scenes", "darkened foreground")
+                for m in ("PSNR (dB)", "SSIM", "perceptual distance")
+            ),
         ],
         rows=rows,
         claims=_claims(per_arm),
@@ -271,13 +270,13 @@ class _HandTraining(Training):
 
     def _start_prompts(self) -> None:
         self.prompts: Any = _Hand(self.clip)
-
+    """Each measure on both tests; of learned arms also scores on held-out pictures, round by round."""
     def _prompt_stage(self, turn: int, results: list[Tensor]) -> None:
         pass
 
 
 def judged(asked: Asked) -> dict[str, Any]:
-    """PSNR, SSIM and looks on both tests; of learned arms also scores on held-out pictures, round by round."""
+    """PSNR, SSIM and perceptual distance on both tests; of learned arms also scores on held-out pictures, round by round."""
     parts = split(asked)
     if asked.arm in PLAIN:
         return _measured(asked, _plain(asked.arm, parts), parts)
@@ -368,7 +367,7 @@ def _measured(asked: Asked, enhance: Callable[[Pixels, Pixels], NDArray[Any]], p
     measures: dict[str, Callable[[Pixels, Pixels], Any]] = {
         "psnr": lambda t, r: min(peak_signal_noise_ratio(t, r, data_range=255), MOST),
         "ssim": lambda t, r: structural_similarity(t, r, channel_axis=2, data_range=255),
-        "looks": feature_distance,
+        "perceptual": perceptual_distance,
     }
     found = {}
     for test, pairs in parts.pairs.items():

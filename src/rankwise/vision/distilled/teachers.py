@@ -129,13 +129,13 @@ def colours(pixels: Tensor) -> tuple[list[float], list[float]]:
     return channels.mean(1).tolist(), channels.std(1).clamp(min=1e-3).tolist()
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, pixels: Tensor, classes: Tensor, *, batch_size: int = 500) -> float:
     """Share of uint8 pictures named right."""
     right = predicted(model, pixels, batch_size=batch_size) == classes.cpu()
     return int(right.sum()) / max(1, len(pixels))
 
 
+@torch.no_grad()
 def predicted(model: nn.Module, pixels: Tensor, *, batch_size: int = 500) -> Tensor:
     """The class that a model says of each uint8 picture."""
     mode, device = model.training, next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""How unlike two pictures look to a small network: LPIPS (Zhang et al. 2018, eq. 1) with all channels weighed alike.
+"""Perceptual distance of two pictures by a small network: LPIPS (Zhang et al. 2018, eq. 1), all channels weighed alike.
 
 Features of every block are of unit length in each place; their squared difference is the mean over places and blocks.
 The network is the bundled ViT, which sees 32 x 32 pixels: a picture is seen through windows of that size, as it is and
@@ -22,7 +22,7 @@ NETWORK, WINDOW = "vit-cifar10", 32
 
 
 @torch.no_grad()
-def feature_distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+def perceptual_distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """From 0, for the same picture, to 4; RGB of one shape ``(height, width, 3)``, sides a multiple of 64 pixels."""
     sides = one.shape[:2]
     if one.shape != other.shape or any(n % (2 * WINDOW) for n in sides):

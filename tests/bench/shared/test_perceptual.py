@@ -1,11 +1,11 @@
-"""A distance of looks: nothing for the same, more for more, and windows that see what they should."""
+"""Perceptual distance: nothing for the same, more for more, and windows that see what they should."""
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from rankwise.bench.shared.looks import _features, _network, feature_distance
+from rankwise.bench.shared.perceptual import _features, _network, perceptual_distance
 
 
 @pytest.fixture(scope="module")
@@ -15,8 +15,8 @@ def photograph():
 
 def test_the_same_picture_is_at_no_distance_and_order_does_not_matter(photograph):
     dark = (photograph * 0.4).astype(np.uint8)
-    assert feature_distance(photograph, photograph) == 0
-    assert feature_distance(photograph, dark) == pytest.approx(feature_distance(dark, photograph), rel=1e-6)
+    assert perceptual_distance(photograph, photograph) == 0
+    assert perceptual_distance(photograph, dark) == pytest.approx(perceptual_distance(dark, photograph), rel=1e-6)
 
 
 def test_more_noise_less_light_and_another_place_are_further_away(photograph):
@@ -24,11 +24,11 @@ def test_more_noise_less_light_and_another_place_are_further_away(photograph):
     noisy = [np.clip(photograph + s * noise, 0, 255).astype(np.uint8) for s in (5, 20, 60)]
     darker = [(photograph * x).astype(np.uint8) for x in (0.8, 0.4, 0.1)]
     for series in (noisy, darker):
-        distances = [feature_distance(photograph, p) for p in series]
+        distances = [perceptual_distance(photograph, p) for p in series]
         assert distances == sorted(distances)
         assert distances[0] > 0
     elsewhere = load_sample_image("flower.jpg")[:128, :192]
-    assert feature_distance(photograph, elsewhere) > feature_distance(photograph, noisy[0])
+    assert perceptual_distance(photograph, elsewhere) > perceptual_distance(photograph, noisy[0])
 
 
 def test_every_window_is_a_picture_of_the_network_as_it_expects_it(photograph):
@@ -45,6 +45,6 @@ def test_every_window_is_a_picture_of_the_network_as_it_expects_it(photograph):
 
 def test_other_shapes_are_refused(photograph):
     with pytest.raises(ValueError, match="one shape is needed"):
-        feature_distance(photograph, photograph[:, :128])
+        perceptual_distance(photograph, photograph[:, :128])
     with pytest.raises(ValueError, match="sides of 64"):
-        feature_distance(photograph[:96], photograph[:96])
+        perceptual_distance(photograph[:96], photograph[:96])
