@@ -270,13 +270,13 @@ class _HandTraining(Training):
 
     def _start_prompts(self) -> None:
         self.prompts: Any = _Hand(self.clip)
-    """Each measure on both tests; of learned arms also scores on held-out pictures, round by round."""
+
     def _prompt_stage(self, turn: int, results: list[Tensor]) -> None:
         pass
 
 
 def judged(asked: Asked) -> dict[str, Any]:
-    """PSNR, SSIM and perceptual distance on both tests; of learned arms also scores on held-out pictures, round by round."""
+    """Each measure on both tests; of learned arms also scores on held-out pictures, round by round."""
     parts = split(asked)
     if asked.arm in PLAIN:
         return _measured(asked, _plain(asked.arm, parts), parts)
