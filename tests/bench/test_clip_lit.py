@@ -2,26 +2,41 @@
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
 
 from rankwise.bench.vision import clip_lit as recipe
-from rankwise.bench.vision.clip_lit import BEST, CURVE, FIRST, FULL, GAMMA, INPUT, LEARNED, MEASURES, PLAIN, SHUFFLED
+from rankwise.bench.vision.clip_lit import (
+    BEST,
+    CURVE,
+    FIRST,
+    FULL,
+    GAMMA,
+    INPUT,
+    LEARNED,
+    MEASURES,
+    PLAIN,
+    SHUFFLED,
+    SUMMED,
+)
 
 SEEDS = 5
-GAINED = {FULL: 20.0, FIRST: 18.0, SHUFFLED: 12.0, INPUT: 8.0, BEST: 22.0}
+GAINED = {FULL: 20.0, FIRST: 18.0, SUMMED: 17.0, SHUFFLED: 12.0, INPUT: 8.0, BEST: 22.0}
 ORDER = {"dark": 0.9, "result": 0.4, "well": 0.1}
 
 
-def runs(order=ORDER, ladder=1.0, **changes):
+def runs(order=ORDER, ladder=1.0, blind=False, **changes):
     """Every arm so good, a little different by seed and by picture."""
     names = {"full": FULL, "first": FIRST, "shuffled": SHUFFLED, "input": INPUT, "best": BEST, "gamma": GAMMA,
-             "curve": CURVE}  # fmt: skip
+             "curve": CURVE, "summed": SUMMED}  # fmt: skip
     means = GAINED | {names[k]: v for k, v in changes.items()}
     told = {"counts": {"dark": 9, "well": 9, "scenes": 2, "backlit": 2}, "held": [order], "ladder": ladder}
     found = {}
     for arm in (*LEARNED, *PLAIN):
         for seed in range(SEEDS):
             psnr = [means.get(arm, 15.0) + 0.1 * seed + d for d in (-0.5, 0.5)]
-            one = {"psnr": psnr, "ssim": [0.5, 0.7], "perceptual": [0.1, 0.3]}
+            one = {"psnr": psnr, "ssim": [0.5, 0.7], "perceptual": [0.1, 0.3]} | (
+                {"piqe": [40.0, 60.0]} if blind else {}
+            )
             found[f"{arm} {seed}"] = {"scenes": one, "backlit": one} | (told if arm in LEARNED else {})
     return found
 
@@ -37,6 +52,7 @@ def test_what_was_published_holds_every_claim():
 @pytest.mark.parametrize(("changes", "said"), [
     ({"best": 9.0}, ["control: the best gamma"]),
     ({"first": 21.0}, ["rounds of prompts"]),
+    ({"summed": 21.0}, ["the mean of the identity loss"]),
     ({"shuffled": 21.0}, ["control: with labels shuffled"]),
     ({"gamma": 21.0}, ["nearer than by gamma", "darkened foregrounds nearer"]),
     ({"curve": 21.0}, ["than by a curve"]),
@@ -53,7 +69,13 @@ def test_a_row_is_the_mean_over_pictures_and_its_spread_over_seeds():
     evidence = recipe.judge(runs(), seeds=SEEDS)
     row = next(r for r in evidence.rows if r[0] == INPUT)
     assert row[1:4] == ["8.20±0.16", "0.600±0.000", "0.200±0.000"]
-    assert len(evidence.header) == len(row) == 1 + 2 * len(MEASURES)
+    assert len(evidence.header) == len(row) == 1 + 2 * (len(MEASURES) - 1)
+
+
+def test_a_score_without_reference_is_a_column_where_it_was_measured():
+    evidence = recipe.judge(runs(blind=True), seeds=SEEDS)
+    assert evidence.header[4] == "PIQE, no reference, held-out scenes"
+    assert [row[4] for row in evidence.rows] == ["50.0±0.0"] * len(evidence.rows)
 
 
 def test_results_are_drawn_between_what_was_and_what_should_be(tmp_path):
@@ -64,6 +86,14 @@ def test_results_are_drawn_between_what_was_and_what_should_be(tmp_path):
     labels = [a.get_ylabel() for a in figure.axes if a.get_ylabel()]
     assert labels == [INPUT, GAMMA, CURVE, FULL, FIRST, SHUFFLED, "well-lit shot"]
     assert len(figure.axes) == 2 * len(labels)
+
+
+def test_distortion_is_seen_without_the_truth():
+    pytest.importorskip("pypiqe", reason="pip install pypiqe")
+    picture = load_sample_images().images[0][:256, :256].astype(float)
+    noisy = picture + np.random.default_rng(0).normal(0, 40, picture.shape)
+    clean, worse = (recipe._blind(p.clip(0, 255).astype(np.uint8)) for p in (picture, noisy))
+    assert clean < worse < 100.0 == recipe._blind(np.zeros((64, 64, 3), np.uint8))
 
 
 def test_equal_pictures_have_a_number_too(tmp_path):

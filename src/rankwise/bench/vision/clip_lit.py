@@ -35,6 +35,7 @@ from rankwise.report.plots.distilled import tile_sheet
 from rankwise.report.plots.shared import save
 from rankwise.vision import BacklitEnhancer
 from rankwise.vision.lit.prompts import encoded
+from rankwise.vision.lit.settings import PRESETS
 from rankwise.vision.lit.training import Training
 
 RECIPE = Recipe(
@@ -63,7 +64,8 @@ MOST = 100.0  # dB, of equal pictures too
 POWER = 3.0  # dB that the best gamma must gain
 
 FULL, FIRST, BY_HAND, SHUFFLED = "CLIP-LIT", "one round", "hand prompts", "labels shuffled"
-LEARNED = (FULL, FIRST, BY_HAND, SHUFFLED)
+SUMMED = "identity loss summed over the batch"  # as released; on whole batches that is its mean, weighted by their size
+LEARNED = (FULL, FIRST, SUMMED, BY_HAND, SHUFFLED)
 INPUT, GAMMA, EQUAL, CLAHE, CURVE, BEST = (
     "input",
     "gamma",
@@ -74,7 +76,10 @@ INPUT, GAMMA, EQUAL, CLAHE, CURVE, BEST = (
 )
 PLAIN = (INPUT, GAMMA, EQUAL, CLAHE, CURVE, BEST)
 TESTS = ("scenes", "backlit")
-MEASURES = {"psnr": 2, "ssim": 3, "perceptual": 3}  # and digits
+MEASURES = {  # what a column is called, and digits
+    "psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 3), "perceptual": ("perceptual distance", 3),
+    "piqe": ("PIQE, no reference", 1),
+}  # fmt: skip
 SHOWN = 6  # pictures that are drawn
 Pixels = NDArray[np.uint8]
 
@@ -107,9 +112,10 @@ def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: On
 def judge(found: Runs, *, seeds: int) -> Evidence:
     """The arms compared."""
     per_arm = {arm: [found[f"{arm} {s}"] for s in range(seeds)] for arm in (*LEARNED, *PLAIN)}
+    measures = [m for m in MEASURES if m in per_arm[INPUT][0][TESTS[0]]]  # PIQE only where it is installed
     rows = [
-        [arm, *(plus_minus((float(np.mean(r[t][m])) for r in runs), 1, digits) for t in TESTS
-                for m, digits in MEASURES.items())]
+        [arm, *(plus_minus((float(np.mean(r[t][m])) for r in runs), 1, MEASURES[m][1]) for t in TESTS
+                for m in measures)]
         for arm, runs in per_arm.items()
     ]  # fmt: skip
     counts = [found[f"{FULL} {s}"]["counts"] for s in range(seeds)]
@@ -124,20 +130,15 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         f"about {np.mean([c['dark'] for c in counts]):.0f} dark and {np.mean([c['well'] for c in counts]):.0f} "
         f"well-lit pictures learned from, {np.mean([c['scenes'] for c in counts]):.0f} pairs and "
         f"{np.mean([c['backlit'] for c in counts]):.0f} darkened pictures judged. "
-        "Perceptual distance: LPIPS without learned weights, by the bundled ViT (less is better). "
+        "Perceptual distance: LPIPS without learned weights, by the bundled ViT; PIQE (where pypiqe is installed) sees "
+        "distortions without the truth; less is better in both. "
         f"Probability of the backlit prompt on held-out dark pictures, results and well-lit ones, by round: {rounds}",
-        header=[
-            "arm",
-            *(
-                f"{m}, {where}"
-                for where in ("held-out scenes", "darkened foreground")
-                for m in ("PSNR (dB)", "SSIM", "perceptual distance")
-            ),
-        ],
+        header=["arm", *(f"{MEASURES[m][0]}, {where}" for where in ("held-out scenes", "darkened foreground")
+                         for m in measures)],
         rows=rows,
         claims=_claims(per_arm),
         environment=environment("fp32", 1),
-    )
+    )  # fmt: skip
 
 
 def _name(asked: Asked) -> str:
@@ -287,6 +288,9 @@ def judged(asked: Asked) -> dict[str, Any]:
         dark, well = both[: len(dark)], both[len(dark) :]
     rounds = 1 if asked.arm == FIRST else asked.rounds
     changes: dict[str, Any] = {"rounds": rounds, "seed": asked.seed, **dict(asked.steps)}
+    if asked.arm == SUMMED:
+        small = PRESETS["small"]
+        changes["identity_weight"] = small.identity_weight * small.batch_network
     enhancer = BacklitEnhancer(MODEL, preset="small", **changes)
     tower = enhancer.tower
     kind = _HandTraining if asked.arm == BY_HAND else _Remembering
@@ -369,6 +373,8 @@ def _measured(asked: Asked, enhance: Callable[[Pixels, Pixels], NDArray[Any]], p
         "ssim": lambda t, r: structural_similarity(t, r, channel_axis=2, data_range=255),
         "perceptual": perceptual_distance,
     }
+    if find_spec("pypiqe") is not None:
+        measures["piqe"] = lambda _, r: _blind(r)
     found = {}
     for test, pairs in parts.pairs.items():
         results = [(truth, enhance(before, truth)) for before, truth in pairs]
@@ -377,6 +383,13 @@ def _measured(asked: Asked, enhance: Callable[[Pixels, Pixels], NDArray[Any]], p
             with whole_file(_shown(asked.pictures, asked.arm)) as draft, draft.open("wb") as stream:
                 np.save(stream, np.stack(results[:SHOWN]))
     return found
+
+
+def _blind(picture: Pixels) -> float:
+    """PIQE, 0 (no distortion is seen) to 100; of a black picture 100."""
+    from pypiqe import piqe
+
+    return float(piqe(picture)[0]) if picture.any() else 100.0
 
 
 def _shown(pictures: Path, arm: str) -> Path:
@@ -423,6 +436,7 @@ def _claims(runs: dict[str, list[dict[str, Any]]]) -> list[Claim]:
         gains(FULL, GAMMA, "on darkened foregrounds nearer than by gamma", test="backlit"),
         gains(FULL, BY_HAND, "than by prompts written by hand"),
         gains(FULL, FIRST, "rounds of prompts add to the first"),
+        gains(FULL, SUMMED, "the mean of the identity loss is better than its sum over the batch, as released"),
         gains(FULL, SHUFFLED, "control: with labels shuffled less is gained", control=True),
         Claim(
             text="after the last round scores of held-out pictures are in order: dark, results, well-lit",
