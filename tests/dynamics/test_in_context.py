@@ -317,6 +317,33 @@ def test_later_tokens_change_nothing_before_them_and_rows_of_attention_sum_to_on
     torch.testing.assert_close(classify(net, one[:, -1]), net(x))
 
 
+@pytest.mark.parametrize("seeds", [0, (0, 1)])
+def test_what_is_inside_has_the_names_and_shapes_of_transformer_lens(seeds):
+    task = InContextTask()
+    net, x = AttentionOnlyNet(task, seeds=seeds), next(iter(task)).inputs[:3]
+    x = x if seeds == 0 else x.expand(2, *x.shape)
+    logits, cache = net.run_with_cache(x)
+    stream, attention = net.layers(x)
+    tokens, d = x.shape[-2:]
+    first = x.shape[:-2]
+    assert torch.equal(logits, net(x))
+    assert torch.allclose(cache["blocks.1.hook_resid_post"], stream, atol=1e-5)
+    for i in (0, 1):
+        of = f"blocks.{i}"
+        assert cache[f"{of}.attn.hook_pattern"].shape == (*first, 1, tokens, tokens)
+        assert torch.allclose(cache[f"{of}.attn.hook_pattern"][..., 0, :, :], attention[..., i, :, :], atol=1e-5)
+        assert cache[f"{of}.attn.hook_q"].shape == (*first, tokens, 1, d)
+        value = cache[f"{of}.attn.hook_pattern"][..., 0, :, :] @ cache[f"{of}.attn.hook_v"][..., 0, :]
+        assert torch.allclose(cache[f"{of}.hook_attn_out"], value, atol=1e-5)
+        moved = cache[f"{of}.hook_resid_pre"] + cache[f"{of}.hook_attn_out"]
+        assert torch.allclose(moved, cache[f"{of}.hook_resid_post"], atol=1e-6)
+    assert torch.equal(cache["blocks.0.hook_resid_post"], cache["blocks.1.hook_resid_pre"])
+    scores = cache["blocks.0.attn.hook_attn_scores"][..., 0, :, :]
+    by_hand = torch.einsum("...sqa,...ab,...cb,...skc->...sqk", x, net.q1, net.k1, x)
+    assert torch.allclose(scores[..., 5, :6], by_hand[..., 5, :6], rtol=1e-4, atol=1e-4)
+    assert torch.isinf(scores[..., 5, 6:]).all()
+
+
 def test_an_untrained_network_is_at_chance():
     sets = InContextTask().eval_sets(3000)
     found = [float(progress(AttentionOnlyNet(InContextTask(), seeds=s), sets["ic"]).accuracy) for s in range(3)]

@@ -18,6 +18,7 @@ from rankwise.dynamics import (
     laziness,
     linear_flow,
     low_rank_init,
+    structured_init,
     tangent_kernel,
 )
 from rankwise.dynamics.rich_lazy.experiment import Ensemble, points
@@ -56,6 +57,49 @@ def test_equal_norm_truncation_by_hand_raises_the_top_singular_value():
     assert torch.allclose(low_rank_init(W, 1, norm="op"), torch.diag(torch.tensor([4.0, 0.0])))
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "dale", "types", "chains"])
+def test_a_structure_keeps_the_norm_and_repeats(kind):
+    W = gaussian(60, 60, dtype=torch.float32) / 60**0.5
+    found = structured_init(W, kind, seed=3)
+    assert found.dtype == W.dtype
+    assert float(found.norm()) == pytest.approx(float(W.norm()), rel=1e-5)
+    assert torch.equal(found, structured_init(W, kind, seed=3))
+    assert torch.equal(found, W) == (kind == "gaussian")
+
+
+def test_under_dales_law_units_excite_or_inhibit_and_get_as_much_of_both():
+    found = structured_init(gaussian(1000, 1000), "dale")
+    assert bool((found[:, :800] >= 0).all())
+    assert bool((found[:, 800:] <= 0).all())
+    excited, inhibited = found[:, :800].sum(), -found[:, 800:].sum()
+    assert float(inhibited / excited) == pytest.approx(1, abs=0.02)  # of 200,000 entries: 4 errors
+
+
+def test_types_of_units_have_one_spread_for_each_pair_of_types():
+    W = gaussian(80, 80)
+    ratio = (structured_init(W, "types", seed=1) / W).view(4, 20, 4, 20)
+    assert torch.allclose(ratio, ratio[:, :1, :, :1].expand_as(ratio))
+    assert len(ratio[:, 0, :, 0].flatten().unique()) == 16
+
+
+def test_weights_in_a_row_of_a_chain_correlate_by_a_quarter():
+    W = structured_init(gaussian(400, 400), "chains")
+    into, out_of = W.mean(1), W.mean(0)  # of unit j: over its sources, over its targets
+    by_hand = float((into * out_of).mean() / W.var())
+    assert by_hand == pytest.approx(0.25, abs=0.05)  # 400 squares of normal numbers: 0.25 √(2/400) = 0.018 each
+    plain = gaussian(400, 400)
+    assert abs(float((plain.mean(1) * plain.mean(0)).mean() / plain.var())) < 0.01
+
+
+def test_an_experiment_starts_from_the_structure_that_is_named():
+    how = {"task": "match", "units": 12, "ranks": (12,), "seeds": 1, "steps": 1, "probes": 8, "rows": 4}
+    made = RichLazyExperiment(structure="dale", **how)
+    (_, _, _, W), (_, _, _, plain) = (e._starts(task("match"))[0] for e in (made, RichLazyExperiment(**how)))
+    assert bool((W[:, :10] >= 0).all())
+    assert bool((W[:, 10:] <= 0).all())
+    assert float(W.norm()) == pytest.approx(float(plain.norm()), rel=1e-5)
+
+
 def test_effective_ranks_by_hand():
     assert effective_rank(torch.eye(5), kind="abs-eig") == 1
     one = torch.outer(torch.ones(5), torch.arange(1.0, 6.0))
@@ -74,6 +118,11 @@ def test_effective_ranks_by_hand():
     ("call", "said"),
     [
         (lambda: low_rank_init(torch.eye(3), 4), "rank=4"),
+        (lambda: structured_init(torch.eye(6), "dales"), "did you mean dale"),
+        (lambda: structured_init(torch.eye(4), "types"), "at least 5 units"),
+        (lambda: structured_init(torch.ones(6, 5), "types"), "connections"),
+        (lambda: RichLazyExperiment(structure="chain"), "did you mean chains"),
+        (lambda: RichLazyExperiment(structure="dale", aligned=True), "leave structure='dale' out"),
         (lambda: low_rank_init(torch.eye(3), 0), "rank=0"),
         (lambda: low_rank_init(torch.eye(3), 1.0), "rank=1.0"),
         (lambda: low_rank_init(torch.eye(3), 1, norm="frob"), "did you mean fro"),

@@ -11,6 +11,7 @@ from rankwise.dynamics.in_context.theory import PhenomenologicalModel as Phenome
 from rankwise.dynamics.in_context.theory import hand_set as hand_set
 from rankwise.dynamics.low_rank.denoising import MoLRGDenoiser as MoLRGDenoiser
 from rankwise.dynamics.low_rank.jacobians import intrinsic_dimension as intrinsic_dimension
+from rankwise.dynamics.low_rank.jacobians import leading_directions as leading_directions
 from rankwise.dynamics.low_rank.recovery import MixtureSample as MixtureSample
 from rankwise.dynamics.low_rank.recovery import PhaseTransition as PhaseTransition
 from rankwise.dynamics.low_rank.recovery import low_rank_mixture as low_rank_mixture
@@ -26,6 +27,7 @@ from rankwise.dynamics.rich_lazy.measures import laziness as laziness
 from rankwise.dynamics.rich_lazy.networks import RateRNN as RateRNN
 from rankwise.dynamics.rich_lazy.starts import effective_rank as effective_rank
 from rankwise.dynamics.rich_lazy.starts import low_rank_init as low_rank_init
+from rankwise.dynamics.rich_lazy.starts import structured_init as structured_init
 from rankwise.dynamics.rich_lazy.theory import expected_kernel_alignment as expected_kernel_alignment
 from rankwise.dynamics.rich_lazy.theory import linear_flow as linear_flow
 from rankwise.dynamics.subspaces import IdentifiabilityWarning as IdentifiabilityWarning

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.dynamics import MoLRGDenoiser, intrinsic_dimension, low_rank_mixture
+from rankwise.dynamics import MoLRGDenoiser, intrinsic_dimension, leading_directions, low_rank_mixture
 from rankwise.dynamics.low_rank import jacobians
 
 G = torch.Generator().manual_seed(0)
@@ -100,3 +100,48 @@ def test_points_and_levels_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=said):
             intrinsic_dimension(lambda x, sigma: x, x, sigma)
+
+
+# ---------------------------------------------------------------------------------------------------------- directions
+
+
+@pytest.mark.parametrize("n", [12, 150])
+def test_leading_directions_are_the_right_singular_vectors_of_the_whole_jacobian(n):
+    values = [3.0, 2.0, 1.2, *[0.3] * (n - 3)]
+    f, x = linear(values), torch.randn(2, n, dtype=torch.float64)
+    J = torch.autograd.functional.jacobian(lambda one: f(one[None], 1.0)[0], x[0])
+    _, S, V = torch.linalg.svd(J)
+    found, directions = leading_directions(f, x, 1.0, k=3, passes=8)
+    assert directions.shape == (2, 3, n)
+    assert torch.allclose(found, S[:3].expand(2, 3), rtol=1e-6)
+    assert torch.allclose((directions[0] * V[:3]).sum(1).abs(), torch.ones(3).double(), atol=1e-6)
+    assert torch.allclose(directions @ directions.mT, torch.eye(3).double().expand(2, 3, 3), atol=1e-9)
+    assert (directions.gather(2, directions.abs().argmax(2, keepdim=True)) > 0).all()
+
+
+def test_an_edit_along_a_leading_direction_stays_in_the_subspace_and_one_across_is_undone():
+    data = low_rank_mixture(40, 3, n_clusters=2, samples=4)
+    model, (U, _) = MoLRGDenoiser.from_bases(data.bases), data.bases
+    x = 5 * data.X[:1]  # of the first subspace, so far out that no other has a weight
+    values, directions = leading_directions(model, x, 0.1, k=3)
+    assert torch.allclose(directions[0] @ U @ U.mT, directions[0], atol=1e-6)
+    assert torch.allclose(values, torch.full((1, 3), 1 / 1.01).double(), atol=1e-6)
+    moved = model(x + directions[:, 0], 0.1) - model(x, 0.1)
+    assert torch.allclose(moved, values[:, :1] * directions[:, 0], atol=1e-6)
+    across = torch.randn(1, 40, generator=G, dtype=torch.float64)
+    across = across - across @ U @ U.mT
+    assert torch.allclose(model(x + 0.1 * across, 0.1), model(x, 0.1), atol=1e-6)
+
+
+def test_directions_have_the_shape_of_pictures_and_seeds_repeat():
+    pictures = torch.randn(2, 3, 4, 4)
+    scaling = torch.rand(3, 4, 4)
+    a, b = (leading_directions(lambda x, sigma: scaling * x, pictures, 0.5, k=2)[1] for _ in range(2))
+    assert a.shape == (2, 2, 3, 4, 4)
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("changed", "said"), [({"k": 0}, "k=0"), ({"k": 4}, "k=4"), ({"passes": 0}, "passes=0")])
+def test_numbers_of_directions_that_cannot_be_are_refused(changed, said):
+    with pytest.raises(ValueError, match=said):
+        leading_directions(lambda x, sigma: x, torch.zeros(1, 3), 1.0, **changed)

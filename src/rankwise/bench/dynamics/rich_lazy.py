@@ -1,9 +1,10 @@
 """Whether a low rank of the initial weights makes learning rich: at equal scale, on other tasks, and in tuning.
 
 Recurrent networks start from one Gaussian matrix cut to several ranks, at equal Frobenius norm as published, then at
-equal top singular value, equal spectral radius and other gains; starts that point where the task does; the solved case
-of two linear layers with its closed form; rows of digits; and LoRA, EVA and PiSSA as starts of a tuning. Controls: the
-norm alone moves laziness too, so that equal norms are needed; and where nothing is learned no rank differs.
+equal top singular value, equal spectral radius and other gains; starts with the structure of circuits, and such that
+point where the task does; the solved case of two linear layers with its closed form; rows of digits; and LoRA, EVA and
+PiSSA as starts of a tuning. Controls: the norm alone moves laziness too, so that equal norms are needed; and where
+nothing is learned no rank differs.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ UNITS, RANKS = 300, (1, 30, 100, 300)  # of the three tasks, as published
 SMALL, SMALL_RANKS = 100, (1, 10, 33, 100)  # of sweeps and digits: the same shares
 STEPS, SERIAL_STEPS, SERIAL_BATCH = 10_000, 2000, 50
 PROBES, ROWS = 320, 32
+STRUCTURED = {"dale": "Dale's law", "types": "four types of units", "chains": "chains"}  # of full rank
 GAINS = (0.5, 0.9, 1.25, 1.7)  # √2 is where a full-rank ReLU network becomes chaotic
 PUBLISHED = 1.25
 TASKS = 40  # of the linear theory
@@ -135,6 +137,7 @@ def _asked(seeds: int) -> dict[str, tuple[str, Row]]:
     groups |= {f"gain {g:g}": small | {"gain": g} for g in GAINS}
     groups["equal top singular value"] = small | {"norm": "op"}
     groups["equal spectral radius"] = small | {"norm": "radius"}
+    groups |= {words: small | {"structure": kind, "ranks": SMALL_RANKS[-1:]} for kind, words in STRUCTURED.items()}
     groups["aligned"] = small | {"aligned": True, "ranks": SMALL_RANKS[:2]}
     groups["nothing learned"] = small | {"learning_rate": 1e-7, "steps": min(STEPS, 500), "points": 2}
     asked: dict[str, tuple[str, Row]] = {}
@@ -351,6 +354,11 @@ def _claims(nets: list[Row], found: list[Row]) -> list[Claim]:
     along = [paired(_ends(nets, "aligned", r), _ends(nets, plain, r)) for r in _ranks(nets, "aligned")]
     claims.append(Claim(text="a low rank along the task learns more lazily than a random one of equal norm (p ≤ 0.05)",
                         held=all(map(_clear, along)), found="; ".join(map(str, along))))  # fmt: skip
+    full = _ends(nets, plain, SMALL_RANKS[-1])
+    richer = {words: paired(full, _ends(nets, words, SMALL_RANKS[-1])) for words in STRUCTURED.values()}
+    claims.append(Claim(text="starts with a structure of circuits, at equal norm, learn more richly than a Gaussian "
+                        "one (p ≤ 0.05)", held=all(map(_clear, richer.values())),
+                        found="; ".join(f"{words}: {p}" for words, p in richer.items())))  # fmt: skip
     return claims + _other_claims(nets, found)
 
 

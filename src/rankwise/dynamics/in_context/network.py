@@ -89,12 +89,43 @@ class AttentionOnlyNet(nn.Module):
         second, a2 = self._layer(x, 2)
         return x + second, torch.stack([a1, a2], -3)
 
+    @torch.no_grad()
+    def run_with_cache(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and what is inside, under the names and with the shapes that TransformerLens gives it.
+
+        Returns
+        -------
+        logits : Tensor
+            ``(size, labels)``.
+        cache : dict of str to Tensor
+            Of layers 0 and 1 ``blocks.{i}.hook_resid_pre``, ``hook_attn_out`` and ``hook_resid_post``, ``(size, tokens,
+            d)``; ``attn.hook_q``, ``hook_k`` and ``hook_v``, ``(size, tokens, 1, d)``; ``attn.hook_attn_scores`` (of
+            later tokens -inf) and ``hook_pattern``, ``(size, 1, tokens, tokens)``. The value goes unchanged into the
+            stream: there is no projection of the output. Of a stack all have a first dimension more.
+        """
+        cache, x = {}, inputs
+        for i in (0, 1):
+            block, moved = f"blocks.{i}", self._layer(x, i + 1)[0]
+            cache[f"{block}.hook_resid_pre"] = x
+            for name in "qkv":
+                cache[f"{block}.attn.hook_{name}"] = project(x, getattr(self, f"{name}{i + 1}")).unsqueeze(-2)
+            scores = cache[f"{block}.attn.hook_q"][..., 0, :] @ cache[f"{block}.attn.hook_k"][..., 0, :].mT
+            scores = _causal(scores).unsqueeze(-3)
+            cache |= {f"{block}.attn.hook_attn_scores": scores, f"{block}.attn.hook_pattern": scores.softmax(-1)}
+            x = x + moved
+            cache |= {f"{block}.hook_attn_out": moved, f"{block}.hook_resid_post": x}
+        return self(inputs), cache
+
     def _layer(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
         q, k, v = (getattr(self, f"{name}{number}") for name in "qkv")
-        scores = project(x, q @ k.mT) @ x.mT
-        later = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).triu(1)
-        a = scores.masked_fill(later, -torch.inf).softmax(-1)
+        a = _causal(project(x, q @ k.mT) @ x.mT).softmax(-1)
         return a @ project(x, v), a
+
+
+def _causal(scores: Tensor) -> Tensor:
+    """``(…, tokens, tokens)`` with -inf for later tokens."""
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(later, -torch.inf)
 
 
 def project(x: Tensor, W: Tensor) -> Tensor:

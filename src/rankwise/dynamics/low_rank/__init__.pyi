@@ -1,5 +1,6 @@
 from rankwise.dynamics.low_rank.denoising import MoLRGDenoiser as MoLRGDenoiser
 from rankwise.dynamics.low_rank.jacobians import intrinsic_dimension as intrinsic_dimension
+from rankwise.dynamics.low_rank.jacobians import leading_directions as leading_directions
 from rankwise.dynamics.low_rank.recovery import MixtureSample as MixtureSample
 from rankwise.dynamics.low_rank.recovery import PhaseTransition as PhaseTransition
 from rankwise.dynamics.low_rank.recovery import low_rank_mixture as low_rank_mixture

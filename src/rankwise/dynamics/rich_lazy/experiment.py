@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rankwise.dynamics.rich_lazy.measures import Snapshot
 from rankwise.dynamics.rich_lazy.networks import RateRNN, drawn, states
-from rankwise.dynamics.rich_lazy.starts import NORMS, effective_rank, low_rank_init
+from rankwise.dynamics.rich_lazy.starts import NORMS, STRUCTURES, effective_rank, low_rank_init, structured_init
 from rankwise.dynamics.rich_lazy.tasks import Task, task
 from rankwise.nearest import unknown
 
@@ -21,6 +21,7 @@ __all__ = ["RichLazyExperiment"]
 
 Row = dict[str, Any]
 OnStep = Callable[[int, int, float], None]  # step, of how many, loss
+TARGETS = ("none", "labels")
 AHEAD = 50  # steps whose trials are drawn at once
 MEASURES = ("weight_change", "relative_weight_change", "representation_alignment", "kernel_alignment",
             "sign_similarity", "kernel_target_alignment")  # fmt: skip
@@ -46,6 +47,8 @@ class RichLazyExperiment:
         g. Default 1.25. Above √2 a full-rank ReLU network starts chaotic, and its low-rank cut need not.
     norm : {"fro", "op", "radius"}
         What all ranks have in common, see `low_rank_init`.
+    structure : {"gaussian", "dale", "types", "chains"}
+        What is cut to its ranks instead of the Gaussian matrix, at its norm, see `structured_init`.
     aligned : bool
         Start at the leading directions of what a first training (from full rank) changed, not of the random matrix, at
         the same norm: a low rank that points where the task does.
@@ -79,6 +82,7 @@ class RichLazyExperiment:
     units: int = 300
     gain: float = 1.25
     norm: Literal["fro", "op", "radius"] = "fro"
+    structure: Literal["gaussian", "dale", "types", "chains"] = "gaussian"
     aligned: bool = False
     output_scale: float = 1.0
     steps: int = 10_000
@@ -92,10 +96,12 @@ class RichLazyExperiment:
 
     def __post_init__(self) -> None:
         task(self.task)
-        if self.norm not in NORMS:
-            raise unknown("norm", self.norm, NORMS)
-        if self.target not in ("none", "labels"):
-            raise unknown("target", self.target, ("none", "labels"))
+        named = (("norm", NORMS), ("structure", STRUCTURES), ("target", TARGETS))
+        for name, accepted in named:
+            if getattr(self, name) not in accepted:
+                raise unknown(name, getattr(self, name), accepted)
+        if self.structure != "gaussian" and self.aligned:
+            raise ValueError(f"aligned starts have no structure of their own: leave structure={self.structure!r} out")
         for name in ("units", "steps", "batch_size", "points", "probes", "rows"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: a whole number from 1 on")
@@ -130,7 +136,7 @@ class RichLazyExperiment:
     def _starts(self, of: Task) -> list[tuple[Row, Tensor, Tensor, Tensor]]:
         """For every seed and rank what it is, U, V and W."""
         first = {s: drawn(of, self.units, seed=s) for s in self._seeds()}
-        bases = {s: self.gain * W for s, (_, _, W) in first.items()}
+        bases = {s: self.gain * structured_init(W, self.structure, seed=s) for s, (_, _, W) in first.items()}
         if self.aligned:
             alone = [({"seed": s}, U, self.output_scale * V, bases[s]) for s, (U, V, _) in first.items()]
             moved = Ensemble(of, alone, self)

@@ -15,9 +15,11 @@ from torch import Tensor
 from rankwise.nearest import unknown
 from rankwise.spectral import singular_values, truncated_svd
 
-__all__ = ["effective_rank", "low_rank_init"]
+__all__ = ["effective_rank", "low_rank_init", "structured_init"]
 
 NORMS = ("fro", "op", "radius")
+STRUCTURES = ("gaussian", "dale", "types", "chains")
+EXCITATORY, TYPES, CHAINED = 0.8, 4, 0.25  # share of units that excite; kinds of units; correlation along a chain
 KINDS = ("participation", "abs-eig", "stable")
 
 
@@ -70,6 +72,64 @@ def low_rank_init(W: Tensor, rank: int, *, norm: Literal["fro", "op", "radius"] 
     if bool((has <= 1e-9 * had).any()):
         raise ValueError(f"rank {rank} leaves a {'spectral radius' if norm == 'radius' else 'norm'} of zero")
     return (low * (had / has)[..., None, None].to(low.dtype)).to(W.dtype)
+
+
+def structured_init(W: Tensor, kind: Literal["gaussian", "dale", "types", "chains"], *, seed: int = 0) -> Tensor:
+    """A Gaussian matrix given a structure of neural circuits, at its Frobenius norm.
+
+    ``W[i, j]`` is what unit i gets from unit j. The structure is that of the start; nothing keeps it while learning.
+
+    Parameters
+    ----------
+    W : Tensor
+        ``(n, n)``, of independent entries of mean 0 and equal variance; at least 5 units.
+    kind : {"gaussian", "dale", "types", "chains"}
+        * as it is;
+        * Dale's law: the first four fifths of the units only excite and the others only inhibit, four times as
+          strongly, so that a unit gets as much of both: ``s_j |W_ij|``;
+        * four types of units, as many of each; the variance between two types is drawn, exponential of mean 1;
+        * over-represented chains ``k → j → i``: ``√½ W_ij + ½ (z_i + z_j)``, z drawn with the entries' spread, by
+          which two weights in a row correlate by ¼ (those that share a source or a target do so too).
+    seed : int
+        Of what is drawn besides W.
+
+    Raises
+    ------
+    ValueError
+        An unknown kind, a matrix that is not square, or fewer than 5 units.
+
+    Notes
+    -----
+    The paper starts from such structures (Liu et al., ICLR 2024, arXiv 2310.08513); these formulas are ours.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.dynamics import effective_rank, structured_init
+    >>> W = torch.randn(100, 100, generator=torch.Generator().manual_seed(0)) / 10
+    >>> chains = structured_init(W, "chains")
+    >>> bool(effective_rank(chains) < effective_rank(W)), bool(torch.isclose(chains.norm(), W.norm()))
+    (True, True)
+    """
+    if kind not in STRUCTURES:
+        raise unknown("kind", kind, STRUCTURES)
+    if W.dim() != 2 or W.shape[0] != W.shape[1] or len(W) <= TYPES:
+        raise ValueError(f"a matrix of shape {tuple(W.shape)}: connections (n, n) of at least {TYPES + 1} units")
+    if kind == "gaussian":
+        return W.clone()
+    n, generator = len(W), torch.Generator().manual_seed(seed)
+    if kind == "dale":
+        sign = torch.ones(n).to(W)
+        sign[round(EXCITATORY * n) :] = -EXCITATORY / (1 - EXCITATORY)
+        found = W.abs() * sign
+    elif kind == "types":
+        spread = torch.empty(TYPES, TYPES).exponential_(generator=generator).sqrt().to(W)
+        of = torch.arange(n, device=W.device) * TYPES // n
+        found = W * spread[of[:, None], of]
+    else:
+        z = (torch.randn(n, generator=generator) * W.std().cpu()).to(W)
+        found = math.sqrt(1 - 2 * CHAINED) * W + math.sqrt(CHAINED) * (z[:, None] + z)
+    return found * (torch.linalg.matrix_norm(W) / torch.linalg.matrix_norm(found))
 
 
 def effective_rank(W: Tensor, *, kind: Literal["participation", "abs-eig", "stable"] = "participation") -> Tensor:
