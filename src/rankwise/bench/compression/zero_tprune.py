@@ -265,9 +265,7 @@ def _shown(right: NDArray[np.float64], dense: NDArray[np.float64]) -> str:
 
 
 def _claims(right: dict[str, NDArray[np.float64]], gain: float) -> list[Claim]:
-    def step(
-        better: str, worse: str, text: str, verdict: Callable[[float, float], bool], *, control: bool = False
-    ) -> Claim:
+    def step(better: str, worse: str, text: str, verdict: Callable[[float, float], bool], **told: Any) -> Claim:
         """Judged at the main target; the others are told."""
         shown, held = [], False
         for t in TARGETS:
@@ -275,7 +273,7 @@ def _claims(right: dict[str, NDArray[np.float64]], gain: float) -> list[Claim]:
             mean, half = float(d.mean()), 1.96 * _error(d)
             shown.append(f"{100 * mean:+.2f}±{100 * half:.2f} points at {t:.0%}")
             held = verdict(mean, half) if t == MAIN else held
-        return Claim(text=text, held=held, found=", ".join(shown), control=control)
+        return Claim(text=text, held=held, found=", ".join(shown), **told)
 
     def above(mean: float, half: float) -> bool:
         return mean - half > 0
@@ -284,22 +282,52 @@ def _claims(right: dict[str, NDArray[np.float64]], gain: float) -> list[Claim]:
         return mean + half >= 0
 
     lost = right[FULL] - right[f"{OURS} {MAIN}"]
+    of = "(DeiT-S, ImageNet, 3.08 GFLOPs)"
     return [
-        step("votes", RANDOM, "control: random tokens lose more than votes choose", above, control=True),
-        step("+ root mean square", "votes", "heads by root mean square are no worse than by their mean", not_below),
-        step(BEFORE, "+ root mean square", "heads filtered by variance are no worse than all", not_below),
-        step(OURS, BEFORE, "similar tokens first: better than importance alone", above),
+        step(
+            "votes",
+            RANDOM,
+            "control: random tokens lose more than votes choose",
+            above,
+            control=True,
+            paper=f"78.6 against 76.8 % {of}",
+        ),
+        step(
+            "+ root mean square",
+            "votes",
+            "heads by root mean square are no worse than by their mean",
+            not_below,
+            paper=f"78.8 against 78.6 % {of}",
+        ),
+        step(
+            BEFORE,
+            "+ root mean square",
+            "heads filtered by variance are no worse than all",
+            not_below,
+            paper=f"78.9 against 78.8 % {of}",
+        ),
+        step(
+            OURS, BEFORE, "similar tokens first: better than importance alone", above, paper=f"79.4 against 78.9 % {of}"
+        ),
         step(OURS, ALIKE, "and better than similar tokens alone", above),
         step(OURS, CLS, "better than attention to CLS", above),
-        step(OURS, MERGED, "better than merging at the same cost", above),
+        step(
+            OURS,
+            MERGED,
+            "better than merging at the same cost",
+            above,
+            paper="79.4 against 78.9 % (DeiT-S at 3 GFLOPs); large models at half of the cost: the reverse",
+        ),
         Claim(
             text=f"at {MAIN:.0%} of the cost at most {100 * LOSS:.1f} points are lost",
             held=lost.mean() <= LOSS,
             found=f"{100 * lost.mean():.2f}±{196 * _error(lost):.2f} points",
+            paper="0.4 points at 65 % (DeiT-S)",
         ),
         Claim(
             text=f"and throughput is at least {GAIN}x the dense model's",
             held=gain >= GAIN,
             found=f"{gain:.2f}x; the cost allows {1 / MAIN:.2f}x",
+            paper="1.45x at 65 % (DeiT-S, A100)",
         ),
     ]

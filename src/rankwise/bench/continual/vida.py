@@ -71,6 +71,7 @@ OURS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     WRONG: ({"homeostasis": "inverted"}, (LOW, HIGH)),
 }
 ARMS = (SOURCE_ARM, *BASELINES, *OURS, SOURCE_ARM + WARM, PLAIN + WARM, FULL + WARM)
+PAPER = "(ImageNet-C, ViT-B)"  # where the paper's figures are from
 HURT = 10.0  # points of error that the stream must add for the recipe to tell
 
 
@@ -245,10 +246,10 @@ def _warmed(model: Any, asked: Asked, held: Any) -> Any:
 def _claims(errors: dict[str, NDArray[Any]], clean: dict[str, NDArray[Any]], before: NDArray[Any]) -> list[Claim]:
     mean = {arm: e.mean(1) for arm, e in errors.items()}
 
-    def less(better: str, worse: str, text: str, *, control: bool = False) -> Claim:
+    def less(better: str, worse: str, text: str, **told: Any) -> Claim:
         """Less error in the mean over seeds, by a sign-flip test at 5 %."""
         found = paired(mean[worse], mean[better])
-        return Claim(text=text, held=found.mean > 0 and found.p_value <= 0.05, found=str(found), control=control)
+        return Claim(text=text, held=found.mean > 0 and found.p_value <= 0.05, found=str(found), **told)
 
     hurt = 100 * float(mean[SOURCE_ARM].mean() - before.mean())
     rounds = np.split(errors[FULL], ROUNDS, 1)
@@ -261,14 +262,21 @@ def _claims(errors: dict[str, NDArray[Any]], clean: dict[str, NDArray[Any]], bef
             found=f"{hurt:+.1f} points: {100 * before.mean():.1f} % clean, {100 * mean[SOURCE_ARM].mean():.1f} % on it",
             control=True,
         ),
-        less(FULL, SOURCE_ARM, "ViDA errs less than the source model"),
+        less(FULL, SOURCE_ARM, "ViDA errs less than the source model", paper=f"43.4 against 55.8 % {PAPER}"),
         less(FULL, "TENT", "and less than TENT"),
-        less(FULL, "CoTTA", "and less than CoTTA"),
-        less("low only", SOURCE_ARM, "the narrow branch alone errs less than the source model"),
-        less("high only", SOURCE_ARM, "and so does the wide one"),
+        less(FULL, "CoTTA", "and less than CoTTA", paper="61.2 against 62.7 % (ImageNet-C, ResNet-50)"),
+        less(
+            "low only",
+            SOURCE_ARM,
+            "the narrow branch alone errs less than the source model",
+            paper=f"by 4.6 points {PAPER}",
+        ),
+        less("high only", SOURCE_ARM, "and so does the wide one", paper=f"by 5.1 points {PAPER}"),
         less(PLAIN, "one branch of both ranks", "two branches err less than one of the same number of parameters"),
-        less(FULL, PLAIN, "homeostasis errs less than scales of 1"),
-        less(FULL, WRONG, "control: the wrong way round it errs more", control=True),
+        less(FULL, PLAIN, "homeostasis errs less than scales of 1", paper=f"43.4 against 45.6 % {PAPER}"),
+        less(
+            FULL, WRONG, "control: the wrong way round it errs more", control=True, paper=f"46.3 against 43.4 % {PAPER}"
+        ),
         less(FULL + WARM, FULL, "a warm-up on source data errs less than none"),
         less(FULL + WARM, SOURCE_ARM + WARM, "and adapting still adds to it"),
         Claim(

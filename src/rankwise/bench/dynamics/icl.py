@@ -199,6 +199,7 @@ def _beginning(found: Found) -> list[Claim]:
         ),
         Claim(
             text="where the context holds all labels (L = N = 8) no seed begins, with L = 16 all do",
+            paper="none of six seeds at L = N = 8, some at 4 and 2; all where L > N",
             held=bool((few < 0.5).all() and (many > 0.5).all()),
             found=f"{_spread(few)} against {_spread(many)}%",
         ),

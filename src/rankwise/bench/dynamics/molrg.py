@@ -252,6 +252,7 @@ def _claims(
     return [
         Claim(
             text="with labels known, success is a step: none at N < d, all at N ≥ d",
+            paper="N = d (n 48, d 2 to 8)",
             held=all((s[below] == 0).all() and (s[~below] == 1).all() for s in steps.values()),
             found=f"success at N < d {np.mean([s[below].mean() for s in steps.values()]):.1%}, at N ≥ d "
             f"{np.mean([s[~below].mean() for s in steps.values()]):.1%}",
@@ -273,6 +274,7 @@ def _claims(
         ),
         Claim(
             text="a network that knows no subspaces needs at least 10 times as many rows to err as on seen ones",
+            paper="N about 60 d (a U-Net, by the similarity of what it draws to its training pictures)",
             held=all(rho[CLOSE, K] >= 10 * rho[PCA, K] for K in CLUSTERS),
             found=f"span {line(MLP, list(CLUSTERS))}; error {line(CLOSE, list(CLUSTERS))}",
         ),

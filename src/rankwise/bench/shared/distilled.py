@@ -375,10 +375,10 @@ def claims_of(scores: dict[tuple[str, int, str], list[dict[str, Any]]], sizes: S
     def mean(kind: str, student: str = one) -> list[float]:
         return [float(x) for x in np.mean([of(kind, ipc, student) for ipc in sizes.ipcs], 0)]
 
-    def more(text: str, a: Sequence[float], b: Sequence[float], *, least: float = 0.0, control: bool = False) -> Claim:
+    def more(text: str, a: Sequence[float], b: Sequence[float], *, least: float = 0.0, **said: Any) -> Claim:
         found = paired(a, b)
         sure = found.p_value <= max(CERTAIN, 2.0 ** -len(a)) or least < 0
-        return Claim(text=text, held=found.mean > least and sure, found=str(found), control=control)
+        return Claim(text=text, held=found.mean > least and sure, found=str(found), **said)
 
     label, stored = (scores[k, most, one][0]["labels"] for k in (OURS, STORED))
     pace = [float(np.mean([r["seconds"] for r in scores[k, most, one]])) for k in (OURS, STORED)]
@@ -391,7 +391,8 @@ def claims_of(scores: dict[tuple[str, int, str], list[dict[str, Any]]], sizes: S
              of(RANDOM), least=WORTH / 100, control=True),
         more("control: labels of the base without adapters teach less", mean(OURS), mean(ZERO), control=True),
         more(f"HeLlO teaches within a point of stored soft labels (mean of {_listed(sizes.ipcs)} a class)", mean(OURS),
-             mean(STORED), least=-0.01),
+             mean(STORED), least=-0.01,
+             paper="12.9 / 43.7 / 52.2 against RDED's 6.6 / 42.0 / 56.5 % at 1 / 10 / 50 a class (ImageNet-1K)"),
         Claim(
             text=f"its labels take at most 1 % of their bytes at {most} a class",
             held=label <= 0.01 * stored,
@@ -405,7 +406,8 @@ def claims_of(scores: dict[tuple[str, int, str], list[dict[str, Any]]], sizes: S
         more("more than random real pictures with hard labels", mean(OURS), mean(RANDOM)),
         more("and so with the other student", mean(OURS, two), mean(RANDOM, two)),
         more("tiles teach more than random pictures under the same labels", mean(OURS), mean(RANDOM_SOFT)),
-        more(f"several weak teachers teach more than the strongest alone, at {middle} a class", of(OURS), of(STRONG)),
+        more(f"several weak teachers teach more than the strongest alone, at {middle} a class", of(OURS), of(STRONG),
+             paper="30.1 against 28.2 % (a linear probe, ImageNet-1K, 10 a class)"),
         more(f"squares of logits more than divergence, at {middle} a class", of(OURS), of(KL)),
         more(f"rank {sizes.ranks[0]} is within a point of rank {max(sizes.ranks)}", of(usual), of(wide), least=-0.01),
         Claim(

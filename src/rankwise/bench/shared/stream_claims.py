@@ -19,6 +19,7 @@ from rankwise.files import write_json
 from rankwise.parallel import fan_out
 from rankwise.reading import read_json
 
+XTAIL = "(X-TAIL, CLIP ViT-B/16)"  # where the paper's figures are from
 OURS, PLAIN, EVEN, CHANCE, ALL = "CoDyRA", "LoRA r=16", "one rank for all", "gates by chance", "all weights"
 SHOWN = ("transfer", "average", "last", "forgetting", "learned", "mixed")
 HEADER = ["way", *[f.capitalize() for f in SHOWN], "rank", "size", "drift"]
@@ -158,10 +159,10 @@ def claims_of(found: dict[str, list[Run]], ladder: Sequence[float], ranks: Seque
     def of(name: str, key: str) -> list[float]:
         return [s[key] for s in scores[name]]
 
-    def more(text: str, a: Sequence[float], b: Sequence[float], *, least: float = 0.0, control: bool = False) -> Claim:
+    def more(text: str, a: Sequence[float], b: Sequence[float], *, least: float = 0.0, **told: Any) -> Claim:
         difference = paired(a, b)
         sure = difference.p_value <= max(CERTAIN, 2.0 ** -len(a)) or least < 0
-        return Claim(text=text, held=difference.mean > least and sure, found=str(difference), control=control)
+        return Claim(text=text, held=difference.mean > least and sure, found=str(difference), **told)
 
     def beats(key: str, other: str, text: str, **options: Any) -> Claim:
         return more(text, of(OURS, key), of(other, key), **options)
@@ -175,23 +176,41 @@ def claims_of(found: dict[str, list[Run]], ladder: Sequence[float], ranks: Seque
     return [
         more(text, of(PLAIN, "forgetting"), zeros, least=0.02, control=True),
         beats("last", CHANCE, "control: gates kept by chance, as many a weight, end lower (Last)", control=True),
-        beats("last", PLAIN, f"it ends higher than {PLAIN} (Last)"),
-        more(f"it forgets less than {PLAIN}", of(PLAIN, "forgetting"), of(OURS, "forgetting")),
-        beats("transfer", PLAIN, f"tasks to come are answered better than with {PLAIN} (Transfer)"),
-        more("and at most 1 point below the untouched model", of(OURS, "transfer"), before, least=-0.01),
+        beats("last", PLAIN, f"it ends higher than {PLAIN} (Last)", paper=f"79.2 against 59.4 % {XTAIL}"),
+        more(
+            f"it forgets less than {PLAIN}",
+            of(PLAIN, "forgetting"),
+            of(OURS, "forgetting"),
+            paper=f"1.87 against 14.86 points {XTAIL}",
+        ),
+        beats(
+            "transfer",
+            PLAIN,
+            f"tasks to come are answered better than with {PLAIN} (Transfer)",
+            paper=f"63.2 against 61.8 % {XTAIL}",
+        ),
+        more(
+            "and at most 1 point below the untouched model",
+            of(OURS, "transfer"),
+            before,
+            least=-0.01,
+            paper="70.1 against 69.4 % (MTIL, 5 pictures a class)",
+        ),
         beats("learned", PLAIN, f"each task is learned within 1 point of {PLAIN}", least=-0.01),
         beats("last", EVEN, "it ends higher than one rank for all weights at equal kept rank"),
-        beats("last", "EWC", "than EWC"),
+        beats("last", "EWC", "than EWC", paper="43.8 against 42.4 (TRACE, LLaMA-2-7B-Chat, overall performance)"),
         beats("last", ALL, "than training all weights"),
         Claim(
             text=f"the weights drift less than with {smallest}",
             held=bool(np.mean(of(OURS, "drift")) < np.mean(of(smallest, "drift"))),
             found=f"{ends[0]} against {ends[1]}",
+            paper=f"a task's change 3.22 against 4.21 {XTAIL}",
         ),
         Claim(
             text="about half of the sixteen directions are kept (6 to 10)",
             held=bool(6 <= kept <= 10),
             found=f"{kept:.1f}",
+            paper=f"8.3 {XTAIL}",
         ),
         Claim(
             text="a higher threshold drifts less, at every rung",
