@@ -85,7 +85,8 @@ def data(tmp_path):
     (tmp_path / "clinc150/domains.json").write_text(json.dumps(domains))
     (tmp_path / "clinc150/data_full.json").write_text(json.dumps(rows))
     (tmp_path / "tofu").mkdir()
-    lines = [{"task_id": str(t), "question": f"who {t} {i}", "answer": f"he {i}"} for t in (1, 2) for i in range(10)]
+    lines = [{"task_id": str(t), "question": f"who {t}-{i // 20} {i}", "answer": f"he {i}"}
+             for t in (1, 2) for i in range(60)]  # fmt: skip
     (tmp_path / "tofu/forget05.json").write_text("".join(json.dumps(r) + "\n" for r in lines))
     (tmp_path / "tofu/retain90.json").write_text("".join(json.dumps(r) + "\n" for r in lines))
     return tmp_path
@@ -102,13 +103,16 @@ def test_a_request_is_a_domain_whose_queries_are_drawn_by_the_seed(data):
     assert len(taught[0].choices) == 6
 
 
-def test_tofus_requests_are_its_tasks_and_taught_questions_are_not_the_unseen_ones(data):
-    one = tofu(data, seed=0, requests=2, each=4, retained=5)
-    assert [*one.requests] == ["task 1", "task 2"]
-    taught, unseen = one.requests["task 2"]
-    assert all("who 2" in r.prompt for r in taught + unseen)
-    assert not {r.prompt for r in taught} & {r.prompt for r in unseen}
-    assert len(one.retained[0]) == 5
+def test_tofus_requests_are_authors_and_what_stays_is_of_others(data):
+    one, other = (tofu(data, seed=s, requests=2, each=12, retained=80) for s in (0, 1))
+    assert [name[-6:] for name in one.requests] == ["task 1", "task 2"]
+    for name, (taught, unseen) in one.requests.items():
+        author = int(name.split()[1]) - 1
+        assert {r.prompt.split()[1] for r in taught + unseen} == {f"{name[-1]}-{author}"}
+        assert (len(taught), len(unseen), len({r.prompt for r in taught + unseen})) == (12, 8, 20)
+    asked = {r.prompt for pair in one.requests.values() for part in pair for r in part}
+    assert len(one.retained[0]) == 80 == len({r.prompt for r in one.retained[0]} - asked)
+    assert [*one.requests] != [*other.requests]
 
 
 def test_made_up_requests_need_no_data():
@@ -151,14 +155,15 @@ def test_detectors_are_above_others_only_beyond_two_errors_and_the_control_can_f
 
 
 def test_tofus_claims_can_be_lost():
-    base = {"lost": 3.0, "stays": 0.5, "membership": 0.52, "taught": 0, "retained": 0, "utility": 0}
+    base = {"lost": 3.0, "stays": 0.5, "membership": 0.52, "taught": 0, "retained": 0, "utility": 0,
+            "told apart": 0.95, "opened": 0.1}  # fmt: skip
     end = {arm: [base] * 3 for arm in ARMS} | {
         TAUGHT: [base | {"lost": 0.5, "membership": 0.9}] * 3, ORACLE: [base | {"lost": 2.0}] * 3,
         SHUFFLED: [base | {"lost": 1.0}] * 3,
     }  # fmt: skip
     assert all(c.held for c in o3_tofu._claims(end))
     for arm, change in ((TAUGHT, {"lost": 1.8}), (SHUFFLED, {"lost": 3.5}), (O3, {"lost": 1.0}), (O3, {"stays": 0.7}),
-                        (O3, {"membership": 0.0})):  # fmt: skip
+                        (O3, {"membership": 0.0}), (O3, {"taught": 0.2}), (O3, {"told apart": 0.8})):  # fmt: skip
         broken = end | {arm: [end[arm][0] | change] * 3}
         assert not all(c.held for c in o3_tofu._claims(broken)), change
 

@@ -1,4 +1,4 @@
-"""O3 on TOFU: facts about authors who do not exist, a task of them a request; what is said instead are refusals.
+"""O3 on TOFU: facts about authors who do not exist, an author a request; what is said instead are refusals.
 
 As with domains, but what stays are other authors, and what was never taught are other questions about the same ones: a
 taught answer is a sentence, so that accuracy counts tokens' sequences that are right throughout, and losses tell more.
@@ -17,12 +17,13 @@ from rankwise.bench.shared.measured import Runs
 from rankwise.bench.shared.requests import made_up, tofu
 from rankwise.bench.shared.unlearning import ARMS, O3, ORACLE, SHUFFLED, TAUGHT, Sizes, Subject, by_seed, read_back
 from rankwise.continual import Schedule
+from rankwise.continual.unlearning.measuring import auroc
 from rankwise.events import OnEvent, environment
 
 RECIPE = Recipe(
     name="o3",
     part="tofu",
-    about="O3 on TOFU's tasks in sequence: answers forgotten, retained, membership",
+    about="O3 on TOFU's authors in sequence: answers forgotten, retained, membership",
     spreads=True,
     smoke={
         "DATA": "made-up", "BLOCKS": 1, "TEACH": 2, "FORGET": 2, "BASELINES": 1, "BATCH": 4, "RATES": (1e-3,),
@@ -31,7 +32,7 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 DATA = "tofu"
-REQUESTS, EACH, RETAINED = 3, 12, 24  # tasks, and questions of a task
+REQUESTS, EACH, RETAINED = 3, 12, 24  # authors, questions of an author (of 20), and questions about others
 BLOCKS = 30
 BATCH = 8
 TEACH, FORGET, BASELINES = 80, 20, 10
@@ -79,7 +80,12 @@ def _subject(data: Path | None, seed: int) -> Subject:
 def _with_losses(stages: dict, names: list[str]) -> dict[str, float]:
     last = list(stages.values())[-1]
     lost = float(np.mean([np.mean(last[f"{n}/train"]["nll"]) for n in names]))
-    return {**summary(stages, names), "lost": lost, "stays": float(np.mean(last["retained"]["nll"]))}
+    found = {**summary(stages, names), "lost": lost, "stays": float(np.mean(last["retained"]["nll"]))}
+    if "weight" not in last["retained"]:
+        return found
+    own, others = (np.concatenate([last[s]["weight"] for s in sets])
+                   for sets in ([f"{n}/test" for n in names], ["retained"]))  # fmt: skip
+    return found | {"told apart": auroc(own, others), "opened": float(np.mean(others > 0))}
 
 
 def _claims(end: dict[str, list[dict[str, float]]]) -> list[Claim]:
@@ -94,6 +100,12 @@ def _claims(end: dict[str, list[dict[str, float]]]) -> list[Claim]:
               held=known.min() >= 0.5, found=f"{plus_minus(known, 1, 2)} nats", control=True),
         Claim(text="control: a router with other prompts' weights forgets less", held=bool((shuffled > 0).all()),
               found=f"O3 {plus_minus(shuffled, 1, 2)} nats above", control=True),
+        Claim(text="the router tells unseen questions about the authors from those about others: AUROC of 0.9",
+              held=of(O3, "told apart").mean() >= 0.9,
+              found=f"{plus_minus(of(O3, 'told apart'), 1, 3)}; open for {plus_minus(of(O3, 'opened'))} % of others"),
+        Claim(text="forgotten: at most 10 % of the answers are still given word for word",
+              held=of(O3, "taught").mean() <= 0.1,
+              found=f"{plus_minus(of(O3, 'taught'))} % from {plus_minus(of(TAUGHT, 'taught'))} %"),
         Claim(text="forgotten: at least as unlikely as to a model taught anew",
               held=(of(O3, "lost") - of(ORACLE, "lost")).mean() >= -0.1,
               found=f"{plus_minus(of(O3, 'lost'), 1, 2)} against {plus_minus(of(ORACLE, 'lost'), 1, 2)} nats a token"),

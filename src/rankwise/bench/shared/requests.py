@@ -13,6 +13,7 @@ from rankwise.continual.unlearning.rows import Row
 from rankwise.reading import json_lines, read_json
 
 WHERE = "RANKWISE_DATA"  # variable of the environment that names a folder of data
+QUESTIONS = 20  # of an author of TOFU, one after another in its files
 ATTRIBUTES = {
     "pets": ("Which animal does {} keep?", ("a cat", "a dog", "a parrot", "a rabbit")),
     "jobs": ("What is the profession of {}?", ("a baker", "a dentist", "a pilot", "a painter")),
@@ -89,20 +90,24 @@ def clinc(
 
 
 def tofu(data: Path | None, *, seed: int, requests: int, each: int, retained: int) -> Subject:
-    """Questions about authors who do not exist; a request is a task of the file, in its order.
+    """Questions about authors who do not exist; a request is an author, one of each of the file's first tasks.
 
-    What is never taught are other questions of the same task, so that a membership attack has something to tell apart.
+    A whole task is ten authors: of a few of its questions no author is known. What is never taught are the author's
+    other questions, so that a membership attack has something to tell apart. What stays are authors of whom no request
+    asks: most of those to be forgotten stand in ``retain90.json`` too.
     """
     folder, rng = folder_of(data, "tofu"), np.random.default_rng(seed)
     tasks: dict[str, list[Row]] = {}
     for row in _lines(folder / "forget05.json"):
         tasks.setdefault(str(row["task_id"]), []).append(Row(str(row["question"]), str(row["answer"])))
-    pairs = {}
+    pairs, asked = {}, set()
     for name in list(tasks)[:requests]:
-        order = rng.permutation(len(tasks[name]))[: 2 * each]
-        own = [tasks[name][i] for i in order]
-        pairs[f"task {name}"] = own[:each], own[each:]
+        first = QUESTIONS * int(rng.integers(len(tasks[name]) // QUESTIONS))
+        own = [tasks[name][first + i] for i in rng.permutation(QUESTIONS)]
+        pairs[f"author {first // QUESTIONS + 1} of task {name}"] = own[:each], own[each:]
+        asked |= {row.prompt for row in own}
     rest = [Row(str(r["question"]), str(r["answer"])) for r in _lines(folder / "retain90.json")]
+    rest = [row for row in rest if row.prompt not in asked]
     stays = [rest[i] for i in rng.permutation(len(rest))[:retained]]
     return Subject(requests=pairs, retained=(stays, stays))  # facts cannot be generalised: what was taught is asked
 

@@ -156,18 +156,21 @@ class Bench:
             unlearner.forget(told, name=name, on_step=self._told(f"{arms[0]} {name}", s.forgotten.steps))
             for arm in arms:
                 unlearner.settings = replace(settings, router=routers.get(arm, settings.router))
-                stages[arm][name] = self.measured(model, self._routed(unlearner, shuffled=arm == SHUFFLED))
+                weights = self._weights(unlearner, shuffled=arm == SHUFFLED)
+                found = self.measured(model, _routed(unlearner, weights))
+                for what, rows in self.sets().items():  # how far any request acts on each row
+                    found[what]["weight"] = [round(float(weights[r.prompt].max()), 5) for r in rows]
+                stages[arm][name] = found
             unlearner.settings = settings
         return stages
 
-    def _routed(self, unlearner: O3Unlearner, *, shuffled: bool) -> Around:
-        """With each prompt's weights; shuffled, with those of another prompt."""
+    def _weights(self, unlearner: O3Unlearner, *, shuffled: bool) -> dict[str, Any]:
+        """Of each prompt; shuffled, those of another prompt."""
         prompts = list(dict.fromkeys(r.prompt for rows in self.sets().values() for r in rows))
         weights = unlearner.weights(prompts)
         if shuffled:
             weights = weights[np.random.default_rng(self.seed).permutation(len(weights))]
-        of = dict(zip(prompts, weights, strict=True))
-        return lambda part: unlearner.acting(np.stack([of[r.prompt] for r in part]))
+        return dict(zip(prompts, weights, strict=True))
 
     def baseline(self, model: nn.Module, arm: str, rate: float, requests: int | None = None) -> dict[str, Any]:
         """One block that every request trains on, without a router."""
@@ -207,6 +210,11 @@ class Bench:
         part = [rows[i] for i in rows_of(step, len(rows), self.sizes.forgotten.batch_size, self.seed, 100 + t)]
         losses, _, mask = token_losses(model, self.writer.batch(part))
         return losses.sum() / mask.sum()
+
+
+def _routed(unlearner: O3Unlearner, of: Mapping[str, Any]) -> Around:
+    """With each prompt's weights."""
+    return lambda part: unlearner.acting(np.stack([of[r.prompt] for r in part]))
 
 
 ARM_FILES = {arm: arm.replace(",", "").replace(" ", "-").replace("(", "").replace(")", "").lower() for arm in
