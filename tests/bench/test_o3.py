@@ -154,6 +154,27 @@ def test_detectors_are_above_others_only_beyond_two_errors_and_the_control_can_f
     assert [c.held for c in o3_detectors._claims(found | {o3_detectors.CONTROL: [0.9] * 3}) if c.control] == [False]
 
 
+def test_a_request_about_one_author_is_judged_beside_one_about_ten(data):
+    rng = np.random.default_rng(0)
+    seen = {}
+
+    def encoder(texts):
+        author = [t.split()[1] for t in texts]
+        states = [10 * seen.setdefault(a, rng.normal(size=(2, 8))) + rng.normal(size=(2, 8)) for a in author]
+        return np.array(states), np.arange(len(texts))
+
+    found = o3_detectors._authors(encoder, data, 0)
+    assert found["others"] == 60  # of the other task: this one's authors stand among what stays too
+    areas = {n: o3_detectors.area(v, found["others"]) for n, v in found["above"].items()}
+    assert areas[o3_detectors.ONE] == 1.0
+    assert [len(v) for v in found["above"].values()] == [8, 48, 18]
+    near = {n: [a] * 3 for n, a in areas.items()}
+    assert [c.held for c in o3_detectors._author_claims(near | {o3_detectors.TEN: [0.7] * 3})] == [True, True]
+    worse = near | {o3_detectors.ONE: [0.8] * 3, o3_detectors.TEN: [0.9] * 3}
+    assert [c.held for c in o3_detectors._author_claims(worse)] == [False, False]
+    assert o3_detectors._author_claims({}) == []
+
+
 def test_tofus_claims_can_be_lost():
     base = {"lost": 3.0, "stays": 0.5, "membership": 0.52, "taught": 0, "retained": 0, "utility": 0,
             "told apart": 0.95, "opened": 0.1}  # fmt: skip

@@ -5,6 +5,9 @@ judged by AUROC on unseen queries of the domain against those of the nine others
 domain's scope. Beside it Mahalanobis distance, nearest neighbours and cosine in the last layer, and a classifier of
 the request's own intents by energy and by its largest probability. The control is a detector of queries drawn from all
 domains, which has nothing to tell.
+
+What a request must be like TOFU shows: a dozen questions about one author, as many about ten, and most about ten, each
+detector judged on unseen questions about the same authors against others'.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from scipy.special import logsumexp, softmax
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
 from rankwise.bench.shared.measured import Runs
-from rankwise.bench.shared.requests import ATTRIBUTES, NAMES, folder_of
+from rankwise.bench.shared.requests import ATTRIBUTES, NAMES, QUESTIONS, folder_of, tofu_tasks
 from rankwise.continual.unlearning.detector import Detector, statistics
 from rankwise.continual.unlearning.features import LayerEncoder
 from rankwise.continual.unlearning.views import tuned
@@ -38,6 +41,9 @@ DATA = "clinc150"
 FITTED, JUDGED, BEYOND = 100, 50, 200  # queries of a domain, and out of scope
 TUNED, TUNED_RATE, TUNED_DOMAINS = 100, 1e-4, 3  # steps of tuning the encoder; on the first domains alone
 NEIGHBOUR = 5
+FEW, MOST, STRANGERS = 12, 14, 300  # questions of a request about authors; of each of ten; and of others' authors
+ONE, TEN, WHOLE = f"{FEW} about one author", f"{FEW} about ten", f"{MOST} about each of ten"
+AUTHORS = "TOFU's questions"
 OURS, RELEASED = "all layers, standardised", "all layers, released"
 CONTROL = "control: of all domains"
 Queries = dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]]
@@ -51,6 +57,8 @@ def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: On
         queries, outside = _queries(data, seed)
         states = {d: [encoder([t for t, _ in part])[0] for part in parts] for d, parts in queries.items()}
         scope = encoder(outside)[0]
+        if data is not None:
+            found[f"{AUTHORS}, draw {seed}"] = _authors(encoder, data, seed)
         mixed = np.concatenate([fit for fit, _ in states.values()])
         mixed = mixed[np.random.default_rng(seed).permutation(len(mixed))[:FITTED]]
         for at, (domain, (fit, own)) in enumerate(states.items()):
@@ -69,7 +77,9 @@ def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: On
 
 def judge(found: Runs, *, seeds: int) -> Evidence:
     """AUROC of every score, over domains and draws."""
-    runs = list(found.values())
+    runs = [run for name, run in found.items() if not name.startswith(AUTHORS)]
+    asked = [run for name, run in found.items() if name.startswith(AUTHORS)]
+    authors = {n: [area(r["above"][n], r["others"]) for r in asked] for n in (ONE, TEN, WHOLE)} if asked else {}
     names, domains = list(runs[0]["above"]), len(runs) // seeds
     near = {n: [area(r["above"][n][0], r["others"]) for r in runs] for n in names}
     beyond = {n: [area(r["above"][n][1], r["beyond"]) for r in runs] for n in names}
@@ -83,8 +93,9 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         f"on {TUNED_DOMAINS} domains) changes AUROC by {plus_minus(encoded)} points",
         header=["score", "AUROC, other domains", "AUROC, out of scope"],
         rows=[[n, plus_minus(near[n], 1, 3), plus_minus(beyond[n], 1, 3)]
-              for n in sorted(names, key=lambda n: -np.mean(near[n]))],
-        claims=_claims(near),
+              for n in sorted(names, key=lambda n: -np.mean(near[n]))]
+        + [[f"{OURS}; {AUTHORS}, {n}", plus_minus(v, 1, 3), "-"] for n, v in authors.items()],
+        claims=_claims(near) + _author_claims(authors),
         environment=environment("fp32", 1),
     )  # fmt: skip
 
@@ -145,6 +156,28 @@ def _tuned(encoder: LayerEncoder, queries: Queries, domain: str, seed: int) -> l
     return above(score(own), score(encoder(others, block)[0]))
 
 
+def _authors(encoder: LayerEncoder, data: Path, seed: int) -> dict[str, Any]:
+    """How many of others' questions each unseen one is above, for requests about one author and about ten."""
+    rng = np.random.default_rng(seed)
+    tasks, rest = tofu_tasks(folder_of(data, "tofu"))
+    task = [row.prompt for row in tasks[list(tasks)[seed % len(tasks)]]]
+    about = [[task[QUESTIONS * a + i] for i in rng.permutation(QUESTIONS)] for a in range(len(task) // QUESTIONS)]
+    strangers = [row.prompt for row in rest if row.prompt not in set(task)]
+    others = encoder([strangers[i] for i in rng.permutation(len(strangers))[:STRANGERS]])[0]
+    mixed = [task[i] for i in rng.permutation(len(task))]
+    one = about[int(rng.integers(len(about)))]
+    requests = {
+        ONE: (one[:FEW], one[FEW:]),
+        TEN: (mixed[:FEW], mixed[FEW:]),
+        WHOLE: ([q for own in about for q in own[:MOST]], [q for own in about for q in own[MOST:]]),
+    }
+    found = {}
+    for name, (fit, held) in requests.items():
+        score = _detector(encoder(fit)[0], "standardised", seed)
+        found[name] = above(score(encoder(held)[0]), score(others))
+    return {"others": len(others), "above": found}
+
+
 def _queries(data: Path | None, seed: int) -> tuple[Queries, list[str]]:
     """Queries and intents that fit and that judge, by domain; and queries out of scope."""
     rng = np.random.default_rng(seed)
@@ -164,6 +197,18 @@ def _queries(data: Path | None, seed: int) -> tuple[Queries, list[str]]:
         )
         drawn[domain] = fit, held
     return drawn, [t for t, _ in rows["oos_test"]][:BEYOND]
+
+
+def _author_claims(found: dict[str, list[float]]) -> list[Claim]:
+    if not found:
+        return []
+    seen = "; ".join(f"{n}: {plus_minus(v, 1, 3)}" for n, v in found.items())
+    return [
+        Claim(text=f"{FEW} questions about one author are enough: AUROC at least 0.95 against others' authors",
+              held=bool(np.mean(found[ONE]) >= 0.95), found=seen),
+        Claim(text=f"{FEW} about ten authors are not: less than about one in every draw",
+              held=all(a > b for a, b in zip(found[ONE], found[TEN], strict=True)), found=seen),
+    ]  # fmt: skip
 
 
 def _claims(found: dict[str, list[float]]) -> list[Claim]:

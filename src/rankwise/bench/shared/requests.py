@@ -97,19 +97,24 @@ def tofu(data: Path | None, *, seed: int, requests: int, each: int, retained: in
     asks: most of those to be forgotten stand in ``retain90.json`` too.
     """
     folder, rng = folder_of(data, "tofu"), np.random.default_rng(seed)
-    tasks: dict[str, list[Row]] = {}
-    for row in _lines(folder / "forget05.json"):
-        tasks.setdefault(str(row["task_id"]), []).append(Row(str(row["question"]), str(row["answer"])))
+    tasks, rest = tofu_tasks(folder)
     pairs, asked = {}, set()
     for name in list(tasks)[:requests]:
         first = QUESTIONS * int(rng.integers(len(tasks[name]) // QUESTIONS))
         own = [tasks[name][first + i] for i in rng.permutation(QUESTIONS)]
         pairs[f"author {first // QUESTIONS + 1} of task {name}"] = own[:each], own[each:]
         asked |= {row.prompt for row in own}
-    rest = [Row(str(r["question"]), str(r["answer"])) for r in _lines(folder / "retain90.json")]
     rest = [row for row in rest if row.prompt not in asked]
     stays = [rest[i] for i in rng.permutation(len(rest))[:retained]]
     return Subject(requests=pairs, retained=(stays, stays))  # facts cannot be generalised: what was taught is asked
+
+
+def tofu_tasks(folder: Path) -> tuple[dict[str, list[Row]], list[Row]]:
+    """Rows to forget by task, ten authors each, and those of ``retain90.json``, of which some are the same authors'."""
+    tasks: dict[str, list[Row]] = {}
+    for row in _lines(folder / "forget05.json"):
+        tasks.setdefault(str(row["task_id"]), []).append(Row(str(row["question"]), str(row["answer"])))
+    return tasks, [Row(str(r["question"]), str(r["answer"])) for r in _lines(folder / "retain90.json")]
 
 
 def made_up(*, seed: int, each: int = 12) -> Subject:
