@@ -12,7 +12,7 @@ from rankwise.bench.continual import o3 as recipe
 from rankwise.bench.continual import o3_detectors, o3_tofu
 from rankwise.bench.shared import unlearning as shared
 from rankwise.bench.shared.measured import plain
-from rankwise.bench.shared.requests import clinc, folder_of, made_up, tofu
+from rankwise.bench.shared.requests import clinc, folder_of, made_up, tofu, tofu_tasks
 from rankwise.bench.shared.unlearning import ARM_FILES, ARMS, ASCENT, HARD, LOOSE, O3, ORACLE, PLAIN, SHUFFLED, TAUGHT
 from rankwise.continual import Schedule
 
@@ -101,6 +101,13 @@ def test_a_request_is_a_domain_whose_queries_are_drawn_by_the_seed(data):
     assert all(r.answer.startswith("a ") and "train" in r.prompt for r in taught)
     assert not {r.prompt for r in taught} & {r.prompt for r in unseen}
     assert len(taught[0].choices) == 6
+
+
+def test_tofus_rows_are_read_by_task_in_their_order(data):
+    tasks, rest = tofu_tasks(data / "tofu")
+    assert [*tasks] == ["1", "2"]
+    assert [r.prompt for r in tasks["2"][:2]] == ["who 2-0 0", "who 2-0 1"]
+    assert (tasks["2"][0].answer, len(tasks["2"]), len(rest)) == ("he 0", 60, 120)
 
 
 def test_tofus_requests_are_authors_and_what_stays_is_of_others(data):
