@@ -182,6 +182,21 @@ def test_a_request_about_one_author_is_judged_beside_one_about_ten(data):
     assert o3_detectors._author_claims({}) == []
 
 
+def test_tofus_seeds_are_judged_each_by_its_own_authors():
+    def stage(name, nll):
+        of = {"nll": [nll] * 2, "right": [0, 0], "weight": [0.5, 0.9]}
+        return {f"{name}/train": of, f"{name}/test": of, "retained": of | {"weight": [0.0, 0.6]}, "utility": of}
+
+    found = {"told": {"rates": {}, "device": "the CPU"}}
+    for seed in (0, 1):
+        name = f"author {seed} of task 1"
+        found[f"seed {seed}"] = {arm: {name: stage(name, 1.0 + seed)} for arm in (TAUGHT, *ARMS, ORACLE)}
+    evidence = o3_tofu.judge(found, seeds=2)
+    assert evidence.rows[1][1] == "1.50±0.71"
+    routed = next(c for c in evidence.claims if "router tells" in c.text)
+    assert routed.found == "0.750±0.000; open for 50.0±0.0 % of others"  # .5 is above 0 alone, .9 above both
+
+
 def test_tofus_claims_can_be_lost():
     base = {"lost": 3.0, "stays": 0.5, "membership": 0.52, "taught": 0, "retained": 0, "utility": 0,
             "told apart": 0.95, "opened": 0.1}  # fmt: skip

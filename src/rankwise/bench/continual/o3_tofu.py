@@ -54,7 +54,8 @@ def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: On
 def judge(found: Runs, *, seeds: int) -> Evidence:
     """All ways compared, after the last request."""
     told, arms_of, names = read_back(found, seeds)
-    end = {arm: [_with_losses(arms[arm], names) for arms in arms_of] for arm in (TAUGHT, *ARMS, ORACLE)}
+    end = {arm: [_with_losses(arms[arm], [*arms[O3]]) for arms in arms_of]  # each seed has authors of its own
+           for arm in (TAUGHT, *ARMS, ORACLE)}  # fmt: skip
     return Evidence(
         recipe="o3_tofu",
         title="O3: forgetting authors, task after task",
