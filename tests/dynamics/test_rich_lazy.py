@@ -91,6 +91,13 @@ def test_weights_in_a_row_of_a_chain_correlate_by_a_quarter():
     assert abs(float((plain.mean(1) * plain.mean(0)).mean() / plain.var())) < 0.01
 
 
+def test_chains_do_not_run_along_the_matrix_that_the_same_seed_drew():
+    W = gaussian(400, 400, dtype=torch.float32)
+    found = structured_init(W, "chains", seed=0).mean(1)
+    for drawn_first in (W[0], W[:, 0]):
+        assert abs(float(torch.corrcoef(torch.stack([found, drawn_first]))[0, 1])) < 0.25  # 5 errors of 1/√400
+
+
 def test_an_experiment_starts_from_the_structure_that_is_named():
     how = {"task": "match", "units": 12, "ranks": (12,), "seeds": 1, "steps": 1, "probes": 8, "rows": 4}
     made = RichLazyExperiment(structure="dale", **how)
@@ -121,6 +128,9 @@ def test_effective_ranks_by_hand():
         (lambda: structured_init(torch.eye(6), "dales"), "did you mean dale"),
         (lambda: structured_init(torch.eye(4), "types"), "at least 5 units"),
         (lambda: structured_init(torch.ones(6, 5), "types"), "connections"),
+        (lambda: structured_init(torch.zeros(6, 6), "dale"), "not all zero"),
+        (lambda: structured_init(torch.full((6, 6), math.nan), "gaussian"), "finite numbers"),
+        (lambda: structured_init(torch.ones(6, 6, dtype=torch.int64), "chains"), "floating dtype"),
         (lambda: RichLazyExperiment(structure="chain"), "did you mean chains"),
         (lambda: RichLazyExperiment(structure="dale", aligned=True), "leave structure='dale' out"),
         (lambda: low_rank_init(torch.eye(3), 0), "rank=0"),

@@ -141,7 +141,9 @@ def test_directions_have_the_shape_of_pictures_and_seeds_repeat():
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("changed", "said"), [({"k": 0}, "k=0"), ({"k": 4}, "k=4"), ({"passes": 0}, "passes=0")])
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"k": 0}, "k=0"), ({"k": 4}, "k=4"), ({"k": 1.5}, "k=1.5"), ({"passes": 0}, "passes=0")]
+)
 def test_numbers_of_directions_that_cannot_be_are_refused(changed, said):
     with pytest.raises(ValueError, match=said):
         leading_directions(lambda x, sigma: x, torch.zeros(1, 3), 1.0, **changed)

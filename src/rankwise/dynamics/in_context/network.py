@@ -105,15 +105,18 @@ class AttentionOnlyNet(nn.Module):
         """
         cache, x = {}, inputs
         for i in (0, 1):
-            block, moved = f"blocks.{i}", self._layer(x, i + 1)[0]
-            cache[f"{block}.hook_resid_pre"] = x
-            for name in "qkv":
-                cache[f"{block}.attn.hook_{name}"] = project(x, getattr(self, f"{name}{i + 1}")).unsqueeze(-2)
-            scores = cache[f"{block}.attn.hook_q"][..., 0, :] @ cache[f"{block}.attn.hook_k"][..., 0, :].mT
-            scores = _causal(scores).unsqueeze(-3)
-            cache |= {f"{block}.attn.hook_attn_scores": scores, f"{block}.attn.hook_pattern": scores.softmax(-1)}
-            x = x + moved
-            cache |= {f"{block}.hook_attn_out": moved, f"{block}.hook_resid_post": x}
+            block, before = f"blocks.{i}", x
+            q, k, v = (project(x, getattr(self, f"{name}{i + 1}")) for name in "qkv")
+            scores = _causal(q @ k.mT)
+            pattern = scores.softmax(-1)
+            moved = pattern @ v
+            x = before + moved
+            cache |= {f"{block}.hook_resid_pre": before, f"{block}.hook_attn_out": moved, f"{block}.hook_resid_post": x}
+            cache |= {
+                f"{block}.attn.hook_{name}": part.unsqueeze(-2) for name, part in zip("qkv", (q, k, v), strict=True)
+            }
+            cache |= {f"{block}.attn.hook_{name}": part.unsqueeze(-3)
+                      for name, part in (("attn_scores", scores), ("pattern", pattern))}  # fmt: skip
         return self(inputs), cache
 
     def _layer(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:

@@ -132,8 +132,9 @@ def leading_directions(
     """
     generator = torch.Generator().manual_seed(int(seed))
     jacobians = _jacobians(denoiser, x, sigma, condition)
-    if not 1 <= k <= jacobians[0].n or passes < 1:
-        raise ValueError(f"k={k}, passes={passes}: 1 to the {jacobians[0].n} entries of a point, and at least 1 pass")
+    n = jacobians[0].n
+    if not (isinstance(k, int) and isinstance(passes, int)) or not 1 <= k <= n or passes < 1:
+        raise ValueError(f"k={k}, passes={passes}: whole numbers, 1 to the {n} entries of a point, and at least 1 pass")
     found = [_leading(J, k, passes, generator) for J in jacobians]
     return torch.stack([S for S, _ in found]), torch.stack([V for _, V in found]).unflatten(-1, x.shape[1:])
 

@@ -19,6 +19,7 @@ __all__ = ["effective_rank", "low_rank_init", "structured_init"]
 
 NORMS = ("fro", "op", "radius")
 STRUCTURES = ("gaussian", "dale", "types", "chains")
+OWN = 2**40  # added to a seed, so that what is drawn is not what W of the same seed was drawn from
 EXCITATORY, TYPES, CHAINED = 0.8, 4, 0.25  # share of units that excite; kinds of units; correlation along a chain
 KINDS = ("participation", "abs-eig", "stable")
 
@@ -96,7 +97,7 @@ def structured_init(W: Tensor, kind: Literal["gaussian", "dale", "types", "chain
     Raises
     ------
     ValueError
-        An unknown kind, a matrix that is not square, or fewer than 5 units.
+        An unknown kind, a matrix that is not square, of zeros or not finite, or fewer than 5 units.
 
     Notes
     -----
@@ -115,9 +116,11 @@ def structured_init(W: Tensor, kind: Literal["gaussian", "dale", "types", "chain
         raise unknown("kind", kind, STRUCTURES)
     if W.dim() != 2 or W.shape[0] != W.shape[1] or len(W) <= TYPES:
         raise ValueError(f"a matrix of shape {tuple(W.shape)}: connections (n, n) of at least {TYPES + 1} units")
+    if not W.is_floating_point() or not bool(torch.isfinite(W).all()) or not bool(W.any()):
+        raise ValueError(f"a matrix of {W.dtype}: finite numbers of a floating dtype, not all zero, are needed")
     if kind == "gaussian":
         return W.clone()
-    n, generator = len(W), torch.Generator().manual_seed(seed)
+    n, generator = len(W), torch.Generator().manual_seed(OWN + seed)
     if kind == "dale":
         sign = torch.ones(n).to(W)
         sign[round(EXCITATORY * n) :] = -EXCITATORY / (1 - EXCITATORY)
