@@ -19,7 +19,7 @@ __all__ = ["effective_rank", "low_rank_init", "structured_init"]
 
 NORMS = ("fro", "op", "radius")
 STRUCTURES = ("gaussian", "dale", "types", "chains")
-OWN = 2**40  # added to a seed, so that what is drawn is not what W of the same seed was drawn from
+OWN = 2**31  # added to a seed, of which 32 bits count: not what W of the same seed was drawn from
 EXCITATORY, TYPES, CHAINED = 0.8, 4, 0.25  # share of units that excite; kinds of units; correlation along a chain
 KINDS = ("participation", "abs-eig", "stable")
 
