@@ -57,7 +57,7 @@ def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: On
         queries, outside = _queries(data, seed)
         states = {d: [encoder([t for t, _ in part])[0] for part in parts] for d, parts in queries.items()}
         scope = encoder(outside)[0]
-        if data is not None:
+        if data is not None and (data / "tofu").is_dir():  # rows of their own, where TOFU lies beside CLINC150
             found[f"{AUTHORS}, draw {seed}"] = _authors(encoder, data, seed)
         mixed = np.concatenate([fit for fit, _ in states.values()])
         mixed = mixed[np.random.default_rng(seed).permutation(len(mixed))[:FITTED]]
