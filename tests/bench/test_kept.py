@@ -1,4 +1,6 @@
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -16,11 +18,39 @@ def test_runs_that_a_stopped_recipe_kept_are_not_run_again(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         kept_runs(path, work, {"one": 1, "three": 3, "five": 5})
-    assert json.loads(path.read_text()) == {"one": 10}
+    assert {name: run["result"] for name, run in json.loads(path.read_text()).items()} == {"one": 10}
     found = kept_runs(path, lambda item: 20 * item, {"one": 1, "three": 3}, lambda *event: told.append(event[:4]))
-    assert found == json.loads(path.read_text()) == {"one": 10, "three": 60}
+    assert found == {"one": 10, "three": 60}
     assert ran == [1, 3]
     assert told == [("three", "done", 2, 2)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    sizes: tuple[int, ...]
+    folder: Path
+    seeds: int
+
+
+def test_a_run_of_other_sizes_under_a_known_name_is_run_and_one_of_a_moved_folder_is_not(tmp_path):
+    def drawn(asked):
+        ran.append(asked[1]["how"].seeds)
+        return ran[-1]
+
+    def asked(seeds, folder="first"):
+        return {"noise": (divmod_of, {"how": Asked((1, 2), tmp_path / folder / "rows.npz", seeds), "d": 0.5})}
+
+    ran, path = [], tmp_path / "runs.json"
+    for seeds, folder in ((2, "first"), (2, "moved"), (6, "first"), (2, "first")):
+        assert kept_runs(path, drawn, asked(seeds, folder)) == {"noise": seeds}
+    assert ran == [2, 6, 2]
+
+
+def test_runs_that_are_not_asked_for_are_kept_and_not_given(tmp_path):
+    path = tmp_path / "runs.json"
+    kept_runs(path, str, {"a": 1, "b": 2})
+    assert kept_runs(path, str, {"b": 2}) == {"b": "2"}
+    assert set(json.loads(path.read_text())) == {"a", "b"}
 
 
 def test_work_of_several_kinds_is_called_with_what_it_needs():

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
 from rankwise.bench.dynamics import rich_lazy as recipe
 from rankwise.bench.shared.measured import plain
@@ -37,7 +39,7 @@ def nets(**changed):
     return rows
 
 
-def others(off=0.001, whole=1.0, pissa=0.9, eva=0.8, told=0.9):
+def others(off=0.001, whole=1.0, pissa=0.9, eva=0.8, told=0.9, turned=0.45):
     theory = [
         {"rho": rho, "rank": rank, "found": whole if rank == 0 and rho == 1 else 0.5, "spread": 0}
         for rho in recipe.RHOS for rank in (1, 3, 12, 0)
@@ -45,6 +47,7 @@ def others(off=0.001, whole=1.0, pissa=0.9, eva=0.8, told=0.9):
     for row in theory:
         row["told"] = row["found"] - off
     values = {"LoRA": (0.5, 0.1), "EVA": (eva, 0.2), "PiSSA": (pissa, told)}
+    values |= {recipe.AT_EVA: (0.3, 0.1), recipe.AT_PISSA: (turned * pissa / 0.9, 0.95)}
     return theory + [
         {"start": s, "seed": k, "kernel_alignment": v + k / 1e6, "representation_alignment": 0.9, "weight_change": 0.1,
          "sign_similarity": 0.9, "told": t}
@@ -70,14 +73,15 @@ def others(off=0.001, whole=1.0, pissa=0.9, eva=0.8, told=0.9):
         ({}, {"pissa": 0.4}, [11]),
         ({}, {"told": 0.0}, [11]),
         ({}, {"eva": 0.4}, [12]),
-        ({"gain 0.5 kernel": (0.75, 0.8)}, {}, [13]),
-        ({"nothing learned kernel": (0.95, 1.0)}, {}, [14]),
+        ({}, {"turned": 0.95}, [13]),
+        ({"gain 0.5 kernel": (0.75, 0.8)}, {}, [14]),
+        ({"nothing learned kernel": (0.95, 1.0)}, {}, [15]),
     ],
 )
 def test_each_claim_fails_by_its_own_comparison(changed, other, fails):
     rows = nets(**changed)
     claims = recipe._claims(rows, rows + others(**other))
-    assert [c.control for c in claims] == [False] * 13 + [True] * 2
+    assert [c.control for c in claims] == [False] * 14 + [True] * 2
     assert [i for i, c in enumerate(claims) if not c.held] == fails
 
 
@@ -126,3 +130,19 @@ def test_what_is_kept_of_the_rows_is_enough_for_every_number():
     assert evidence.extra["curves"]["digits"]["1"]["step"] == [0, 10]
     on_the_way = [r for r in found["digits-0"] if r["step"] == 0]
     assert {*on_the_way[0]} == set(recipe.ON_THE_WAY)
+
+
+@pytest.mark.parametrize("how", [True, "pissa"])
+def test_random_factors_of_equal_norms_leave_what_a_network_computes(how):
+    torch.manual_seed(0)
+    x, plain_net = torch.randn(5, 12), torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.Linear(10, 2))
+    before = plain_net(x).detach()
+    net = get_peft_model(plain_net, LoraConfig(r=3, lora_alpha=3, target_modules=["0"], init_lora_weights=how))
+    (layer,) = recipe._adapted(net).values()
+    A, B = (getattr(layer, f)["default"].weight for f in ("lora_A", "lora_B"))
+    old = A.detach().clone(), B.detach().clone()
+    recipe._turned(net, seed=1)
+    torch.testing.assert_close(net(x), before, atol=1e-5, rtol=1e-5)
+    for was, now in zip(old, (A, B), strict=True):
+        torch.testing.assert_close(now.norm(), was.norm())
+        assert not bool(was.any()) or float(torch.cosine_similarity(was.flatten(), now.flatten(), dim=0).detach()) < 0.9

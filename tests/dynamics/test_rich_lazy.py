@@ -367,6 +367,24 @@ def test_ranks_share_everything_but_the_recurrent_start():
     assert not torch.equal(starts[0][1], starts[3][1])
 
 
+def test_an_experiment_draws_nothing_from_whoever_runs_it_and_its_rows_say_what_they_are_of():
+    before = torch.get_rng_state()
+    how = {"task": "match", "units": 10, "steps": 2, "probes": 8, "rows": 4, "batch_size": 4, "structure": "dale"}
+    rows = RichLazyExperiment(ranks=np.array([1, 5]), seeds=np.int64(2), **how).run()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {(r["structure"], r["aligned"], r["output_scale"]) for r in rows} == {("dale", False, 1.0)}
+    assert {(r["seed"], r["rank"]) for r in rows} == {(0, 1), (0, 5), (1, 1), (1, 5)}
+    with pytest.raises(ValueError, match=r"ranks=.*whole numbers"):
+        RichLazyExperiment(ranks=(1.5,), **how)
+
+
+def test_weights_and_trials_of_all_seeds_are_drawn_apart():
+    how = RichLazyExperiment(task="match", units=10, ranks=(10,), seeds=4, steps=2, probes=8, rows=4)
+    nets = Ensemble(task("match"), how._starts(task("match")), how)
+    streams = [g.initial_seed() for g in nets.generators]
+    assert not set(streams) & set(range(2**28))
+
+
 def test_seeds_repeat_exactly_and_do_not_depend_on_their_company():
     both, again = quick().run(), quick().run()
     assert both == again

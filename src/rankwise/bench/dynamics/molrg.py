@@ -245,6 +245,9 @@ def _claims(
     bound = np.array([found[f"noise {noise:g}"] for noise in NOISES])  # (noises, samples, seeds)
     wide, right = found[f"angle {ANGLES[0]}"], found[f"angle {NARROW}"]
     none = found["isotropic"]
+    learned = {
+        K: float(np.mean([np.array(found[f"{MLP} {K} {d}"]["error"][-1]) < NEAR for d in WIDE])) for K in CLUSTERS
+    }
 
     def line(arm: str, clusters: list[int]) -> str:
         return ", ".join(f"{K}: {_said(rho[arm, K], arm)}" for K in clusters)
@@ -275,8 +278,14 @@ def _claims(
         Claim(
             text="a network that knows no subspaces needs at least 10 times as many rows to err as on seen ones",
             paper="N about 60 d (a U-Net, by the similarity of what it draws to its training pictures)",
-            held=all(rho[CLOSE, K] >= 10 * rho[PCA, K] for K in CLUSTERS),
+            held=all(math.inf > rho[CLOSE, K] >= 10 * rho[PCA, K] for K in CLUSTERS),
             found=f"span {line(MLP, list(CLUSTERS))}; error {line(CLOSE, list(CLUSTERS))}",
+        ),
+        Claim(
+            text=f"power: with {RATIOS[-1]} rows a dimension that network errs as on seen ones in most runs",
+            control=True,
+            held=all(share > 0.5 for share in learned.values()),
+            found=", ".join(f"{K}: {share:.0%}" for K, share in learned.items()),
         ),
         Claim(
             text="noisy rows: the error stays within twice √Σ‖e‖² / (√N - √(d-1)) in every run",

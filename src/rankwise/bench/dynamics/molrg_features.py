@@ -31,7 +31,8 @@ RECIPE = Recipe(
     about="CIFAR-10 features of a vision transformer: subspaces against other clusterings",
     spreads=True,
     smoke={"SOURCE": "digits", "ROWS": 200, "DIMS": (3,), "STARTS": 1, "seeds": 2},
-    remark="The network was trained to tell these classes apart, on other pictures.",
+    remark="The network was trained to tell these classes apart, on other pictures. Runs are draws of four fifths of "
+    "one set of pictures: p-values speak of that set alone.",
 )
 
 MODEL, SOURCE, ROWS, SHARE, CLUSTERS = "vit-cifar10", "cifar10", 3000, 0.8, 10  # pictures; the part of a run

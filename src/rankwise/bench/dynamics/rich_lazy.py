@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus
+from rankwise.bench.shared.kept import kept_runs
 from rankwise.bench.shared.measured import Runs
 from rankwise.dynamics import (
     RichLazyExperiment,
@@ -31,9 +32,6 @@ from rankwise.dynamics import (
     low_rank_init,
 )
 from rankwise.events import OnEvent, environment
-from rankwise.files import write_json
-from rankwise.parallel import fan_out
-from rankwise.reading import read_json
 
 RECIPE = Recipe(
     name="rich-lazy",
@@ -58,7 +56,8 @@ TASKS = 40  # of the linear theory
 RHOS = (0.0, 0.01, 1.0)
 WIDTH, INPUTS, LINEAR_RANKS = 60, 12, (1, 3, 12)
 TUNED, TEXTS, READ = 60, 2000, 16  # steps, training texts, and those that the kernel reads
-STARTS = ("LoRA", "EVA", "PiSSA")
+AT_EVA, AT_PISSA = "random, of EVA's norms", "random, of PiSSA's norms"
+STARTS = ("LoRA", "EVA", AT_EVA, "PiSSA", AT_PISSA)
 Row = dict[str, Any]
 SHOWN = {"kernel_alignment": 100, "representation_alignment": 100, "weight_change": 1, "sign_similarity": 100,
          "kernel_target_alignment": 100, "accuracy": 100}  # fmt: skip
@@ -68,18 +67,8 @@ JUDGED = {*ON_THE_WAY, *SHOWN, "relative_weight_change", "rho", "found", "told",
 
 def measure(out: Path, *, seeds: int = 6, on_event: OnEvent | None = None) -> Runs:
     """Every group of networks that is not there yet: of each network what it came to, and its alignment on the way."""
-    note = on_event or (lambda *_: None)
-    out.mkdir(parents=True, exist_ok=True)
-    asked = _asked(seeds)
-    left = [(name, kind, options) for name, (kind, options) in asked.items() if not (out / f"{name}.json").is_file()]
-
-    def keep(at: int, rows: list[Row]) -> None:
-        write_json(out / f"{left[at][0]}.json", {"rows": rows})
-        done = sum((out / f"{name}.json").is_file() for name in asked)
-        note(left[at][0], "done", done, len(asked), float("nan"))
-
-    fan_out(_work, left, on_done=keep)
-    return {name: [_brief(row) for row in _ends_full(read_json(out / f"{name}.json")["rows"])] for name in asked}
+    found = kept_runs(out / "runs.json", _work, _asked(seeds), on_event)
+    return {name: [_brief(row) for row in _ends_full(rows)] for name, rows in found.items()}
 
 
 def judge(found: Runs, *, seeds: int) -> Evidence:
@@ -152,8 +141,8 @@ def _asked(seeds: int) -> dict[str, tuple[str, Row]]:
     return asked
 
 
-def _work(item: tuple[str, str, Row]) -> list[Row]:
-    _, kind, options = item
+def _work(item: tuple[str, Row]) -> list[Row]:
+    kind, options = item
     make: dict[str, Callable[..., list[Row]]] = {"networks": _networks, "theory": _theory, "tuning": _tuning}
     return make[kind](**{k: v for k, v in options.items() if k != "group"})
 
@@ -214,11 +203,14 @@ def _tuning(seed: int, steps: int, texts: int, read: int) -> list[Row]:
     for start in STARTS:
         torch.manual_seed(seed)
         model: Any = load("minilm", task="classification", num_labels=2, dropout=0.0)
-        if start == "EVA":
+        if start in ("EVA", AT_EVA):
             batches = [batch(parts.train, order[i : i + 32]) for i in range(0, min(256, len(order)), 32)]
             net: Any = initialize(model, batches, EvaConfig(rho=1.0, **common))
         else:
-            net = get_peft_model(model, LoraConfig(init_lora_weights="pissa" if start == "PiSSA" else True, **common))
+            how = True if start == "LoRA" else "pissa"
+            net = get_peft_model(model, LoraConfig(init_lora_weights=how, **common))
+        if start in (AT_EVA, AT_PISSA):
+            _turned(net, seed)
         before, optimizer = (
             copy.deepcopy(net),
             torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0),
@@ -236,6 +228,19 @@ def _tuning(seed: int, steps: int, texts: int, read: int) -> list[Row]:
                      "sign_similarity": found.sign_similarity, "weight_change": _effective_change(before, net),
                      "told": _predicted(before)})  # fmt: skip
     return rows
+
+
+@torch.no_grad()
+def _turned(net: Any, seed: int) -> None:
+    """Gaussian A and B of the norms that there are, what the network computes as it was."""
+    g = torch.Generator().manual_seed(seed)
+    for module in _adapted(net).values():
+        base = module.get_base_layer().weight
+        base += module.get_delta_weight("default")
+        for factor in (module.lora_A["default"].weight, module.lora_B["default"].weight):
+            drawn = torch.randn(factor.shape, generator=g).to(factor)
+            factor.copy_(drawn * (factor.norm() / drawn.norm()))
+        base -= module.get_delta_weight("default")
 
 
 def _adapted(net: Any) -> dict[str, Any]:
@@ -373,10 +378,11 @@ def _other_claims(nets: list[Row], found: list[Row]) -> list[Claim]:
     whole = next(r["found"] for r in theory if r["rho"] == 1 and r["rank"] == 0)
     told = {s: np.mean([r["told"] for r in found if r.get("start") == s]) for s in STARTS}
     seen = {s: np.array([r["kernel_alignment"] for r in found if r.get("start") == s]) for s in STARTS}
-    order = sorted(STARTS, key=lambda s: told[s])
+    order = sorted(("LoRA", "EVA", "PiSSA"), key=lambda s: told[s])
     pissa, eva = (paired(seen[s], seen["LoRA"]) for s in ("PiSSA", "EVA"))
+    alike = {"PiSSA": paired(seen["PiSSA"], seen[AT_PISSA]), "EVA": paired(seen["EVA"], seen[AT_EVA])}
     at = [_ends(nets, f"gain {g:g}", SMALL_RANKS[-1]) for g in (GAINS[0], GAINS[-1])]
-    norm, idle = paired(*at[::-1]), [_ends(nets, "nothing learned", r) for r in SMALL_RANKS]
+    norm, back, idle = paired(*at[::-1]), paired(*at), [_ends(nets, "nothing learned", r) for r in SMALL_RANKS]
     apart = float(np.ptp([np.nanmean(v) for v in idle]))
     return [
         Claim(text="two linear layers: the closed form is within 2 points of gradient flow, ρ of 0, 0.01 and 1",
@@ -387,9 +393,12 @@ def _other_claims(nets: list[Row], found: list[Row]) -> list[Claim]:
               held=_clear(pissa) and order[-1] == "PiSSA", found=f"{pissa}; told order: {' < '.join(order)}"),
         Claim(text="tuning: EVA's start, which points along the data, learns more lazily than LoRA's (p ≤ 0.05)",
               held=_clear(eva), found=str(eva)),
+        Claim(text="tuning: so do both against random directions of their own norms (p ≤ 0.05)",
+              held=all(map(_clear, alike.values())), found="; ".join(f"{s}: {p}" for s, p in alike.items())),
         Claim(text="control: the norm alone moves laziness, so that ranks are compared at equal norm "
-              f"(full rank, g = {GAINS[-1]:g} against {GAINS[0]:g}, at least 1 point)", control=True,
-              held=abs(norm.mean) >= 0.01, found=str(norm)),
-        Claim(text="control: where nothing is learned (rate 1e-7) ranks are within 1 point", control=True,
+              f"(full rank, g = {GAINS[-1]:g} against {GAINS[0]:g}, at least 1 point either way, p ≤ 0.025)",
+              control=True, held=abs(norm.mean) >= 0.01 and min(norm.p_value, back.p_value) <= 0.025, found=str(norm)),
+        Claim(text="control: measuring adds nothing, where nothing is learned (rate 1e-7) ranks are within 1 point",
+              control=True,
               held=apart <= 0.01, found=f"{100 * apart:.2f} points"),
     ]  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +20,7 @@ Item = TypeVar("Item")
 def kept_runs(
     path: Path, work: Callable[[Item], Any], asked: Mapping[str, Item], on_event: OnEvent | None = None
 ) -> dict[str, Any]:
-    """``{name: work(item)}``; those that the file ``path`` holds are not run again.
+    """``{name: work(item)}``; those that the file ``path`` holds, of equal items, are not run again.
 
     Parameters
     ----------
@@ -31,17 +34,34 @@ def kept_runs(
         Told of every run that ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
-    left = [name for name in asked if name not in found]
+    kept: dict[str, Any] = read_json(path) if path.exists() else {}
+    of = {name: _digest(item) for name, item in asked.items()}
+    left = [name for name in asked if kept.get(name, {}).get("of") != of[name]]
 
     def keep(at: int, result: Any) -> None:
-        found[left[at]] = result
-        write_json(path, found)
+        name = left[at]
+        kept[name] = {"of": of[name], "result": result}
+        write_json(path, kept)
         if on_event is not None:
-            on_event(left[at], "done", len(found), len(asked), float("nan"))
+            done = sum(kept.get(n, {}).get("of") == digest for n, digest in of.items())
+            on_event(name, "done", done, len(asked), float("nan"))
 
     fan_out(work, [asked[name] for name in left], on_done=keep)
-    return found
+    return {name: kept[name]["result"] for name in asked}
+
+
+def _digest(item: Any) -> str:
+    """Of what a run is asked: another number of seeds under one name is another run."""
+    return hashlib.sha256(json.dumps(item, default=_plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """For JSON; files by their name alone, since a folder may be moved."""
+    if isinstance(value, Path):
+        return value.name
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, *(getattr(value, f.name) for f in fields(value))]
+    return value.__qualname__ if callable(value) else repr(value)
 
 
 def called(asked: tuple[Callable[..., Any], Mapping[str, Any]]) -> Any:

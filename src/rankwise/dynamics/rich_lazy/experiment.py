@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ __all__ = ["RichLazyExperiment"]
 Row = dict[str, Any]
 OnStep = Callable[[int, int, float], None]  # step, of how many, loss
 TARGETS = ("none", "labels")
+TRIALS, PROBES = 2**29, 2**30  # added to a seed, apart from what its weights are drawn from
 AHEAD = 50  # steps whose trials are drawn at once
 MEASURES = ("weight_change", "relative_weight_change", "representation_alignment", "kernel_alignment",
             "sign_similarity", "kernel_target_alignment")  # fmt: skip
@@ -102,9 +104,7 @@ class RichLazyExperiment:
                 raise unknown(name, getattr(self, name), accepted)
         if self.structure != "gaussian" and self.aligned:
             raise ValueError(f"aligned starts have no structure of their own: leave structure={self.structure!r} out")
-        for name in ("units", "steps", "batch_size", "points", "probes", "rows"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: a whole number from 1 on")
+        _check_whole(self)
         if self.probes < 2:
             raise ValueError("probes=1: of a single trial alignments are 1 by themselves; at least 2")
         for name in ("gain", "learning_rate", "output_scale"):
@@ -121,9 +121,10 @@ class RichLazyExperiment:
     def run(self, on_step: OnStep = lambda *_: None) -> list[Row]:
         """A row for every network and point: ``pandas.DataFrame(rows)`` is a table.
 
-        Each row has ``seed, rank, step, loss, accuracy``, the measures of `Laziness`, ``effective_rank`` (the start's
-        participation ratio) and ``shown_rank`` (its Σ|λ| / (|λ₁| N)). A network whose activity grew without bound, or
-        that is silent, has NaN from there on, and says so under ``note``.
+        Each row has ``seed, rank, task, gain, norm, structure, aligned, output_scale, step, loss, accuracy``, the
+        measures of `Laziness`, ``effective_rank`` (the start's participation ratio) and ``shown_rank`` (its
+        Σ|λ| / (|λ₁| N)). A network whose activity grew without bound, or that is silent, has NaN from there on, and
+        says so under ``note``.
         """
         of = task(self.task)
         starts = self._starts(of)
@@ -131,7 +132,7 @@ class RichLazyExperiment:
         return nets.trained(on_step)
 
     def _seeds(self) -> list[int]:
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+        return [int(s) for s in (self.seeds if isinstance(self.seeds, Iterable) else range(self.seeds))]
 
     def _starts(self, of: Task) -> list[tuple[Row, Tensor, Tensor, Tensor]]:
         """For every seed and rank what it is, U, V and W."""
@@ -144,7 +145,7 @@ class RichLazyExperiment:
             bases = {s: W - bases[s] for s, W in zip(first, moved.W.detach(), strict=True)}
         found = []
         for s, (U, V, W0) in first.items():
-            for rank in self.ranks:
+            for rank in map(int, self.ranks):
                 W = low_rank_init(bases[s], rank, norm=self.norm)
                 if self.aligned:
                     W = W * (torch.linalg.matrix_norm(W0) * self.gain / torch.linalg.matrix_norm(W))
@@ -179,9 +180,9 @@ class Ensemble:
         self.U, self.V, self.W = (torch.stack(w).requires_grad_() for w in (us, vs, ws))
         self.optimizer = torch.optim.SGD([self.U, self.V, self.W], lr=how.learning_rate, momentum=how.momentum)
         seeds = list(dict.fromkeys(told["seed"] for told in self.told))
-        self.generators = [torch.Generator().manual_seed(2 * s + 1) for s in seeds]
+        self.generators = [torch.Generator().manual_seed(TRIALS + s) for s in seeds]
         self.place = torch.tensor([seeds.index(told["seed"]) for told in self.told])
-        probes = [of.probe(how.probes, torch.Generator().manual_seed(2 * s + 2)) for s in seeds]
+        probes = [of.probe(how.probes, torch.Generator().manual_seed(PROBES + s)) for s in seeds]
         self.x, self.y = torch.stack([x for x, _ in probes]), torch.stack([y for _, y in probes])
         self.step, self.ahead = 0, (torch.empty(0), torch.empty(0))
 
@@ -224,8 +225,8 @@ class Ensemble:
 
     def net(self, i: int) -> RateRNN:
         """One of them, as a module."""
-        net = RateRNN(self.task.inputs, self.how.units, self.task.outputs)
-        with torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # nothing is drawn from whoever measures
+            net = RateRNN(self.task.inputs, self.how.units, self.task.outputs)
             for layer, weights in ((net.input, self.U), (net.recurrent, self.W), (net.readout, self.V)):
                 layer.weight.copy_(weights[i])
         return net
@@ -253,8 +254,9 @@ class Ensemble:
         for told, place, begin, end, value, share in zip(
             self.told, self.place.tolist(), starts, ends, loss, right, strict=True
         ):
-            row = {**told, "task": self.task.name, "gain": self.how.gain, "norm": self.how.norm, "step": self.step,
-                   "loss": value, "accuracy": share, "note": ""}  # fmt: skip
+            how = {name: getattr(self.how, name) for name in ("gain", "norm", "structure", "aligned", "output_scale")}
+            row = {**told, "task": self.task.name, **how, "step": self.step, "loss": value, "accuracy": share,
+                   "note": ""}  # fmt: skip
             rows.append(row | self._compared(begin, end, place))
         return rows
 
@@ -269,6 +271,19 @@ class Ensemble:
         except ValueError as error:  # silent
             return nothing | {"note": f"at step {self.step}: {error}"}
         return {name: found[name] for name in MEASURES}
+
+
+def _check_whole(how: RichLazyExperiment) -> None:
+    for name in ("units", "steps", "batch_size", "points", "probes", "rows"):
+        if not _whole(value := getattr(how, name)) or value < 1:
+            raise ValueError(f"{name}={value}: a whole number from 1 on")
+    for name, value in (("ranks", how.ranks), ("seeds", how.seeds)):
+        if not all(map(_whole, value if isinstance(value, Iterable) else [value])):
+            raise ValueError(f"{name}={value}: whole numbers are accepted")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _last_activity(net: Any, x: Any) -> Tensor:
