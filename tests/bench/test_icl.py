@@ -20,7 +20,7 @@ def curve(at, first, last, width=40):
 
 def learned(at=500, ic=0.98, ic2=0.97, iwl=0.1, cla=200, ila1=490, tila2=500, width=40):
     rows = []
-    for seed in range(3):
+    for seed in range(6):
         rows.append(pd.DataFrame({
             "seed": seed, "step": STEPS, "loss": curve(at, math.log(4), 0.05, width), "accuracy": curve(at, 0.1, ic),
             "ic": curve(at, 0.06, ic + seed / 1e4, width), "ic2": curve(at, 0.06, ic2), "iwl": curve(at, 0.06, iwl),
@@ -94,9 +94,9 @@ def test_where_nobody_learns_nothing_holds_by_chance_and_every_number_is_told():
     given = {name: InContextResult(frame=learned(ic=0.1, ic2=0.1), task=r.task) for name, r in found().items()}
     claims = recipe._claims(given, None)
     assert not any(c.held for c in claims[:4])
-    assert "(3 never)" in claims[3].found
+    assert "(6 never)" in claims[3].found
     assert claims[11].found == "it never falls"
-    assert recipe._row("main", given["main"])[-1] == "- (3 never)"
+    assert recipe._row("main", given["main"])[-1] == "- (6 never)"
 
 
 def test_every_condition_can_be_and_is_judged():
@@ -145,3 +145,11 @@ def test_claims_are_judged_by_what_is_kept_of_the_frames():
     assert (again.seed.dtype, again.step.dtype) == (int, int)
     far = given["two"].frame.assign(step=123_456, loss=0.1234567)
     assert {v for k in ("step", "loss") for v in recipe.columns(far, whole=False)[k]} == {123_456, 0.12346}
+
+
+def test_a_step_is_as_far_from_a_curve_as_the_best_of_all_steps():
+    loss = np.array([1.0, 0.9, 0.2, 0.0])
+    frame = pd.DataFrame({"seed": 0, "step": [0, 1, 2, 3], "loss": loss})
+    main = InContextResult(frame=frame, task=InContextTask(**recipe.MAIN))
+    nearest = min(np.abs(np.r_[np.ones(k), np.zeros(4 - k)] - loss).mean() for k in range(1, 5))
+    assert recipe._gap_of_a_step(main) == pytest.approx(nearest / math.log(16))

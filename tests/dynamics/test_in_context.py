@@ -327,6 +327,9 @@ def test_what_is_inside_has_the_names_and_shapes_of_transformer_lens(seeds):
     tokens, d = x.shape[-2:]
     first = x.shape[:-2]
     assert torch.equal(logits, net(x))
+    assert torch.equal(cache["blocks.0.hook_resid_pre"], x)
+    assert cache["blocks.0.hook_resid_pre"].data_ptr() != x.data_ptr()
+    assert torch.equal(cache["blocks.1.attn.hook_z"][..., 0, :], cache["blocks.1.hook_attn_out"])
     assert torch.allclose(cache["blocks.1.hook_resid_post"], stream, atol=1e-5)
     for i in (0, 1):
         of = f"blocks.{i}"
@@ -342,6 +345,15 @@ def test_what_is_inside_has_the_names_and_shapes_of_transformer_lens(seeds):
     by_hand = torch.einsum("...sqa,...ab,...cb,...skc->...sqk", x, net.q1, net.k1, x)
     assert torch.allclose(scores[..., 5, :6], by_hand[..., 5, :6], rtol=1e-4, atol=1e-4)
     assert torch.isinf(scores[..., 5, 6:]).all()
+
+
+def test_inputs_that_are_no_sequences_of_the_task_are_refused():
+    batch = next(iter(InContextTask()))
+    net = AttentionOnlyNet(InContextTask())
+    for wrong in (batch, batch.inputs[..., :5], batch.inputs[0]):
+        for call in (net, net.layers, net.run_with_cache):
+            with pytest.raises(ValueError, match=r"inputs .* is needed"):
+                call(wrong)
 
 
 def test_an_untrained_network_is_at_chance():

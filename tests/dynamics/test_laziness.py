@@ -448,3 +448,53 @@ def test_too_many_rows_are_refused_before_they_are_made(x, monkeypatch):
     monkeypatch.setattr(kernels, "MOST_ROWS", 17)
     with pytest.raises(ValueError, match="6 inputs of 3 outputs are 18 rows"):
         tangent_kernel(mlp(), x)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_a_recurrent_layer_that_takes_times_first_is_refused_and_one_that_takes_inputs_first_is_measured(kind):
+    class Net(nn.Module):
+        def __init__(self, batch_first):
+            super().__init__()
+            self.layer, self.head = kind(4, 6, batch_first=batch_first), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.layer(x)[0])
+
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 4)
+    for params in (None, "weight_hh"):
+        with pytest.raises(ValueError, match="batch_first=True"):
+            laziness(Net(False), Net(False), x, params=params)
+    before, after = Net(True), Net(True)
+    kernels = []
+    for net in (before, after):
+        rows = [torch.cat([g.flatten() for g in torch.autograd.grad(y, list(net.parameters()), retain_graph=True)])
+                for i in range(len(x)) for y in net(x[i : i + 1]).flatten()]  # fmt: skip
+        kernels.append(torch.stack(rows) @ torch.stack(rows).mT)
+    wanted = (kernels[0] * kernels[1]).sum() / kernels[0].norm() / kernels[1].norm()
+    assert laziness(before, after, x).kernel_alignment == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_targets_are_of_the_outputs_shape_or_classes_of_it_less_its_last_dimension():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(6, 5, 4)
+    classes = torch.randint(3, (6, 5))
+    by_class = laziness(net, net, x, targets=classes).kernel_target_alignment
+    assert by_class == pytest.approx(
+        laziness(net, net, x, targets=nn.functional.one_hot(classes, 3)).kernel_target_alignment
+    )
+    turned = {"output_fn": lambda model, x: model(x).transpose(1, 2)}  # classes second, as cross_entropy has them
+    for wrong, options in ((classes[:, 0], {}), (classes.T, {}), (torch.randn(5, 6, 3), {}), (classes, turned)):
+        with pytest.raises(ValueError, match="targets of shape"):
+            laziness(net, net, x, targets=wrong, **options)
+    with pytest.raises(ValueError, match="name classes 0 to 7"):
+        laziness(net, net, x, targets=torch.arange(30).view(6, 5) % 8)
+
+
+def test_inputs_that_inference_mode_made_are_measured():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    with torch.inference_mode():
+        x = torch.randn(5, 4)
+        found = laziness(net, net, x)
+    assert found.kernel_alignment == pytest.approx(1.0)
+    assert laziness(net, net, x) == found

@@ -67,6 +67,19 @@ def test_a_structure_keeps_the_norm_and_repeats(kind):
     assert torch.equal(found, W) == (kind == "gaussian")
 
 
+@pytest.mark.parametrize("kind", ["dale", "types", "chains"])
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_a_structure_of_very_large_and_very_small_weights_is_that_of_ordinary_ones(kind, scale):
+    W = gaussian(20, 20, dtype=torch.float32)
+    found = structured_init(W * scale, kind, seed=np.int64(1))
+    torch.testing.assert_close(found.double() / scale, structured_init(W, kind, seed=1).double(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_rank_may_be_a_number_of_numpy():
+    W = gaussian(6, 5)
+    assert torch.equal(low_rank_init(W, np.int64(2)), low_rank_init(W, 2))
+
+
 def test_under_dales_law_units_excite_or_inhibit_and_get_as_much_of_both():
     found = structured_init(gaussian(1000, 1000), "dale")
     assert bool((found[:, :800] >= 0).all())
@@ -145,6 +158,11 @@ def test_effective_ranks_by_hand():
         (lambda: effective_rank(torch.ones(2, 3), kind="abs-eig"), "no eigenvalues"),
         (lambda: effective_rank(torch.eye(2), kind="entropy"), "kind"),
         (lambda: effective_rank(torch.ones(3)), "matrices"),
+        (lambda: effective_rank(torch.eye(2) * 1j, kind="abs-eig"), "complex64: a real"),
+        (lambda: effective_rank(np.eye(2)), "ndarray: a real torch.Tensor"),
+        (lambda: structured_init(np.eye(8), "dale"), "ndarray: a real torch.Tensor"),
+        (lambda: low_rank_init(np.eye(8), 1), "ndarray: a real torch.Tensor"),
+        (lambda: expected_kernel_alignment(torch.eye(3) * 1j, torch.ones(3)), "complex64: a real"),
         (lambda: expected_kernel_alignment(torch.ones(3, 2), torch.ones(2)), "are needed"),
         (lambda: expected_kernel_alignment(torch.ones(3, 2), torch.ones(3), target=torch.zeros(2)), "not zero"),
         (lambda: expected_kernel_alignment(torch.zeros(3, 2), torch.ones(3)), "no effective rank"),

@@ -5,10 +5,17 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal, ortho_group
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from rankwise.dynamics import IdentifiabilityWarning, SubspaceClustering, low_rank_mixture, subspace_error
+from rankwise.dynamics import (
+    IdentifiabilityWarning,
+    MoLRGDenoiser,
+    SubspaceClustering,
+    low_rank_mixture,
+    subspace_error,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -151,6 +158,8 @@ def test_a_seed_decides_the_starts():
         ({"n_clusters": 3, "dim": 4, "orthogonal": True, "method": "k-subspaces"}, "need 12 columns, X has 8"),
         ({"dim": 8}, "from 1 to 7"),
         ({"dim": 0}, "from 1 to 7"),
+        ({"dim": 2.0}, r"dim=2.0 .* from 1 to 7"),
+        ({"dim": None}, r"dim=None .* from 1 to 7"),
         ({"dim": [1, 2, 3]}, "dim has 3 entries"),
         ({"n_clusters": "auto", "dim": [1, 2]}, "dim has 2 entries"),
         ({"n_clusters": 0}, "n_clusters is 0"),
@@ -163,6 +172,20 @@ def test_a_seed_decides_the_starts():
 def test_what_is_not_accepted_is_refused_by_name(options, said):
     with pytest.raises(ValueError, match=said):
         SubspaceClustering(**options).fit(np.random.default_rng(0).normal(size=(30, 8)))
+
+
+def test_a_second_fit_by_another_method_leaves_nothing_of_the_first():
+    first, second = (sample(dim=2, n_clusters=k, samples=50, seed=k)[0] for k in (2, 3))
+    model = SubspaceClustering(2, 2).fit(first)
+    model.set_params(method="k-subspaces", n_clusters=3).fit(second)
+    fresh = SubspaceClustering(3, 2, method="k-subspaces").fit(second)
+    np.testing.assert_array_equal(model.predict(second), model.labels_)
+    assert set(vars(model)) == set(vars(fresh))
+    assert model.score(second) == fresh.score(second)
+    with pytest.raises(ValueError, match="method='em'"):
+        MoLRGDenoiser.from_clustering(model)
+    with pytest.raises(NotFittedError, match="fit again by 'em'"):
+        model.set_params(method="em").predict_proba(second)
 
 
 def test_rows_without_a_direction_are_refused():

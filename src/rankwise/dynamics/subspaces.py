@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -184,6 +185,7 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
         """
         data = torch.tensor(_validated(self, X, dtype=np.float64))
         self._check()
+        vars(self).pop("mixture_", None)  # of an earlier fit, perhaps by the other method
         dims = self._dims(data)
         generator = torch.Generator().manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
         self.choices_: list[dict[str, Any]] = []
@@ -213,6 +215,8 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike) -> Array:
         """Probabilities ``(n, K)`` of the clusters; for ``em``."""
         data = self._rows(X)
+        if not hasattr(self, "mixture_"):
+            raise NotFittedError("fitted by method='k-subspaces', which has no probabilities: fit again by 'em'")
         return self.mixture_.log_joint(data).softmax(1).numpy()
 
     def score_samples(self, X: ArrayLike) -> Array:
@@ -320,8 +324,9 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
             if D < 2:
                 raise ValueError(f"n_features={D}: a subspace needs at least 2 columns to lie in")
             return None
-        given = [self.dim] * K if isinstance(self.dim, Integral) else list(self.dim)  # pyright: ignore[reportArgumentType]  (a sequence)
-        if len(given) != K or (isinstance(self.n_clusters, str) and not isinstance(self.dim, Integral)):
+        single = not isinstance(self.dim, Sequence | np.ndarray)
+        given: list[Any] = [self.dim] * K if single else list(self.dim)  # pyright: ignore[reportArgumentType]  (a sequence)
+        if len(given) != K or (isinstance(self.n_clusters, str) and not single):
             raise ValueError(
                 f"dim has {len(given)} entries for n_clusters={self.n_clusters!r}: one a cluster is needed"
             )

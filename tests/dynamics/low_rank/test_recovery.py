@@ -12,6 +12,10 @@ from rankwise.spectral import principal_angles
 matplotlib.use("Agg")
 
 
+def doubled(sample, seed):
+    return [2 * U for U in sample.bases]
+
+
 @pytest.mark.parametrize("angle", [90.0, 60.0, 10.0])
 def test_subspaces_have_the_angles_asked_for(angle):
     sample = low_rank_mixture(20, 3, n_clusters=3, samples=4, angle=angle, noise=0.1)
@@ -43,7 +47,7 @@ def test_errors_are_of_matched_subspaces():
 
 @pytest.mark.parametrize("estimator", ["pca", "k-subspaces", "em"])
 def test_success_is_a_step_at_as_many_rows_as_dimensions(estimator):
-    found = phase_transition(estimator, dims=[2, 5, 8], samples=[1, 2, 4, 5, 7, 8, 9], seeds=3)
+    found = phase_transition(estimator, dims=np.array([2, 5, 8]), samples=[1, 2, 4, 5, 7, 8, 9], seeds=3)
     for d, row in zip(found.dims, found.success, strict=True):
         np.testing.assert_array_equal(row, [float(d <= N) for N in found.samples])
 
@@ -97,6 +101,8 @@ def test_the_grid_is_drawn_with_its_threshold():
         (lambda: low_rank_mixture(10, 2, noise=-1.0), "noise"),
         (lambda: phase_transition("kmeans"), "estimator"),
         (lambda: phase_transition("pca", seeds=0), "at least one"),
+        (lambda: phase_transition("pca", seeds=[0, 1]), "a number"),
+        (lambda: phase_transition(doubled, dims=[2], samples=[4], seeds=1), "not orthonormal"),
         (lambda: phase_transition("pca", dims=[30], n_clusters=2), "need 60"),
     ],
 )

@@ -74,6 +74,7 @@ class AttentionOnlyNet(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(size, labels)`` of the last token."""
+        self._check(inputs)
         x = inputs + self._layer(inputs, 1)[0]
         last = x[..., -1:, :]
         scores = project(project(last, self.q2), self.k2.mT) @ x.mT
@@ -84,6 +85,7 @@ class AttentionOnlyNet(nn.Module):
 
         Rows of attention are queries; row t is 0 after t.
         """
+        self._check(inputs)
         first, a1 = self._layer(inputs, 1)
         x = inputs + first
         second, a2 = self._layer(x, 2)
@@ -99,11 +101,13 @@ class AttentionOnlyNet(nn.Module):
             ``(size, labels)``.
         cache : dict of str to Tensor
             Of layers 0 and 1 ``blocks.{i}.hook_resid_pre``, ``hook_attn_out`` and ``hook_resid_post``, ``(size, tokens,
-            d)``; ``attn.hook_q``, ``hook_k`` and ``hook_v``, ``(size, tokens, 1, d)``; ``attn.hook_attn_scores`` (of
-            later tokens -inf) and ``hook_pattern``, ``(size, 1, tokens, tokens)``. The value goes unchanged into the
-            stream: there is no projection of the output. Of a stack all have a first dimension more.
+            d)``; ``attn.hook_q``, ``hook_k``, ``hook_v`` and ``hook_z``, ``(size, tokens, 1, d)``;
+            ``attn.hook_attn_scores`` (of later tokens -inf) and ``hook_pattern``, ``(size, 1, tokens, tokens)``. The
+            value goes unchanged into the stream: there is no projection of the output. Of a stack all have a first
+            dimension more.
         """
-        cache, x = {}, inputs
+        self._check(inputs)
+        cache, x = {}, inputs.clone()  # who edits the cache leaves the inputs as they are
         for i in (0, 1):
             block, before = f"blocks.{i}", x
             q, k, v = (project(x, getattr(self, f"{name}{i + 1}")) for name in "qkv")
@@ -112,12 +116,17 @@ class AttentionOnlyNet(nn.Module):
             moved = pattern @ v
             x = before + moved
             cache |= {f"{block}.hook_resid_pre": before, f"{block}.hook_attn_out": moved, f"{block}.hook_resid_post": x}
-            cache |= {
-                f"{block}.attn.hook_{name}": part.unsqueeze(-2) for name, part in zip("qkv", (q, k, v), strict=True)
-            }
+            cache |= {f"{block}.attn.hook_{name}": part.unsqueeze(-2)
+                      for name, part in zip("qkvz", (q, k, v, moved), strict=True)}  # fmt: skip
             cache |= {f"{block}.attn.hook_{name}": part.unsqueeze(-3)
                       for name, part in (("attn_scores", scores), ("pattern", pattern))}  # fmt: skip
         return self(inputs), cache
+
+    def _check(self, inputs: Tensor) -> None:
+        width = self.q1.shape[-1]
+        if not isinstance(inputs, Tensor) or inputs.dim() < 3 or inputs.shape[-1] != width:
+            said = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ValueError(f"inputs {said}: a tensor (size, tokens, {width}) is needed, as batch.inputs of the task")
 
     def _layer(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
         q, k, v = (getattr(self, f"{name}{number}") for name in "qkv")

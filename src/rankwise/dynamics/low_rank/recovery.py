@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -139,9 +140,15 @@ def subspace_error(found: Sequence[Tensor | Array], truth: Sequence[Tensor | Arr
     A, B = ([torch.as_tensor(U).double() for U in bases] for bases in (found, truth))
     if len({U.shape[0] for U in [*A, *B]}) > 1:
         raise ValueError("subspaces lie in spaces of different dimension")
+    if not all(_orthonormal(U) for U in [*A, *B]):
+        raise ValueError("columns that are not orthonormal: give torch.linalg.qr(U).Q, which spans what U spans")
     squares = np.array([[_squared(a, b) for a in A] for b in B])
     rows, columns = linear_sum_assignment(squares)
     return np.sqrt(np.maximum(squares[rows, columns], 0))
+
+
+def _orthonormal(U: Tensor) -> bool:
+    return bool((U.mT @ U - torch.eye(U.shape[1], dtype=U.dtype, device=U.device)).abs().max() < 1e-3)  # of float32's
 
 
 def _squared(a: Tensor, b: Tensor) -> float:
@@ -283,8 +290,11 @@ def phase_transition(
     """
     if isinstance(estimator, str) and estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
-    if seeds < 1 or not dims or not samples:
-        raise ValueError(f"{seeds} seeds, dims {list(dims)}, samples {list(samples)}: at least one of each is needed")
+    dims, samples = [int(d) for d in dims], [int(N) for N in samples]
+    if not isinstance(seeds, Integral) or seeds < 1 or not dims or not samples:
+        raise ValueError(
+            f"{seeds} seeds, dims {dims}, samples {samples}: a number, and at least one of each, is needed"
+        )
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: an error above 0 is accepted")
     work = ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
@@ -293,7 +303,7 @@ def phase_transition(
     items = [(work, told, d, N, seeds) for d in dims for N in samples]
     errors = np.array(fan_out(_cell, items)).reshape(len(dims), len(samples), seeds)
     name = estimator if isinstance(estimator, str) else getattr(estimator, "__name__", "estimator")
-    return PhaseTransition(name=name, dims=list(dims), samples=list(samples), errors=errors, tolerance=tolerance)
+    return PhaseTransition(name=name, dims=dims, samples=samples, errors=errors, tolerance=tolerance)
 
 
 def _cell(item: tuple[Recover, dict, int, int, int]) -> list[float]:

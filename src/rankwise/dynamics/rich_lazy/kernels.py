@@ -62,10 +62,19 @@ def tangent_kernel(
     >>> torch.allclose(tangent_kernel(net, x), x @ x.mT, atol=1e-6)  # a linear map's kernel is that of its inputs
     True
     """
+    return kernel_and_shape(model, inputs, params=params, output_fn=output_fn, memory=memory)[0]
+
+
+def kernel_and_shape(
+    model: nn.Module, inputs: Inputs, *, params: str | Sequence[str] | None = None, output_fn: OutputFn | None = None,
+    memory: int = MEMORY,
+) -> tuple[Tensor, torch.Size]:  # fmt: skip
+    """The kernel, and the shape ``(n, …)`` of the outputs whose entries are its rows."""
     if memory < 1:
         raise ValueError(f"memory={memory}: bytes, at least 1")
     chosen = selected(model, params)
     with measuring(model, chosen.values()):
+        inputs = usable(inputs)
         calls = _Calls(model, chosen)
         with calls:
             out = outputs_of(model, inputs, output_fn)
@@ -73,7 +82,7 @@ def tangent_kernel(
         if n * K > MOST_ROWS:
             raise ValueError(f"{n} inputs of {K} outputs are {n * K:,} rows: at most {MOST_ROWS:,}; take fewer inputs "
                              "(rows=…), or outputs of fewer entries (output_fn=…)")  # fmt: skip
-        flat = out.reshape(n, K)
+        flat, shape = out.reshape(n, K), out.shape
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("outputs have NaN or Inf entries")
         dtype = torch.promote_types(out.dtype, torch.float32)
@@ -81,10 +90,11 @@ def tangent_kernel(
         kernel = torch.zeros(n * K, n * K, dtype=dtype, device=out.device)
         for group in _groups(layers, n * K, memory // 2):
             _factored(kernel, flat, group, memory)
+        alone = flat.detach()
         del flat, out, calls, layers
         if rest:
-            _by_rows(kernel, model, inputs, output_fn, rest, K, memory)
-    return kernel
+            _by_rows(kernel, model, inputs, output_fn, rest, alone, memory)
+    return kernel, shape
 
 
 def selected(model: nn.Module, params: str | Sequence[str] | None) -> dict[str, nn.Parameter]:
@@ -133,6 +143,13 @@ def size(inputs: Inputs) -> int:
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError("inputs are a tensor (n, …), or a mapping of such tensors of one n, at least 1")
     return lengths.pop()
+
+
+def usable(inputs: Inputs) -> Inputs:
+    """Copies of tensors that were made in inference mode, which autograd cannot keep."""
+    if isinstance(inputs, Mapping):
+        return {k: v.clone() if v.is_inference() else v for k, v in inputs.items()}
+    return inputs.clone() if inputs.is_inference() else inputs
 
 
 def head(inputs: Inputs, n: int | None) -> Inputs:
@@ -376,35 +393,46 @@ def _written_out(n: int, k: int, T: int, p: int, q: int, memory: int) -> bool:
 
 
 def _by_rows(
-    kernel: Tensor, model: nn.Module, inputs: Inputs, output_fn: OutputFn | None, params: list[nn.Parameter], K: int,
-    memory: int,
+    kernel: Tensor, model: nn.Module, inputs: Inputs, output_fn: OutputFn | None, params: list[nn.Parameter],
+    flat: Tensor, memory: int,
 ) -> None:  # fmt: skip
-    """Adds J Jᵀ of these parameters, block by block."""
+    """Adds J Jᵀ of these parameters, block by block; ``flat`` are the outputs ``(n, K)`` of all inputs together."""
     width = 4 * sum(p.numel() for p in params)
     step = len(kernel) if len(kernel) * width <= memory else max(1, memory // (2 * width))
     blocks = [range(a, min(a + step, len(kernel))) for a in range(0, len(kernel), step)]
     for i, a in enumerate(blocks):
-        Ja = _jacobian(model, inputs, output_fn, params, a, K)
+        Ja = _jacobian(model, inputs, output_fn, params, a, flat)
         for b in blocks[i:]:
-            block = Ja @ (Ja if b is a else _jacobian(model, inputs, output_fn, params, b, K)).mT
+            block = Ja @ (Ja if b is a else _jacobian(model, inputs, output_fn, params, b, flat)).mT
             kernel[a.start : a.stop, b.start : b.stop] += block.to(kernel.dtype)
             if b is not a:
                 kernel[b.start : b.stop, a.start : a.stop] += block.mT.to(kernel.dtype)
 
 
 def _jacobian(
-    model: nn.Module, inputs: Inputs, output_fn: OutputFn | None, params: list[nn.Parameter], rows: range, K: int
+    model: nn.Module, inputs: Inputs, output_fn: OutputFn | None, params: list[nn.Parameter], rows: range, flat: Tensor
 ) -> Tensor:
     """These rows of J, ``(len(rows), P)``: one input's forward pass, a backward pass for each of its outputs."""
-    found = []
+    found, K = [], flat.shape[1]
     for i in sorted({r // K for r in rows}):
         one = {k: v[i : i + 1] for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs[i : i + 1]
-        flat = outputs_of(model, one, output_fn).reshape(K)
+        out = outputs_of(model, one, output_fn)
+        if out.numel() != K or not _near(out.detach().reshape(K), flat[i], flat):
+            raise ValueError(
+                "an input alone gives other outputs than among the others: inputs that act on each other, or that are "
+                "not the first dimension, have no kernel (recurrent layers need batch_first=True)"
+            )
         for k in range(K):
             if i * K + k in rows:
-                grads = _grads(flat[k], params, None)
+                grads = _grads(out.reshape(K)[k], params, None)
                 found.append(torch.cat([_single(g, p) for g, p in zip(grads, params, strict=True)]))
     return torch.stack(found)
+
+
+def _near(a: Tensor, b: Tensor, scale: Tensor) -> bool:
+    """Equal to what the order of sums may change."""
+    slack = (_AGREES if torch.finfo(a.dtype).bits >= 32 else 30 * _AGREES) * float(scale.abs().max())
+    return bool((a - b).abs().max() <= slack)
 
 
 def _single(g: Tensor | None, p: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ from rankwise.dynamics.rich_lazy.kernels import (
     Inputs,
     OutputFn,
     head,
+    kernel_and_shape,
     outputs_of,
     selected,
     size,
-    tangent_kernel,
 )
 from rankwise.dynamics.rich_lazy.modes import measuring
 
@@ -94,6 +94,8 @@ class Laziness:
 class Snapshot:
     """What of a network is compared: weights by name, hidden activity ``(n, units)``, tangent kernel ``(R, R)``.
 
+    ``outputs`` is the shape ``(n, …)`` of what the kernel's rows are of.
+
     Examples
     --------
     >>> import torch
@@ -107,6 +109,7 @@ class Snapshot:
     weights: dict[str, Tensor]
     hidden: Tensor
     kernel: Tensor
+    outputs: tuple[int, ...]
 
     @classmethod
     def of(
@@ -123,8 +126,9 @@ class Snapshot:
                 raise ValueError(f"{name} has NaN or Inf entries")
         H = hidden(model, inputs, representation_fn=representation_fn, output_fn=output_fn)
         first = head(inputs, rows)
-        kernel = tangent_kernel(model, first, params=list(chosen), output_fn=output_fn, memory=memory)
-        return cls(weights={n: p.detach().clone() for n, p in chosen.items()}, hidden=H, kernel=kernel)
+        kernel, shape = kernel_and_shape(model, first, params=list(chosen), output_fn=output_fn, memory=memory)
+        weights = {n: p.detach().clone() for n, p in chosen.items()}
+        return cls(weights=weights, hidden=H, kernel=kernel, outputs=tuple(shape))
 
     def until(self, end: Snapshot, *, center: bool = False, targets: Tensor | None = None) -> Laziness:
         """From this one to another of the same network."""
@@ -134,7 +138,7 @@ class Snapshot:
             raise ValueError(f"hidden activity of the two networks is {shapes}: of one shape is needed")
         moved = _norm([end.weights[n].double() - w.double() for n, w in self.weights.items()])
         norm = _norm(list(self.weights.values()))
-        y = None if targets is None else _flat(targets, len(self.kernel))
+        y = None if targets is None else _flat(targets, self.outputs)
         return Laziness(
             weight_change=moved,
             relative_weight_change=moved / norm if norm else (float("inf") if moved else 0.0),
@@ -194,7 +198,8 @@ def laziness(
     ValueError
         Weights that differ in name or shape, or are not finite; no weight of that name; outputs that are no ``(n, …)``;
         activity or a kernel that is zero throughout (with ``center``, the same throughout), of which no alignment is
-        defined, or of one row, where it is 1 by itself; targets of another shape.
+        defined, or of one row, where it is 1 by itself; targets of another shape; inputs that act on each other, or
+        are not the first dimension, where that shows (a recurrent layer without ``batch_first``).
 
     Examples
     --------
@@ -315,15 +320,20 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return float(torch.stack([torch.linalg.vector_norm(t.double()).cpu() for t in tensors]).norm())
 
 
-def _flat(targets: Tensor, rows: int) -> Tensor:
-    if targets.numel() == rows:
+def _flat(targets: Tensor, outputs: tuple[int, ...]) -> Tensor:
+    """``(R,)``, of targets of the outputs' shape, or class numbers of that shape less its last dimension."""
+    shape = tuple(targets.shape)
+    if shape == outputs or (shape == outputs[:-1] and outputs[-1] == 1):
         return targets.reshape(-1).double()
-    if not targets.is_floating_point() and targets.numel() and rows % targets.numel() == 0:
-        classes = rows // targets.numel()
-        if int(targets.min()) >= 0 and int(targets.max()) < classes:
-            return F.one_hot(targets.reshape(-1).long(), classes).reshape(-1).double()
+    if shape == outputs[:-1] and not targets.is_floating_point() and not targets.is_complex():
+        if int(targets.min()) >= 0 and int(targets.max()) < outputs[-1]:
+            return F.one_hot(targets.long(), outputs[-1]).reshape(-1).double()
+        raise ValueError(
+            f"targets of shape {shape} name classes {int(targets.min())} to {int(targets.max())}: 0 to "
+            f"{outputs[-1] - 1} for outputs {outputs}"
+        )
     raise ValueError(
-        f"targets of shape {tuple(targets.shape)} for {rows} outputs: one each, or class numbers from 0, is needed"
+        f"targets of shape {shape} for outputs {outputs}: of that shape, or class numbers {outputs[:-1]}, is needed"
     )
 
 

@@ -7,7 +7,8 @@ spectral radius: three scales, of which only one can be kept at a time. A compar
 from __future__ import annotations
 
 import math
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,10 +54,12 @@ def low_rank_init(W: Tensor, rank: int, *, norm: Literal["fro", "op", "radius"] 
     """
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
-    if W.dim() < 2 or not isinstance(rank, int) or not 1 <= rank <= min(W.shape[-2:]):
+    _check_matrix(W)
+    if W.dim() < 2 or not isinstance(rank, Integral) or not 1 <= rank <= min(W.shape[-2:]):
         raise ValueError(
             f"rank={rank} of shape {tuple(W.shape)}: a whole number from 1 to the smaller side of (…, m, n)"
         )
+    rank = int(rank)
     if norm == "radius" and W.shape[-1] != W.shape[-2]:
         raise ValueError(
             f"a matrix of shape {tuple(W.shape)} has no spectral radius; norm='fro' or 'op' is of any shape"
@@ -114,13 +117,16 @@ def structured_init(W: Tensor, kind: Literal["gaussian", "dale", "types", "chain
     """
     if kind not in STRUCTURES:
         raise unknown("kind", kind, STRUCTURES)
+    _check_matrix(W)
     if W.dim() != 2 or W.shape[0] != W.shape[1] or len(W) <= TYPES:
         raise ValueError(f"a matrix of shape {tuple(W.shape)}: connections (n, n) of at least {TYPES + 1} units")
     if not W.is_floating_point() or not bool(torch.isfinite(W).all()) or not bool(W.any()):
         raise ValueError(f"a matrix of {W.dtype}: finite numbers of a floating dtype, not all zero, are needed")
     if kind == "gaussian":
         return W.clone()
-    n, generator = len(W), torch.Generator().manual_seed(OWN + seed)
+    n, generator = len(W), torch.Generator().manual_seed(OWN + int(seed))
+    top = W.abs().max()
+    given, W = W, W / top  # squares of very large and very small entries leave float32
     if kind == "dale":
         sign = torch.ones(n).to(W)
         sign[round(EXCITATORY * n) :] = -EXCITATORY / (1 - EXCITATORY)
@@ -132,7 +138,7 @@ def structured_init(W: Tensor, kind: Literal["gaussian", "dale", "types", "chain
     else:
         z = (torch.randn(n, generator=generator) * W.std().cpu()).to(W)
         found = math.sqrt(1 - 2 * CHAINED) * W + math.sqrt(CHAINED) * (z[:, None] + z)
-    return found * (torch.linalg.matrix_norm(W) / torch.linalg.matrix_norm(found))
+    return (found * (torch.linalg.matrix_norm(W) / torch.linalg.matrix_norm(found)) * top).to(given)
 
 
 def effective_rank(W: Tensor, *, kind: Literal["participation", "abs-eig", "stable"] = "participation") -> Tensor:
@@ -155,6 +161,7 @@ def effective_rank(W: Tensor, *, kind: Literal["participation", "abs-eig", "stab
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
+    _check_matrix(W)
     if W.dim() < 2 or W.numel() == 0:
         raise ValueError(f"matrices (…, m, n) with entries are needed, got shape {tuple(W.shape)}")
     if kind == "abs-eig":
@@ -169,6 +176,12 @@ def effective_rank(W: Tensor, *, kind: Literal["participation", "abs-eig", "stab
         if kind == "participation"
         else _over(power.sum(-1), power.amax(-1))
     )
+
+
+def _check_matrix(W: Any) -> None:
+    if not isinstance(W, Tensor) or W.is_complex():
+        said = W.dtype if isinstance(W, Tensor) else type(W).__name__
+        raise ValueError(f"a matrix of {said}: a real torch.Tensor is needed (torch.as_tensor takes an array)")
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:

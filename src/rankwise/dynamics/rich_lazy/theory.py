@@ -56,10 +56,10 @@ def expected_kernel_alignment(W1: Tensor, w2: Tensor, *, target: Tensor | None =
     """
     if W1.dim() != 2 or w2.shape != W1.shape[:1]:
         raise ValueError(f"W1 {tuple(W1.shape)} and w2 {tuple(w2.shape)}: (hidden, d) and (hidden,) are needed")
+    spread = 1 / float(effective_rank(W1))
     W1, w2, d = W1.double(), w2.double(), W1.shape[1]
     if not bool(torch.isfinite(w2).all()):
         raise ValueError("w2 has NaN or Inf entries")
-    spread = 1 / float(effective_rank(W1))
     norm = float(W1.square().sum())
     rho, along = float(w2.square().sum()) / norm, 1 / d
     if target is not None:
