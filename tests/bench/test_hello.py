@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rankwise.bench.shared import distilled as recipe
 from rankwise.bench.shared.distilled import (
@@ -17,6 +18,7 @@ from rankwise.bench.shared.distilled import (
     PRUNED,
     RANDOM,
     RANDOM_SOFT,
+    SHOWING,
     STORED,
     STRONG,
     STUDENTS,
@@ -35,14 +37,15 @@ SIZES = Sizes(
     teaching=1, learning=1, candidates=9, lr=1e-3, width=4, full=1,
 )  # fmt: skip
 RIGHT = {RANDOM: 0.3, RANDOM_SOFT: 0.6, HARD: 0.4, STORED: 0.7, PRUNED: 0.5, ZERO: 0.2, OURS: 0.7, STRONG: 0.65,
-         KL: 0.6, "rank 2": 0.6, "rank 16": 0.7, FULL: 0.9}  # fmt: skip
+         KL: 0.6, "rank 2": 0.6, "rank 16": 0.7, FULL: 0.9, SHOWING: 0.75}  # fmt: skip
 LABELS = {OURS: 100, STORED: 100_000, PRUNED: 100}
 
 
 def claims(share=100, pace=1.2, **changes):
     """Claims where every student of a kind is so good, and a little different by seed."""
     names = {"ours": OURS, "zero": ZERO, "stored": STORED, "pruned": PRUNED, "hard": HARD, "random": RANDOM,
-             "soft": RANDOM_SOFT, "strong": STRONG, "kl": KL, "wide": "rank 16", "full": FULL}  # fmt: skip
+             "soft": RANDOM_SOFT, "strong": STRONG, "kl": KL, "wide": "rank 16", "full": FULL,
+             "showing": SHOWING}  # fmt: skip
     scores = RIGHT | {names[k]: v for k, v in changes.items()}
     found = {}
     for run in students_of(SIZES, 0):
@@ -82,6 +85,7 @@ def test_what_was_published_holds_every_claim():
     ({"hard": 0.7}, ["hard-label recovery"]),
     ({"random": 0.7}, ["with hard labels", "other student"]),
     ({"soft": 0.7}, ["random pictures under the same labels"]),
+    ({"showing": 0.7}, ["squares that show something teach more than RDED's choice, at 10 a class"]),
     ({"strong": 0.7}, ["several weak teachers"]),
     ({"kl": 0.7}, ["divergence"]),
     ({"wide": 0.72}, ["rank 8 is within"]),
@@ -95,8 +99,10 @@ def test_each_claim_can_fail_alone(changes, lost):
 
 def test_every_kind_of_label_has_a_student_of_each_kind_at_each_number_of_pictures():
     runs = students_of(SIZES, 0)
-    assert len({r.name for r in runs}) == len(runs) == 3 * 2 * len(ARMS) + 4 + 2
-    assert {(r.ipc, r.student) for r in runs if r.kind in (STRONG, KL, "rank 2", "rank 16")} == {(10, STUDENTS[0])}
+    assert len({r.name for r in runs}) == len(runs) == 3 * 2 * len(ARMS) + 4 + 2 + 1
+    variants = (STRONG, KL, "rank 2", "rank 16", SHOWING)
+    assert {(r.ipc, r.student) for r in runs if r.kind in variants} == {(10, STUDENTS[0])}
+    assert runs[-1].name == "0 / squares that show something / 10 / convnet"
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +142,27 @@ def test_tiles_are_the_same_whatever_labels_them(small):
     ours = given(small, OURS)[0]
     for kind in (HARD, STORED, PRUNED, ZERO):
         assert torch.equal(given(small, kind)[0].images, ours.images)
+
+
+def test_squares_that_show_something_are_chosen_anew_and_labelled_as_ours(small, monkeypatch):
+    asked, made = [], recipe.Distiller
+    monkeypatch.setattr(recipe, "Distiller", lambda *given, **own: asked.append(own) or made(*given, **own))
+    few, soft, kept = given(small, SHOWING)
+    assert [(own["empty"], own["ipc"]) for own in asked] == [(False, 2)]
+    assert few.classes.tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(load_file(small[0] / "tiles-showing-2-0.safetensors")["images"], few.images)
+    assert kept == given(small, OURS)[2]
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(soft(x), given(small, OURS)[1](x))
+
+
+def test_our_own_arm_has_the_squares_that_were_published(small, monkeypatch):
+    folder, sizes = small
+    run = Run(folder=folder, sizes=sizes, seed=0)
+    held = np.load(sizes.pictures)
+    assert recipe._distiller(run).empty
+    made = recipe._distiller(run, ipc=2, rank=0, head_rank=0, empty=True).fit(recipe.images_of(held))
+    assert torch.equal(given(small, OURS)[0].images, made.images)
 
 
 def test_labels_of_the_base_alone_are_without_adapters_and_stored_ones_the_teachers(small):

@@ -39,6 +39,7 @@ def run(photos, tmp_path_factory):
 
 def test_folders_are_the_classes_and_the_page_shows_the_tiles(run):
     few = DistilledDataset.load(run)
+    assert not few.told["empty"]
     assert few.label_names == ["blue", "green", "red"]  # of folders: by the alphabet
     assert [int(p.float().mean((1, 2)).argmax()) for p in few.images] == [2, 1, 0]
     page = (run / "report.html").read_text()
@@ -140,13 +141,14 @@ def test_students_that_cannot_be_are_refused(run, photos, bad, said):
 
 def test_the_commands_say_what_was_kept_and_how_good_it_is(photos, tmp_path):
     made = rankwise("distill", "--data", photos, "--ipc", 1, "--tiles", 1, "--rank", 1, "--teachers", 1, "--epochs", 1,
-                    "--out", tmp_path / "few", "--json")  # fmt: skip
+                    "--empty", "--out", tmp_path / "few", "--json")  # fmt: skip
     assert made.returncode == 0, made.stderr
     told = json.loads(made.stdout)
     files = [tmp_path / "few" / f"distilled.{end}" for end in ("safetensors", "json")]
     assert told["pictures"] == 3
     kept = json.loads(files[1].read_text())
     assert kept["base"] == "clip-cifar10"
+    assert kept["empty"]
     assert told["total"] == sum(f.stat().st_size for f in files)
     done = rankwise("distill-train", tmp_path / "few", "--data", photos, "--width", 4, "--epochs", 2)
     assert done.returncode == 0, done.stderr

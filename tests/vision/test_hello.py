@@ -52,6 +52,25 @@ def test_tiles_are_squares_of_their_own_class(few):
             assert int(quarter.float().mean((1, 2)).argmax()) == i
 
 
+class Dark(nn.Module):
+    """The surer of class 1 the less it sees."""
+
+    def forward(self, x):
+        white = 20 * x.mean((1, 2, 3))
+        return torch.stack([white, -white, white], 1)
+
+
+def test_squares_that_show_nothing_are_chosen_only_when_asked_for(clip):
+    pixels = np.zeros((24, 16, 16, 3), np.uint8)
+    pixels[:, :8, :8] = np.random.default_rng(0).integers(100, 256, (24, 8, 8, 3))
+    images = Images.of(pixels, labels=np.arange(24) % 3, label_names=["red", "green", "blue"])
+    options = {"teachers": [Dark()], "rank": 0, "head_rank": 0, "tiles": 1, "ipc": 2, "crops": 8}
+    shown, published = (distiller(clip, **options | own).fit(images) for own in ({}, {"empty": True}))
+    assert published.images[2:4].max() == 0
+    assert all(picture.float().std() > 10 for picture in shown.images)
+    assert (shown.told["empty"], published.told["empty"]) == (False, True)
+
+
 def test_without_ranks_labels_are_the_bases_own(clip):
     plain = distiller(clip, rank=0, head_rank=0).fit(coloured())
     x = torch.rand(2, 3, 16, 16)

@@ -28,6 +28,8 @@ def distill(
                                       "e.g. 0.001.")] = 5e-3,
     update_images: Annotated[bool, typer.Option("--update-images", help="Change tiles until the CLIP reads them as "
                                                 "what they were made of.")] = False,
+    empty: Annotated[bool, typer.Option("--empty", help="Squares that show nothing may be chosen, as published.")]
+    = False,
     no_flip: Annotated[bool, typer.Option("--no-flip", help="Nothing is mirrored: where left and right differ.")]
     = False,
     split: Annotated[str | None, typer.Option(help="Of data that has several, e.g. train.")] = None,
@@ -58,9 +60,9 @@ def distill(
     with Progress(quiet=json_) as progress:
         done = distill_pictures(
             data, out, model=model, template=template, ipc=ipc, tiles=tiles, rank=rank, head_rank=head_rank,
-            teachers=teachers, epochs=epochs, lr=learning_rate, update_images=update_images, flip=not no_flip,
-            split=split, limit=limit, seed=seed, report=lambda folder, found: write_distilled(folder, found, command),
-            on_event=progress.event,
+            teachers=teachers, epochs=epochs, lr=learning_rate, update_images=update_images, empty=empty,
+            flip=not no_flip, split=split, limit=limit, seed=seed,
+            report=lambda folder, found: write_distilled(folder, found, command), on_event=progress.event,
         )  # fmt: skip
     if json_:
         print_json(done.as_dict())

@@ -95,7 +95,8 @@ class Judged:
 def distill_pictures(
     data: str, out: Path, *, model: str = "clip-cifar10", template: str = "a photo of {}", ipc: int = 10,
     tiles: int = 2, rank: int = 8, head_rank: int = 64, teachers: int = 3, epochs: int = 10, lr: float = 5e-3,
-    update_images: bool = False, flip: bool = True, split: str | None = None, limit: int | None = None, seed: int = 0,
+    update_images: bool = False, empty: bool = False, flip: bool = True, split: str | None = None,
+    limit: int | None = None, seed: int = 0,
     report: Callable[[Path, Distilled], None] = lambda folder, done: None, on_event: OnEvent | None = None,
 ) -> Distilled:  # fmt: skip
     """Write the distilled data set of a folder whose folders are classes.
@@ -108,7 +109,7 @@ def distill_pictures(
         A folder: ``distilled.safetensors``, ``distilled.json``, and what ``report`` adds.
     model, template : str
         The base and the text of a class, as of `rankwise.vision.Distiller`.
-    ipc, tiles, rank, head_rank, teachers, epochs, lr, update_images
+    ipc, tiles, rank, head_rank, teachers, epochs, lr, update_images, empty
         As of `rankwise.vision.Distiller`.
     flip : bool
         Whether views are mirrored.
@@ -136,7 +137,8 @@ def distill_pictures(
     from rankwise.vision.distilled.rivals import label_bytes
 
     images = read_images(data, split=split).head(limit)
-    distiller = Distiller(model, template, update_images=update_images, views=Views(flip=flip), lr=lr, **options)
+    options |= {"update_images": update_images, "empty": empty}
+    distiller = Distiller(model, template, views=Views(flip=flip), lr=lr, **options)
     few = distiller.fit(images, on_event=on_event)
     few.told["content"] = images.fingerprint()
     classes, one = len(few.label_names), few.images[0].numel()

@@ -7,13 +7,14 @@ labels are made when they are asked for, by a pretrained CLIP whose weights ever
 
     f(x) = W · E(x) / |E(x)|,   W = W₀ + BA,   W₀ = exp(logit scale) · unit embeddings of the classes' texts
     adapters:  mean (f(x) - mean_t t(x))² + λ CE(f(x), y)       on the real pictures, over several weak teachers t
-    pictures:  of each class the squares that a teacher names best, tiled 2 x 2 (RDED)
+    pictures:  of each class the squares that a teacher names best, of those that show something, tiled 2 x 2 (RDED)
     student s: mean (s(v) - f(v))² + β CE(s(v), y)              on a view v, whose label is made for v itself
 
 Source: Yu, Liu, Chen, Ye & Wang, Heavy Labels Out!, ICCV 2025, arXiv 2408.08201; no code was released. λ, β, rates and
 what a teacher's checkpoints are the paper does not say: 0.1, 5e-3 and evenly spaced ones are ours, and so are the logit
 scale in W₀, the float16 of what is stored, and B's and A's start at a least-squares fit: from B = 0, as published, a
-small CLIP of narrow features hardly learns (``start="texts"``).
+small CLIP of narrow features hardly learns (``start="texts"``). RDED takes squares that show nothing where a teacher is
+surest of them (``empty=True``).
 
 What people get wrong: the loss is of logits, not of probabilities, and teachers' logits are averaged. A label belongs
 to one view: that of the whole picture is another. A base that was trained on the very classes needs no adapters to name
@@ -92,6 +93,10 @@ class Distiller:
         would learn that first); the divergence of answers at temperature 4.
     crops, candidates : int
         Squares drawn of each picture, and pictures of each class: 5 and 300.
+    empty : bool
+        Whether squares that show nothing may be chosen, as published. Default ``False``: one whose spread is below a
+        quarter of its picture's comes after all others of the class, since a teacher may be surest of a class where it
+        sees nothing, as of the digit 1 on black.
     size : int, optional
         Pixels of a side; the base's own by default.
     views : Views, optional
@@ -136,6 +141,7 @@ class Distiller:
         loss: str = "mse",
         crops: int = 5,
         candidates: int = 300,
+        empty: bool = False,
         size: int | None = None,
         views: Views | None = None,
         tokenizer: Any = None,
@@ -163,7 +169,7 @@ class Distiller:
         self.rank, self.head_rank, self.teachers = rank, head_rank, teachers
         self.ipc, self.tiles, self.update_images = ipc, tiles, update_images
         self.epochs, self.lr, self.batch_size, self.weight, self.loss = epochs, lr, batch_size, weight, loss
-        self.crops, self.candidates, self.size, self.seed = crops, candidates, size, seed
+        self.crops, self.candidates, self.empty, self.size, self.seed = crops, candidates, empty, size, seed
         self.device, self.precision, self.start = device, precision, start
         given = views or Views()
         self.views = Views(tiles=tiles, scale=given.scale, flip=given.flip, cutmix=given.cutmix)
@@ -212,7 +218,7 @@ class Distiller:
             "head": projectors.checksum(rows),
             "seeing": asdict(seeing),
             **{k: getattr(self, k) for k in ("rank", "head_rank", "ipc", "update_images", "start", "epochs", "lr",
-                                             "batch_size", "weight", "loss", "crops", "candidates", "seed")},
+                                             "batch_size", "weight", "loss", "crops", "candidates", "empty", "seed")},
             "teachers": len(teachers),
             "pictures": len(real.images),
         }  # fmt: skip
@@ -249,7 +255,8 @@ class Distiller:
             rows = torch.from_numpy(rng.permutation((real.classes == label).nonzero()[:, 0].numpy()))
             pictures = real.images[rows[: self.candidates]].float() / 255
             keep = self.ipc * self.tiles**2
-            best = best_squares(pictures, label, Mean([teacher]), crops=self.crops, keep=keep, rng=rng)
+            best = best_squares(pictures, label, Mean([teacher]), crops=self.crops, keep=keep, rng=rng,
+                                empty=self.empty)  # fmt: skip
             found.append(best.unflatten(0, (self.tiles**2, self.ipc)))
             if on_event:
                 on_event("squares", "train", label + 1, len(real.names), float("nan"))
