@@ -23,7 +23,6 @@ RECIPE = Recipe(
     name="eva",
     part="text",
     about="EVA against LoRA: convergence, final score, and what its parts contribute",
-    remark="Recorded before the rows that EVA looks at were drawn at random by default; to be measured again.",
     spreads=True,
     smoke={
         "seeds": 1, "steps": 2, "TRAINED": 16, "TESTED": 10,
