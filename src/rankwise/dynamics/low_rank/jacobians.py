@@ -116,14 +116,18 @@ def leading_directions(
 
     Parameters
     ----------
-    denoiser, x, sigma, batch_size, **condition
+    denoiser, x, sigma
         As of `intrinsic_dimension`.
     k : int
         How many directions, at most the entries of a point.
     passes : int
         Over the Jacobian, to and fro, of a subspace iteration; more are needed where singular values are close.
+    batch_size : int
+        As of `intrinsic_dimension`.
     seed : int
         Of the first directions.
+    **condition :
+        As of `intrinsic_dimension`.
 
     Returns
     -------
