@@ -59,3 +59,8 @@ def test_work_of_several_kinds_is_called_with_what_it_needs():
 
 def divmod_of(*, a, b):
     return divmod(a, b)
+
+
+def test_what_cannot_be_told_apart_is_refused_before_a_run(tmp_path):
+    with pytest.raises(TypeError, match="a run is asked with object"):
+        kept_runs(tmp_path / "runs.json", str, {"one": {"size": object()}})

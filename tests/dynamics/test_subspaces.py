@@ -188,6 +188,15 @@ def test_a_second_fit_by_another_method_leaves_nothing_of_the_first():
         model.set_params(method="em").predict_proba(second)
 
 
+def test_a_fit_that_is_refused_leaves_the_last_one_as_it_was():
+    X = sample(dim=2, n_clusters=2, samples=50)[0]
+    model = SubspaceClustering(2, 2).fit(X)
+    before = model.predict_proba(X)
+    with pytest.raises(ValueError, match="dim=50"):
+        model.set_params(dim=50).fit(X)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+
+
 def test_rows_without_a_direction_are_refused():
     with pytest.raises(ValueError, match="no direction"):
         SubspaceClustering(1, 2).fit(np.zeros((10, 4)))

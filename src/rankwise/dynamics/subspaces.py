@@ -185,7 +185,6 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
         """
         data = torch.tensor(_validated(self, X, dtype=np.float64))
         self._check()
-        vars(self).pop("mixture_", None)  # of an earlier fit, perhaps by the other method
         dims = self._dims(data)
         generator = torch.Generator().manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
         self.choices_: list[dict[str, Any]] = []
@@ -198,6 +197,7 @@ class SubspaceClustering(ClusterMixin, BaseEstimator):
                 max_iter=self.max_iter, tol=self.tol, generator=generator,
             )  # fmt: skip
             labels, bases, means = found.labels, found.bases, found.means
+            vars(self).pop("mixture_", None)  # of an earlier fit by the other method
             self.path_, self.restarts_ = found.path, found.restarts
         self.labels_ = labels.numpy().astype(np.int64)
         self.means_, self.dims_ = means.numpy(), np.array([U.shape[1] for U in bases])

@@ -18,6 +18,17 @@ def test_sign_flip_p_value_counts_all_flips():
     assert (d.mean, d.error) == (2.0, pytest.approx(1.0))
 
 
+def test_a_difference_is_clear_where_it_is_above_zero_and_seldom_by_chance():
+    five, lost = paired([2.0] * 5, [1.0] * 5), paired([2.0, 2, 2, 2, math.nan], [1.0] * 5)
+    assert five.p_value == pytest.approx(1 / 32)
+    assert five.clear()
+    assert five.clear(1 / 32)
+    assert not five.clear(0.03)
+    assert not paired([2.0] * 4, [1.0] * 4).clear()  # p of 1/16
+    assert not paired([1.0] * 5, [2.0] * 5).clear()
+    assert not lost.clear()
+
+
 def test_a_paired_difference_is_shown_in_points_with_its_error_and_p():
     assert str(Paired(mean=0.0123, error=0.0045, p_value=0.03125)) == "+1.23±0.45 points, p=0.031, sees 1.26"
     assert str(Paired(mean=0.0123, error=math.nan, p_value=0.5)) == "+1.23±nan points, p=0.5"

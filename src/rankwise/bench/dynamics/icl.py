@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus
+from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.dynamics import InContextExperiment, InContextResult, InContextTask
 from rankwise.events import OnEvent, counting, environment
@@ -226,22 +226,22 @@ def _by_data(found: Found) -> list[Claim]:
     return [
         Claim(
             text="more classes: more from the context (by 50 points), less from the weights (p ≤ 0.05)",
-            held=bool(ic_k[-1] - ic_k[0] > 0.5) and _clear(fewer),
-            found="new; known: " + told("K", CLASSES, ic_k, iwl_k),
+            held=bool(ic_k[-1] - ic_k[0] > 0.5) and fewer.clear(),
+            found="new; known: " + told("K", CLASSES, ic_k, iwl_k) + f"; known fewer by {fewer}",
         ),
         Claim(
             text="more burstiness: more from the context (by 10 points, p ≤ 0.05)",
-            held=bursty.mean > 0.1 and _clear(bursty),
-            found=told("B", BURSTS, ic_b),
+            held=bursty.mean > 0.1 and bursty.clear(),
+            found="; ".join([told("B", BURSTS, ic_b), str(bursty)]),
         ),
         Claim(
             text="noisier items: more from the context, at one of two levels (by 10 points, p ≤ 0.025)",
-            held=any(p.mean > 0.1 and _clear(p, 0.05 / len(noisy)) for p in noisy),
-            found=told("ε", NOISES, ic_e),
+            held=any(p.mean > 0.1 and p.clear(CERTAIN / len(noisy)) for p in noisy),
+            found="; ".join([told("ε", NOISES, ic_e), *map(str, noisy)]),
         ),
         Claim(
             text="at Zipf's α = 1 both are learned better than at either end (the worse of both, p ≤ 0.05)",
-            held=all(map(_clear, peak)),
+            held=all(p.clear() for p in peak),
             found=told("α", ZIPFS, np.array([v.mean() for v in worse])) + "; " + "; ".join(map(str, peak)),
         ),
         Claim(
@@ -291,10 +291,6 @@ def _gap_of_a_step(main: InContextResult) -> float:
     loss = main.frame.groupby("step").loss.mean().to_numpy()
     steps = np.where(np.tri(len(loss), dtype=bool), loss[0], loss[-1])  # row i: down after measurement i
     return float(np.abs(steps - loss).mean(1).min() / math.log(main.task.labels))
-
-
-def _clear(p: Paired, level: float = 0.05) -> bool:
-    return p.mean > 0 and p.p_value <= level
 
 
 def _spread(values: Any, scale: float = 100, digits: int = 1) -> str:

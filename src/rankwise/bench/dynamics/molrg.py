@@ -9,7 +9,7 @@ judged twice: whether what it makes of fresh rows spans the subspaces, and wheth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,13 +245,6 @@ def _claims(
     bound = np.array([found[f"noise {noise:g}"] for noise in NOISES])  # (noises, samples, seeds)
     wide, right = found[f"angle {ANGLES[0]}"], found[f"angle {NARROW}"]
     none = found["isotropic"]
-    learned = {
-        K: float(np.mean([np.array(found[f"{MLP} {K} {d}"]["error"][-1]) < NEAR for d in WIDE])) for K in CLUSTERS
-    }
-
-    def line(arm: str, clusters: list[int]) -> str:
-        return ", ".join(f"{K}: {_said(rho[arm, K], arm)}" for K in clusters)
-
     return [
         Claim(
             text="with labels known, success is a step: none at N < d, all at N ≥ d",
@@ -268,25 +261,14 @@ def _claims(
         Claim(
             text="several subspaces: K-subspaces and expectation-maximisation succeed from at most 2 rows a dimension",
             held=all(rho[arm, K] <= 2 for arm in (HARD, EM) for K in several),
-            found=f"K-subspaces {line(HARD, several)}; expectation-maximisation {line(EM, several)}",
+            found=f"K-subspaces {_line(rho, HARD, several)}; expectation-maximisation {_line(rho, EM, several)}",
         ),
         Claim(
             text="several subspaces: so does the soft denoiser, which is trained without the theory's hard choice",
             held=all(rho[SOFT, K] <= 2 for K in several),
-            found=line(SOFT, several),
+            found=_line(rho, SOFT, several),
         ),
-        Claim(
-            text="a network that knows no subspaces needs at least 10 times as many rows to err as on seen ones",
-            paper="N about 60 d (a U-Net, by the similarity of what it draws to its training pictures)",
-            held=all(math.inf > rho[CLOSE, K] >= 10 * rho[PCA, K] for K in CLUSTERS),
-            found=f"span {line(MLP, list(CLUSTERS))}; error {line(CLOSE, list(CLUSTERS))}",
-        ),
-        Claim(
-            text=f"power: with {RATIOS[-1]} rows a dimension that network errs as on seen ones in most runs",
-            control=True,
-            held=all(share > 0.5 for share in learned.values()),
-            found=", ".join(f"{K}: {share:.0%}" for K, share in learned.items()),
-        ),
+        *_of_the_network(found, rho),
         Claim(
             text="noisy rows: the error stays within twice √Σ‖e‖² / (√N - √(d-1)) in every run",
             held=float(bound.max()) <= 2,
@@ -314,3 +296,28 @@ def _claims(
             found=f"clusters {sorted({p[0] for p in none})}, largest dimension {max(p[1] for p in none)}; {seeds} runs",
         ),
     ]
+
+
+def _of_the_network(found: dict[str, Any], rho: dict[tuple[str, int], float]) -> list[Claim]:
+    """Of the perceptron, and that it could have told."""
+    learned = {
+        K: float(np.mean([np.array(found[f"{MLP} {K} {d}"]["error"][-1]) < NEAR for d in WIDE])) for K in CLUSTERS
+    }
+    return [
+        Claim(
+            text="a network that knows no subspaces needs at least 10 times as many rows to err as on seen ones",
+            paper="N about 60 d (a U-Net, by the similarity of what it draws to its training pictures)",
+            held=all(math.inf > rho[CLOSE, K] >= 10 * rho[PCA, K] for K in CLUSTERS),
+            found=f"span {_line(rho, MLP, CLUSTERS)}; error {_line(rho, CLOSE, CLUSTERS)}",
+        ),
+        Claim(
+            text=f"power: with {RATIOS[-1]} rows a dimension that network errs as on seen ones in most runs",
+            control=True,
+            held=all(share > 0.5 for share in learned.values()),
+            found=", ".join(f"{K}: {share:.0%}" for K, share in learned.items()),
+        ),
+    ]
+
+
+def _line(rho: dict[tuple[str, int], float], arm: str, clusters: Sequence[int]) -> str:
+    return ", ".join(f"{K}: {_said(rho[arm, K], arm)}" for K in clusters)

@@ -174,7 +174,7 @@ def _claims(scores: dict[str, Array], kept: dict[str, Array]) -> list[Claim]:
         ),
         Claim(
             text="and fewer than one trained on as many isotropic rows does, at each of these levels (p ≤ 0.05)",
-            held=all(p.mean > 0 and p.p_value <= 0.05 for p in fewer),
+            held=all(p.clear() for p in fewer),
             found="; ".join(map(str, fewer)),
         ),
         Claim(

@@ -329,10 +329,6 @@ def _higher(nets: list[Row], group: str, measure: str = "kernel_alignment", *, s
     return paired(*(sign * _ends(nets, group, rank, measure) for rank in (ranks[-1], ranks[0])))
 
 
-def _clear(p: Paired) -> bool:
-    return p.mean > 0 and p.p_value <= 0.05
-
-
 def _claims(nets: list[Row], found: list[Row]) -> list[Claim]:
     claims = []
     for measure, words, sign in (("kernel_alignment", "kernel alignment rises", 1),
@@ -341,7 +337,7 @@ def _claims(nets: list[Row], found: list[Row]) -> list[Claim]:
         of = {task: _higher(nets, task, measure, sign=sign) for task in ("decision", "match", "context")}
         claims.append(Claim(
             text=f"{words} from rank 1 to full rank, in each of three tasks (p ≤ 0.05)",
-            held=all(map(_clear, of.values())), found="; ".join(f"{t}: {p}" for t, p in of.items()),
+            held=all(p.clear() for p in of.values()), found="; ".join(f"{t}: {p}" for t, p in of.items()),
         ))  # fmt: skip
     scales = {
         "digits": "rows of digits: kernel alignment rises with rank (p ≤ 0.05)",
@@ -350,19 +346,19 @@ def _claims(nets: list[Row], found: list[Row]) -> list[Claim]:
     }
     for group, words in scales.items():
         p = _higher(nets, group)
-        claims.append(Claim(text=words, held=_clear(p), found=str(p)))
+        claims.append(Claim(text=words, held=p.clear(), found=str(p)))
     low, high = (f"gain {g:g}" for g in (GAINS[0], GAINS[-1]))
     shrink = paired(*(_difference(nets, g) for g in (high, low)))
     claims.append(Claim(text=f"the difference is smaller at g = {GAINS[0]:g}, where all starts are stable, than at g = "
-                        f"{GAINS[-1]:g} (p ≤ 0.05)", held=_clear(shrink), found=str(shrink)))  # fmt: skip
+                        f"{GAINS[-1]:g} (p ≤ 0.05)", held=shrink.clear(), found=str(shrink)))  # fmt: skip
     plain = f"gain {PUBLISHED:g}"
     along = [paired(_ends(nets, "aligned", r), _ends(nets, plain, r)) for r in _ranks(nets, "aligned")]
     claims.append(Claim(text="a low rank along the task learns more lazily than a random one of equal norm (p ≤ 0.05)",
-                        held=all(map(_clear, along)), found="; ".join(map(str, along))))  # fmt: skip
+                        held=all(p.clear() for p in along), found="; ".join(map(str, along))))  # fmt: skip
     full = _ends(nets, plain, SMALL_RANKS[-1])
     richer = {words: paired(full, _ends(nets, words, SMALL_RANKS[-1])) for words in STRUCTURED.values()}
     claims.append(Claim(text="starts with a structure of circuits, at equal norm, learn more richly than a Gaussian "
-                        "one (p ≤ 0.05)", held=all(map(_clear, richer.values())),
+                        "one (p ≤ 0.05)", held=all(p.clear() for p in richer.values()),
                         found="; ".join(f"{words}: {p}" for words, p in richer.items())))  # fmt: skip
     return claims + _other_claims(nets, found)
 
@@ -390,11 +386,11 @@ def _other_claims(nets: list[Row], found: list[Row]) -> list[Claim]:
         Claim(text="two linear layers: rank 1 along the task, ρ = 1, is wholly lazy (alignment above 0.999)",
               held=whole > 0.999, found=f"{whole:.4f}"),
         Claim(text="tuning: PiSSA's start learns more lazily than LoRA's, as the closed form says (p ≤ 0.05)",
-              held=_clear(pissa) and order[-1] == "PiSSA", found=f"{pissa}; told order: {' < '.join(order)}"),
+              held=pissa.clear() and order[-1] == "PiSSA", found=f"{pissa}; told order: {' < '.join(order)}"),
         Claim(text="tuning: EVA's start, which points along the data, learns more lazily than LoRA's (p ≤ 0.05)",
-              held=_clear(eva), found=str(eva)),
+              held=eva.clear(), found=str(eva)),
         Claim(text="tuning: so do both against random directions of their own norms (p ≤ 0.05)",
-              held=all(map(_clear, alike.values())), found="; ".join(f"{s}: {p}" for s, p in alike.items())),
+              held=all(p.clear() for p in alike.values()), found="; ".join(f"{s}: {p}" for s, p in alike.items())),
         Claim(text="control: the norm alone moves laziness, so that ranks are compared at equal norm "
               f"(full rank, g = {GAINS[-1]:g} against {GAINS[0]:g}, at least 1 point either way, p ≤ 0.025)",
               control=True, held=abs(norm.mean) >= 0.01 and min(norm.p_value, back.p_value) <= 0.025, found=str(norm)),

@@ -63,7 +63,7 @@ def better_than_others(scores: dict[str, Array], what: str) -> list[Claim]:
         claims.append(
             Claim(
                 text=f"{means}the mixture of subspaces finds {what} better than {other} (p <= 0.05)",
-                held=gain.mean > 0 and gain.p_value <= 0.05,
+                held=gain.clear(),
                 found=str(gain),
             )
         )

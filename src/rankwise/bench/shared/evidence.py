@@ -98,6 +98,10 @@ class Paired:
         """The smallest true difference that so many pairs would have shown (power 0.8, 5 %, two-sided)."""
         return SEEN * self.error
 
+    def clear(self, level: float = CERTAIN) -> bool:
+        """Whether the first sample is taken for the greater one; a difference that is no number is not."""
+        return self.mean > 0 and self.p_value <= level
+
     def __str__(self) -> str:
         if math.isnan(self.mean):
             return "no difference: a run diverged"
@@ -125,7 +129,7 @@ def greater(
 ) -> Claim:  # fmt: skip
     """A claim that ``a`` is greater than ``b`` in the mean over seeds; it needs p ≤ 0.05, which five can give."""
     found = paired(a, b, **options)
-    held = found.mean > 0 and found.p_value <= CERTAIN
+    held = found.clear()
     return Claim(text=f"{text} (p ≤ {CERTAIN:g})", held=held, found=str(found), control=control, paper=paper)
 
 

@@ -61,7 +61,9 @@ def _plain(value: Any) -> Any:
         return value.name
     if is_dataclass(value) and not isinstance(value, type):
         return [type(value).__name__, *(getattr(value, f.name) for f in fields(value))]
-    return value.__qualname__ if callable(value) else repr(value)
+    if callable(value):
+        return value.__qualname__
+    raise TypeError(f"a run is asked with {type(value).__name__}: numbers, words, files, functions and records of such")
 
 
 def called(asked: tuple[Callable[..., Any], Mapping[str, Any]]) -> Any:

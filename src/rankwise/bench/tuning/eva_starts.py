@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, Paired, paired, plus_minus
+from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.data import sentiment
 from rankwise.events import OnEvent, counting, environment
@@ -196,7 +196,7 @@ class Half:
 
 def _lower(text: str, figures: dict[str, list[float]], than: str, *, control: bool = False) -> Claim:
     gain = paired(figures[than], figures["EVA"])
-    return Claim(text=text, held=gain.mean > 0 and gain.p_value <= CERTAIN, found=_shown(gain), control=control)
+    return Claim(text=text, held=gain.clear(), found=_shown(gain), control=control)
 
 
 def _shown(gain: Paired) -> str:

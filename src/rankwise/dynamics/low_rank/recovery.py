@@ -290,11 +290,10 @@ def phase_transition(
     """
     if isinstance(estimator, str) and estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
+    dims, samples = list(dims), list(samples)
+    if not dims or not samples or not all(isinstance(v, Integral) and v >= 1 for v in (seeds, *dims, *samples)):
+        raise ValueError(f"{seeds} seeds, dims {dims}, samples {samples}: whole numbers, at least one of each, from 1")
     dims, samples = [int(d) for d in dims], [int(N) for N in samples]
-    if not isinstance(seeds, Integral) or seeds < 1 or not dims or not samples:
-        raise ValueError(
-            f"{seeds} seeds, dims {dims}, samples {samples}: a number, and at least one of each, is needed"
-        )
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: an error above 0 is accepted")
     work = ESTIMATORS[estimator] if isinstance(estimator, str) else estimator

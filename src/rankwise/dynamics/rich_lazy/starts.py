@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -124,7 +125,7 @@ def structured_init(W: Tensor, kind: Literal["gaussian", "dale", "types", "chain
         raise ValueError(f"a matrix of {W.dtype}: finite numbers of a floating dtype, not all zero, are needed")
     if kind == "gaussian":
         return W.clone()
-    n, generator = len(W), torch.Generator().manual_seed(OWN + int(seed))
+    n, generator = len(W), torch.Generator().manual_seed(OWN + index(seed))
     top = W.abs().max()
     given, W = W, W / top  # squares of very large and very small entries leave float32
     if kind == "dale":
