@@ -136,7 +136,8 @@ def test_a_chain_that_is_better_at_every_step_holds_everything():
     assert [c.held for c in evidence.claims] == [True] * len(evidence.claims)
     assert len(evidence.rows) == 2 * len(compose.STAGES)
     # lost: .1 in a row; .1 + .1 + .01 - .05 in sum
-    assert "+0.100 in a row; +0.160 in sum" in evidence.claims[-1].found
+    assert evidence.claims[-1].found.startswith("-0.06 ")
+    assert "+0.100 in a row; alone merged +0.100" in evidence.claims[-1].found
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_a_chain_that_is_better_at_every_step_holds_everything():
         (4, {"ours": [-2, -0.4, -0.5, -0.6, -0.7, -0.5]}),
         (5, {"ours": [-2, -0.4, -0.5, -0.6, -0.61, -0.62]}),
         (6, {"stock": [-2, -0.5, -0.8, -2, -2, -0.4]}),
-        (7, {"ours": [-2, -0.4, -0.5, -0.6, -0.61, -0.59]}),
+        (7, {"ours": [-2, -0.4, -0.5, -0.6, -0.61, -0.67]}),
     ],
 )
 def test_each_claim_fails_where_its_step_is_worse(at, changed):
