@@ -269,13 +269,15 @@ def filled(path: Path, tables: dict[str, str]) -> str:
 
 
 def readme_tables() -> dict[str, str]:
-    """The demonstration's result, the methods that are ready, and what they work on."""
+    """The demonstration's result, methods in a row, the methods that are ready, and what they work on."""
     found = [
         [f"[{e.name}](docs/methods/{e.id}.md)", e.family, f"`{e.path}`", _code(e.command), e.replaces] for e in ready()
     ]
     fits = [[e.name, e.models, e.tasks, e.result] for e in ready()]
+    chain = recorded(recipes()["compose"]["chain"])
     return {
         "demo": (HERE / "evidence" / "demo.md").read_text(encoding="utf-8"),
+        "chain": f"{markdown(chain['header'], chain['rows'])}\n*{chain['setting']}.*\n" if chain else "",
         "methods": _words(["method", "family", "object", "command", "instead of"], found),
         "compatibility": _words(["method", "works on", "tasks", "export"], fits),
     }

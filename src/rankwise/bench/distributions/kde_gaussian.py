@@ -15,11 +15,11 @@ from scipy import stats
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, plus_minus
+from rankwise.bench.shared.kept import kept_runs
 from rankwise.bench.shared.measured import Runs
 from rankwise.distributions.density.estimator import ConcentrationWarning, HighDimKDE
 from rankwise.distributions.density.regimes import CriticalBandwidths, critical_bandwidths
-from rankwise.events import OnEvent, counting, environment
-from rankwise.parallel import fan_out
+from rankwise.events import OnEvent, environment
 from rankwise.report.plots.distributions import kde_phases
 from rankwise.report.plots.shared import save
 
@@ -47,14 +47,11 @@ PAIRED = 10_000  # points at most that all pairs are taken of
 
 def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """Draw and estimate, ``seeds`` data sets a size: the log-density at every query by rule."""
-    note = on_event or (lambda *_: None)
-    asked = [(d, n, seeds) for d, n in (*LOW, *SIZES)]
-    note("data sets of all sizes", "train", 0, len(asked), float("nan"))
-    drawn = fan_out(_size, asked, on_done=counting(note, "data sets of all sizes", len(asked)))
-    note("data sets of all sizes", "done", 1, 1, float("nan"))
+    asked = {f"d = {d}": (d, n, seeds) for d, n in (*LOW, *SIZES)}
+    drawn = kept_runs(out / "runs.json", _size, asked, on_event)
     fluctuations = _fluctuations()
     save(kde_phases(normality(**fluctuations)), out / "kde_gaussian.png")
-    return {FLUCTUATIONS: fluctuations} | {f"d = {d}": sets for (d, _, _), sets in zip(asked, drawn, strict=True)}
+    return {FLUCTUATIONS: fluctuations} | drawn
 
 
 def judge(found: Runs, *, seeds: int) -> Evidence:

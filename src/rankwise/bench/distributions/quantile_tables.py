@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.kept import kept_runs
 from rankwise.bench.shared.measured import Runs
 from rankwise.data.frames import regression
 from rankwise.distributions.quantiles.aggregation import QuantileAggregator
@@ -25,7 +26,6 @@ from rankwise.distributions.quantiles.bases import GaussianNetwork, predict_base
 from rankwise.distributions.quantiles.linear import LinearQuantile
 from rankwise.distributions.quantiles.metrics import report, weighted_interval_score
 from rankwise.events import OnEvent, environment
-from rankwise.parallel import fan_out
 
 RECIPE = Recipe(
     name="quantile-aggregation",
@@ -80,15 +80,9 @@ def bases() -> list[tuple[str, Any]]:
 
 def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """Split every table ``seeds`` times, fit: what every block of test rows gave."""
-    note = on_event or (lambda *_: None)
-    runs: Runs = {}
-    for table in TABLES:
-        note(table, "train", 0, seeds, float("nan"))
-        memory = str(out / "quantile_memory")
-        splits = fan_out(_split, [(table, seed, memory) for seed in range(seeds)])
-        runs |= {f"{table}, split {seed}": split for seed, split in enumerate(splits)}
-        note(table, "done", 1, 1, float("nan"))
-    return runs
+    memory = out / "quantile_memory"
+    asked = {f"{table}, split {seed}": (table, seed, memory) for table in TABLES for seed in range(seeds)}
+    return kept_runs(out / "runs.json", _split, asked, on_event)
 
 
 def judge(found: Runs, *, seeds: int) -> Evidence:
@@ -123,7 +117,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
     )
 
 
-def _split(asked: tuple[str, int, str]) -> dict[str, Any]:
+def _split(asked: tuple[str, int, Path]) -> dict[str, Any]:
     """Of one split, by block of test rows: weighted interval scores by method, coverage by way of calibration."""
     table, seed, memory = asked
     X, y = regression(table)
@@ -135,8 +129,8 @@ def _split(asked: tuple[str, int, str]) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return QuantileAggregator(
-                models or bases(), weights=weights, quantiles=LEVELS, memory=memory, max_steps=STEPS, random_state=seed,
-                **{"conformal": None, **options},
+                models or bases(), weights=weights, quantiles=LEVELS, memory=str(memory), max_steps=STEPS,
+                random_state=seed, **{"conformal": None, **options},
             ).fit(X.iloc[train].to_numpy(), y.iloc[train].to_numpy())  # fmt: skip
 
     by_weights = {weights: fitted(weights) for weights in WEIGHTS}

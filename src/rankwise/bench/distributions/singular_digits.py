@@ -21,12 +21,13 @@ from sklearn.model_selection import cross_val_predict, train_test_split
 from rankwise.bench import Recipe
 from rankwise.bench.shared import wasserstein_gan
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.kept import kept_runs
 from rankwise.bench.shared.measured import Runs
 from rankwise.distributions.density.estimator import HighDimKDE
 from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 from rankwise.distributions.singular.networks import directions, sliced_wasserstein
-from rankwise.events import OnEvent, counting, environment
-from rankwise.parallel import fan_out, is_spread
+from rankwise.events import OnEvent, environment
+from rankwise.parallel import is_spread
 
 RECIPE = Recipe(
     name="singular-likelihood",
@@ -43,11 +44,7 @@ EPOCHS, GAN_STEPS, TREES, JOBS = 300, 2_000, 200, 2
 
 def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """Split ``seeds`` times, fit: distances along directions, and which images a classifier tells apart."""
-    note = on_event or (lambda *_: None)
-    note("digits", "train", 0, seeds, float("nan"))
-    splits = fan_out(_split, range(seeds), on_done=counting(note, "digits", seeds))
-    note("digits", "done", 1, 1, float("nan"))
-    return {f"split {seed}": split for seed, split in enumerate(splits)}
+    return kept_runs(out / "runs.json", _split, {f"split {seed}": seed for seed in range(seeds)}, on_event)
 
 
 def judge(found: Runs, *, seeds: int) -> Evidence:

@@ -6,10 +6,7 @@ Control: where the data's own noise is large, perturbing them gains nothing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +19,11 @@ from sklearn.decomposition import PCA
 from rankwise.bench import Recipe
 from rankwise.bench.shared import wasserstein_gan
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.kept import called, kept_runs
 from rankwise.bench.shared.measured import Runs
 from rankwise.distributions.density.estimator import HighDimKDE
 from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 from rankwise.events import OnEvent, environment
-from rankwise.parallel import fan_out, is_spread
 from rankwise.report.plots.distributions import clouds, noise_levels
 from rankwise.report.plots.shared import save
 
@@ -36,7 +33,7 @@ RECIPE = Recipe(
     about="likelihood of perturbed data near curves and surfaces, against no perturbation and other generators",
     spreads=True,
     smoke={
-        "seeds": 1, "ROWS": 60, "JUDGED": 50, "SIZES": (60, 120), "EPOCHS": 2, "GAN_STEPS": 5, "JOBS": 1,
+        "seeds": 1, "ROWS": 60, "JUDGED": 50, "SIZES": (60, 120), "EPOCHS": 2, "GAN_STEPS": 5,
     },
     figures=(
         ("samples by noise level", "singular_manifolds.png"),
@@ -50,8 +47,6 @@ OWN_NOISE = (0.0, 0.01, 0.1, 0.2)
 ROWS, DIM, JUDGED = 500, 10, 1000
 SIZES = (500, 1000, 2000, 4000)
 EPOCHS, GAN_STEPS = 800, 1_000
-JOBS = 2  # processes; in this one alone the sizes above may be patched
-Result = TypeVar("Result")
 
 
 def points(name: str, n: int, seed: int) -> np.ndarray:
@@ -91,15 +86,19 @@ def fitted(X: np.ndarray, seed: int, **options) -> SingularGenerativeEstimator:
 
 def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """Fit every level, baselines and sizes, ``seeds`` data sets a case: of each data set the distances to the truth."""
-    note = on_event or (lambda *_: None)
+    sets = range(100, 100 + seeds)
+    fits = {
+        f"{name}, noise {own:g}, {seed}": (_case, {"name": name, "own": own, "seed": seed})
+        for name in MANIFOLDS for own in OWN_NOISE for seed in sets
+    }  # fmt: skip
+    fits |= {f"rows: {n}, {seed}": (_size, {"n": n, "seed": seed}) for n in SIZES for seed in sets}
+    runs = kept_runs(out / "runs.json", called, fits, on_event)
     cases: dict[tuple[str, float], dict[str, list[float]]] = {}
     for name in MANIFOLDS:
         for own in OWN_NOISE:
-            note(f"{name}, noise {own:g}", "train", len(cases), len(MANIFOLDS) * len(OWN_NOISE), float("nan"))
-            scores = _at_once(_case, [(name, own, 100 + seed) for seed in range(seeds)])
+            scores = [runs[f"{name}, noise {own:g}, {seed}"] for seed in sets]
             cases[name, own] = {k: [s[k] for s in scores] for k in scores[0]}
-            note(f"{name}, noise {own:g}", "done", 1, 1, float("nan"))
-    rate = {f"rows: {n}": _at_once(_size, [(n, 100 + seed) for seed in range(seeds)]) for n in SIZES}
+    rate = {f"rows: {n}": [runs[f"rows: {n}, {seed}"] for seed in sets] for n in SIZES}
     shown = {f"{n}, σ₀ = {o:g}": s for (n, o), s in cases.items() if o in (0.0, 0.2)}
     save(noise_levels(shown), out / "singular_levels.png")
     save(clouds(_drawn(100)), out / "singular_manifolds.png")
@@ -125,15 +124,6 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         environment=environment("fp32", 1),
         extra={f"{n}, {o:g}": {k: plus_minus(v, 1, 3) for k, v in s.items()} for (n, o), s in cases.items()},
     )
-
-
-def _at_once(function: Callable[..., Result], cases: list[tuple]) -> list[Result]:
-    """Processes of one thread each: networks this small leave a second thread idle."""
-    return fan_out(partial(_of, function), cases, jobs=None if is_spread() else JOBS)
-
-
-def _of(function: Callable[..., Result], case: tuple) -> Result:
-    return function(*case)
 
 
 def _case(name: str, own: float, seed: int) -> dict[str, float]:

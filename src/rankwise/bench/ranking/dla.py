@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from sklearn.linear_model import Ridge
 
 from rankwise.bench import Recipe
 from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.kept import called, kept_runs
 from rankwise.bench.shared.measured import Runs
-from rankwise.events import OnEvent, counting, environment
-from rankwise.parallel import fan_out
+from rankwise.events import OnEvent, environment
 from rankwise.ranking import (
     PBM,
     DualLearningRanker,
@@ -95,20 +96,13 @@ class Found:
 
 def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """Simulate ``seeds`` times at each severity, train: nDCG and ERR of every ranker on every test query."""
-    note = on_event or (lambda *_: None)
-    train, validation, test = (
-        (_generated(seed) for seed in range(3))
-        if data is None
-        else (_mq2008(data, p) for p in ("train", "vali", "test"))
-    )
-    asked = [(train, validation, test, eta, seed) for eta in ETAS for seed in range(seeds)]
-    note("severities", "train", 0, len(asked), float("nan"))
-    judged = fan_out(_judged, asked, on_done=counting(note, "severities", len(asked)))
-    turned = fan_out(_turned, [(train, seed) for seed in range(seeds)], on_done=counting(note, "a change", seeds))
-    note("severities", "done", 1, 1, float("nan"))
-    queries = [len(np.unique(part.query)) for part in (train, test)]
-    told = {"generated": data is None, "queries": queries, "turned": turned}
-    return {"told": told, **{f"η {asked[3]:g}, seed {asked[4]}": run for asked, run in zip(asked, judged, strict=True)}}
+    severities = [(eta, seed) for eta in ETAS for seed in range(seeds)]
+    judged = {f"η {e:g}, seed {s}": (_judged, {"data": data, "eta": e, "seed": s}) for e, s in severities}
+    turned = {f"a change, seed {s}": (_turned, {"data": data, "seed": s}) for s in range(seeds)}
+    runs = kept_runs(out / "runs.json", called, judged | turned, on_event)
+    train, _, test = _lists(data)
+    told = {"generated": data is None, "queries": [len(np.unique(part.query)) for part in (train, test)]}
+    return {"told": told | {"turned": [runs[name] for name in turned]}, **{name: runs[name] for name in judged}}
 
 
 def judge(found: Runs, *, seeds: int) -> Evidence:
@@ -145,6 +139,14 @@ def _setting(queries: Sequence[int], seeds: int, generated: bool) -> str:
         f"{seeds} seeds; networks {HIDDEN}, {STEPS:,} steps, learning rates of {', '.join(map(str, RATES))} by nDCG@10 "
         "of the grades of validation queries; nDCG@10 and ERR@10 over test queries with a relevant document"
     )
+
+
+@cache
+def _lists(data: Path | None) -> tuple[Lists, Lists, Lists]:
+    """For training, validation and testing: MQ2008's where its folder is given."""
+    if data is None:
+        return _generated(0), _generated(1), _generated(2)
+    return _mq2008(data, "train"), _mq2008(data, "vali"), _mq2008(data, "test")
 
 
 def _mq2008(folder: Path, part: str) -> Lists:
@@ -185,8 +187,8 @@ def _log(lists: Lists, eta: float, seed: int, shown: int, *, shuffled: bool = Fa
     }  # fmt: skip
 
 
-def _judged(asked: tuple[Lists, Lists, Lists, float, int]) -> dict[str, Any]:
-    train, validation, test, eta, seed = asked
+def _judged(data: Path | None, eta: float, seed: int) -> dict[str, Any]:
+    train, validation, test = _lists(data)
     log, truth = _log(train, eta, seed, SHOWN), PBM(eta=eta).of(PLACES)
     options: dict[str, Any] = {"hidden": HIDDEN, "steps": STEPS, "random_state": seed}
     rankers: dict[str, Any] = {
@@ -265,9 +267,9 @@ def _xgboost(lists: Lists, log: dict[str, Any], seed: int) -> Callable[[Array], 
     return model.fit(lists.X[log["document"]], log["clicks"], qid=log["query"]).predict
 
 
-def _turned(asked: tuple[Lists, int]) -> tuple[float, float]:
+def _turned(data: Path | None, seed: int) -> tuple[float, float]:
     """A bias of 0.5 that becomes 1.5 while it learns: mean error of log propensity to the old truth and the new one."""
-    lists, seed = asked
+    lists = _lists(data)[0]
     model = DualLearningRanker(hidden=HIDDEN, random_state=seed, learning_rate=RATES[0])
     for eta in (0.5, 1.5):
         log = _log(lists, eta, seed, SHOWN // 2)

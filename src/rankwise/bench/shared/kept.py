@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rankwise.bench.shared.measured import plain
 from rankwise.events import OnEvent
 from rankwise.files import write_json
 from rankwise.parallel import fan_out
@@ -27,7 +28,7 @@ def kept_runs(
     path : Path
         A json file, which grows with every run that ends; its folder is made.
     work : callable
-        Of a module's top level; what it returns can be written as json.
+        Of a module's top level; what it returns can be written as json, arrays as lists.
     asked : mapping of str to object
         What is run, by name; picklable.
     on_event : callable, optional
@@ -40,14 +41,14 @@ def kept_runs(
 
     def keep(at: int, result: Any) -> None:
         name = left[at]
-        kept[name] = {"of": of[name], "result": result}
+        kept[name] = {"of": of[name], "result": plain(result)}
         write_json(path, kept)
         if on_event is not None:
             done = sum(kept.get(n, {}).get("of") == digest for n, digest in of.items())
             on_event(name, "done", done, len(asked), float("nan"))
 
     fan_out(work, [asked[name] for name in left], on_done=keep)
-    return {name: kept[name]["result"] for name in asked}
+    return {name: plain(kept[name]["result"]) for name in asked}
 
 
 def _digest(item: Any) -> str:
