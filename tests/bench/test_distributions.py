@@ -153,6 +153,16 @@ def test_an_estimate_without_a_number_is_judged_and_holds_nothing(monkeypatch):
     assert [c.held for c in evidence.claims] == [False, False, True]
 
 
+@pytest.mark.parametrize(("at", "often", "held"), [(0, 44, True), (0, 45, False), (1, 40, False), (2, 34, False)])
+def test_aic_may_prefer_more_parameters_as_often_as_chance_does_and_its_error(at, often, held):
+    # of 200 at most .157 + 2.6·√(.157·.843 / 200) = 22.4 %, .135 + ... = 19.8 %, .112 + ... = 17.0 %
+    picked = np.zeros((200, 3), int)
+    picked[:often, at] = 1
+    one = {k: [0.0, 0.95, 0.95] for k in ("log γ", "γ covered", "κ covered", "median", "median covered")}
+    found = dict.fromkeys(survival_simulation.CASES, one) | {survival_simulation.PICKED: picked}
+    assert survival_simulation.judge(plain(found), seeds=200).claims[-1].held == held
+
+
 def test_samples_of_one_law_are_hardly_told_apart_and_far_ones_are():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 60, 3))
