@@ -107,6 +107,11 @@ def galore_runs():
     return plain(found | {"told": {"steps": 30, "batch": 4, "tokens": 64, "gap": 15}, UNTRAINED: {TEXT: text(4.0)}})
 
 
+def test_of_nothing_that_full_training_gains_there_is_no_share():
+    found = galore_runs() | {UNTRAINED: plain({TEXT: text(2.0)})}
+    assert not galore.judge(found, seeds=5).claims[0].held
+
+
 def welore_runs():
     found = {m: run(text, {TEXT: loss}) for m, loss in dict.fromkeys(welore_tuned.METHODS, 3.0).items()}
     found["lrc"] = run(text, {TEXT: 2.0})

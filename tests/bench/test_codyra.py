@@ -151,5 +151,5 @@ def test_verdicts_follow_the_numbers():
     assert {c.text for c in claims_of(found, (0.0, 2.0), (1, 16)) if not c.held} == set()
     turned = found | {OURS: [bad] * 5, "LoRA r=16": [good] * 5}
     held = {c.text for c in claims_of(turned, (0.0, 2.0), (1, 16)) if c.held}
-    assert held == {"each task is learned within 1 point of LoRA r=16"}  # as it was made up
+    assert held == {"tasks are learned within 1 point of LoRA r=16 (in the mean)"}  # as it was made up
     assert [c.control for c in claims_of(found, (0.0, 2.0), (1, 16))].count(True) == 2

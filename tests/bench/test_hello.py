@@ -31,7 +31,7 @@ from rankwise.bench.shared.distilled import (
 )
 from seeing import coloured
 
-SEEDS = 3
+SEEDS = 5
 SIZES = Sizes(
     pictures=Path("none"), flip=True, ipcs=(1, 10, 50), epochs=(300, 120, 40), ranks=(8, 2, 16), tiles=2, teachers=3,
     teaching=1, learning=1, candidates=9, lr=1e-3, width=4, full=1,

@@ -154,11 +154,18 @@ def test_the_area_of_what_each_query_is_above_is_that_under_the_curve():
 def test_detectors_are_above_others_only_beyond_two_errors_and_the_control_can_fail():
     other = {"b": [0.9, 0.91, 0.9], "c": [0.97, 0.96, 0.99]}
     found = {o3_detectors.OURS: [0.97, 0.97, 0.98], **other, o3_detectors.CONTROL: [0.5, 0.5, 0.5]}
-    held = {c.text: c.held for c in o3_detectors._claims(found)}
-    assert held["its AUROC is above that of 'b'"]
-    assert not held["its AUROC is above that of 'c'"]
-    assert [c.held for c in o3_detectors._claims(found) if c.control] == [True]
-    assert [c.held for c in o3_detectors._claims(found | {o3_detectors.CONTROL: [0.9] * 3}) if c.control] == [False]
+    held = {c.text.split("'")[1]: c.held for c in o3_detectors._claims(found, 1) if " that of " in c.text}
+    assert held == {"b": True, "c": False}
+    assert [c.held for c in o3_detectors._claims(found, 1) if c.control] == [True]
+    assert [c.held for c in o3_detectors._claims(found | {o3_detectors.CONTROL: [0.9] * 3}, 1) if c.control] == [False]
+
+
+def test_draws_of_one_domain_count_as_one():
+    # two domains, ahead by .03 and .01 in each of three draws: .02 ± .01, which is not more than two errors
+    found = {o3_detectors.OURS: [0.93, 0.91] * 3, "b": [0.9] * 6, o3_detectors.CONTROL: [0.5] * 6}
+    claim = o3_detectors._claims(found, 3)[0]
+    assert not claim.held
+    assert claim.found == "+2.00±1.00 points"
 
 
 def test_a_request_about_one_author_is_judged_beside_one_about_ten(data):

@@ -67,6 +67,7 @@ def judged(at_edge=(), **changes):
 def test_what_was_published_holds_and_the_cost_of_summing_is_read_off_the_rows():
     evidence = judged()
     assert all(c.held for c in evidence.claims)
+    assert all(c.held for c in judged([rtsvm.CONTROL]).claims)  # noise is best merged least
     assert evidence.extra["interference"][0] == {
         "pair": "sentiment + order", "seed": 0, "overlap": 0.5, "loss": pytest.approx(0)
     }  # fmt: skip

@@ -165,11 +165,11 @@ def test_what_decides_where_to_look_is_counted():
 
 def test_claims_on_lama_hold_each_for_its_own_comparison():
     names = ("lama", "gru-structured", "transformer-mean", "gru-mean", "lama-frozen")
-    scores = dict(zip(names, ([0.9, 0.91, 0.92, 0.93], *[[0.8, 0.81, 0.82, 0.83]] * 4), strict=True))
+    scores = dict(zip(names, ([0.9, 0.91, 0.92, 0.93, 0.94], *[[0.8, 0.81, 0.82, 0.83, 0.84]] * 4), strict=True))
     assert [c.held for c in lama._claims(scores, 0.2)] == [True] * 5
     assert [c.held for c in lama._claims(scores, 0.1)] == [True, True, True, False, True]
     for i, rival in ((0, "gru-structured"), (1, "transformer-mean"), (2, "gru-mean"), (4, "lama-frozen")):
-        better = scores | {rival: [0.95, 0.96, 0.97, 0.98]}
+        better = scores | {rival: [0.95, 0.96, 0.97, 0.98, 0.99]}
         assert [c.held for c in lama._claims(better, 0.2)] == [j != i for j in range(5)]
 
 

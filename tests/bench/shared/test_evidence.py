@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from rankwise.bench.shared.evidence import Claim, Evidence, Paired, greater, paired, plus_minus, verdicts
+from rankwise.bench.shared.evidence import Claim, Evidence, Paired, greater, paired, plus_minus, verdicts, within
 from rankwise.bench.tuning.eva import _steps_to
 from rankwise.bench.tuning.s2lora import _spearman
 
@@ -56,6 +56,19 @@ def test_more_is_claimed_of_five_seeds_that_agree_and_not_of_four():
     claim = greater("more", [2.0] * 5, [1.0] * 5, control=True, paper="9", unit="nats", scale=1)
     assert (claim.text, claim.control, claim.paper) == ("more (p ≤ 0.05)", True, "9")
     assert claim.found.startswith("+1.00±0.00 nats")
+
+
+def test_more_than_a_least_difference_is_asked_of_the_p_value_too():
+    assert greater("more", [2.0, 2, 2, 2, 2.2], [1.0] * 5, least=0.9).held
+    assert not greater("more", [2.0, 2, 2, 2, 1.8], [1.0] * 5, least=0.9).held  # one of five is below: p = 1 / 16
+    assert greater("more", [2.0, 2, 2, 2, 1.8], [1.0] * 5).held
+
+
+def test_within_a_margin_is_judged_by_the_mean_and_not_of_no_number():
+    claim = within("as good", [1.0, 0.9], [1.0, 1.0], most=0.06)
+    assert (claim.text, claim.held) == ("as good (in the mean)", True)
+    assert not within("as good", [1.0, 0.9], [1.0, 1.0], most=0.04).held
+    assert not within("as good", [1.0, math.nan], [1.0, 1.0], most=9).held
 
 
 def test_what_can_be_seen_is_found_in_four_of_five_repetitions():

@@ -61,9 +61,9 @@ def judge(found: Runs) -> Evidence:
         recipe="welore",
         title="WeLore: compression by each matrix's own rank",
         command="rankwise bench welore --part perplexity",
-        setting=f"SmolLM2-135M, {TEXT}; perplexity of {len(found['tokens'])} test texts of up to 128 tokens at a given "
-        f"share of directions removed, every matrix truncated (dense: {of(found, found['dense']):.2f}); nothing is "
-        "trained",
+        setting=f"SmolLM2-135M-Instruct, {TEXT}; perplexity of {len(found['tokens'])} test texts of up to 128 tokens "
+        f"at a given share of directions removed, every matrix truncated (dense: {of(found, found['dense']):.2f}); "
+        "nothing is trained",
         header=["ranks", *[f"{r:.0%}" for r in RATIOS]],
         rows=[[title, *[f"{perplexity[way][str(r)]:.4g}" for r in RATIOS]] for way, title in WAYS.items()],
         claims=_claims(perplexity),

@@ -70,8 +70,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         recipe="welore_tuned",
         title="WeLore: tuning the compressed model",
         command=f"rankwise bench welore --part tuned --seeds {seeds} --jobs 2",
-        setting=f"SmolLM2-135M after calibrated WeLore at {REDUCTION:.0%} (of what loses more than half of its "
-        f"directions and gets smaller), {TEXT}, {told['steps']} steps of {told['batch']} texts of up to "
+        setting=f"SmolLM2-135M-Instruct after calibrated WeLore at {REDUCTION:.0%} (of what loses more than half of "
+        f"its directions and gets smaller), {TEXT}, {told['steps']} steps of {told['batch']} texts of up to "
         f"{told['tokens']} tokens, {seeds} seeds, untuned loss {metrics(found[UNTRAINED][TEXT])['loss']:.3f}; "
         "mean ± standard deviation",
         header=["what trains", "rate", "trained", "memory", "test loss"],

@@ -65,7 +65,7 @@ class Setting:
     tested: int
 
 
-def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """Learn the stream in every way and by every seed (what is there is read back)."""
     setting = Setting(tasks=TASKS, data=None if data is None else str(data.resolve()), shots=SHOTS, tested=TESTED)
     schedule = Schedule(steps=STEPS, batch_size=BATCH, learning_rate=RATE)

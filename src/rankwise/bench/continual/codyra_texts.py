@@ -55,7 +55,7 @@ class Setting:
     tokens: int
 
 
-def measure(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """Learn the stream in every way and by every seed (what is there is read back)."""
     setting = Setting(tasks=TASKS, shots=SHOTS, tested=TESTED, tokens=TOKENS)
     schedule = Schedule(steps=STEPS, batch_size=BATCH, learning_rate=RATE)

@@ -74,7 +74,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
             Claim(
                 text="nearer than principal components and a Wasserstein GAN",
                 held=auto[:, 0].mean()
-                < min(column[k][:, 0].mean() for k in ("principal components", "Wasserstein GAN")),
+                < np.min([column[k][:, 0].mean() for k in ("principal components", "Wasserstein GAN")]),
                 found=", ".join(
                     f"{k} {plus_minus(column[k][:, 0], 1, 4)}"
                     for k in ("likelihood, σ̃ chosen", "principal components", "Wasserstein GAN", "kernel density")

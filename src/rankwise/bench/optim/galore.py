@@ -42,13 +42,14 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
     scores = {n: -by_seed(found[n], TEXT, "loss") for n in METHODS}
     before = metrics(untrained)["loss"]
     full, random = paired(scores["galore"], scores["full"]), paired(scores["galore"], scores["galore-random"])
-    share = (scores["galore"].mean() + before) / (scores["full"].mean() + before)
+    ours, whole = scores["galore"].mean() + before, scores["full"].mean() + before
+    share = ours / whole if whole > 0 else float("nan")  # of nothing gained there is no share
     return Evidence(
         recipe="galore",
         title="GaLore: low-rank gradient projection",
         command=f"rankwise bench galore --seeds {seeds} --jobs 2",
-        setting=f"SmolLM2-135M, {TEXT}, rank 36 of 576, {told['steps']} steps of {told['batch']} texts of up to "
-        f"{told['tokens']} tokens, bases drawn every {told['gap']} steps, bfloat16 arithmetic, {seeds} seeds, "
+        setting=f"SmolLM2-135M-Instruct, {TEXT}, rank 36 of 576, {told['steps']} steps of {told['batch']} texts of up "
+        f"to {told['tokens']} tokens, bases drawn every {told['gap']} steps, bfloat16 arithmetic, {seeds} seeds, "
         f"{len(untrained['tokens'])} test texts; untrained loss {before:.3f}; mean ± standard deviation",
         header=["method", "rate", "trained", "memory", "test loss"],
         rows=[row(found[n], {TEXT: "loss"}) for n in METHODS],

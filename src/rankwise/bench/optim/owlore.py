@@ -120,10 +120,10 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         recipe="owlore_label" if label else "owlore",
         title="OwLore: " + ("sentiment as text-to-label" if label else "language modelling"),
         command=f"rankwise bench owlore --part {'label' if label else 'text'} --seeds {seeds} --jobs 2",
-        setting=f"SmolLM2-135M, {data}, {told['steps']} steps of {told['batch']} texts of up to {told['tokens']} "
-        f"tokens, blocks drawn every {told['interval']} steps, bases every {told['gap']}, bfloat16 arithmetic; "
-        f"OwLore's scale {told['scale']} of {', '.join(found['tried'])} and rate {told['rate']:g} chosen on the first "
-        "seed's validation; "
+        setting=f"SmolLM2-135M-Instruct, {data}, {told['steps']} steps of {told['batch']} texts of up to "
+        f"{told['tokens']} tokens, blocks drawn every {told['interval']} steps, bases every {told['gap']}, bfloat16 "
+        f"arithmetic; OwLore's scale {told['scale']} of {', '.join(found['tried'])} and rate {told['rate']:g} chosen "
+        "on the first seed's validation; "
         f"{seeds} seeds, {len(next(iter(items.values())))} test texts; untrained {metric} {shown}; mean ± deviation; "
         "memory: above the loaded model",
         header=["method", "rate", "trained", "memory", "test accuracy" if label else "test loss"],
@@ -198,7 +198,8 @@ def _tails(layers: Mapping[str, list[float]]) -> list[Claim]:
     rho, p = float(found.statistic), float(found.pvalue)
     return [
         Claim(
-            text="blocks with more outliers have heavier tails (Spearman correlation with the tail index below -0.3)",
+            text="blocks with more outliers have heavier tails (Spearman correlation with the tail index below -0.3, "
+            "p < 0.05)",
             held=rho < -0.3 and p < 0.05,
             found=f"rho={rho:.2f}, p={p:.3f}, {len(layers['outliers'])} blocks",
         )

@@ -156,24 +156,24 @@ def _claims(deep: Found, against: Found, shallow: Found, above: Found) -> list[C
 
     return [
         Claim(
-            text="the deepest examples beat random ones in log-probability, each task",
+            text="the deepest examples beat random ones in log-probability, each task (95 % interval)",
             held=all(d.low > 0 for _, d in deep),
             found=told(deep),
             paper="on average over six text classification tasks",
         ),
         Claim(
-            text="and the shallowest ones, each task",
+            text="and the shallowest ones, each task (95 % interval)",
             held=all(d.low > 0 for _, d in against),
             found=told(against),
         ),
         Claim(
-            text="control: the shallowest do not beat random ones",
+            text="control: the shallowest are not shown to beat random ones (the 95 % interval reaches 0)",
             control=True,
             held=all(d.low <= 0 for _, d in shallow),
             found=told(shallow),
         ),
         Claim(
-            text="control: with random examples the model is above the commonest label (points)",
+            text="control: with random examples the model is above the commonest label (points, 95 % interval)",
             control=True,
             held=all(d.low > 0 for _, d in above),
             found=told(above),

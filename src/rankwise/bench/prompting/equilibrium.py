@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence, greater, paired, plus_minus
+from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, greater, paired, plus_minus
 from rankwise.bench.shared.frozen import SETTING, smollm2
 from rankwise.bench.shared.kept import kept_runs
 from rankwise.bench.shared.measured import Runs
@@ -236,7 +236,7 @@ def _claims(share: dict[str, Array], logp: dict[str, Array], dealt: Array) -> li
         ),
         Claim(
             text="control: with the discriminator's scores dealt anew ER-D does not gain on the generator (p > 0.05)",
-            held=not (gain.clear()),
+            held=gain.mean <= 0 or gain.p_value > CERTAIN,
             found=str(gain),
             control=True,
         ),

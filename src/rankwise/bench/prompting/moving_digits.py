@@ -3,7 +3,7 @@
 A small convolutional encoder is trained on the digits 0 to 4. Its "language model" answers from the examples in its
 prompt alone: it compares the query's frames with those of the examples shown and says the nearest one's label, as sure
 as it is near. The pool holds the digits 5 to 9, ranked by plain pixels, so that the first examples are often of a wrong
-class. Control: the same loop with confidences dealt to other queries.
+class. Control: the same loop with confidences dealt to other queries and rounds.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def answered(asked: Asked) -> dict[str, Any]:
 
 
 def scores_of(run: dict[str, Any], seed: int) -> dict[str, tuple[float, float]]:
-    """Accuracy and videos a query of every way, and of confidences dealt to other queries."""
+    """Accuracy and videos a query of every way, and of confidences dealt to other queries and rounds."""
     gold, sure = np.array(run["gold"]), np.array(run["sure"])
     found = {
         name: (float(np.mean(np.array(said) == gold)), float(np.mean(run["videos"][name])))
@@ -206,8 +206,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
                 found=f"{100 * cost:.0f}% of the videos, {lost}",
             ),
             greater(
-                "control: with confidences dealt to other queries the loop is worse", scores[LOOP], scores[CHANCE],
-                control=True,
+                "control: with confidences dealt to other queries and rounds the loop is worse",
+                scores[LOOP], scores[CHANCE], control=True,
             ),
         ],
         environment=environment("fp32", 1),

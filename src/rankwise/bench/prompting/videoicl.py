@@ -4,8 +4,8 @@ Requests of sixteen kinds, each kind with a label without a meaning, so that onl
 They are ranked by a weak likeness (MiniLM in eight random directions), so that the first round often lacks an example
 of the right kind and a later one has it: the share of queries whose label was among those shown stands beside accuracy,
 round by round. All rounds of every query are kept; every policy is then played on the record: the loop with the model's
-confidence, with the same confidences dealt to other queries (control), stopping at the first right answer (the
-ceiling), and never stopping early. The threshold is chosen on validation queries of all seeds together.
+confidence, with the same confidences dealt to other queries and rounds (control), stopping at the first right answer
+(the ceiling), and never stopping early. The threshold is chosen on validation queries of all seeds together.
 """
 
 from __future__ import annotations
@@ -238,7 +238,9 @@ def _claims(ours: Array, first: Array, once: Array, dealt: Array, auc: Array, co
             found=f"{lost} at {100 * cost:.0f}%",
         ),
         greater("confidence tells right answers from wrong ones: area under the curve above ½", auc, 0 * auc + 0.5),
-        greater("control: with confidences dealt to other queries the loop is worse", ours, dealt, control=True),
+        greater(
+            "control: with confidences dealt to other queries and rounds the loop is worse", ours, dealt, control=True
+        ),
         greater(
             f"control: examples tell the labels, above one of {len(WORDS)} by chance with all in one prompt", once,
             0 * once + 1 / len(WORDS), control=True,

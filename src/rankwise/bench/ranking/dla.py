@@ -318,7 +318,7 @@ def _claims(found: dict[float, list[Found]], turned: Sequence[Sequence[float]]) 
     flat = paired(of("DLA", 0.0), of("naive", 0.0))
     return [
         Claim(
-            text="under bias of η ≥ 1 dual learning ranks better than naive clicks (p ≤ 0.05)",
+            text="under bias of η ≥ 1 (mean of the severities) dual learning ranks better than naive clicks (p ≤ 0.05)",
             held=gain.clear(),
             found=str(gain),
         ),

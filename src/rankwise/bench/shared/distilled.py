@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rankwise.bench.shared.evidence import CERTAIN, Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.evidence import Claim, Evidence, greater, plus_minus, within
 from rankwise.bench.shared.kept import kept_runs
 from rankwise.bench.shared.measured import Runs
 from rankwise.data import Images
@@ -382,11 +382,6 @@ def claims_of(scores: dict[tuple[str, int, str], list[dict[str, Any]]], sizes: S
     def mean(kind: str, student: str = one) -> list[float]:
         return [float(x) for x in np.mean([of(kind, ipc, student) for ipc in sizes.ipcs], 0)]
 
-    def more(text: str, a: Sequence[float], b: Sequence[float], *, least: float = 0.0, **said: Any) -> Claim:
-        found = paired(a, b)
-        sure = found.p_value <= max(CERTAIN, 2.0 ** -len(a)) or least < 0
-        return Claim(text=text, held=found.mean > least and sure, found=str(found), **said)
-
     label, stored = (scores[k, most, one][0]["labels"] for k in (OURS, STORED))
     pace = [float(np.mean([r["seconds"] for r in scores[k, most, one]])) for k in (OURS, STORED)]
     wide, usual = f"rank {max(sizes.ranks)}" if max(sizes.ranks) != sizes.ranks[0] else OURS, OURS
@@ -394,33 +389,48 @@ def claims_of(scores: dict[tuple[str, int, str], list[dict[str, Any]]], sizes: S
         ipc for ipc in sizes.ipcs if scores[PRUNED, ipc, one][0]["labels"] < scores[STORED, ipc, one][0]["labels"]
     ]
     return [
-        more(f"control: all pictures teach by {WORTH:.0f} points more than {middle} random ones a class", of(FULL, 0),
-             of(RANDOM), least=WORTH / 100, control=True),
-        more("control: labels of the base without adapters teach less", mean(OURS), mean(ZERO), control=True),
-        more(f"HeLlO teaches within a point of stored soft labels (mean of {_listed(sizes.ipcs)} a class)", mean(OURS),
-             mean(STORED), least=-0.01,
-             paper="12.9 / 43.7 / 52.2 against RDED's 6.6 / 42.0 / 56.5 % at 1 / 10 / 50 a class (ImageNet-1K)"),
+        greater(
+            f"control: all pictures teach by {WORTH:.0f} points more than {middle} random ones a class",
+            of(FULL, 0),
+            of(RANDOM),
+            least=WORTH / 100,
+            control=True,
+        ),
+        greater("control: labels of the base without adapters teach less", mean(OURS), mean(ZERO), control=True),
+        within(
+            f"HeLlO teaches within a point of stored soft labels, mean of {_listed(sizes.ipcs)} a class",
+            mean(OURS),
+            mean(STORED),
+            most=0.01,
+            paper="12.9 / 43.7 / 52.2 against RDED's 6.6 / 42.0 / 56.5 % at 1 / 10 / 50 a class (ImageNet-1K)",
+        ),
         Claim(
             text=f"its labels take at most 1 % of their bytes at {most} a class",
             held=label <= 0.01 * stored,
             found=f"{label:,} of {stored:,} bytes: {label / stored:.1%}",
         ),
         *(
-            more(f"more than stored labels pruned to its bytes, at {ipc} a class", of(OURS, ipc), of(PRUNED, ipc))
+            greater(f"more than stored labels pruned to its bytes, at {ipc} a class", of(OURS, ipc), of(PRUNED, ipc))
             for ipc in pruned
         ),
-        more("more than the same tiles with hard labels (hard-label recovery)", mean(OURS), mean(HARD)),
-        more("more than random real pictures with hard labels", mean(OURS), mean(RANDOM)),
-        more("and so with the other student", mean(OURS, two), mean(RANDOM, two)),
-        more("tiles teach more than random pictures under the same labels", mean(OURS), mean(RANDOM_SOFT)),
-        more(f"squares that show something teach more than RDED's choice, at {middle} a class", of(SHOWING), of(OURS)),
-        more(f"several weak teachers teach more than the strongest alone, at {middle} a class", of(OURS), of(STRONG),
-             paper="30.1 against 28.2 % (a linear probe, ImageNet-1K, 10 a class)"),
-        more(f"squares of logits more than divergence, at {middle} a class", of(OURS), of(KL)),
-        more(f"rank {sizes.ranks[0]} is within a point of rank {max(sizes.ranks)}", of(usual), of(wide), least=-0.01),
+        greater("more than the same tiles with hard labels (hard-label recovery)", mean(OURS), mean(HARD)),
+        greater("more than random real pictures with hard labels", mean(OURS), mean(RANDOM)),
+        greater("and so with the other student", mean(OURS, two), mean(RANDOM, two)),
+        greater("tiles teach more than random pictures under the same labels", mean(OURS), mean(RANDOM_SOFT)),
+        greater(
+            f"squares that show something teach more than RDED's choice, at {middle} a class", of(SHOWING), of(OURS)
+        ),
+        greater(
+            f"several weak teachers teach more than the strongest alone, at {middle} a class",
+            of(OURS),
+            of(STRONG),
+            paper="30.1 against 28.2 % (a linear probe, ImageNet-1K, 10 a class)",
+        ),
+        greater(f"squares of logits more than divergence, at {middle} a class", of(OURS), of(KL)),
+        within(f"rank {sizes.ranks[0]} is within a point of rank {max(sizes.ranks)}", of(usual), of(wide), most=0.01),
         Claim(
             text="an epoch takes at most 1.5 times that with stored labels",
             held=pace[0] <= 1.5 * pace[1],
             found=f"{pace[0]:.2f} s against {pace[1]:.2f} s: {pace[0] / pace[1]:.1f} times",
         ),
-    ]  # fmt: skip
+    ]

@@ -124,13 +124,23 @@ def paired(
 
 
 def greater(
-    text: str, a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, control: bool = False,
-    paper: str = "", **options: Any,
+    text: str, a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, least: float = 0.0,
+    control: bool = False, paper: str = "", **options: Any,
 ) -> Claim:  # fmt: skip
-    """A claim that ``a`` is greater than ``b`` in the mean over seeds; it needs p ≤ 0.05, which five can give."""
-    found = paired(a, b, **options)
-    held = found.clear()
+    """A claim that ``a`` is greater than ``b`` by more than ``least``, in the mean over seeds.
+
+    It needs p ≤ 0.05, which five seeds can give.
+    """
+    found, held = paired(a, b, **options), paired(np.subtract(a, least), b).clear()
     return Claim(text=f"{text} (p ≤ {CERTAIN:g})", held=held, found=str(found), control=control, paper=paper)
+
+
+def within(
+    text: str, a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, most: float, paper: str = ""
+) -> Claim:
+    """A claim that ``a`` is less than ``b`` by no more than ``most``, in the mean over seeds."""
+    found = paired(a, b)
+    return Claim(text=f"{text} (in the mean)", held=found.mean >= -most, found=str(found), paper=paper)
 
 
 def plus_minus(values: Iterable[float], scale: float = 100, digits: int = 1) -> str:

@@ -58,8 +58,8 @@ def run(out: Path, *, on_event: OnEvent | None = None) -> Evidence:
             recipe="cache",
             title="A thinner key cache: bytes and speed",
             command="rankwise bench speed --part cache",
-            setting=f"SmolLM2-135M, {model.dtype}, {torch.get_num_threads()} threads, batch 1, ratio {RATIO}; medians "
-            f"of {STEPS} tokens decoded in turn with every cache; weights {size(weights(model))}",
+            setting=f"SmolLM2-135M-Instruct, {model.dtype}, {torch.get_num_threads()} threads, batch 1, ratio {RATIO}; "
+            f"medians of {STEPS} tokens decoded in turn with every cache; weights {size(weights(model))}",
         )
 
 

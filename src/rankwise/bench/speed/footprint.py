@@ -234,7 +234,7 @@ def _the_authors_way(model: nn.Module, target: float) -> None:
 
 
 def layers() -> Measured:
-    """A factorised layer against the dense one, by rank, for 256 tokens and for one."""
+    """A factorised layer against the dense one, by rank, for 256 tokens."""
     rows, faster = [], []
     for out, inside in ((576, 576), (1536, 576)):
         dense = nn.Linear(inside, out, bias=False)

@@ -80,12 +80,12 @@ def stacks(name: str, sizes: dict[str, Any], hidden: int) -> Measured:
     ]
     return rows, [
         Claim(
-            text=f"{name}: a stack at least 4x faster than seeds one after another with loops, as loss on average",
+            text=f"{name}: a stack at least 4x faster than seeds one after another with loops, mean losses within 0.2",
             held=d / c >= 4 and near < 0.2,
             found=f"{d / c:.1f}x; mean losses differ by {near:.3f}",
         ),
         Claim(
-            text=f"{name}: a stack no slower than its members one after another, losses equal",
+            text=f"{name}: a stack no slower than its members one after another, losses equal to 1e-3",
             held=b / a >= 1 and equal < 1e-3,
             found=f"{b / a:.1f}x; losses differ by at most {equal:.1g}",
         ),

@@ -10,7 +10,7 @@ that are not judged. A second half keeps A frozen, where a start decides what ca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence, Paired, paired, plus_minus
+from rankwise.bench.shared.evidence import Claim, Evidence, Paired, greater, paired, plus_minus
 from rankwise.bench.shared.measured import Runs
 from rankwise.data import sentiment
 from rankwise.events import OnEvent, counting, environment
@@ -195,8 +195,8 @@ class Half:
 
 
 def _lower(text: str, figures: dict[str, list[float]], than: str, *, control: bool = False) -> Claim:
-    gain = paired(figures[than], figures["EVA"])
-    return Claim(text=text, held=gain.clear(), found=_shown(gain), control=control)
+    claim = greater(text, figures[than], figures["EVA"], control=control)
+    return replace(claim, found=_shown(paired(figures[than], figures["EVA"])))
 
 
 def _shown(gain: Paired) -> str:

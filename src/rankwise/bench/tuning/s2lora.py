@@ -263,7 +263,7 @@ def mean_map(run: Runs, key: str) -> dict[str, float]:
 def rank_pattern(s2lora: Runs, adalora: Runs, by: str) -> Claim:
     """S2-LoRA's mass or effective ranks against AdaLoRA's final ranks, over layers, with a permutation p-value."""
     ours, ranks = mean_map(s2lora, by), mean_map(adalora, "ranks")
-    text = f"rank pattern like AdaLoRA's: Spearman correlation of {WHAT[by]} and final ranks above 0.3"
+    text = f"rank pattern like AdaLoRA's: Spearman correlation of {WHAT[by]} and final ranks above 0.3, p < 0.05"
     if not (ours and ranks):
         return Claim(text=text, held=False, found="all runs diverged")
     a, b = np.array(list(ours.values())), np.array([ranks[n] for n in ours])

@@ -3,7 +3,7 @@
 The converted weights must give what the CTranslate2 runtime gives from the original file: log-probabilities token by
 token, and the same transcripts, on the same features. (faster-whisper is not compared: it fills the features after the
 speech with zeros, not with silence as Whisper was trained, and so hears other words.) And the
-encoder that computes a part of the silence must stay closer to the full one than bfloat16 arithmetic does.
+encoder that computes a part of the silence must stay about as close to the full one as bfloat16 arithmetic does.
 """
 
 from __future__ import annotations

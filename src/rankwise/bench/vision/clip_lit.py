@@ -3,8 +3,9 @@
 Photographs of the same scenes at several exposures (``--data FOLDER`` with ``exposure/pool``). For each seed a third of
 the scenes is held out; of the others dark shots and well-lit ones are learned from, unpaired. Judged on held-out scenes
 that have both, against the well-lit shot, and on held-out well-lit shots with a foreground darkened by hand, against
-themselves. Baselines bring each picture's mean light to that of the well-lit training pictures, which is more than the
-learned arms are told. Power first: the best gamma of each picture must gain much, or there is nothing to win.
+themselves. Gamma and the curve bring each picture's mean light to that of the well-lit training pictures, which is more
+than the learned arms are told; histograms and CLAHE need nothing. Power first: the best gamma of each picture must gain
+much, or there is nothing to win.
 
 The bundled CLIP sees 32 x 32 pixels and learned from CIFAR-10: it knows light and little else.
 """
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rankwise.bench import Recipe
-from rankwise.bench.shared.evidence import Claim, Evidence, paired, plus_minus
+from rankwise.bench.shared.evidence import Claim, Evidence, greater, plus_minus
 from rankwise.bench.shared.kept import kept_runs
 from rankwise.bench.shared.measured import Runs
 from rankwise.bench.shared.perceptual import perceptual_distance
@@ -323,7 +324,7 @@ class _Remembering(Training):
 
 
 def _ladder(enhancer: BacklitEnhancer, parts: Split) -> float:
-    """Share of held-out well-lit pictures whose score rises with every halving of the light but one."""
+    """Share of held-out well-lit pictures whose score rises with every halving of the light."""
     steps = np.stack([enhancer.score(np.stack([_exposed(p, e) for p in parts.held_well])) for e in LADDER])
     return float((np.diff(steps, axis=0) > 0).all(0).mean())
 
@@ -410,11 +411,8 @@ def _claims(runs: dict[str, list[dict[str, Any]]]) -> list[Claim]:
         return np.array([np.mean(r[test]["psnr"]) for r in runs[arm]])
 
     def gains(better: str, worse: str, text: str, *, test: str = "scenes", control: bool = False) -> Claim:
-        """More PSNR in the mean over seeds, by a sign-flip test at 5 %."""
-        difference = of(better, test) - of(worse, test)
-        found = paired(of(better, test), of(worse, test))
-        held = found.clear()
-        return Claim(text=text, held=held, found=f"{difference.mean():+.2f} dB, p={found.p_value:.2g}", control=control)
+        """More PSNR in the mean over seeds."""
+        return greater(text, of(better, test), of(worse, test), control=control, unit="dB", scale=1)
 
     power = float((of(BEST, "scenes") - of(INPUT, "scenes")).mean())
     ends = [r["held"][-1] for r in runs[FULL]]
@@ -444,8 +442,9 @@ def _claims(runs: dict[str, list[dict[str, Any]]]) -> list[Claim]:
             found=", ".join(f"{e['dark']:.2f} / {e['result']:.2f} / {e['well']:.2f}" for e in ends),
         ),
         Claim(
-            text="scores rise with every halving of the light in at least 90 % of held-out pictures",
+            text="scores rise with every halving of the light in at least 90 % of held-out pictures, in every seed",
             held=np.min(ladder) >= 0.9,
-            found=f"{100 * np.mean(ladder):.0f} % (labels shuffled: {100 * np.mean(wrong):.0f} %; by chance 4 %)",
+            found=f"{100 * np.min(ladder):.0f} % at least, {100 * np.mean(ladder):.0f} % on average (labels shuffled: "
+            f"{100 * np.mean(wrong):.0f} %; by chance 4 %)",
         ),
     ]

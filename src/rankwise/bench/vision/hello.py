@@ -36,7 +36,7 @@ TEACHERS, TEACHING, LEARNING, RATE = 3, 8, 6, 5e-3
 CANDIDATES, TILES, WIDTH, FULL = 300, 1, 32, 6  # tiles: as published at 32 pixels
 
 
-def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """What all say of the test pictures (what is there is read back)."""
     where = data if SOURCE == "cifar10" else None
     train, test = (read_images(SOURCE, split=s, data=where) for s in ("train", "test"))

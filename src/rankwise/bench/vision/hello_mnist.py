@@ -34,7 +34,7 @@ TEACHERS, TEACHING, LEARNING, RATE = 3, 6, 10, 1e-2
 CANDIDATES, TILES, WIDTH, FULL = 300, 1, 32, 6  # tiles: as published at 32 pixels
 
 
-def measure(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """What all say of the test pictures (what is there is read back)."""
     train, test = (read_images(SOURCE, split=s) for s in ("train", "test"))
     pictures = prepared(out / "pictures.npz", train.head(TRAIN), test.head(TEST), SIZE)
