@@ -82,10 +82,11 @@ def evidence() -> str:
     parts = [
         "# Evidence\n\nWhat the papers claim, measured here on real data with a control that can fail. Differences are "
         "paired by seed (p is the one-sided exact sign-flip p-value; *sees* is the smallest difference that so many "
-        "pairs would have shown, 2.8 standard errors) or by query (with bootstrap intervals). A claim that did not "
-        "hold is listed as such; where a control did not hold, the recipe cannot tell. The first claim of each recipe "
-        "stands here, with the minutes of its whole run, over all calls where it was cut short (*or more* stands where "
-        "only its last call was timed); the same for programs is in [evidence.json](evidence.json).\n"
+        "pairs would have shown, 2.8 standard errors) or by query (with bootstrap intervals, which decide as a whole). "
+        "A claim that did not hold is listed as such; where a control did not hold, the recipe cannot tell. The first "
+        "claim of each recipe stands here, with the minutes of its whole run, over all calls where it was cut short "
+        "(*or more* stands where only its last call was timed); the same for programs is in "
+        "[evidence.json](evidence.json).\n"
     ]
     held = measured()
     rows = []

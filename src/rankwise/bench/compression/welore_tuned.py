@@ -36,7 +36,6 @@ RECIPE = Recipe(
     name="welore",
     part="tuned",
     about="WeLore on SmolLM2: the compressed model's factors tuned",
-    remark="Recorded before energy was the default measure of compression; to be measured again.",
     spreads=True,
     smoke={"seeds": 1, "steps": 1, "BLOCKS": 2, "TESTED": 2, "CALIBRATED": 2},
 )
