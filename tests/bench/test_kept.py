@@ -2,6 +2,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rankwise.bench.shared.kept import called, kept_runs
@@ -51,6 +52,18 @@ def test_runs_that_are_not_asked_for_are_kept_and_not_given(tmp_path):
     kept_runs(path, str, {"a": 1, "b": 2})
     assert kept_runs(path, str, {"b": 2}) == {"b": "2"}
     assert set(json.loads(path.read_text())) == {"a", "b"}
+
+
+def test_a_run_is_the_same_whether_it_has_just_ended_or_is_read_back(tmp_path):
+    def drawn(_):
+        return {"errors": np.array([0.5, np.nan]), 3: np.float64(2), "lost": float("nan"), "digits": 1 / 3}
+
+    fresh = kept_runs(tmp_path / "runs.json", drawn, {"a": 1})["a"]
+    again = kept_runs(tmp_path / "runs.json", lambda _: pytest.fail("run again"), {"a": 1})["a"]
+    for found in (fresh, again):
+        assert found["errors"][0] == 0.5
+        assert np.isnan(found["errors"][1])
+        assert (found["3"], found["lost"], found["digits"]) == (2, None, 0.3333333)
 
 
 def test_work_of_several_kinds_is_called_with_what_it_needs():
