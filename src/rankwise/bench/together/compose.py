@@ -247,7 +247,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         f"each, {seeds} seeds; accuracy in per cent and log-probability of the right answer, means over abilities; "
         "differences with 95 % bootstrap intervals over questions, seeds averaged, which decide as a whole; "
         f"disk: weights; memory: most resident bytes of loading the model and reading {CONTEXT:,} tokens, above those "
-        "of the libraries (of an expert those of the model); cache: bytes then; tokens/s: written after them, the best of all seeds",
+        "of the libraries (of an expert those of the model); cache: bytes then; tokens/s: written after them, the "
+        "best of all seeds",
         header=["chain", "after", "by", "accuracy", "log p", "disk", "memory", "cache", "tokens/s"],
         rows=rows,
         claims=_claims(found, logp, seeds),
