@@ -61,6 +61,7 @@ def test_sizes_of_a_plan_are_those_counted_by_hand():
     chosen = Plan(components=(low, dense), threshold=0.25, method="top", other_parameters=7, other_bytes=30)
     assert chosen.as_dict() == {
         "method": "top",
+        "note": "",
         "threshold": 0.25,
         "reduction": pytest.approx(6 / 11),
         "applied_reduction": pytest.approx(4 / 11),

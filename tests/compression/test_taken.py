@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -192,6 +193,19 @@ def test_bytes_are_those_of_the_models_own_dtype_and_of_the_file(dtype, tmp_path
     model.save_pretrained(tmp_path)
     file = (tmp_path / "model.safetensors").read_bytes()
     assert len(file) - 8 - int.from_bytes(file[:8], "little") == chosen.bytes
+
+
+def test_equal_ranks_that_fall_far_below_what_was_asked_are_warned_of_and_can_come_nearer():
+    with pytest.warns(UserWarning, match=r"are left where 95.0% may be.*min_ratio") as caught:
+        far = plan(llama(), bytes=0.95, method="uniform")
+    assert caught[0].filename == __file__  # where it was asked for
+    assert far.bytes < 0.94 * far.bytes_before
+    assert far.as_dict()["note"] == far.note != ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        near = plan(llama(), bytes=0.95, method="uniform", min_ratio=0.0)
+    assert far.bytes < near.bytes <= 0.95 * near.bytes_before
+    assert near.note == ""
 
 
 def test_bytes_of_a_model_of_several_dtypes_with_tied_weights_and_buffers_are_counted_tensor_by_tensor():

@@ -200,6 +200,8 @@ def compress(
     console.print(terminal(*compression_summary(done)))
     for line in done.told():
         console.print(line, style="dim")
+    if done.plan.note:
+        console.print(f"* {done.plan.note.replace('min_ratio', '--min-ratio')}", style="yellow")
     if not any(c.low_rank for c in done.plan.components):
         console.print("* no matrix loses enough to be factorised: raise --ratio, or lower --min-ratio", style="yellow")
     console.print(f"\nmodel     {out}\nreport    {out}/report.html", highlight=False)

@@ -89,6 +89,8 @@ class Plan:
         The batches of inputs that the spectra belong to; empty without calibration.
     directions : dict of Tensor
         Leading directions of the low-rank components, where planning could keep them.
+    note : str
+        Why the model gets more than a hundredth smaller than asked; empty where it does not.
 
     Examples
     --------
@@ -108,6 +110,7 @@ class Plan:
     other_bytes: int
     calibration: tuple[Batch, ...] = ()
     directions: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    note: str = ""
 
     @property
     def reduction(self) -> float:
@@ -146,6 +149,7 @@ class Plan:
         keys = ("reduction", "applied_reduction", "parameters_before", "parameters", "bytes_before", "bytes")
         return {
             "method": self.method,
+            "note": self.note,
             "threshold": self.threshold,
             **{k: getattr(self, k) for k in keys},
             "components": [{**r, "parameters": c.parameters} for r, c in zip(rows, self.components, strict=True)],

@@ -26,6 +26,7 @@ What people get wrong: ERR is not memory. A square matrix saves nothing until ha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -49,6 +50,8 @@ from rankwise.nearest import unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+NEAR = 0.01  # of the model's size: a plan so near to what was asked needs no note
 
 __all__ = ["LowRankLinear", "apply", "compress", "load", "plan", "to_dense", "train_only"]
 
@@ -84,7 +87,8 @@ def plan(
         One threshold for all, on σ²/Σσ², on σ/σ₁, or as in the paper; the same share of every matrix; shares by block,
         fewer removed where outliers are many.
     min_ratio : float
-        A matrix is factorised if it loses more than this share of its directions; in [0, 1).
+        A matrix is factorised if it loses more than this share of its directions; in [0, 1). Where ranks are equal,
+        many are at once, and the model may become smaller than asked (it is warned of); 0 comes nearest.
     only_if_smaller : bool
         And only if the factors have fewer entries than the matrix.
     target : str
@@ -152,8 +156,10 @@ def plan(
         chosen = plans.at(_removals(ratio, plans.given))
     elif parameters is not None:
         chosen = _smallest("parameters", parameters, plans.at, plans.given, lambda p: p.parameters)
+        chosen = _noted(chosen, "parameters", parameters, min_ratio)
     else:
         chosen = _smallest("bytes", bytes or 0.0, plans.at, plans.given, lambda p: p.bytes)
+        chosen = _noted(chosen, "bytes", bytes or 0.0, min_ratio)
     kept = {
         c.name: V[:, : c.rank].clone() for c in chosen.components if c.low_rank and (V := found[c.name].V) is not None
     }
@@ -214,6 +220,20 @@ def _smallest(
         middle = (low + high) // 2
         low, high = (low, middle) if size(plan_at(middle)) <= goal else (middle + 1, high)
     return plan_at(low)
+
+
+def _noted(chosen: Plan, kind: str, wanted: float, min_ratio: float) -> Plan:
+    """With a note, and a warning, where it is far smaller than asked because many matrices are factorised at once."""
+    left, total = getattr(chosen, kind), getattr(chosen, f"{kind}_before")
+    asked = wanted if wanted < 1 else wanted / total
+    if min_ratio == 0 or left / total >= asked - NEAR:
+        return chosen
+    note = (
+        f"{left / total:.1%} of the model's {kind} are left where {asked:.1%} may be: sizes jump where many matrices "
+        "are factorised at once; a smaller min_ratio (0: whatever gets smaller) may come nearer"
+    )
+    warnings.warn(note, stacklevel=4)  # beyond torch's own wrapper, where `plan` was called
+    return replace(chosen, note=note)
 
 
 @torch.no_grad()
