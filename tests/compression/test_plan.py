@@ -54,6 +54,22 @@ def component(name, shape, rank, low_rank, **more):
     return Component(name=name, shape=shape, rank=rank, full_rank=n, low_rank=low_rank, spectrum=spectrum, **more)
 
 
+@pytest.mark.parametrize("wanted", [{"bytes": 0.7}, {"parameters": 0.6}, {"ratio": 0.5}])
+def test_ranks_are_rounded_up_to_a_multiple_and_sizes_are_met_all_the_same(wanted):
+    model = llama()
+    free, by_four = (plan(model, min_ratio=0.0, multiple_of=m, **wanted) for m in (1, 4))
+    full = {c.name: c.full_rank for c in free.components}
+    assert all(c.rank % 4 == 0 or c.rank == full[c.name] for c in by_four.components)
+    if "ratio" in wanted:
+        assert [c.rank for c in by_four.components] == [min(-(-c.rank // 4) * 4, c.full_rank) for c in free.components]
+        assert by_four.reduction <= free.reduction
+    else:
+        assert by_four.bytes <= wanted.get("bytes", 1) * by_four.bytes_before
+        assert by_four.parameters <= wanted.get("parameters", 1) * by_four.parameters_before
+    shapes = {tuple(p.shape) for p in apply(model, by_four).parameters()}
+    assert all(min(s) % 4 == 0 or min(s) in full.values() for s in shapes if len(s) == 2)
+
+
 def test_sizes_of_a_plan_are_those_counted_by_hand():
     low, dense = component("a", (10, 6), 2, True, item_size=2), component("b", (5, 8), 3, False)
     assert (low.parameters_before, low.parameters, low.bytes_before, low.bytes) == (60, 32, 120, 66)
@@ -112,6 +128,7 @@ def test_defaults_are_those_that_the_documentation_names():
         ({"parameters": 0.5, "bytes": 0.5}, "given: parameters, bytes"),
         ({"ratio": 0.5, "min_ratio": -0.1}, "min_ratio=-0.1"),
         ({"ratio": 0.5, "min_ratio": 1.0}, "min_ratio=1.0"),
+        ({"ratio": 0.5, "multiple_of": 0}, "multiple_of=0"),
         ({"bytes": 0.5, "only_if_smaller": False}, "only_if_smaller=True"),
         ({"parameters": 0.5, "only_if_smaller": False}, "only_if_smaller=True"),
     ],

@@ -139,6 +139,7 @@ def compress(
         str, typer.Option(help="What deals the ranks: energy, top, welore (as in the paper), uniform or owl.")
     ] = "energy",
     min_ratio: Annotated[float, typer.Option(help="Factorise what loses more than this share.")] = 0.5,
+    multiple_of: Annotated[int, typer.Option(help="Round ranks up to multiples of this, e.g. 8.")] = 1,
     target: Annotated[str, typer.Option(help="auto, attention, mlp, or layer names.")] = "auto",
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="the checkpoint's")
@@ -169,6 +170,7 @@ def compress(
     given = {"calibrate_limit": calibrate_limit, "seed": seed, "max_length": max_length}
     given = {k: v for k, v in given.items() if v is not None}
     options = {"ratio": ratio, "parameters": parameters, "bytes": bytes, "method": allocation, "min_ratio": min_ratio}
+    options |= {"multiple_of": multiple_of}
     check_compression(model, out, dtype=dtype, **given, **options)
     from rankwise.jobs.compress import Compression, compress_model
     from rankwise.report.page import write_compression

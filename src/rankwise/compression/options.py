@@ -16,6 +16,7 @@ def check_options(
     method: str = "energy",
     min_ratio: float = 0.5,
     only_if_smaller: bool = True,
+    multiple_of: int = 1,
 ) -> None:
     """An error for options of `rankwise.compression.plan` that no model could meet; no model is needed to ask."""
     given = {"ratio": ratio, "parameters": parameters, "bytes": bytes}
@@ -32,5 +33,7 @@ def check_options(
         raise unknown("method", method, METHODS)
     if not 0 <= min_ratio < 1:
         raise ValueError(f"min_ratio={min_ratio} is outside [0, 1)")
+    if multiple_of < 1:
+        raise ValueError(f"multiple_of={multiple_of} must be at least 1: ranks are rounded up to multiples of it")
     if ratio is None and not only_if_smaller:
         raise ValueError("a target in parameters or bytes needs only_if_smaller=True: else removing may add some")

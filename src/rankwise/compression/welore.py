@@ -66,6 +66,7 @@ def plan(
     method: Method = "energy",
     min_ratio: float = 0.5,
     only_if_smaller: bool = True,
+    multiple_of: int = 1,
     target: str = "auto",
     calibrate: Iterable[Batch] | None = None,
     max_batches: int = 32,
@@ -91,6 +92,9 @@ def plan(
         many are at once, and the model may become smaller than asked (it is warned of); 0 comes nearest.
     only_if_smaller : bool
         And only if the factors have fewer entries than the matrix.
+    multiple_of : int
+        Ranks are rounded up to multiples of it: 8 suits tensor cores, and on a CPU in bfloat16 a model of few shapes
+        takes less memory, as kernels are kept by shape. A target in sizes is met all the same; ``ratio`` is at most.
     target : str
         Which layers, see `rankwise.models.target_modules`.
     calibrate : iterable of dict of Tensor, optional
@@ -129,6 +133,7 @@ def plan(
         method=method,
         min_ratio=min_ratio,
         only_if_smaller=only_if_smaller,
+        multiple_of=multiple_of,
     )
     layers = components(model, target)
     calibration = () if calibrate is None else tuple(islice(calibrate, max_batches))
@@ -145,6 +150,7 @@ def plan(
         given=rule(method, model, list(layers), [d.S for d in found.values()]),
         min_ratio=min_ratio,
         only_if_smaller=only_if_smaller,
+        multiple_of=multiple_of,
         told={
             "method": method,
             "other_parameters": sum(p.numel() for p in others),
@@ -175,6 +181,7 @@ class _Plans:
     given: Rule
     min_ratio: float
     only_if_smaller: bool
+    multiple_of: int
     told: dict[str, Any]  # what all have in common
 
     def at(self, removed: int) -> Plan:
@@ -184,6 +191,7 @@ class _Plans:
 
     def _component(self, name: str, rank: int) -> Component:
         shape, S = dense_shape(self.layers[name]), self.found[name].S
+        rank = min(-(-rank // self.multiple_of) * self.multiple_of, len(S))
         smaller = rank * sum(shape) < shape[0] * shape[1] or not self.only_if_smaller
         return Component(
             name=name,
