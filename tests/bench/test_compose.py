@@ -114,17 +114,18 @@ def made_up(levels, alone=()):
         return {
             "answers": {
                 name: {"right": [1, 0], "logp": (level + rng.normal(0, 1e-6, 2)).tolist()} for name in ("a", "b")
-            },
-            "cost": {"disk": 1e6, "peak": 1e6, "cache": 1e3, "speed": 10.0},
+            }
         }
 
-    return {
+    runs = {
         f"{name} 0": {
             "stages": {stage: answers(v) for stage, v in zip(compose.STAGES, values, strict=True)},
             "alone": {stage: answers(v) for stage, v in dict(alone).items()},
         }
         for name, values in levels.items()
     }
+    cost = {"disk": 2e6, "peak": 3e6, "cache": 4e3, "speed": 10.0}
+    return runs | {compose.COSTS: {name: dict.fromkeys(compose.STAGES, cost) for name in levels}}
 
 
 ALONE = {"smaller": -0.5, "thin cache": -0.41, "examples": -0.35}
@@ -135,6 +136,7 @@ def test_a_chain_that_is_better_at_every_step_holds_everything():
     evidence = compose.judge(found, seeds=1)
     assert [c.held for c in evidence.claims] == [True] * len(evidence.claims)
     assert len(evidence.rows) == 2 * len(compose.STAGES)
+    assert evidence.rows[0][-4:] == ["1.9MB", "2.9MB", "3.9KB", "10.0"]
     # lost: .1 in a row; .1 + .1 + .01 - .05 in sum
     assert evidence.claims[-1].found.startswith("-0.06 ")
     assert "+0.100 in a row; alone merged +0.100" in evidence.claims[-1].found

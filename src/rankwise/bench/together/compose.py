@@ -12,7 +12,7 @@ Power first: all three abilities are learned.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -77,6 +77,7 @@ SAID = {
     "merged": ("TSVM", "mean"), "smaller": ("energy, calibrated", "uniform ranks"), "thin cache": ("ThinK", "whole"),
     "examples": ("DQ-LoRe", "random"),
 }  # fmt: skip
+COSTS = "costs"
 ALONE = ("merged", "smaller", "thin cache", "examples")
 Array = NDArray[np.float64]
 
@@ -100,7 +101,7 @@ class Asked:
 
 
 def measure(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
-    """Both chains of every seed (what is there is read back; adapters are kept one by one)."""
+    """Both chains of every seed (what is there is read back; adapters are kept one by one), then what they cost."""
     out.mkdir(parents=True, exist_ok=True)
     sizes = {"rank": RANK, "steps": STEPS, "batch": BATCH, "shown": SHOWN, "pool": POOL, "asked": ASKED}
     sizes |= {"candidates": CANDIDATES, "calibrated": CALIBRATED}
@@ -111,6 +112,8 @@ def measure(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Ru
         for chain in CHOICES
     }
     found = kept_runs(out / "runs.json", chained, runs, on_event)
+    first = [runs[f"{chain} 0"] for chain in CHOICES]
+    found |= kept_runs(out / "costs.json", costs, {COSTS: first}, on_event)  # one process: nothing runs beside it
     lines = {
         chain: [difference(_logp(found, chain, stage, seeds), np.zeros(1)) for stage in STAGES] for chain in CHOICES
     }
@@ -121,10 +124,19 @@ def measure(out: Path, *, seeds: int = 3, on_event: OnEvent | None = None) -> Ru
 
 
 def chained(a: Asked) -> dict[str, Any]:
-    """All stages of a chain, and its steps alone: answers by ability, and what the model costs."""
+    """All stages of a chain, and its steps alone: answers by ability."""
     chain = _Chain(a)
     with tempfile.TemporaryDirectory() as place:
         return {"stages": chain.stages(Path(place)), "alone": chain.alone() if a.chain == "ours" else {}}
+
+
+def costs(asked: Sequence[Asked]) -> dict[str, Any]:
+    """What the models of each chain cost after every stage, one after another."""
+    found = {}
+    for a in asked:
+        with tempfile.TemporaryDirectory() as place:
+            found[a.chain] = _Chain(a).costs(Path(place))
+    return found
 
 
 class _Chain:
@@ -144,26 +156,32 @@ class _Chain:
     def stages(self, place: Path) -> dict[str, Any]:
         """In a row; where a step of the stock chain changes nothing, its answers are those before."""
         cache, examples = self.choices["thin cache"], self.choices["examples"]
+        base, merged, smaller = self._models(place)
+        found = {"untaught": self._answers(self._read(base)), "taught": self._answers(self.expert)}
+        found["merged"] = self._answers(self._read(merged))
+        found["smaller"] = found["thin cache"] = found["examples"] = self._answers(self._read(smaller))
+        if cache != "dense":
+            found["thin cache"] = self._answers(self._read(smaller), cache=cache)
+            found["examples"] = self._answers(self._read(smaller), cache=cache, examples=examples)
+        return found
+
+    def costs(self, place: Path) -> dict[str, Any]:
+        """Of the model after every stage; three experts are the model and their adapters."""
+        base, merged, smaller = ({"disk": size_on_disk(f), **cost(f, "dense", THIN)} for f in self._models(place))
+        adapters = sum(size_on_disk(folder) for folder in self.adapters.values())
+        kind = self.choices["thin cache"]
+        thin = smaller if kind == "dense" else smaller | cost(place / "smaller", kind, THIN)
+        taught_ = base | {"disk": base["disk"] + adapters}
+        return dict(zip(STAGES, (base, taught_, merged, smaller, thin, thin), strict=True))
+
+    def _models(self, place: Path) -> tuple[Path, Path, Path]:
+        """Folders of the untaught model, of the merged one, and of that made smaller."""
         base, merged, smaller = place / "base", place / "merged", place / "smaller"
         keep(load(self.a.base, task="causal-lm").bfloat16(), base)
-        found = {"untaught": self._answers(self._read(base)) | self._cost(base)}
-        found["taught"] = self._answers(self.expert)
-        spent = found["untaught"]["cost"]
-        disk = spent["disk"] + sum(size_on_disk(folder) for folder in self.adapters.values())
-        found["taught"]["cost"] = {**spent, "disk": disk}
         model = self.merged()
         keep(model.bfloat16(), merged)
-        found["merged"] = self._answers(self._read(merged)) | self._cost(merged)
-        model = self._smaller(model.float(), list(self.abilities))
-        keep(model.bfloat16(), smaller)
-        del model
-        found["smaller"] = self._answers(self._read(smaller)) | self._cost(smaller)
-        found["thin cache"] = found["examples"] = found["smaller"]
-        if cache != "dense":
-            thin = self._cost(smaller, cache)
-            found["thin cache"] = self._answers(self._read(smaller), cache=cache) | thin
-            found["examples"] = self._answers(self._read(smaller), cache=cache, examples=examples) | thin
-        return found
+        keep(self._smaller(model.float(), list(self.abilities)).bfloat16(), smaller)
+        return base, merged, smaller
 
     def alone(self) -> dict[str, Any]:
         """Each step from the experts; merging is the chain's own."""
@@ -222,9 +240,6 @@ class _Chain:
             selector = DQLoReSelector(says, k_examples=k, candidates=self.a.candidates, initial=k, max_new_tokens=DRAFT)
         return selector.fit(ability.pool).select_batch([q.question for q in ability.asked])
 
-    def _cost(self, folder: Path, cache: str = "dense") -> dict[str, Any]:
-        return {"cost": {"disk": size_on_disk(folder), **cost(folder, cache, THIN)}}
-
 
 # --- judging
 
@@ -233,7 +248,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
     """Both chains, step by step, and the steps alone."""
     logp = {(chain, stage): _logp(found, chain, stage, seeds) for chain in CHOICES for stage in STAGES}
     rows = [
-        [chain, stage, SAID[stage][i], *_quality(found, chain, stage, seeds), *_spent(found, chain, stage, seeds)]
+        [chain, stage, SAID[stage][i], *_quality(found, chain, stage, seeds), *_spent(found[COSTS][chain][stage])]
         for i, chain in enumerate(CHOICES)
         for stage in STAGES
     ]
@@ -248,7 +263,7 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         "differences with 95 % bootstrap intervals over questions, seeds averaged, which decide as a whole; "
         f"disk: weights; memory: most resident bytes of loading the model and reading {CONTEXT:,} tokens, above those "
         "of the libraries (of an expert those of the model); cache: bytes then; tokens/s: written after them, the "
-        "best of all seeds",
+        "best of several; costs are those of the first seed",
         header=["chain", "after", "by", "accuracy", "log p", "disk", "memory", "cache", "tokens/s"],
         rows=rows,
         claims=_claims(found, logp, seeds),
@@ -288,11 +303,8 @@ def _quality(found: Runs, chain: str, stage: str, seeds: int) -> list[str]:
     return [f"{100 * by_ability[:, 0].mean():.1f}", f"{by_ability[:, 1].mean():.3f}"]
 
 
-def _spent(found: Runs, chain: str, stage: str, seeds: int) -> list[str]:
-    all_ = [found[f"{chain} {s}"]["stages"][stage]["cost"] for s in range(seeds)]
-    disk, peak, cache = (float(np.median([c[k] for c in all_])) for k in ("disk", "peak", "cache"))
-    speed = max(c["speed"] for c in all_)
-    return [size(disk), size(peak), size(cache), f"{speed:.1f}"]
+def _spent(told: Mapping[str, float]) -> list[str]:
+    return [*(size(told[k]) for k in ("disk", "peak", "cache")), f"{told['speed']:.1f}"]
 
 
 def _claims(found: Runs, logp: dict[tuple[str, str], Array], seeds: int) -> list[Claim]:
