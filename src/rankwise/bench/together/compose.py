@@ -60,7 +60,7 @@ RECIPE = Recipe(
     },
     figures=(("how well three abilities are answered after every step", "compose.png"),),
     remark="In bfloat16 on a CPU the smaller model of many ranks takes more memory than the dense one, since kernels "
-    "are kept for each of its shapes; ranks in multiples of 8 (--multiple-of 8), which the chain does not use, take less.",
+    "are kept for each of its shapes; ranks in multiples of 8 (--multiple-of 8) take less; the chain has none.",
 )  # fmt: skip
 
 BLOCKS = 30  # all of SmolLM2's
