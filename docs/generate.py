@@ -278,7 +278,7 @@ def readme_tables() -> dict[str, str]:
     chain = recorded(recipes()["compose"]["chain"])
     return {
         "demo": (HERE / "evidence" / "demo.md").read_text(encoding="utf-8"),
-        "chain": f"{markdown(chain['header'], chain['rows'])}\n*{chain['setting']}.*\n" if chain else "",
+        "chain": f"{markdown(chain['header'], chain['rows'])}\n*{chain['setting']}.*\n",
         "methods": _words(["method", "family", "object", "command", "instead of"], found),
         "compatibility": _words(["method", "works on", "tasks", "export"], fits),
     }

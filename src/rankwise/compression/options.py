@@ -33,7 +33,9 @@ def check_options(
         raise unknown("method", method, METHODS)
     if not 0 <= min_ratio < 1:
         raise ValueError(f"min_ratio={min_ratio} is outside [0, 1)")
-    if multiple_of < 1:
-        raise ValueError(f"multiple_of={multiple_of} must be at least 1: ranks are rounded up to multiples of it")
+    if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
+        raise ValueError(
+            f"multiple_of={multiple_of!r} is no whole number from 1: ranks are rounded up to multiples of it"
+        )
     if ratio is None and not only_if_smaller:
         raise ValueError("a target in parameters or bytes needs only_if_smaller=True: else removing may add some")

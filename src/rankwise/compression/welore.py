@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -51,9 +52,9 @@ from rankwise.nearest import unknown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NEAR = 0.01  # of the model's size: a plan so near to what was asked needs no note
-
 __all__ = ["LowRankLinear", "apply", "compress", "load", "plan", "to_dense", "train_only"]
+
+NEAR = 0.01  # of the model's size: a plan so near to what was asked needs no note
 
 
 @torch.no_grad()
@@ -160,12 +161,9 @@ def plan(
     )
     if ratio is not None:
         chosen = plans.at(_removals(ratio, plans.given))
-    elif parameters is not None:
-        chosen = _smallest("parameters", parameters, plans.at, plans.given, lambda p: p.parameters)
-        chosen = _noted(chosen, "parameters", parameters, min_ratio)
     else:
-        chosen = _smallest("bytes", bytes or 0.0, plans.at, plans.given, lambda p: p.bytes)
-        chosen = _noted(chosen, "bytes", bytes or 0.0, min_ratio)
+        kind, wanted = ("bytes", bytes or 0.0) if parameters is None else ("parameters", parameters)
+        chosen = _noted(_smallest(kind, wanted, plans.at, plans.given), kind, wanted, min_ratio)
     kept = {
         c.name: V[:, : c.rank].clone() for c in chosen.components if c.low_rank and (V := found[c.name].V) is not None
     }
@@ -211,17 +209,16 @@ def _removals(ratio: float, given: Rule) -> int:
     return round(ratio * total)
 
 
-def _smallest(
-    kind: str, wanted: float, plan_at: Callable[[int], Plan], given: Rule, size: Callable[[Plan], int]
-) -> Plan:
-    """The plan with the fewest removals that fits; sizes fall as more is removed."""
+def _smallest(kind: str, wanted: float, plan_at: Callable[[int], Plan], given: Rule) -> Plan:
+    """The plan with the fewest removals whose ``kind`` (parameters or bytes) fits; sizes fall as more is removed."""
+    size: Callable[[Plan], int] = attrgetter(kind)
     low, high = 0, int((given.full - 1).sum())
     before, least = plan_at(0), plan_at(high)
-    total = before.parameters_before if kind == "parameters" else before.bytes_before
+    total = size(before)
     goal = wanted * total if wanted < 1 else wanted
     if not size(least) <= goal < total:
         raise ValueError(
-            f"{kind}={goal:,.0f} cannot be reached: the model has {total:,} and, with every matrix at rank 1, "
+            f"{kind}={goal:,.0f} cannot be reached: the model has {total:,} and, with every matrix at its least rank, "
             f"{size(least):,}"
         )
     while low < high:

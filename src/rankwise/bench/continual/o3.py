@@ -83,7 +83,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         command=f"rankwise bench o3 --part domains --data FOLDER --seeds {seeds} --jobs 2",
         setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of {BATCH} queries; requests {', '.join(names)}, "
         f"{FORGET} steps each of random answers ({BASELINES} for other objectives, at the best of "
-        f"{', '.join(f'{r:g}' for r in RATES)}: {rates}), rank {RANK}; after the last request; {seeds} seeds, of "
+        f"{', '.join(f'{r:g}' for r in RATES)}: {rates}, chosen in their favour on the judged rows "
+        f"after the first seed's first request), rank {RANK}; after the last request; {seeds} seeds, of "
         f"queries, intents and training alike; on {told['device']}",
         header=["", "forgotten, taught", "forgotten, unseen", "retained", "utility", "membership AUC"],
         rows=[[arm, *[plus_minus([s[k] for s in all_]) for k in KINDS[:4]],

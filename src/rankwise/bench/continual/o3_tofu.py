@@ -61,7 +61,8 @@ def judge(found: Runs, *, seeds: int) -> Evidence:
         title="O3: forgetting authors, task after task",
         command=f"rankwise bench o3 --part tofu --data FOLDER --seeds {seeds} --jobs 2",
         setting=f"SmolLM2 ({BLOCKS} blocks) taught {TEACH} steps of {BATCH}; {len(names)} requests of {EACH} answers, "
-        f"{FORGET} steps each of refusals; rank {RANK}; after the last request; {seeds} seeds; on {told['device']}",
+        f"{FORGET} steps each of refusals (other objectives at rates chosen in their favour on the judged rows after "
+        f"the first seed's first request); rank {RANK}; after the last request; {seeds} seeds; on {told['device']}",
         header=["", "forgotten, nats a token", "right", "retained, nats a token", "right", "utility", "membership AUC"],
         rows=[[arm, plus_minus([s["lost"] for s in all_], 1, 2), plus_minus([s["taught"] for s in all_]),
                plus_minus([s["stays"] for s in all_], 1, 2), plus_minus([s["retained"] for s in all_]),

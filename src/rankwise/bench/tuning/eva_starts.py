@@ -195,6 +195,7 @@ class Half:
 
 
 def _lower(text: str, figures: dict[str, list[float]], than: str, *, control: bool = False) -> Claim:
+    """`greater`, with differences of losses in the digits that they need."""
     claim = greater(text, figures[than], figures["EVA"], control=control)
     return replace(claim, found=_shown(paired(figures[than], figures["EVA"])))
 
