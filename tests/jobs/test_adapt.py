@@ -21,6 +21,8 @@ from rankwise.jobs.items import metrics
 from rankwise.parallel import spread_over
 from small_models import bert, llama, saved
 
+MAIN = {"is_main_process": True, "process_index": 0, "num_processes": 1, "wait_for_everyone": lambda: None}
+
 
 def test_every_method_stays_within_the_budget_and_is_scored_everywhere(finished, place):
     _, settings, results = finished
@@ -389,6 +391,30 @@ def test_causal_language_model_on_a_user_file(tmp_path):
     results = Job(settings, tmp_path / "out").run()
     zero, lora = results["zero_shot"][str(data)], results["methods"][0]
     assert lora["scores"][str(data)]["mean"] > zero["score"]  # two steps on such text already help
+
+
+def test_models_train_and_are_tested_on_the_device_of_this_process(place, tmp_path, monkeypatch):
+    """One left on the CPU beside a GPU is tested there, slowly, and its weights count as training's memory."""
+    seen = []
+
+    def noting(task, model, rows, **_):
+        seen.append(next(model.parameters()).device.type)
+        return {"nll": [1.0] * len(rows), "tokens": [1] * len(rows)}
+
+    def diverging(model, *_, **__):
+        noting(None, model, [])
+        raise FloatingPointError
+
+    settings = config(place, task="causal-lm", model=str(place / "llama"), methods=["lora"], steps=1, eval_limit=4)
+    job = Job(settings, tmp_path / "run")
+    (trained,) = job._trained([("lora", 1e-3, 0)])
+    monkeypatch.setattr(job, "process", SimpleNamespace(**MAIN, device=torch.device("meta")))
+    monkeypatch.setattr(tasks.TextTask, "items", noting)
+    monkeypatch.setattr(module, "train", diverging)
+    job.tested(trained)
+    job._zero_shot()
+    assert job.trial("lora", 1e-3, 1).status == "diverged"
+    assert {*seen} == {"meta"}
 
 
 def test_settings_of_projected_steps_reach_the_optimiser(place, tmp_path, monkeypatch):

@@ -228,7 +228,8 @@ class Job:
         set_seed(seed)
         model = ready.fresh_model()
         try:
-            model = self._adapted(model, name, result.rank, seed, result)
+            # what training needs counts from the model that lies there
+            model = self._adapted(model, name, result.rank, seed, result).to(self.process.device)
             result.cost.total_parameters = ready.plan.total
             train(
                 model,
@@ -306,7 +307,7 @@ class Job:
         folder = self.trial_folder(result.method, result.learning_rate, result.seed)
         label = result.label
         set_seed(result.seed)
-        model = load_adapted(self.ready.fresh_model(), folder / "adapter")
+        model = load_adapted(self.ready.fresh_model(), folder / "adapter").to(self.process.device)
         result.scores |= self._scored(model, missing, label, folder, step=self.config.steps)
         self.process.wait_for_everyone()
         if self.process.is_main_process:
@@ -373,7 +374,8 @@ class Job:
         path = self.out / "zero_shot.json"
         if self.process.is_main_process and not path.exists():
             folder = self.out / "trials" / "zero-shot"
-            scores = self._scored(self.ready.fresh_model(), self.ready.tests, "zero-shot", folder, step=0)
+            model = self.ready.fresh_model().to(self.process.device)
+            scores = self._scored(model, self.ready.tests, "zero-shot", folder, step=0)
             write_json(path, scores)
         self.process.wait_for_everyone()
         return read_json(path)
