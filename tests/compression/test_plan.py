@@ -11,6 +11,7 @@ from torch import nn
 
 from rankwise.compression import Component, Plan, apply, compress, load, plan, to_dense, train_only
 from rankwise.compression import directions as module
+from rankwise.compression.accepted import content_of
 from rankwise.compression.directions import (
     Decomposition,
     damped,
@@ -132,6 +133,10 @@ def test_defaults_are_those_that_the_documentation_names():
         ({"ratio": 0.5, "multiple_of": 2.5}, "multiple_of=2.5"),
         ({"ratio": 0.5, "multiple_of": True}, "multiple_of=True"),
         ({"ratio": 0.5, "multiple_of": "8"}, "multiple_of='8'"),
+        ({"ratio": "50%"}, "ratio='50%' is no number; half is 0.5"),
+        ({"bytes": "10MB"}, "bytes='10MB' is no number: a count, or below 1 a share"),
+        ({"parameters": True}, "parameters=True is no number"),
+        ({"ratio": 0.5, "min_ratio": None}, "min_ratio=None is no number"),
         ({"bytes": 0.5, "only_if_smaller": False}, "only_if_smaller=True"),
         ({"parameters": 0.5, "only_if_smaller": False}, "only_if_smaller=True"),
     ],
@@ -283,10 +288,13 @@ def test_a_target_in_size_is_the_first_that_fits_of_all_numbers_of_removals(kind
     assert getattr(chosen, f"{kind}_before") == sizes[0][0] * item
     least = sizes[-1][0] * item
     assert [c.rank for c in plan(model, **{kind: least}).components] == [1, 1, 1]
-    for beyond in (least - 1, sizes[0][0] * item, 1):
-        with pytest.raises(
-            ValueError, match=f"{kind}={beyond:,} cannot be reached: the model has {sizes[0][0] * item:,}"
-        ):
+    said = f"the model has {sizes[0][0] * item:,}"
+    for beyond, what in (
+        (least - 1, "cannot be reached"),
+        (sizes[0][0] * item, "takes nothing away"),
+        (1, "cannot be reached"),
+    ):
+        with pytest.raises(ValueError, match=f"{kind}={beyond:,} {what}: {said}"):
             plan(model, **{kind: beyond})
 
 
@@ -526,6 +534,35 @@ def test_a_part_that_is_not_there_or_unknown_is_named():
         train_only(model, "lr")
 
 
+def test_a_plan_prints_as_a_table_without_spectra():
+    chosen = plan(stack((24, 16), (10, 30)), ratio=0.5)
+    shown = str(chosen).splitlines()
+    assert repr(chosen) == str(chosen)
+    assert shown[0].split() == ["h.0.fc", "24x16", f"{chosen.components[0].rank}", "of", "16", stored(chosen, 0)]
+    assert shown[1].split() == ["h.1.fc", "10x30", f"{chosen.components[1].rank}", "of", "10", stored(chosen, 1)]
+    assert f"{chosen.parameters:,} of {chosen.parameters_before:,} parameters" in shown[2]
+    assert "tensor" not in repr(chosen.components[0])
+
+
+def stored(chosen, at):
+    return "factors" if chosen.components[at].low_rank else "dense"
+
+
+def test_whole_numbers_of_numpy_are_multiples_too():
+    by_numpy, by_ours = (plan(llama(), ratio=0.5, multiple_of=m) for m in (np.int64(4), 4))
+    assert [c.rank for c in by_numpy.components] == [c.rank for c in by_ours.components]
+    assert type(by_numpy.components[0].rank) is int
+
+
+def test_what_a_weight_is_by_content_tells_dtypes_shapes_and_single_bits_apart():
+    W = torch.arange(6.0).reshape(2, 3)
+    nearly = W.clone()
+    nearly[1, 2] = torch.nextafter(nearly[1, 2], torch.tensor(9.0))
+    others = [W.reshape(3, 2), W.double(), W.bfloat16(), nearly, torch.zeros(2, 3), torch.zeros(2, 3).bfloat16()]
+    assert len({content_of(w) for w in [W, *others]}) == 7
+    assert content_of(W.mT.contiguous().mT) == content_of(nn.Parameter(W)) == content_of(W.clone())
+
+
 @pytest.mark.parametrize("kind", ["classifier", "encoder", "decoder"])
 def test_every_kind_of_model_is_loaded_as_what_it_was(kind, tmp_path):
     model = {"classifier": bert, "encoder": lambda: bert().bert, "decoder": llama}[kind]()
@@ -550,7 +587,9 @@ def test_a_checkpoint_of_another_kind_of_model_is_refused_by_its_class(tmp_path)
     model.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     told = json.loads(file.read_text())
-    for architectures, match in ((["LlamaForQuestions"], "holds a LlamaForQuestions; accepted: CausalLM"),
+    for architectures, match in ((["LlamaForQuestions"], "holds a LlamaForQuestions, which is no llama of"),
+                                 (["BertForMaskedLM"], "holds a BertForMaskedLM, which is no llama of transformers"),
+                                 (["os"], "holds a os"),
                                  ([], "holds a model without a class")):  # fmt: skip
         file.write_text(json.dumps({**told, "architectures": architectures}))
         with pytest.raises(ValueError, match=match):

@@ -11,13 +11,22 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     GPT2LMHeadModel,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
 )
 
-from rankwise.compression import apply, compress, load, plan
+from rankwise.compression import apply, compress, load, plan, to_dense
 from rankwise.compression.directions import damped, decomposed, factors, in_groups, second_moments
 from rankwise.compression.options import check_options
 from rankwise.compression.ranks import WORTH, energy_spectrum, normalized_spectrum, removal_order, top_spectrum
@@ -25,7 +34,7 @@ from rankwise.models import linear_layers
 from rankwise.models import load as load_any
 from rankwise.models.low_rank import LowRankLinear, low_rank_layers
 from rankwise.models.spectra import layer_spectra
-from small_models import bert, gpt2, llama
+from small_models import bert, gpt2, llama, vit
 
 IDS = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(4))
 EVERYTHING = {"min_ratio": 0.0, "only_if_smaller": False}
@@ -201,11 +210,137 @@ def test_equal_ranks_that_fall_far_below_what_was_asked_are_warned_of_and_can_co
     assert caught[0].filename == __file__  # where it was asked for
     assert far.bytes < 0.94 * far.bytes_before
     assert far.as_dict()["note"] == far.note != ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match=r"are left where 95.0% may be") as caught:
         near = plan(llama(), bytes=0.95, method="uniform", min_ratio=0.0)
     assert far.bytes < near.bytes <= 0.95 * near.bytes_before
-    assert near.note == ""
+    assert f"with min_ratio=0, {near.bytes / near.bytes_before:.1%}" in far.note
+    assert "with" not in near.note  # nothing comes nearer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        met = plan(llama(), bytes=0.95, min_ratio=0.0)
+    assert met.note == ""
+    assert met.bytes > 0.94 * met.bytes_before
+
+
+@pytest.mark.parametrize("method", ["uniform", "owl"])
+def test_a_size_that_rounded_ranks_miss_is_told_with_what_finer_ones_would_give(method):
+    asked = {"parameters": 0.85, "method": method, "min_ratio": 0.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rounded, finer = (plan(llama(), multiple_of=m, **asked) for m in (4, 1))
+    assert rounded.parameters < finer.parameters <= 0.85 * finer.parameters_before
+    assert f"with multiple_of=1, {finer.parameters / finer.parameters_before:.1%}" in rounded.note
+    assert "min_ratio" not in rounded.note
+
+
+def test_a_ratio_of_which_rounding_leaves_less_is_told_and_without_rounding_is_not():
+    with pytest.warns(UserWarning, match=r"of all directions go where 50.0% may: ranks are rounded up; with multiple"):
+        rounded = plan(llama(), ratio=0.5, multiple_of=8)
+    finer = plan(llama(), ratio=0.5)
+    assert f"{rounded.reduction:.1%} of all" in rounded.note
+    assert f"with multiple_of=1, {finer.reduction:.1%}" in rounded.note
+    assert finer.note == ""
+
+
+def test_a_size_out_of_reach_for_rounded_ranks_says_what_finer_ones_reach():
+    finer = plan(llama(), parameters=0.4)
+    with pytest.raises(ValueError, match=r"cannot be reached.*\(with multiple_of=1, [\d,]+\)") as caught:
+        plan(llama(), parameters=0.4, multiple_of=8)
+    reached = int(str(caught.value).rpartition(", ")[2].removesuffix(")").replace(",", ""))
+    assert reached <= finer.parameters
+
+
+# --- plans and the weights they are of
+
+
+@pytest.mark.parametrize("what", ["another", "trained", "cast"])
+def test_a_plan_of_other_weights_is_refused_and_nothing_is_changed(what):
+    model = llama()
+    chosen = plan(model, parameters=0.7)
+    if what == "another":
+        torch.manual_seed(7)
+        model = LlamaForCausalLM(model.config)
+    elif what == "trained":
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    else:
+        model.bfloat16()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="another model, or for this one before its weights changed"):
+        apply(model, chosen)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.state_dict().keys() == before.keys()
+
+
+def test_a_plan_is_applied_to_a_copy_of_its_model():
+    model = llama()
+    chosen, twin = plan(model, parameters=0.7), copy.deepcopy(model)
+    torch.testing.assert_close(apply(twin, chosen)(IDS).logits, apply(model, chosen)(IDS).logits, rtol=0, atol=0)
+
+
+def test_adapters_put_on_after_planning_are_not_thrown_away():
+    model = llama()
+    chosen = plan(model, parameters=0.7)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    before = adapted(IDS).logits
+    for given in (model, adapted):
+        with pytest.raises(ValueError, match="wrapped by PEFT"):
+            apply(given, chosen)
+    assert torch.equal(adapted(IDS).logits, before)
+
+
+# --- loading
+
+
+def classifier(labels, problem):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=50, num_labels=labels, problem_type=problem, **sizes)
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"), [(1, "multi_label_classification"), (3, "multi_label_classification"), (3, "regression")]
+)
+def test_a_classifier_keeps_what_its_labels_mean(labels, problem, tmp_path):
+    model = classifier(labels, problem)
+    compress(model, parameters=0.8)
+    model.save_pretrained(tmp_path)
+    again = load(str(tmp_path)).eval()
+    assert again.config.problem_type == problem
+    truth = torch.rand(3, labels, generator=torch.Generator().manual_seed(1)).round()
+    assert torch.equal(again(IDS, labels=truth).loss, model(IDS, labels=truth).loss)
+
+
+T5 = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+SIZES = {"vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2}
+SIZES |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 20}
+WORDS = {"input_ids": IDS, "decoder_input_ids": IDS}
+KINDS = {
+    "T5ForConditionalGeneration": (lambda: T5ForConditionalGeneration(T5Config(**T5)), WORDS),
+    "T5EncoderModel": (lambda: T5EncoderModel(T5Config(**T5)), {"input_ids": IDS}),
+    "BartForConditionalGeneration": (lambda: BartForConditionalGeneration(BartConfig(**SIZES)), WORDS),
+    "BertForMaskedLM": (lambda: BertForMaskedLM(classifier(2, None).config), {"input_ids": IDS}),
+    "BertForTokenClassification": (lambda: BertForTokenClassification(classifier(3, None).config), {"input_ids": IDS}),
+    "ViTForImageClassification": (vit, {"pixel_values": torch.ones(1, 3, 32, 32)}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_can_be_compressed_is_loaded_as_the_class_it_was(kind, tmp_path):
+    torch.manual_seed(0)
+    model, given = KINDS[kind][0]().eval(), KINDS[kind][1]
+    compress(model, ratio=0.6)
+    assert low_rank_layers(model)
+    model.save_pretrained(tmp_path)
+    again = load(str(tmp_path)).eval()
+    assert type(again).__name__ == kind
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(again(**given)[0], model(**given)[0], rtol=1e-6, atol=1e-6)  # a convolution's layout
+        dense = to_dense(again)
+        torch.testing.assert_close(dense(**given)[0], model(**given)[0], rtol=1e-4, atol=1e-5)  # one product, or two
 
 
 def test_bytes_of_a_model_of_several_dtypes_with_tied_weights_and_buffers_are_counted_tensor_by_tensor():

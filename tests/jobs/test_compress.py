@@ -253,6 +253,18 @@ def test_compress_prints_what_it_did_and_reports_it(model, texts, tmp_path):
     assert "perplexity" not in (out / "report.html").read_text()
 
 
+def test_a_model_far_from_what_was_asked_is_said_on_the_terminal_in_the_file_and_on_the_page(model, tmp_path):
+    out = tmp_path / "out"
+    args = ("--ratio", 0.5, "--multiple-of", 16, "--no-measure")
+    with pytest.warns(UserWarning, match="ranks are rounded up"):
+        shown = run("compress", "--model", model, *args, "--out", out)
+    assert shown.exit_code == 0, shown.output
+    said = json.loads((out / "compression.json").read_text())["note"]
+    assert "with multiple_of=1, " in said
+    assert "with --multiple-of 1, " in " ".join(shown.output.split())
+    assert said in (out / "report.html").read_text()
+
+
 @pytest.mark.usefixtures("nothing_loaded")
 @pytest.mark.parametrize(
     ("args", "match"),

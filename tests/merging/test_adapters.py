@@ -7,9 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
-from rankwise.merging import merge
+from rankwise.merging import merge, prepare
 from rankwise.merging.engine.sources import open_source
+from rankwise.models import load, model_fingerprint
+from rankwise.models.loading import resolve
 from small_checkpoints import tensors, tiny
 from small_models import gpt2, llama
 
@@ -218,3 +221,35 @@ def test_an_adapter_of_a_quantised_base_is_told_to_take_the_full_one(base):
     (base / "nf4" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"is quantised \(bitsandbytes\): .* give the model it was made from"):
         open_source(f"{base}/nf4+{base}/lora")
+
+
+def test_an_adapter_on_other_weights_than_its_own_is_said_in_the_notes(base):
+    """``rankwise adapt`` writes beside an adapter what its base was by content; a copy elsewhere is the same base."""
+    trained(base, "lora", llama())
+    about = {"base": "elsewhere", "base_content": model_fingerprint(str(base / "base"), weights_only=True)}
+    (base / "lora" / "rankwise.json").write_text(json.dumps(about))
+    shutil.copytree(base / "base", base / "copy")
+    torch.manual_seed(5)
+    LlamaForCausalLM(llama().config).save_pretrained(base / "other")
+
+    def notes(name, lead="base"):
+        models = [f"{base}/{name}+{base}/lora", str(base / lead)]
+        given = {"merge_method": "linear", "models": [{"model": m, "parameters": {"weight": 1}} for m in models]}
+        return [n for n in prepare(given).notes if "other weights" in n]
+
+    assert notes("base") == notes("copy") == []
+    (said,) = notes("other")
+    assert f"{base}/other+{base}/lora: the adapter was trained on other weights than those of {base}/other" in said
+    shutil.rmtree(base / "base")
+    shutil.copytree(base / "other", base / "base")  # in place, as training on does
+    assert len(notes("base", lead="copy")) == 1
+    (base / "lora" / "rankwise.json").unlink()  # PEFT's own adapters say nothing of content
+    assert notes("base", lead="copy") == []
+
+
+def test_an_adapter_of_a_bundled_model_knows_it_by_name_and_in_its_folder(tmp_path):
+    folder = resolve("minilm")
+    about = {"base_content": model_fingerprint("minilm", weights_only=True)}
+    trained(tmp_path, "lora", load("minilm"), target_modules=["query"])
+    (tmp_path / "lora" / "rankwise.json").write_text(json.dumps(about))
+    assert open_source(f"minilm+{tmp_path}/lora").notes == open_source(f"{folder}+{tmp_path}/lora").notes == ()

@@ -203,9 +203,11 @@ def compress(
     for line in done.told():
         console.print(line, style="dim")
     if done.plan.note:
-        console.print(f"* {done.plan.note.replace('min_ratio', '--min-ratio')}", style="yellow")
+        said = done.plan.note.replace("min_ratio=", "--min-ratio ").replace("multiple_of=", "--multiple-of ")
+        console.print(f"* {said}", style="yellow")
     if not any(c.low_rank for c in done.plan.components):
-        console.print("* no matrix loses enough to be factorised: raise --ratio, or lower --min-ratio", style="yellow")
+        lower = "--min-ratio" if multiple_of == 1 else "--min-ratio or --multiple-of"
+        console.print(f"* no matrix loses enough to be factorised: raise --ratio, or lower {lower}", style="yellow")
     console.print(f"\nmodel     {out}\nreport    {out}/report.html", highlight=False)
 
 

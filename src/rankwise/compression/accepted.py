@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import nn
 
@@ -18,13 +20,7 @@ def components(model: nn.Module, target: str) -> dict[str, nn.Module]:
         A model that is compressed already or wrapped by PEFT, no linear layer, experts in one parameter that the target
         would cover, and weights that are quantised, complex, sharded, on the meta device, or not finite (named).
     """
-    if low_rank_layers(model) or getattr(getattr(model, "config", None), KEY, None):
-        raise ValueError("the model is compressed already; export it to dense first, or start from the original")
-    if adapters := adapter_layers(model):
-        raise ValueError(
-            f"the model is wrapped by PEFT ({len(adapters)} layers, {next(iter(adapters))} …): merge_and_unload() or "
-            "unload() it first; a compressed model takes adapters"
-        )
+    check_plain(model)
     layers = linear_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear layer: there is nothing to compress")
@@ -41,6 +37,24 @@ def components(model: nn.Module, target: str) -> dict[str, nn.Module]:
         _check_weight(name, layers[name].weight)
         chosen.setdefault(id(layers[name].weight), name)
     return {n: layers[n] for n in chosen.values()}
+
+
+def check_plain(model: nn.Module) -> None:
+    """``ValueError`` for a model that is compressed already or wrapped by PEFT."""
+    if low_rank_layers(model) or getattr(getattr(model, "config", None), KEY, None):
+        raise ValueError("the model is compressed already; export it to dense first, or start from the original")
+    if adapters := adapter_layers(model):
+        raise ValueError(
+            f"the model is wrapped by PEFT ({len(adapters)} layers, {next(iter(adapters))} …): merge_and_unload() or "
+            "unload() it first; a compressed model takes adapters"
+        )
+
+
+def content_of(weight: torch.Tensor) -> str:
+    """What a weight is: its dtype, its shape and every bit of it, on whichever device it lies."""
+    bits = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    said = f"{weight.dtype} {tuple(weight.shape)}"
+    return hashlib.sha256(said.encode() + hashlib.sha256(bits).digest()).hexdigest()
 
 
 def _check_weight(name: str, weight: torch.Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 from rankwise.nearest import unknown
 
 METHODS = ("energy", "top", "welore", "uniform", "owl")
@@ -24,6 +26,10 @@ def check_options(
     if len(given) != 1:
         shown = ", ".join(given) or "none of them"
         raise ValueError(f"give exactly one of ratio, parameters and bytes; given: {shown}")
+    for name, value in {**given, "min_ratio": min_ratio}.items():
+        if not isinstance(value, Real) or isinstance(value, bool):
+            share = "" if name in ("ratio", "min_ratio") else ": a count, or below 1 a share"
+            raise ValueError(f"{name}={value!r} is no number{share}; half is 0.5")
     if ratio is not None and not 0 < ratio < 1:
         raise ValueError(f"ratio={ratio} is outside (0, 1): the share of all directions to remove")
     for name, wanted in given.items():
@@ -33,7 +39,7 @@ def check_options(
         raise unknown("method", method, METHODS)
     if not 0 <= min_ratio < 1:
         raise ValueError(f"min_ratio={min_ratio} is outside [0, 1)")
-    if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
+    if not isinstance(multiple_of, Integral) or isinstance(multiple_of, bool) or multiple_of < 1:
         raise ValueError(
             f"multiple_of={multiple_of!r} is no whole number from 1: ranks are rounded up to multiples of it"
         )

@@ -23,13 +23,15 @@ class Component:
     shape : tuple of int
         ``(out, in)`` of the dense weight.
     rank : int
-        Directions kept by the threshold, out of ``full_rank``.
+        Directions kept, out of ``full_rank``: those above the threshold, rounded up to the multiple that was asked for.
     low_rank : bool
         Whether it is factorised (LRC); else it stays as it is.
     spectrum : Tensor
         Singular values, descending, float64 (of ``W C^½`` when calibrated).
     item_size : int
         Bytes an entry takes, in the weight and in the factors.
+    content : str
+        What the weight is by content, so that `rankwise.compression.apply` knows it again; empty: whichever it is.
 
     Examples
     --------
@@ -47,8 +49,9 @@ class Component:
     rank: int
     full_rank: int
     low_rank: bool
-    spectrum: Tensor
+    spectrum: Tensor = field(repr=False)
     item_size: int = 4
+    content: str = field(default="", repr=False)
 
     @property
     def parameters_before(self) -> int:
@@ -71,7 +74,7 @@ class Component:
         return (self.parameters + self.low_rank) * self.item_size
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """Which rank every matrix gets; `rankwise.compression.apply` carries it out.
 
@@ -80,7 +83,7 @@ class Plan:
     components : tuple of Component
         The matrices that were looked at, in the model's order.
     threshold : float
-        The worth below which directions go (NaN for the methods without one).
+        The worth below which directions go, before ranks are rounded up (NaN for the methods without one).
     method : str
         What directions were compared by, see `rankwise.compression.plan`.
     other_parameters, other_bytes : int
@@ -90,7 +93,8 @@ class Plan:
     directions : dict of Tensor
         Leading directions of the low-rank components, where planning could keep them.
     note : str
-        Why the model gets more than a hundredth smaller than asked; empty where it does not.
+        That the model's size, or with rounded ranks the reduction, is more than a hundredth away from what was asked,
+        and what would come nearer; empty where it is not.
 
     Examples
     --------
@@ -109,12 +113,23 @@ class Plan:
     other_parameters: int
     other_bytes: int
     calibration: tuple[Batch, ...] = ()
-    directions: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    directions: Mapping[str, Tensor] = field(default_factory=dict)
     note: str = ""
+
+    def __repr__(self) -> str:
+        """A table, a row a matrix."""
+        rows = [
+            (c.name, f"{c.shape[0]}x{c.shape[1]}", f"{c.rank} of {c.full_rank}", "factors" if c.low_rank else "dense")
+            for c in self.components
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        total = f"{self.method}: {self.parameters:,} of {self.parameters_before:,} parameters, {self.bytes:,} of "
+        return "\n".join([*lines, f"{total}{self.bytes_before:,} bytes", *([self.note] if self.note else [])])
 
     @property
     def reduction(self) -> float:
-        """ERR: the share of all directions that falls below the threshold."""
+        """ERR: the share of all directions that the ranks leave out."""
         return 1 - sum(c.rank for c in self.components) / sum(c.full_rank for c in self.components)
 
     @property
@@ -144,8 +159,9 @@ class Plan:
         return self.other_bytes + sum(c.bytes for c in self.components)
 
     def as_dict(self) -> dict:
-        """Everything but the spectra, for JSON."""
-        rows = [{k: v for k, v in asdict(c).items() if k != "spectrum"} for c in self.components]
+        """Everything but spectra and what weights are by content, for JSON."""
+        left = ("spectrum", "content")
+        rows = [{k: v for k, v in asdict(c).items() if k not in left} for c in self.components]
         keys = ("reduction", "applied_reduction", "parameters_before", "parameters", "bytes_before", "bytes")
         return {
             "method": self.method,

@@ -36,14 +36,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from rankwise.compression.accepted import components
+from rankwise.compression.accepted import check_plain, components, content_of
 from rankwise.compression.directions import MEMORY, Decomposition, Progress, all_factors, decompositions
 from rankwise.compression.options import check_options
 from rankwise.compression.plans import Component, Plan
 from rankwise.compression.ranks import Method, Rule, rule
 from rankwise.models.activations import Batch
-from rankwise.models.loading import Task, pretrained, resolve
-from rankwise.models.loading import load as load_model
+from rankwise.models.loading import load_as_saved, pretrained, resolve
 from rankwise.models.low_rank import KEY, LowRankLinear, dense_shape, low_rank_layers, record_of
 from rankwise.models.low_rank import replace as replace_modules
 from rankwise.models.targets import linear_layers
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LowRankLinear", "apply", "compress", "load", "plan", "to_dense", "train_only"]
 
-NEAR = 0.01  # of the model's size: a plan so near to what was asked needs no note
+NEAR = 0.01  # of the model's size, or of all directions: a plan so near to what was asked needs no note
 
 
 @torch.no_grad()
@@ -90,12 +89,13 @@ def plan(
         fewer removed where outliers are many.
     min_ratio : float
         A matrix is factorised if it loses more than this share of its directions; in [0, 1). Where ranks are equal,
-        many are at once, and the model may become smaller than asked (it is warned of); 0 comes nearest.
+        many are at once, and the model may become smaller than asked (a warning says so, and what comes nearer).
     only_if_smaller : bool
         And only if the factors have fewer entries than the matrix.
     multiple_of : int
         Ranks are rounded up to multiples of it: 8 suits tensor cores, and on a CPU in bfloat16 a model of few shapes
-        takes less memory, as kernels are kept by shape. A target in sizes is met all the same; ``ratio`` is at most.
+        takes less memory, as kernels are kept by shape. A target in sizes is met all the same; of ``ratio``, which is
+        then at most, a warning says how much is lost.
     target : str
         Which layers, see `rankwise.models.target_modules`.
     calibrate : iterable of dict of Tensor, optional
@@ -112,8 +112,8 @@ def plan(
     ------
     ValueError
         A target that is out of range, or that would leave a matrix without a direction; no linear layer; quantised or
-        already compressed weights, adapters, experts in one parameter; NaN in a weight or in a layer's inputs, or a
-        layer that calibration does not reach (it is named).
+        already compressed weights, adapters, experts in one parameter; a ``multiple_of`` that no rank is below; NaN in
+        a weight or in a layer's inputs, or a layer that calibration does not reach (it is named).
 
     Examples
     --------
@@ -147,11 +147,12 @@ def plan(
     buffers = [b for n, b in model.named_buffers() if n in saved]
     plans = _Plans(
         layers=layers,
+        contents={n: content_of(m.get_parameter("weight")) for n, m in layers.items()},
         found=found,
         given=rule(method, model, list(layers), [d.S for d in found.values()]),
         min_ratio=min_ratio,
         only_if_smaller=only_if_smaller,
-        multiple_of=multiple_of,
+        multiple_of=int(multiple_of),
         told={
             "method": method,
             "other_parameters": sum(p.numel() for p in others),
@@ -159,15 +160,17 @@ def plan(
             "calibration": calibration,
         },
     )
-    if ratio is not None:
-        chosen = plans.at(_removals(ratio, plans.given))
-    else:
-        kind, wanted = ("bytes", bytes or 0.0) if parameters is None else ("parameters", parameters)
-        chosen = _noted(_smallest(kind, wanted, plans.at, plans.given), kind, wanted, min_ratio)
+    if multiple_of >= (largest := int(plans.given.full.max())):
+        raise ValueError(f"multiple_of={multiple_of} rounds every rank up to the full one ({largest} at most)")
+    given = {"ratio": ratio, "parameters": parameters, "bytes": bytes}
+    kind, wanted = next((k, float(v)) for k, v in given.items() if v is not None)
+    chosen = plans.of(kind, wanted)
+    if note := _note(plans, chosen, kind, wanted):
+        warnings.warn(note, stacklevel=3)  # beyond torch's own wrapper
     kept = {
         c.name: V[:, : c.rank].clone() for c in chosen.components if c.low_rank and (V := found[c.name].V) is not None
     }
-    return replace(chosen, directions=kept)
+    return replace(chosen, directions=kept, note=note)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +178,17 @@ class _Plans:
     """All plans of a model: one for every number of directions that are removed."""
 
     layers: Mapping[str, nn.Module]
+    contents: Mapping[str, str]  # of their weights
     found: Mapping[str, Decomposition]
     given: Rule
     min_ratio: float
     only_if_smaller: bool
     multiple_of: int
     told: dict[str, Any]  # what all have in common
+
+    def of(self, kind: str, wanted: float) -> Plan:
+        """The plan of a ratio, or the largest that fits so many parameters or bytes."""
+        return self.at(_removals(wanted, self.given)) if kind == "ratio" else _smallest(self, kind, wanted)
 
     def at(self, removed: int) -> Plan:
         ranks = zip(self.layers, self.given.ranks(removed), strict=True)
@@ -199,6 +207,7 @@ class _Plans:
             low_rank=(len(S) - rank) / len(S) > self.min_ratio and smaller,
             spectrum=S,
             item_size=self.layers[name].get_parameter("weight").element_size(),
+            content=self.contents[name],
         )
 
 
@@ -209,36 +218,50 @@ def _removals(ratio: float, given: Rule) -> int:
     return round(ratio * total)
 
 
-def _smallest(kind: str, wanted: float, plan_at: Callable[[int], Plan], given: Rule) -> Plan:
+def _smallest(plans: _Plans, kind: str, wanted: float) -> Plan:
     """The plan with the fewest removals whose ``kind`` (parameters or bytes) fits; sizes fall as more is removed."""
     size: Callable[[Plan], int] = attrgetter(kind)
-    low, high = 0, int((given.full - 1).sum())
-    before, least = plan_at(0), plan_at(high)
-    total = size(before)
+    low, high = 0, int((plans.given.full - 1).sum())
+    total, least = size(plans.at(0)), size(plans.at(high))
     goal = wanted * total if wanted < 1 else wanted
-    if not size(least) <= goal < total:
+    if goal >= total:
+        raise ValueError(f"{kind}={goal:,.0f} takes nothing away: the model has {total:,}")
+    if least > goal:
+        finer = size(replace(plans, multiple_of=1).at(high))
+        rounded = f" (with multiple_of=1, {finer:,})" if finer < least else ""
         raise ValueError(
             f"{kind}={goal:,.0f} cannot be reached: the model has {total:,} and, with every matrix at its least rank, "
-            f"{size(least):,}"
+            f"{least:,}{rounded}{'; a share lies below 1' if 1 <= wanted < 2 else ''}"
         )
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if size(plan_at(middle)) <= goal else (middle + 1, high)
-    return plan_at(low)
+        low, high = (low, middle) if size(plans.at(middle)) <= goal else (middle + 1, high)
+    return plans.at(low)
 
 
-def _noted(chosen: Plan, kind: str, wanted: float, min_ratio: float) -> Plan:
-    """With a note, and a warning, where it is far smaller than asked because many matrices are factorised at once."""
-    left, total = getattr(chosen, kind), getattr(chosen, f"{kind}_before")
-    asked = wanted if wanted < 1 else wanted / total
-    if min_ratio == 0 or left / total >= asked - NEAR:
-        return chosen
-    note = (
-        f"{left / total:.1%} of the model's {kind} are left where {asked:.1%} may be: sizes jump where many matrices "
-        "are factorised at once; a smaller min_ratio (0: whatever gets smaller) may come nearer"
-    )
-    warnings.warn(note, stacklevel=4)  # beyond torch's own wrapper, where `plan` was called
-    return replace(chosen, note=note)
+def _note(plans: _Plans, chosen: Plan, kind: str, wanted: float) -> str:
+    """Where a plan is not near to what was asked: by how much, and what other options would give."""
+
+    def given(plan: Plan) -> float:
+        return plan.reduction if kind == "ratio" else getattr(plan, kind) / getattr(plan, f"{kind}_before")
+
+    asked = wanted if wanted < 1 else wanted / getattr(chosen, f"{kind}_before")
+    reached = given(chosen)
+    # without rounding, a ratio is met but for single directions
+    if reached >= asked - NEAR or (kind == "ratio" and plans.multiple_of == 1):
+        return ""
+    changes = [{"min_ratio": 0.0}] if plans.min_ratio and kind != "ratio" else []
+    changes += [{"multiple_of": 1}] if plans.multiple_of > 1 else []
+    others = {next(iter(c)): given(replace(plans, **c).of(kind, wanted)) for c in changes}
+    nearer = [f"with {n}={c[n]:g}, {others[n]:.1%}" for c in changes for n in c if others[n] > reached + NEAR / 10]
+    if kind == "ratio":
+        said = f"{reached:.1%} of all directions go where {asked:.1%} may: ranks are rounded up"
+    else:
+        said = (
+            f"{reached:.1%} of the model's {kind} are left where {asked:.1%} may be: sizes jump where many matrices "
+            "change at once"
+        )
+    return "; ".join([said, *nearer])
 
 
 @torch.no_grad()
@@ -257,7 +280,7 @@ def apply(
     Raises
     ------
     ValueError
-        The plan is of another model, or the model is compressed already.
+        The plan is of another model or of other weights, or the model is compressed already or wrapped by PEFT.
 
     Examples
     --------
@@ -270,13 +293,18 @@ def apply(
     >>> sum(p.numel() for p in apply(model, chosen).parameters()) == chosen.parameters
     True
     """
-    if low_rank_layers(model):
-        raise ValueError("the model is compressed already; export it to dense first, or start from the original")
+    check_plain(model)
     layers = linear_layers(model)
     chosen = {c.name: c for c in plan.components if c.low_rank}
     strange = [n for n, c in chosen.items() if n not in layers or dense_shape(layers[n]) != c.shape]
     if strange:
         raise ValueError(f"the plan is for another model: it has no {', '.join(strange[:3])} of that shape")
+    other = [n for n, c in chosen.items() if c.content and c.content != content_of(layers[n].get_parameter("weight"))]
+    if other:
+        raise ValueError(
+            f"the plan is for another model, or for this one before its weights changed (by training, or a cast): "
+            f"{', '.join(other[:3])}; plan it again"
+        )
     sharing: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         if isinstance(getattr(module, "weight", None), nn.Parameter):
@@ -331,8 +359,8 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     Raises
     ------
     ValueError
-        The checkpoint is not compressed, its entry is malformed, or its architecture is of another kind than a language
-        model, a classifier or an encoder.
+        The checkpoint is not compressed, its entry is malformed, it names no class of `transformers`, or its weights do
+        not fill it.
 
     Examples
     --------
@@ -352,21 +380,9 @@ def load(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """
     from transformers import AutoConfig
 
-    config = pretrained(AutoConfig, resolve(str(path)))
-    if record_of(config) is None:
+    if record_of(pretrained(AutoConfig, resolve(str(path)))) is None:
         raise ValueError(f"{path} is not compressed: its config.json has no '{KEY}'; load it with rankwise.models.load")
-    architecture = str((*(config.architectures or ()), "")[0])
-    heads: dict[str, Task] = {
-        "CausalLM": "causal-lm",
-        "LMHeadModel": "causal-lm",
-        "SequenceClassification": "classification",
-        "Model": "base",
-    }
-    task: Task | None = next((t for end, t in heads.items() if architecture.endswith(end)), None)
-    if task is None:
-        raise ValueError(f"{path} holds a {architecture or 'model without a class'}; accepted: {', '.join(heads)}")
-    saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return load_model(str(path), task=task, num_labels=config.num_labels or 2, dtype=dtype or saved)
+    return load_as_saved(str(path), dtype=dtype)
 
 
 @torch.no_grad()

@@ -159,6 +159,49 @@ def load(
     return model
 
 
+def load_as_saved(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A checkpoint as the class that its ``config.json`` names, with the settings it has there.
+
+    Parameters
+    ----------
+    path : str
+        A folder that ``save_pretrained`` wrote, or a hub id.
+    dtype : torch.dtype, optional
+        The saved one by default.
+
+    Raises
+    ------
+    ValueError
+        No class of `transformers` is named, or the weights do not fill it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> from rankwise.models.loading import load_as_saved
+    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     BertForMaskedLM(config).save_pretrained(folder)
+    ...     model = load_as_saved(folder)
+    >>> type(model).__name__
+    'BertForMaskedLM'
+    """
+    import transformers
+
+    folder = resolve(path)
+    config = pretrained(transformers.AutoConfig, folder)
+    named = str(next(iter(config.architectures or ()), ""))
+    cls: Any = getattr(transformers, named, None) if named.isidentifier() else None
+    of_transformers = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if not of_transformers or not isinstance(config, cls.config_class or ()):
+        raise ValueError(
+            f"{path} holds a {named or 'model without a class'}, which is no {config.model_type} of transformers"
+        )
+    saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    with quiet_loading():
+        return _filled(_of_class(cls, folder, config, auto=cls, dtype=dtype or saved), folder, head=False)
+
+
 def _set_dropout(config: Any, dropout: float) -> None:
     """Every dropout probability of a configuration, and of those inside it, becomes ``dropout``."""
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
@@ -191,6 +234,11 @@ def _from_pretrained(auto: Any, folder: str, config: Any, **options: Any) -> tup
     cls = mapping[type(config)]
     if isinstance(cls, tuple):  # several heads of one model, as DeiT's with and without a teacher
         cls = next((c for c in cls if c.__name__ in (config.architectures or ())), cls[0])
+    return _of_class(cls, folder, config, auto=auto, **options)
+
+
+def _of_class(cls: Any, folder: str, config: Any, *, auto: Any, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """As `_from_pretrained`, of a class; ``auto`` is what reads a checkpoint without factorised layers."""
     record = record_of(config)
     built = cls if record is None else compressed_class(cls, record)
     if Path(folder).is_dir():

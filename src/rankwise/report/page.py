@@ -165,6 +165,7 @@ def write_compression(folder: Path, done: Compression, model: str, command: str)
         ],
         details=matrices,
         details_title="Every matrix",
+        notes=[done.plan.note] if done.plan.note else None,
     )
 
 

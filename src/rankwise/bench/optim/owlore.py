@@ -34,7 +34,6 @@ RECIPE = Recipe(
     name="owlore",
     part="text",
     about="OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: editorials",
-    remark="Recorded before OwLore's projected steps were as long as full ones by default; to be measured again.",
     spreads=True,
     smoke={
         "seeds": 1, "BLOCKS": 3, "TESTED": 2, "STEPS": 1, "SCALES": (4.0,),

@@ -228,8 +228,7 @@ class Job:
         set_seed(seed)
         model = ready.fresh_model()
         try:
-            # what training needs counts from the model that lies there
-            model = self._adapted(model, name, result.rank, seed, result).to(self.process.device)
+            model = self._placed(self._adapted(model, name, result.rank, seed, result))
             result.cost.total_parameters = ready.plan.total
             train(
                 model,
@@ -275,6 +274,10 @@ class Job:
             ),
         )
 
+    def _placed(self, model: nn.Module) -> nn.Module:
+        """Where this process trains: what training needs counts from the model there, and tests do not stay behind."""
+        return model.to(self.process.device)
+
     def _adapted(self, model: nn.Module, name: str, rank: int, seed: int, result: TrialResult) -> nn.Module:
         c, ready, start = self.config, self.ready, time.perf_counter()
         rows = ready.examples["train"]
@@ -307,7 +310,7 @@ class Job:
         folder = self.trial_folder(result.method, result.learning_rate, result.seed)
         label = result.label
         set_seed(result.seed)
-        model = load_adapted(self.ready.fresh_model(), folder / "adapter").to(self.process.device)
+        model = self._placed(load_adapted(self.ready.fresh_model(), folder / "adapter"))
         result.scores |= self._scored(model, missing, label, folder, step=self.config.steps)
         self.process.wait_for_everyone()
         if self.process.is_main_process:
@@ -374,8 +377,7 @@ class Job:
         path = self.out / "zero_shot.json"
         if self.process.is_main_process and not path.exists():
             folder = self.out / "trials" / "zero-shot"
-            model = self.ready.fresh_model().to(self.process.device)
-            scores = self._scored(model, self.ready.tests, "zero-shot", folder, step=0)
+            scores = self._scored(self._placed(self.ready.fresh_model()), self.ready.tests, "zero-shot", folder, step=0)
             write_json(path, scores)
         self.process.wait_for_everyone()
         return read_json(path)

@@ -212,6 +212,7 @@ def prepare(config: MergeConfig | Mapping[str, object], models: Mapping[str, Sou
     everyone, base = list(sources.values()), None if config.base_model is None else sources[config.base_model]
     lead = base or sources[config.references[0]]
     notes = [*config.notes, *agree(everyone, lead)]
+    notes += [note for s in everyone for note in s.notes]
     notes += [f"{s.label} is the base itself: it adds nothing" for s in everyone if s is not base and _same(s, base)]
     tokens = None if config.tokens is None else joined_vocabulary(everyone, config.tokens, base)
     planned = plan(config, sources, tokens)

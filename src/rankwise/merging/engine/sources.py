@@ -17,7 +17,7 @@ from rankwise.merging.engine.names import LAYER, is_output, is_words
 from rankwise.merging.shards import Entry, checkpoint_entries
 from rankwise.models.loading import resolve
 from rankwise.models.low_rank import KEY
-from rankwise.models.names import BUNDLED, kept_as
+from rankwise.models.names import BUNDLED, kept_as, model_fingerprint
 from rankwise.reading import read_json
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "tokenizer*"]
@@ -40,6 +40,8 @@ class Source:
         Where its configuration and tokenizer are; of an adapter, those of the model it changes.
     untied : bool
         An adapter changed the output layer, which the model's configuration ties to the embedding.
+    notes : tuple of str
+        What is odd about it, and may be meant: an adapter of other weights than those it is put on.
 
     Examples
     --------
@@ -55,6 +57,7 @@ class Source:
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     folder: Path | None = None
     untied: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -195,7 +198,18 @@ def _adapted(label: str, base: Path, folder: Path) -> Source:
     plain = _dense(Source(label=label, tensors=checkpoint_entries(base), folder=base))
     tensors, adapters = adapted(folder, settings, plain.tensors, label)
     untied = plain.ties and any(is_output(n) and n not in plain.tensors for n in tensors)
-    return Source(label=label, tensors=tensors, adapters=adapters, folder=base, untied=untied)
+    return Source(
+        label=label, tensors=tensors, adapters=adapters, folder=base, untied=untied, notes=_strange(label, base, folder)
+    )
+
+
+def _strange(label: str, base: Path, adapter: Path) -> tuple[str, ...]:
+    """A note where the adapter says by content on which model it was trained, and this is another."""
+    file = adapter / "rankwise.json"
+    content = read_json(file).get("base_content") if file.is_file() else None
+    if content is None or content == model_fingerprint(_bundled(str(base)), weights_only=True):
+        return ()
+    return (f"{label}: the adapter was trained on other weights than those of {base}, which it is added to",)
 
 
 def _dense(source: Source) -> Source:
