@@ -10,7 +10,8 @@ than ``min_ratio`` of its directions is a low-rank component (LRC) and becomes t
 ``B = U √σ (out, k)``, ``A = √σ Vᵀ (k, in)``; the others (N-LRC) stay dense.
 
 The paper's worth is ``(σ_j - σ_n) / (σ_1 - σ_n)``: ``method="welore"``. The default, ``σ_j² / Σσ²``, measures better
-(`rankwise bench welore`), most of all where a small flat matrix stands beside large steep ones.
+(`rankwise bench welore`: when calibrated at every reduction, without up to 30 %), most of all where a small flat matrix
+stands beside large steep ones.
 
 With calibration data the error minimised is that of the outputs, ``E‖(W - W') x‖²`` over the layer's inputs
 (`rankwise.compression.directions`; the aim is that of Wang et al., "SVD-LLM", arXiv 2403.07378). That is an extension:

@@ -31,7 +31,6 @@ RECIPE = Recipe(
     name="welore",
     part="perplexity",
     about="WeLore on SmolLM2: perplexity of ways to measure and to share ranks, calibrated or not",
-    remark="Recorded before uniform ranks were calibrated as well and energy stood beside them; to be measured again.",
     smoke={"RATIOS": (0.5,), "BLOCKS": 2, "TESTED": 2, "CALIBRATED": 2},
 )
 
