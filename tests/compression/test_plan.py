@@ -558,8 +558,8 @@ def test_what_a_weight_is_by_content_tells_dtypes_shapes_and_single_bits_apart()
     W = torch.arange(6.0).reshape(2, 3)
     nearly = W.clone()
     nearly[1, 2] = torch.nextafter(nearly[1, 2], torch.tensor(9.0))
-    others = [W.reshape(3, 2), W.double(), W.bfloat16(), nearly, torch.zeros(2, 3), torch.zeros(2, 3).bfloat16()]
-    assert len({content_of(w) for w in [W, *others]}) == 7
+    others = [W.reshape(3, 2), W.double(), W.bfloat16(), nearly, W.flip(0), torch.zeros(2, 3), -torch.zeros(2, 3)]
+    assert len({content_of(w) for w in [W, *others]}) == 8
     assert content_of(W.mT.contiguous().mT) == content_of(nn.Parameter(W)) == content_of(W.clone())
 
 

@@ -26,7 +26,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from rankwise.compression import apply, compress, load, plan, to_dense
+from rankwise.compression import apply, compress, load, plan, to_dense, welore
 from rankwise.compression.directions import damped, decomposed, factors, in_groups, second_moments
 from rankwise.compression.options import check_options
 from rankwise.compression.ranks import WORTH, energy_spectrum, normalized_spectrum, removal_order, top_spectrum
@@ -270,6 +270,19 @@ def test_a_plan_of_other_weights_is_refused_and_nothing_is_changed(what):
         apply(model, chosen)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert model.state_dict().keys() == before.keys()
+
+
+def test_a_plan_is_not_applied_to_weights_that_are_not_there():
+    model = llama()
+    chosen = plan(model, parameters=0.7)
+    with pytest.raises(ValueError, match="is on the meta device: a whole weight is needed"):
+        apply(model.to("meta"), chosen)
+
+
+def test_a_multiple_that_no_rank_is_below_is_refused_before_any_matrix_is_decomposed(monkeypatch):
+    monkeypatch.setattr(welore, "decompositions", lambda *_, **__: pytest.fail("work began"))
+    with pytest.raises(ValueError, match="multiple_of=16 rounds every rank up to the full one"):
+        plan(llama(), ratio=0.5, multiple_of=16)
 
 
 def test_a_plan_is_applied_to_a_copy_of_its_model():

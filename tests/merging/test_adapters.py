@@ -245,6 +245,9 @@ def test_an_adapter_on_other_weights_than_its_own_is_said_in_the_notes(base):
     assert len(notes("base", lead="copy")) == 1
     (base / "lora" / "rankwise.json").unlink()  # PEFT's own adapters say nothing of content
     assert notes("base", lead="copy") == []
+    (base / "lora" / "rankwise.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"rankwise.json: an object is needed, found a list"):
+        notes("base", lead="copy")
 
 
 def test_an_adapter_of_a_bundled_model_knows_it_by_name_and_in_its_folder(tmp_path):

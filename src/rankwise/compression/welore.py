@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from rankwise.compression.accepted import check_plain, components, content_of
+from rankwise.compression.accepted import check_plain, check_weight, components, content_of
 from rankwise.compression.directions import MEMORY, Decomposition, Progress, all_factors, decompositions
 from rankwise.compression.options import check_options
 from rankwise.compression.plans import Component, Plan
@@ -138,6 +138,9 @@ def plan(
         multiple_of=multiple_of,
     )
     layers = components(model, target)
+    largest = max(min(dense_shape(m)) for m in layers.values())
+    if multiple_of >= largest:
+        raise ValueError(f"multiple_of={multiple_of} rounds every rank up to the full one ({largest} at most)")
     calibration = () if calibrate is None else tuple(islice(calibrate, max_batches))
     if calibrate is not None and not calibration:
         raise ValueError("the calibration data is empty: no batch of inputs")
@@ -161,8 +164,6 @@ def plan(
             "calibration": calibration,
         },
     )
-    if multiple_of >= (largest := int(plans.given.full.max())):
-        raise ValueError(f"multiple_of={multiple_of} rounds every rank up to the full one ({largest} at most)")
     given = {"ratio": ratio, "parameters": parameters, "bytes": bytes}
     kind, wanted = next((k, float(v)) for k, v in given.items() if v is not None)
     chosen = plans.of(kind, wanted)
@@ -243,18 +244,19 @@ def _smallest(plans: _Plans, kind: str, wanted: float) -> Plan:
 def _note(plans: _Plans, chosen: Plan, kind: str, wanted: float) -> str:
     """Where a plan is not near to what was asked: by how much, and what other options would give."""
 
-    def given(plan: Plan) -> float:
+    def given_by(plan: Plan) -> float:
         return plan.reduction if kind == "ratio" else getattr(plan, kind) / getattr(plan, f"{kind}_before")
 
     asked = wanted if wanted < 1 else wanted / getattr(chosen, f"{kind}_before")
-    reached = given(chosen)
+    reached = given_by(chosen)
     # without rounding, a ratio is met but for single directions
     if reached >= asked - NEAR or (kind == "ratio" and plans.multiple_of == 1):
         return ""
-    changes = [{"min_ratio": 0.0}] if plans.min_ratio and kind != "ratio" else []
-    changes += [{"multiple_of": 1}] if plans.multiple_of > 1 else []
-    others = {next(iter(c)): given(replace(plans, **c).of(kind, wanted)) for c in changes}
-    nearer = [f"with {n}={c[n]:g}, {others[n]:.1%}" for c in changes for n in c if others[n] > reached + NEAR / 10]
+    changes: dict[str, float] = {"min_ratio": 0, "multiple_of": 1}
+    if kind == "ratio":
+        changes.pop("min_ratio")  # what is factorised is no matter of its ranks
+    others = {f"{n}={v}": given_by(replace(plans, **{n: v}).of(kind, wanted)) for n, v in changes.items()}
+    nearer = [f"with {option}, {x:.1%}" for option, x in others.items() if x > reached + NEAR / 10]
     if kind == "ratio":
         said = f"{reached:.1%} of all directions go where {asked:.1%} may: ranks are rounded up"
     else:
@@ -300,6 +302,8 @@ def apply(
     strange = [n for n, c in chosen.items() if n not in layers or dense_shape(layers[n]) != c.shape]
     if strange:
         raise ValueError(f"the plan is for another model: it has no {', '.join(strange[:3])} of that shape")
+    for name in chosen:
+        check_weight(name, layers[name].get_parameter("weight"))
     other = [n for n, c in chosen.items() if c.content and c.content != content_of(layers[n].get_parameter("weight"))]
     if other:
         raise ValueError(

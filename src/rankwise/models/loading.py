@@ -172,7 +172,7 @@ def load_as_saved(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedM
     Raises
     ------
     ValueError
-        No class of `transformers` is named, or the weights do not fill it.
+        No class of `transformers` is named, or the weights do not fill it (but for a pooler, as in `load`).
 
     Examples
     --------
