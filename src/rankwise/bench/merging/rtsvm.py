@@ -39,8 +39,6 @@ RECIPE = Recipe(
     part="experts",
     about="R-TSVM against other merges and against mixing the data, on three experts",
     spreads=True,
-    remark="Recorded before R-TSVM's outlier weights were free of scale and its ranks went by small entries; to be "
-    "measured again.",
     smoke={
         "seeds": 1, "steps": 1, "BLOCKS": 1, "TRAINED": 32, "VALIDATED": 4, "TESTED": 4, "RATES": (1e-4,),
         "SCALES": (1.0,), "LEAST": 1.0, "MOST": 1.0,

@@ -15,7 +15,6 @@ RECIPE = Recipe(
     name="owlore",
     part="label",
     about="OwLore against full AdamW, GaLore, LISA and LoRA on SmolLM2: sentiment as text-to-label",
-    remark="Recorded before OwLore's projected steps were as long as full ones by default; to be measured again.",
     spreads=True,
     smoke={
         "seeds": 1, "BLOCKS": 2, "TESTED": 8, "STEPS": 1, "SCALES": (4.0,),
