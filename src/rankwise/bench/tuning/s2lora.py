@@ -30,7 +30,6 @@ RECIPE = Recipe(
     name="s2lora",
     part="text",
     about="S2-LoRA against AdaLoRA, LoRA and BitFit: sentiment in four domains",
-    remark="Recorded before S2-LoRA's default set a share of its coefficients to zero; to be measured again.",
     spreads=True,
     smoke={
         "seeds": 1, "steps": 2, "TRAINED": 32, "TESTED": 10,
