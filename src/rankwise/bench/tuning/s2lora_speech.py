@@ -36,9 +36,6 @@ RECIPE = Recipe(
     part="speech",
     about="S2-LoRA against AdaLoRA, LoRA and BitFit: Whisper tiny.en and child-like speech",
     figures=(("AdaLoRA's ranks and S2-LoRA's mass by layer", "s2lora_speech_ranks.png"),),
-    remark="In so few steps the L1 term made no coefficient zero: S2-LoRA's effective rank is full everywhere, and "
-    "what is compared is the coefficients' mass. Recorded before S2-LoRA's default set a share of them to zero; to be "
-    "measured again.",
     spreads=True,
     smoke={"seeds": 1, "steps": 1, "TRAINED": 2, "TESTED": 1},
 )
