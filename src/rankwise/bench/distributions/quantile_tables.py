@@ -26,6 +26,7 @@ from rankwise.distributions.quantiles.bases import GaussianNetwork, predict_base
 from rankwise.distributions.quantiles.linear import LinearQuantile
 from rankwise.distributions.quantiles.metrics import report, weighted_interval_score
 from rankwise.events import OnEvent, environment
+from rankwise.parallel import threads_each
 
 RECIPE = Recipe(
     name="quantile-aggregation",
@@ -68,11 +69,12 @@ class Noise(BaseEstimator):
 
 
 def bases() -> list[tuple[str, Any]]:
-    """The base models, one thread each: splits run side by side, where threads of OpenMP wait for one another."""
+    """The base models."""
+    n = threads_each()
     return [
         ("linear", LinearQuantile(alpha=1e-4)),
-        ("LightGBM", LGBMRegressor(objective="quantile", n_estimators=TREES, num_leaves=15, verbose=-1, n_jobs=1)),
-        ("forest", RandomForestQuantileRegressor(n_estimators=TREES, min_samples_leaf=5, random_state=0, n_jobs=1)),
+        ("LightGBM", LGBMRegressor(objective="quantile", n_estimators=TREES, num_leaves=15, verbose=-1, n_jobs=n)),
+        ("forest", RandomForestQuantileRegressor(n_estimators=TREES, min_samples_leaf=5, random_state=0, n_jobs=n)),
         ("Gaussian network", GaussianNetwork(epochs=EPOCHS)),
     ]
 

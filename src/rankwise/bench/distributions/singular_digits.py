@@ -27,19 +27,19 @@ from rankwise.distributions.density.estimator import HighDimKDE
 from rankwise.distributions.singular.estimator import SingularGenerativeEstimator
 from rankwise.distributions.singular.networks import directions, sliced_wasserstein
 from rankwise.events import OnEvent, environment
-from rankwise.parallel import is_spread
+from rankwise.parallel import threads_each
 
 RECIPE = Recipe(
     name="singular-likelihood",
     part="digits",
     about="likelihood of perturbed data: handwritten digits",
     spreads=True,
-    smoke={"seeds": 1, "TEST": 40, "ROWS": 160, "EPOCHS": 2, "GAN_STEPS": 5, "TREES": 5, "JOBS": 1},
+    smoke={"seeds": 1, "TEST": 40, "ROWS": 160, "EPOCHS": 2, "GAN_STEPS": 5, "TREES": 5},
 )
 
 LATENT, ROWS, TEST = 10, 1_797, 500  # images, and of these for testing
 DIGITS = 5  # of a distance
-EPOCHS, GAN_STEPS, TREES, JOBS = 300, 2_000, 200, 2
+EPOCHS, GAN_STEPS, TREES = 300, 2_000, 200
 
 
 def measure(out: Path, *, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
@@ -139,7 +139,7 @@ def _sliced(a: np.ndarray, b: np.ndarray) -> list[float]:
 
 def _told_apart(a: np.ndarray, b: np.ndarray, seed: int) -> str:
     """Of every row of both whether a classifier that did not see it says right whose it is."""
-    forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=1 if is_spread() else JOBS)
+    forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=threads_each())
     labels = np.repeat([0, 1], [len(a), len(b)])
     said = np.asarray(cross_val_predict(forest, np.concatenate([a, b]), labels, cv=5))
     return "".join("1" if own == whose else "0" for own, whose in zip(said, labels, strict=True))
