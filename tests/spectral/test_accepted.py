@@ -23,6 +23,7 @@ from rankwise.spectral import (
     truncated_eigh,
     truncated_svd,
 )
+from rankwise.spectral.accepted import exact_products
 
 MATRIX = torch.randn(12, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 S = torch.linalg.svdvals(MATRIX)
@@ -179,3 +180,20 @@ def test_one_value_has_no_tail_and_no_value_no_variance():
     assert torch.isnan(hill_index(torch.tensor([4.0])))
     assert explained_variance(torch.zeros(3)).tolist() == [0, 0, 0]
     assert effective_rank(torch.zeros(3)) == stable_rank(torch.zeros(3)) == 0
+
+
+def test_products_are_exact_within_and_the_process_has_its_setting_again():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    seen = exact_products(lambda: matmul.fp32_precision)
+    try:
+        matmul.fp32_precision = "tf32"
+        assert seen() == "ieee"
+        with pytest.raises(ValueError, match="rank=9"):
+            truncated_svd(torch.eye(3), 9)
+        assert matmul.fp32_precision == "tf32"
+        matmul.fp32_precision = "ieee"
+        assert seen() == "ieee"
+        assert matmul.fp32_precision == "ieee"
+    finally:
+        matmul.fp32_precision = before

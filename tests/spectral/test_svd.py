@@ -93,6 +93,15 @@ def few_rows():
             "batch": torch.stack([torch.randn(400, 350), diagonal, block])}  # fmt: skip
 
 
+def test_directions_stay_orthonormal_where_only_rounding_is_left_to_find():
+    """What rounds after the third add is rounding, most of it along what was found already."""
+    g = torch.Generator().manual_seed(0)
+    for A in torch.randn(150, 60, 3, generator=g) @ torch.randn(150, 3, 50, generator=g):
+        svd = truncated_svd(A, 8, method="randomized", tol=0.0)
+        torch.testing.assert_close(svd.U.mT @ svd.U, torch.eye(8), atol=1e-5, rtol=0)
+        torch.testing.assert_close(svd.Vh @ svd.Vh.mT, torch.eye(8), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 5e8])
 @pytest.mark.parametrize("name", few_rows())
 def test_randomized_is_right_where_there_are_fewer_directions_than_asked(name, scale):

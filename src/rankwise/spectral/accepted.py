@@ -1,10 +1,15 @@
-"""What the numerics take: real, finite matrices, at any scale."""
+"""What the numerics take: real, finite matrices, at any scale, multiplied in the precision they have."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+Given, Returned = ParamSpec("Given"), TypeVar("Returned")
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAFE = 30  # a float32 of size 2^±30 can be squared and summed without leaving the range
 
@@ -37,6 +42,24 @@ def finite(A: Tensor, name: str) -> Tensor:
     if A.numel() and not all(torch.isfinite(x) for x in torch.aminmax(A.detach())):  # NaN spreads to both
         raise ValueError(f"{name}: the matrix of shape {tuple(A.shape)} has NaN or Inf entries")
     return A
+
+
+def exact_products(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Float32 is multiplied as float32 within the function, where ``torch.set_float32_matmul_precision`` lets GPUs take
+    TF32: directions would be orthogonal to three digits only. The process's setting comes back."""
+    matmul = torch.backends.cuda.matmul
+
+    @wraps(function)
+    def exactly(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        if matmul.fp32_precision != "tf32":
+            return function(*args, **kwargs)
+        matmul.fp32_precision = "ieee"
+        try:
+            return function(*args, **kwargs)
+        finally:
+            matmul.fp32_precision = "tf32"
+
+    return exactly
 
 
 def largest_entry(A: Tensor, dim: tuple[int, ...] = ()) -> Tensor:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankwise.spectral.accepted import finite, scaled
+from rankwise.spectral.accepted import exact_products, finite, scaled
 from rankwise.spectral.symmetric import gram, symmetric_eigh
 
 _SMALL = 0.01  # of the largest σ²: above it float32 leaves columns orthonormal to about 3e-5
@@ -33,6 +33,7 @@ _NULL = 1e-6  # of the largest σ: below it is rounding
 _INDEPENDENT = 0.1  # of a column: the least of it that must be new, for a float32 Gram matrix to tell
 
 
+@exact_products
 def polar_factor(U: Tensor, *, tol: float = _NULL) -> Tensor:
     """``U (UᵀU)^{-1/2}``: the nearest matrix with orthonormal columns (rows of a wide U), float32, shaped like U.
 
@@ -53,6 +54,7 @@ def polar_factor(U: Tensor, *, tol: float = _NULL) -> Tensor:
     return _orthonormalised(U, _by_gram(U, gram(U), tol), None)
 
 
+@exact_products
 def joined_polar(bases: Sequence[Tensor], *, times: Tensor | None = None) -> Tensor:
     """`polar_factor` of ``torch.cat(bases, 1)``, or its product with a matrix for less than both.
 
@@ -165,6 +167,7 @@ def _by_angles(U: Tensor, p: int, q: int) -> _Split:
     return _Split(root, V.float(), U @ V, _NULL)
 
 
+@exact_products
 def nearly_orthogonal_qr(Y: Tensor) -> tuple[Tensor, Tensor]:
     """``Y = Q R`` of columns ``(m, k)`` of about unit length, by the Cholesky factor of their Gram matrix.
 

@@ -174,7 +174,7 @@ def power_law_fit(
     """
     if min_tail < 2:
         raise ValueError(f"min_tail={min_tail}; a tail needs at least 2 values")
-    x = _nonnegative(values).flatten().sort().values
+    x = _nonnegative(values).flatten().cpu().sort().values  # thousands of small steps
     x = x[x > 0]
     if len(x) < min_tail:
         raise ValueError(f"a power-law fit needs at least {min_tail} positive values, got {len(x)}")
@@ -185,7 +185,7 @@ def power_law_fit(
     p_value = math.nan
     if n_tests:
         generator = torch.Generator().manual_seed(seed)
-        body, share = x[x < start].cpu(), len(tail) / len(x)
+        body, share = x[x < start], len(tail) / len(x)
         worse = 0
         for _ in range(n_tests):
             sample = _synthetic(body, share, alpha, start, len(x), generator)

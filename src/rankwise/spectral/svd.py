@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rankwise.spectral.accepted import finite, scaled
+from rankwise.spectral.accepted import exact_products, finite, scaled
 from rankwise.spectral.symmetric import gram, symmetric_eigh
 
 Method = Literal["auto", "gram", "randomized", "full"]
@@ -32,6 +32,7 @@ _AROUND = 32  # directions on either side of a cut that rounding may mix
 _SMALL = 3e-4  # of λ₁: an eigenvalue above it is right to 1e-3 in float32
 _CANCELS = 1e-4  # of ‖A‖²: what is left is taken entry by entry below it, where the difference has no digits
 _INDEPENDENT = 1e-5  # of L's diagonal: above it a Cholesky factor in float64 leaves Q orthonormal to 1e-6
+_PASSES, _MOST = 4, 0.5  # times that rows are freed of others: at least twice, until they keep most of their length
 _SEPARATE = 1e-4  # of σ₁: above it the columns of A V / S are orthonormal to 1e-8, (σ₁/σ)² times float64's precision
 
 
@@ -64,6 +65,7 @@ class TruncatedSVD(NamedTuple):
     error: Tensor
 
 
+@exact_products
 def truncated_svd(
     A: Tensor,
     rank: int,
@@ -152,6 +154,7 @@ def _left(A: Tensor, U: Tensor, S: Tensor, Vh: Tensor, total: Tensor) -> Tensor:
     return left.sqrt()
 
 
+@exact_products
 def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
     """Orthonormal ``(n, rank)`` that span A's leading right singular directions, from ``AᵀA`` in A's own precision.
 
@@ -181,6 +184,7 @@ def leading_right_vectors(A: Tensor, rank: int) -> Tensor:
     return V[:, :rank]
 
 
+@exact_products
 def spectrum_and_directions(A: Tensor) -> tuple[Tensor, Tensor]:
     """All singular values, and the singular vectors of the smaller side, about as accurate as LAPACK's float32 SVD.
 
@@ -226,6 +230,7 @@ def spectrum_and_directions(A: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp(min=0).sqrt() * scale, V.flip(1)
 
 
+@exact_products
 def balanced_factors(W: Tensor, rank: int, *, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``B: (m, k)`` and ``A: (k, n)`` with ``B A`` the best rank-k approximation, ``B = U √σ`` and ``A = √σ Vᵀ``.
 
@@ -280,6 +285,7 @@ def singular_values(A: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(G).flip(-1).clamp(min=0).sqrt()
 
 
+@exact_products
 def truncated_eigh(
     C: Tensor, rank: int, *, tol: float = 1e-6, max_restarts: int = 8, start: Tensor | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -401,30 +407,32 @@ def _settled(left: list[Tensor], tol: float, total: Tensor) -> bool:
 
 def _orthonormal(Y: Tensor) -> Tensor:
     """Q of ``Y = L Q``, in rows, L's diagonal positive."""
-    Q = _by_cholesky(Y)
-    return _by_householder(Y) if Q is None else Q
+    found = _by_cholesky(Y)
+    return _by_householder(Y) if found is None else found[0]
 
 
 def _beyond(Q: Tensor, Y: Tensor) -> Tensor:
     """Orthonormal rows orthogonal to those of Q which span, with them, what Y spans."""
-    for _ in range(2):  # once leaves what rounding put into Y along Q
+    for again in range(_PASSES):
         Y = Y - (Y @ Q.mT) @ Q
         found = _by_cholesky(Y)
         if found is None:  # Y adds fewer directions than it has rows: the rest must be orthogonal to Q as well
-            return _by_householder(torch.cat([Q, Y], -2))[..., Q.shape[-2] :, :]
-        Y = found
-    return Y
+            break
+        Y, left = found
+        if again and left > _MOST:  # of unit rows: what rounding put into them along Q is gone
+            return Y
+    return _by_householder(torch.cat([Q, Y], -2))[..., Q.shape[-2] :, :]
 
 
-def _by_cholesky(Y: Tensor) -> Tensor | None:
-    """`_orthonormal` in float64; nothing where rows nearly coincide, or vanish, in any matrix of the batch."""
+def _by_cholesky(Y: Tensor) -> tuple[Tensor, float] | None:
+    """`_orthonormal` in float64, and L's least entry; nothing where rows nearly coincide, or vanish, in any matrix."""
     D = Y.double()
     L, failed = torch.linalg.cholesky_ex(_outer(Y, Y))
     diagonal = L.diagonal(dim1=-2, dim2=-1)
     if bool(failed.any()) or bool((diagonal.amin(-1) < _INDEPENDENT * diagonal.amax(-1)).any()):
         return None
     inverse = torch.linalg.solve_triangular(L, torch.eye(L.shape[-1]).to(L), upper=False)
-    return (inverse @ D).to(Y.dtype)
+    return (inverse @ D).to(Y.dtype), float(diagonal.min())
 
 
 def _by_householder(Y: Tensor) -> Tensor:
