@@ -29,7 +29,7 @@ def moved(finished, tmp_path):
 
 def logits(model, tokenizer):
     with torch.no_grad():
-        return model.eval()(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits
+        return model.eval()(**tokenizer(TEXTS, return_tensors="pt", padding=True).to(model.device)).logits.cpu()
 
 
 # self-contained
@@ -168,7 +168,7 @@ def test_text_to_label_answers_by_the_labels_first_tokens(place, tmp_path):
     found = answers(trained, TEXTS)
     tokenizer = AutoTokenizer.from_pretrained(place / "llama")
     for text, answer in zip(TEXTS, found, strict=True):
-        ids = tokenizer(text + " label :", return_tensors="pt")
+        ids = tokenizer(text + " label :", return_tensors="pt").to(trained.model.device)
         with torch.no_grad():
             last = trained.model(**ids).logits[0, -1]
         p = last[tokenizer.convert_tokens_to_ids(["negative", "positive"])].softmax(-1)

@@ -138,15 +138,16 @@ def measure_caches(
 
     from rankwise.compression import thinking
     from rankwise.models import load, load_tokenizer
+    from rankwise.models.loading import placed
 
     prompts = _prompts(load_tokenizer(model), texts, tokens + continued, limit)
-    network = load(model, task="causal-lm").eval()
+    network = placed(load(model, task="causal-lm").eval())
     _check_length(network, tokens + continued)
     given = {"budget": budget, "bits": bits}
     files = [p for p in (texts, model) if Path(p).exists()]
     with nullcontext(None) if out is None else whole_folder(out, made_by="cache", inputs=files) as draft:
         with torch.inference_mode(), thinking(network):
-            texts_read = enumerate(each(prompts, "texts"))
+            texts_read = enumerate(ids.to(network.device) for ids in each(prompts, "texts"))
             found = [_one(network, ids, tokens, ratios, given, first=i == 0) for i, ids in texts_read]
         done = CacheReport(
             model=model, texts=texts, used=len(prompts), tokens=tokens, continued=continued, options=given,

@@ -22,6 +22,7 @@ from rankwise.jobs.early import check_compression
 from rankwise.jobs.tasks import Example, TextTask, batches, check_lengths
 from rankwise.models import load, load_tokenizer
 from rankwise.models.activations import Batch
+from rankwise.models.loading import placed
 from rankwise.models.names import check_own_files
 
 OnPhase = Callable[[str], None]
@@ -132,7 +133,7 @@ def compress_model(
     tokenizer = load_tokenizer(model)
     task = TextTask(kind="causal-lm", tokenizer=tokenizer, max_length=max_length)
     test, drawn, texts = _read(task, chosen, test_limit=test_limit, calibrate_limit=calibrate_limit, seed=seed)
-    network = load(model, task="causal-lm", dtype=None if dtype is None else getattr(torch, dtype)).eval()
+    network = placed(load(model, task="causal-lm", dtype=None if dtype is None else getattr(torch, dtype)).eval())
     check_lengths(task, network, [*test, *drawn])
     loader = inputs(task, drawn) if drawn else None
     start = time.perf_counter()
@@ -259,7 +260,7 @@ def measured(model: PreTrainedModel, task: TextTask, test: list) -> dict[str, fl
     start = time.perf_counter()
     perplexity = task.evaluate(model, test)["perplexity"]
     forward = sum(map(task.length, test)) / (time.perf_counter() - start)
-    ids = torch.tensor([test[0]["input_ids"][:8]])
+    ids = torch.tensor([test[0]["input_ids"][:8]], device=model.device)
     start = time.perf_counter()
     out = cast(Any, model).generate(  # a decoder has it
         ids, max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=task.tokenizer.pad_token_id

@@ -125,12 +125,13 @@ def compare_checkpoints(
         if type(first) is not type(last):
             raise ValueError(f"{before} is a {type(first).__name__} and {after} a {type(last).__name__}: of one class")
         _check_same(before, first, after, last)
-        inputs, n = _inputs((before, after), kind, data, limit, min(max_length, most_tokens(first) or max_length))
+        read, n = _inputs((before, after), kind, data, limit, min(max_length, most_tokens(first) or max_length))
+        inputs = {k: v.to(first.device) for k, v in read.items()}
         if n < 2:
             raise ValueError(f"{data}, limit={limit}: a single input, whose alignment is 1 by itself; at least 2")
         inside = [f"{name}.weight" for name in linear_layers(last)] if target is None else target
     with waiting("measuring"):
-        direction = torch.randn(_width(last), DIRECTIONS, generator=torch.Generator().manual_seed(seed))
+        direction = torch.randn(_width(last), DIRECTIONS, generator=torch.Generator().manual_seed(seed)).to(last.device)
         found = laziness(
             first, last, inputs, params=inside, rows=min(rows, n), center=center,
             output_fn=_output(kind, direction / DIRECTIONS**0.5), representation_fn=_representation(kind),
@@ -171,11 +172,11 @@ def _loaded(name: str, kind: str) -> PreTrainedModel:
     from transformers import AutoConfig
 
     from rankwise.models import load, resolve
-    from rankwise.models.loading import pretrained
+    from rankwise.models.loading import placed, pretrained
 
     labels = pretrained(AutoConfig, resolve(name)).num_labels if kind == "classification" else None
     task: Any = kind
-    return load(name, task=task, num_labels=labels).eval()
+    return placed(load(name, task=task, num_labels=labels).eval())
 
 
 def _check_same(before: str, first: PreTrainedModel, after: str, last: PreTrainedModel) -> None:

@@ -36,7 +36,7 @@ from rankwise.jobs.models import UNTRAINED, base_of, fresh
 from rankwise.jobs.speech import SpeechTask
 from rankwise.jobs.tasks import Task, TextTask
 from rankwise.models import load, load_processor, load_tokenizer
-from rankwise.models.loading import quiet_loading
+from rankwise.models.loading import placed, quiet_loading
 from rankwise.models.names import Task as ModelTask
 from rankwise.models.whisper import shorten
 from rankwise.nearest import unknown
@@ -76,7 +76,7 @@ def load_trained(folder: Path, *, model: str | None = None) -> Trained:
         base = checked_base(folder, about, model)
         task: Task = SpeechTask.of(base, language=about.language, processor=str(folder))
         loaded: nn.Module = shorten(load(base, task="asr"), stride=about.silence_stride)
-        return Trained(about=about, model=load_adapted(loaded, folder).eval(), task=task)
+        return Trained(about=about, model=placed(load_adapted(loaded, folder).eval()), task=task)
     task = TextTask(
         kind=about.task,
         tokenizer=load_tokenizer(str(folder)),
@@ -85,7 +85,7 @@ def load_trained(folder: Path, *, model: str | None = None) -> Trained:
         question=about.question,
         chat=about.chat,
     )
-    return Trained(about=about, model=_whole_or_adapted(folder, about, model).eval(), task=task)
+    return Trained(about=about, model=placed(_whole_or_adapted(folder, about, model).eval()), task=task)
 
 
 def _whole_or_adapted(folder: Path, about: About, model: str | None) -> nn.Module:

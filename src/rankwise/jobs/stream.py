@@ -115,14 +115,15 @@ def adapt_to_pictures(
     """
     check_stream(images, out, model=model, method=method, preset=preset, batch_size=batch_size, state=state, seed=seed)
     from rankwise.models import load, load_image_processor
+    from rankwise.models.loading import placed
 
-    network, processor = load(model, task="image-classification").eval(), load_image_processor(model)
+    network, processor = placed(load(model, task="image-classification").eval()), load_image_processor(model)
     names = {int(i): str(name) for i, name in (network.config.id2label or {}).items()}
     found = None if images == LISTED else _folder(images, list(names.values()) if classes else None)
     adapter = _adapter(network, processor, method, preset, seed)
     if state is not None and (state / "state.json").is_file():
         adapter.load(state)
-    source = load(model, task="image-classification").eval()
+    source = placed(load(model, task="image-classification").eval())
     batches: Iterable[list[tuple[str, Image, str | None]]]
     stopped: list[ValueError | KeyboardInterrupt] = []
     if found is None:
@@ -155,6 +156,7 @@ def _predicted(
         for number, batch in enumerate(batches, 1):
             with uninterrupted():  # half a step is no state to go on from
                 pixels = processor([picture for _, picture, _ in batch], return_tensors="pt")["pixel_values"]
+                pixels = pixels.to(source.device)
                 with torch.no_grad():
                     plain = source(pixel_values=pixels).logits
                 rows += _rows(batch, adapter.predict({"pixel_values": pixels}), plain, names, number, adapter)

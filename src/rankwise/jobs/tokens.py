@@ -135,13 +135,14 @@ def prune_pictures(
 
     from rankwise.compression import zero_tprune
     from rankwise.models import load, load_image_processor
+    from rankwise.models.loading import placed
 
-    pictures, network = _pictures(path, split, limit), load(model).eval()
+    pictures, network = _pictures(path, split, limit), placed(load(model).eval())
     says = _speaker(network, model, captions)
     processor = load_image_processor(model)
     # one at a time: a photograph takes a hundred times what the model sees of it
     prepared = [processor(pictures.pil(i), return_tensors="pt")["pixel_values"] for i in range(len(pictures))]
-    batch = torch.cat(prepared)
+    batch = torch.cat(prepared).to(network.device)
     with whole_folder(out, made_by="tokens", inputs=[path, model]) as draft, torch.inference_mode():
         before = says(batch)
         with zero_tprune(network, target_flops=flops) as pruned:
@@ -195,7 +196,7 @@ def _speaker(network: Any, model: str, captions: Sequence[str]) -> Callable[[Ten
     if (longest := int(lengths.max())) > most:
         said = captions[int(lengths.argmax())]
         raise ValueError(f"caption '{said[:40]}…' has {longest} tokens; {model} reads up to {most}")
-    given = {k: words[k] for k in ("input_ids", "attention_mask")}
+    given = {k: words[k].to(network.device) for k in ("input_ids", "attention_mask")}
     return lambda pixels: _likeliest(network(pixel_values=pixels, **given).logits_per_image, dict(enumerate(captions)))
 
 
@@ -227,7 +228,7 @@ def _seen(
 def _shown(batch: Tensor, processor: Any) -> list[NDArray[np.float32]]:
     """Pixels as the model sees them, but for the shift and scale of colours."""
     mean, std = (np.asarray(getattr(processor, f"image_{n}", None) or d) for n, d in (("mean", 0.0), ("std", 1.0)))
-    pixels = batch.permute(0, 2, 3, 1).float().numpy()
+    pixels = batch.permute(0, 2, 3, 1).float().cpu().numpy()
     return list(np.clip(pixels * std + mean if getattr(processor, "do_normalize", True) else pixels, 0, 1))
 
 

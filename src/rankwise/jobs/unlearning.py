@@ -20,6 +20,7 @@ from rankwise.data.tables import read_table
 from rankwise.files import check_output, content_of, drafted, whole_folder
 from rankwise.jobs.early import check_asking, check_forgetting
 from rankwise.models import load, load_tokenizer, model_fingerprint
+from rankwise.models.loading import placed
 
 TRAINING = "training.safetensors"  # in the draft, while a request trains
 OF_SCHEDULE = ("steps", "batch_size", "learning_rate")
@@ -111,7 +112,7 @@ def forget_file(
     with drafted(out, made_by=MADE_BY, told=told, inputs=inputs) as draft, _noted(name) as notes:
         if first != (content_of(out) if (out / "o3.json").is_file() else ""):
             raise ValueError(f"another command changed {out} meanwhile: give this one again")
-        parts = load(named, task="causal-lm").eval(), load_tokenizer(named)
+        parts = placed(load(named, task="causal-lm").eval()), load_tokenizer(named)
         if kept is None:
             unlearner = O3Unlearner(*parts, settings=settings, encoder=encoder, measured=others)
         else:
@@ -168,7 +169,7 @@ def ask(
     kept = state.read(folder)
     named = _model(kept, model, folder)
     reads = LayerEncoder(_encoder(kept, encoder, folder))
-    parts = load(named, task="causal-lm").eval(), load_tokenizer(named)
+    parts = placed(load(named, task="causal-lm").eval()), load_tokenizer(named)
     unlearner = O3Unlearner.of(kept, *parts, encoder=reads, source=str(folder))
     weights, said = unlearner.weights(asked), unlearner.generate(asked, max_new_tokens=max_new_tokens)
     names = unlearner.requests

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rankwise.files import content_of, write_json
-from rankwise.models.loading import load, load_tokenizer, most_tokens, resolve
+from rankwise.models.loading import load, load_tokenizer, most_tokens, placed, resolve
 from rankwise.models.names import check_own_files
 from rankwise.reading import read_json
 
@@ -28,7 +28,7 @@ class TextEncoder:
     Parameters
     ----------
     model : str
-        ``minilm``, a folder or a hub id.
+        ``minilm``, a folder or a hub id; read onto the GPU where torch sees one.
     max_length : int
         Tokens of a text that are read at most; the encoder's own limit also holds.
     batch_size : int
@@ -66,7 +66,7 @@ class TextEncoder:
 
     def __init__(self, model: str = "minilm", *, max_length: int = 256, batch_size: int = 64) -> None:
         self.pooling, self._folder = _pooling(model), model
-        self.model, self.tokenizer = load(model, task="base").eval(), load_tokenizer(model)
+        self.model, self.tokenizer = placed(load(model, task="base").eval()), load_tokenizer(model)
         self.max_length = min(max_length, self.tokenizer.model_max_length, most_tokens(self.model) or max_length)
         self.batch_size = batch_size
 

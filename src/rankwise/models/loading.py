@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 
 from rankwise.archive import Archive, cache_folder, members
 from rankwise.files import cached
@@ -35,6 +36,7 @@ from rankwise.reading import read_json
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase, WhisperProcessor
 
+M = TypeVar("M", bound=nn.Module)
 # Whisper's table of British and American spellings, which its English normaliser reads
 _SPELLINGS = Archive(
     package="whisper-normalizer",
@@ -157,6 +159,19 @@ def load(
     if task == "classification" and config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name_or_path).pad_token_id
     return model
+
+
+def placed(model: M) -> M:
+    """The model where commands compute: on the GPU, where torch sees one, else where it is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rankwise.models.loading import placed
+    >>> placed(torch.nn.Linear(2, 3)).weight.is_cuda == torch.cuda.is_available()
+    True
+    """
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def load_as_saved(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:

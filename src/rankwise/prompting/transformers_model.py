@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise.files import fingerprint
-from rankwise.models.loading import load, load_tokenizer, model_fingerprint, pretrained, resolve
+from rankwise.models.loading import load, load_tokenizer, model_fingerprint, placed, pretrained, resolve
 from rankwise.prompting.encoding import continuations, padding
 from rankwise.prompting.language_model import (
     Generation,
@@ -35,8 +35,9 @@ class TransformersModel:
     Parameters
     ----------
     model : str or PreTrainedModel
-        ``smollm2``, a folder, a hub id, or a loaded causal model (any device, any floating dtype; PEFT's adapters too,
-        but for those that put tokens of their own before the prompt).
+        ``smollm2``, a folder or a hub id, read as float32 onto the GPU where torch sees one; or a loaded causal model
+        (any device, any floating dtype; PEFT's adapters too, but for those that put tokens of their own before the
+        prompt).
     tokenizer : PreTrainedTokenizerBase, optional
         The model's tokenizer: needed with a loaded model.
     batch_size : int
@@ -97,7 +98,7 @@ class TransformersModel:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The weights, read when they are first needed: to count tokens they are not."""
-        model = load(self._given, task="causal-lm") if isinstance(self._given, str) else self._given
+        model = placed(load(self._given, task="causal-lm")) if isinstance(self._given, str) else self._given
         return model.eval()
 
     def identity(self) -> object:

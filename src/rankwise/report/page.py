@@ -144,7 +144,7 @@ def write_compression(folder: Path, done: Compression, model: str, command: str)
 
     header, rows = compression_summary(done)
     matrices = markdown(*every_rank(done.plan))
-    spectra = [(c.name, normalized_spectrum(c.spectrum).numpy()) for c in done.plan.components]
+    spectra = [(c.name, normalized_spectrum(c.spectrum).cpu().numpy()) for c in done.plan.components]
     kept = {c.name: c.rank / c.full_rank for c in done.plan.components}
     stored = {c.name: c.parameters / c.parameters_before for c in done.plan.components}
     render(

@@ -251,7 +251,7 @@ def alignment(A: Tensor, B: Tensor, *, center: bool = False, of: str = "kernel")
 
 def _scaled(K: Tensor, center: bool, what: str, end: str) -> Tensor:
     """Over its largest entry, centred where that is asked."""
-    top = float(K.abs().max())
+    top = K.abs().max()  # kept a tensor: a GPU divides by a number by multiplying by its inverse, which can overflow
     if top == 0:
         raise ValueError(f"{what} is zero for all inputs at the {end}: no alignment is defined (a dead network?)")
     if not top < float("inf"):  # NaN too
@@ -259,7 +259,7 @@ def _scaled(K: Tensor, center: bool, what: str, end: str) -> Tensor:
     if not center:
         return K / top
     K = _centred(K / top)
-    left = float(K.abs().max())
+    left = K.abs().max()
     if left <= _ROUNDING * torch.finfo(K.dtype).eps:
         raise ValueError(f"{what} is the same for all inputs at the {end}: centred, no alignment is defined")
     return K / left

@@ -76,7 +76,7 @@ def learner_of(name: str) -> Learner:
     """A pretrained model with its tokenizer or image processor; a text encoder without a head."""
     import transformers
 
-    from rankwise.models.loading import pretrained
+    from rankwise.models.loading import placed, pretrained
 
     config = pretrained(transformers.AutoConfig, resolve(name))
     made_for = str(next(iter(config.architectures or ()), ""))
@@ -91,7 +91,7 @@ def learner_of(name: str) -> Learner:
                          "causal language model is needed")  # fmt: skip
     else:
         kind = "base"
-    model: Any = load(name, task=kind)  # pyright: ignore[reportArgumentType]  (one of its literals)
+    model: Any = placed(load(name, task=kind))  # pyright: ignore[reportArgumentType]  (one of its literals)
     return Learner(
         name=name,
         kind=kind,

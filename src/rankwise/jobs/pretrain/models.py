@@ -112,11 +112,13 @@ def accuracy(
     model.eval()
     options = {}
     if tokenizer is not None:
-        options = tokenizer([f"a photo of {article(c)}" for c in classes], padding=True, return_tensors="pt")
+        options = tokenizer([f"a photo of {article(c)}" for c in classes], padding=True, return_tensors="pt").to(
+            model.device
+        )
     right = 0
     for start in range(0, len(labels), 500):
-        pixels = normalised(images[start : start + 500].permute(0, 3, 1, 2).float() / 255)
+        pixels = normalised(images[start : start + 500].to(model.device).permute(0, 3, 1, 2).float() / 255)
         output = model(pixel_values=pixels, **options)
         logits = output.logits if tokenizer is None else output.logits_per_image
-        right += int((logits.argmax(-1) == labels[start : start + 500]).sum())
+        right += int((logits.argmax(-1).cpu() == labels[start : start + 500]).sum())
     return 100 * right / len(labels)

@@ -43,8 +43,8 @@ def least_squares(features: Tensor, taught: Tensor, rows: Tensor, rank: int) -> 
     True
     """
     x, apart = features.double(), (taught - features @ rows.T).double()
-    found = RidgeCV(alphas=STRENGTHS, fit_intercept=False).fit(x.numpy(), apart.numpy())
-    change = torch.from_numpy(found.coef_)
+    found = RidgeCV(alphas=STRENGTHS, fit_intercept=False).fit(x.cpu().numpy(), apart.cpu().numpy())
+    change = torch.from_numpy(found.coef_).to(x)
     gram = change @ (x.T @ x) @ change.T  # of the answers, (classes, classes)
     up = torch.linalg.eigh(gram).eigenvectors.flip(-1)[:, :rank]
     return (up.T @ change).float(), up.float()

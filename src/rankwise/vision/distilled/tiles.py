@@ -81,7 +81,7 @@ def best_squares(
     """
     drawn = torch.stack([random_squares(p, crops, rng) for p in pictures])  # (n, crops, 3, s, s)
     logits = torch.cat([teacher(part) for part in drawn.flatten(0, 1).split(256)])
-    losses = F.cross_entropy(logits, torch.full((len(logits),), label, device=logits.device), reduction="none").cpu()
+    losses = F.cross_entropy(logits, torch.full((len(logits),), label, device=logits.device), reduction="none")
     last = None if empty else shows_nothing(drawn, pictures)
     return drawn[chosen(losses.view(len(pictures), crops), keep, last=last)]
 
@@ -121,7 +121,7 @@ def chosen(losses: Tensor, keep: int, *, last: Tensor | None = None) -> tuple[Te
     >>> rows.tolist(), columns.tolist()
     ([2, 1], [0, 0])
     """
-    numbers, after = losses.numpy(), np.zeros(losses.shape, bool) if last is None else last.numpy()
+    numbers, after = losses.cpu().numpy(), np.zeros(losses.shape, bool) if last is None else last.cpu().numpy()
     columns = np.lexsort((numbers, after))[:, 0]
     own = np.arange(len(numbers)), columns
     rows = np.lexsort((numbers[own], after[own]))[:keep]
