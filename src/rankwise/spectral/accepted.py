@@ -9,7 +9,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-Given, Returned = ParamSpec("Given"), TypeVar("Returned")
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAFE = 30  # a float32 of size 2^±30 can be squared and summed without leaving the range
 
