@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,6 +48,14 @@ def spread_over(*, jobs: int = 1, scheduler: str | None = None) -> Iterator[None
 def is_spread() -> bool:
     """Whether a `spread_over` around says where runs go."""
     return _where.get() != (1, None)
+
+
+def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
+    """Settings of a `transformers` Trainer whose batch is what was asked for: beside a second GPU it would take one for
+    each (DataParallel). Several are used by a process for each, as `accelerate launch` starts them."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def threads_each() -> int:

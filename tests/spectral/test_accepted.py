@@ -1,5 +1,8 @@
 """What every numeric function takes: any finite scale is served, NaN and complex entries are refused by name."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from rankwise.spectral import (
     balanced_factors,
     effective_rank,
     explained_variance,
+    gram,
     hill_index,
     leading_right_vectors,
     orthogonality_error,
@@ -186,9 +190,10 @@ def test_products_are_exact_within_and_the_process_has_its_setting_again():
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     seen = exact_products(lambda: matmul.fp32_precision)
+    nested = exact_products(lambda: (seen(), matmul.fp32_precision))
     try:
         matmul.fp32_precision = "tf32"
-        assert seen() == "ieee"
+        assert nested() == ("ieee", "ieee")
         with pytest.raises(ValueError, match="rank=9"):
             truncated_svd(torch.eye(3), 9)
         assert matmul.fp32_precision == "tf32"
@@ -197,3 +202,45 @@ def test_products_are_exact_within_and_the_process_has_its_setting_again():
         assert matmul.fp32_precision == "ieee"
     finally:
         matmul.fp32_precision = before
+
+
+def test_a_threads_products_stay_exact_while_another_thread_ends():
+    matmul, begun, ended = torch.backends.cuda.matmul, Event(), Event()
+    before = matmul.fp32_precision
+
+    @exact_products
+    def first():
+        begun.wait(10)
+
+    @exact_products
+    def second():
+        begun.set()
+        assert ended.wait(10)
+        return matmul.fp32_precision
+
+    try:
+        matmul.fp32_precision = "tf32"
+        with ThreadPoolExecutor(2) as pool:
+            one, two = pool.submit(first), pool.submit(second)
+            one.result()
+            ended.set()
+            assert two.result() == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_a_setting_that_follows_the_general_one_follows_it_again():
+    general = torch.backends.fp32_precision
+    try:
+        torch.backends.fp32_precision = "tf32"
+        assert exact_products(lambda: torch.backends.cuda.matmul.fp32_precision)() == "ieee"
+        torch.backends.fp32_precision = "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = general
+
+
+def test_what_is_guarded_compiles_as_a_whole():
+    A = torch.randn(9, 4)
+    torch.testing.assert_close(torch.compile(gram, fullgraph=True, backend="eager")(A), A.mT @ A)

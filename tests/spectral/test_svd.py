@@ -93,6 +93,14 @@ def few_rows():
             "batch": torch.stack([torch.randn(400, 350), diagonal, block])}  # fmt: skip
 
 
+def test_float64_is_orthonormal_to_float64s_digits():
+    U, _, Vh = torch.linalg.svd(torch.randn(300, 300, dtype=torch.float64))
+    S = torch.full((300,), 3e-5, dtype=torch.float64)
+    S[:6] = 1
+    svd = truncated_svd(U * S @ Vh, 8, method="randomized")
+    torch.testing.assert_close(svd.U.mT @ svd.U, torch.eye(8, dtype=torch.float64), atol=1e-13, rtol=0)
+
+
 def test_directions_stay_orthonormal_where_only_rounding_is_left_to_find():
     """What rounds after the third add is rounding, most of it along what was found already."""
     g = torch.Generator().manual_seed(0)

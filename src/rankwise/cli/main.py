@@ -34,6 +34,7 @@ from rankwise.cli import (  # noqa: F401
 )
 from rankwise.cli.app import app, errors, when_cut_short
 
+_ON_CPU = " (CUDA_VISIBLE_DEVICES= before the command keeps it on the CPU)"
 LONGEST = 2000  # characters of a message
 REPORT = "please report it, with what stands above and the command, where the project is hosted (see CONTRIBUTING.md)"
 
@@ -58,7 +59,8 @@ def run() -> None:
         sys.exit(2)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
-            errors.print(f"error: not enough memory{when_cut_short()}: {explained(error)}", style="red", soft_wrap=True)
+            said = f"{explained(error)}{_ON_CPU if 'CUDA' in str(error) else ''}"
+            errors.print(f"error: not enough memory{when_cut_short()}: {said}", style="red", soft_wrap=True)
             sys.exit(2)
         errors.print(traceback.format_exc(), soft_wrap=True)
         errors.print(f"this is a fault of rankwise {__version__}, not yours: {REPORT}", style="red", soft_wrap=True)

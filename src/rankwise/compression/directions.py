@@ -139,13 +139,14 @@ def _each_layer(
     f: Callable[[Tensor, Tensor | None, str], Result],
     memory: int,
 ) -> Iterator[Result]:
-    """``f(W, C, name)`` of every layer in order, several at a time; C is None without calibration."""
+    """``f(W, C, name)`` of every layer in order, several at a time on a CPU; C is None without calibration."""
+    workers = 1 if any(p.is_cuda for p in model.parameters()) else None  # a GPU works at one after the other
     if not calibration:
-        yield from each(lambda name: f(weight_of(layers[name]), None, name), layers)
+        yield from each(lambda name: f(weight_of(layers[name]), None, name), layers, workers=workers)
         return
     for group in in_groups(layers, memory):
         C = second_moments(model, group, calibration)
-        yield from each(lambda name, C=C: f(weight_of(layers[name]), C[name], name), group)
+        yield from each(lambda name, C=C: f(weight_of(layers[name]), C[name], name), group, workers=workers)
 
 
 def second_moments(model: nn.Module, layers: Layers, batches: Sequence[Batch]) -> dict[str, Tensor]:

@@ -213,8 +213,9 @@ def _one(
         for cache, kept in zip(caches, told, strict=True):
             start = time.perf_counter()
             logits = network(ids[:, at : at + 1], cache=cache).logits[0, -1].float()
+            finite = bool(logits.isfinite().all())  # known once a GPU is done
             kept["seconds"].append(time.perf_counter() - start)
-            if not logits.isfinite().all():
+            if not finite:
                 raise ValueError("the model's logits are nan or inf: are its weights whole?")
             kept["loss"].append(float(torch.nn.functional.cross_entropy(logits, ids[0, at + 1])))
             kept["next"].append(int(logits.argmax()))
@@ -238,11 +239,18 @@ def _check_seen(prompt: ThinKCache) -> None:
 
 
 def resident(cache: ThinKCache) -> int:
-    """By how much the process grows for a copy of a cache."""
-    process = psutil.Process()
-    before = process.memory_info().rss
+    """By how much the process, or what it holds of a GPU, grows for a copy of a cache."""
+    before = _held(cache)
     copies = [copy.deepcopy(cache) for _ in range(_COPIES)]
-    return (process.memory_info().rss - before) // len(copies)
+    return (_held(cache) - before) // len(copies)
+
+
+def _held(cache: ThinKCache) -> int:
+    import torch
+
+    if any(t.is_cuda for t in vars(cache.layers[0]).values() if isinstance(t, torch.Tensor)):
+        return torch.cuda.memory_allocated()
+    return psutil.Process().memory_info().rss
 
 
 def _over_texts(ratio: float, found: list[dict[str, Any]]) -> Measured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,14 +257,17 @@ def _measured_as(
 
 @torch.no_grad()
 def measured(model: PreTrainedModel, task: TextTask, test: list) -> dict[str, float]:
-    """Perplexity, and tokens a second of a forward pass and of greedy decoding."""
+    """Perplexity, and tokens a second of a forward pass and of greedy decoding, once warm."""
+    ids = torch.tensor([test[0]["input_ids"][:8]], device=model.device)
+    decode = partial(  # a decoder has it
+        cast(Any, model).generate, ids, do_sample=False, pad_token_id=task.tokenizer.pad_token_id
+    )
+    task.evaluate(model, test[:1])
+    decode(max_new_tokens=2)
     start = time.perf_counter()
     perplexity = task.evaluate(model, test)["perplexity"]
     forward = sum(map(task.length, test)) / (time.perf_counter() - start)
-    ids = torch.tensor([test[0]["input_ids"][:8]], device=model.device)
     start = time.perf_counter()
-    out = cast(Any, model).generate(  # a decoder has it
-        ids, max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=task.tokenizer.pad_token_id
-    )
+    out = decode(max_new_tokens=24, min_new_tokens=24)
     decoded = (out.shape[1] - ids.shape[1]) / (time.perf_counter() - start)
     return {"perplexity": perplexity, "tokens_per_second": forward, "decoded_per_second": decoded}

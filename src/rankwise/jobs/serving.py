@@ -76,7 +76,7 @@ def load_trained(folder: Path, *, model: str | None = None) -> Trained:
         base = checked_base(folder, about, model)
         task: Task = SpeechTask.of(base, language=about.language, processor=str(folder))
         loaded: nn.Module = shorten(load(base, task="asr"), stride=about.silence_stride)
-        return Trained(about=about, model=placed(load_adapted(loaded, folder).eval()), task=task)
+        return Trained(about=about, model=load_adapted(loaded, folder).eval(), task=task)
     task = TextTask(
         kind=about.task,
         tokenizer=load_tokenizer(str(folder)),
@@ -85,7 +85,7 @@ def load_trained(folder: Path, *, model: str | None = None) -> Trained:
         question=about.question,
         chat=about.chat,
     )
-    return Trained(about=about, model=placed(_whole_or_adapted(folder, about, model).eval()), task=task)
+    return Trained(about=about, model=_whole_or_adapted(folder, about, model).eval(), task=task)
 
 
 def _whole_or_adapted(folder: Path, about: About, model: str | None) -> nn.Module:
@@ -104,7 +104,7 @@ def _whole_or_adapted(folder: Path, about: About, model: str | None) -> nn.Modul
 def answers(
     trained: Trained, asked: list[str], *, recordings: bool | None = None, progress: OnParts = lambda parts, _: parts
 ) -> list[dict[str, Any]]:
-    """What the model says of each text or recording.
+    """What the model says of each text or recording, on the GPU where torch sees one.
 
     Parameters
     ----------
@@ -123,6 +123,7 @@ def answers(
     speech = isinstance(trained.task, SpeechTask)
     if recordings is not None and recordings != speech:
         raise ValueError(f"this adapter is about {'speech: give --audio' if speech else 'text: give --text'}")
+    placed(trained.model)
     parts = [asked[i : i + AT_ONCE] for i in range(0, len(asked), AT_ONCE)]
     return [answer for part in progress(parts, len(parts)) for answer in _answered(trained, part)]
 
@@ -257,12 +258,12 @@ def attention_maps(trained: Trained, texts: list[str]) -> list[tuple[list[str], 
     maps = []
     for text in texts:
         batch = task.tokenizer(text, return_tensors="pt", truncation=True, max_length=about.max_length)
-        out = model(**batch)
+        out = model(**batch.to(next(model.parameters()).device))
         if out.attentions is None:
             raise ValueError(f"{about.base} pools without attention: there is nothing to draw")
         tokens = task.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
         title = about.labels[int(out.logits.argmax())] if about.labels else f"{float(out.logits):.2f}"
-        maps.append((tokens, out.attentions[0][0].numpy(), title))
+        maps.append((tokens, out.attentions[0][0].cpu().numpy(), title))
     return maps
 
 

@@ -30,6 +30,7 @@ from rankwise.jobs.tasks import Example, Task
 from rankwise.ledger import Cost, count_parameters, measure
 from rankwise.models.whisper import encoder_of
 from rankwise.optim import GaLoreAdamW
+from rankwise.parallel import on_one_gpu
 from rankwise.reading import read_json
 from rankwise.tuning.eva import EvaConfig, initialize
 from rankwise.tuning.s2lora import S2LoraModel
@@ -214,6 +215,7 @@ def train(
         # updates in the backward pass leave nothing to clip
         max_grad_norm=1.0 if optimizer is None else 0.0,
     )
+    arguments = on_one_gpu(arguments)
     watch = _Watch(training, validation, task, on_step)
     callbacks: list[TrainerCallback] = [watch, MarkComplete()]
     if _is_adalora(model):

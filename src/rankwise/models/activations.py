@@ -277,6 +277,6 @@ def _anywhere(flag: bool) -> bool:
     """Whether any process says so."""
     if not _distributed():
         return flag
-    value = torch.tensor(int(flag))
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value)
+    flags = [flag] * dist.get_world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from threading import Lock
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -45,20 +46,42 @@ def finite(A: Tensor, name: str) -> Tensor:
     return A
 
 
+class _Float32:
+    """The process's setting for products of float32 on GPUs, which comes back when no thread is within any more."""
+
+    def __init__(self) -> None:
+        self.lock, self.within, self.before = Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        matmul = torch.backends.cuda.matmul
+        with self.lock:
+            self.within += 1
+            if self.within == 1 and matmul.fp32_precision == "tf32":
+                # a setting that comes from the general one goes on to follow it
+                general = getattr(torch.backends, "fp32_precision", "none")
+                self.before = "none" if general == "tf32" else "tf32"
+                matmul.fp32_precision = "ieee"
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.within -= 1
+            if not self.within and self.before:
+                torch.backends.cuda.matmul.fp32_precision, self.before = self.before, ""
+
+
+_FLOAT32 = _Float32()
+
+
 def exact_products(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
     """Float32 is multiplied as float32 within the function, where ``torch.set_float32_matmul_precision`` lets GPUs take
-    TF32: directions would be orthogonal to three digits only. The process's setting comes back."""
-    matmul = torch.backends.cuda.matmul
+    TF32: directions would be orthogonal to three digits only. Code that is compiled follows the process's setting."""
 
     @wraps(function)
     def exactly(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
-        if matmul.fp32_precision != "tf32":
+        if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        matmul.fp32_precision = "ieee"
-        try:
+        with _FLOAT32:
             return function(*args, **kwargs)
-        finally:
-            matmul.fp32_precision = "tf32"
 
     return exactly
 

@@ -54,6 +54,8 @@ def each(f: Callable[[Item], Result], items: Iterable[Item], *, workers: int | N
     import scipy.linalg  # noqa: F401  # loads the BLAS whose threads are limited
     from threadpoolctl import threadpool_limits
 
+    if torch.cuda.is_initialized():  # its linear algebra is loaded at the first call, which threads must not share
+        torch.linalg.eigvalsh(torch.eye(1, device="cuda"))
     pool, limits = ThreadPoolExecutor(workers), threadpool_limits(1, user_api="blas")
     try:
         for item in items:

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rankwise.spectral.accepted import ordinary, real
+from rankwise.spectral.accepted import exact_products, ordinary, real
 from rankwise.spectral.svd import truncated_eigh, truncated_svd
 from rankwise.spectral.symmetric import gram
 
@@ -150,14 +150,15 @@ class StreamingSVD:
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self
         states: list[dict] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(states, self.state())
+        device = self.total.device
+        dist.all_gather_object(states, {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.state().items()})
         merged = StreamingSVD(self.n_components)
         merged.__dict__.update(states[0])
         for state in states[1:]:  # in rank order: every process computes the same bits
             other = StreamingSVD(self.n_components)
             other.__dict__.update(state)
             merged.merge(other)
-        self.__dict__.update(merged.__dict__)
+        self.__dict__.update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in merged.__dict__.items()})
         return self
 
     @property
@@ -211,6 +212,7 @@ class StreamingSVD:
         S, _ = self.components(n_components)
         return S.square() / max(self.total_variance, torch.finfo(torch.float64).tiny)
 
+    @exact_products
     def captured(self, V: Tensor) -> float:
         """Energy ``tr(V C Vᵀ)`` of the rows seen inside the span of the orthonormal rows of ``V: (k, d)``."""
         if self.engine == "exact":

@@ -318,6 +318,9 @@ def truncated_eigh(
     """
     C = finite(C, "truncated_eigh")
     _check_rank(rank, C)
+    if C.dtype == torch.float32 and C.device.type != "cpu":  # as in `symmetric_eigh`
+        values, vectors = truncated_eigh(C.double(), rank, tol=tol, max_restarts=max_restarts, start=start, seed=seed)
+        return values.float(), vectors.float()
     d = C.shape[-1]
     block, depth = rank + 10, 4
     if d > 512 and d > 2 * block * depth:
@@ -370,6 +373,8 @@ def _randomized(A, rank: int, width: int, iterations: int, tol: float, start: Te
         omega = omega.expand(*A.shape[:-2], -1, -1).clone()
         omega[..., :known, :] = start[..., :known, :].to(A)
     Q = _orthonormal(omega @ A.mT)  # rows, as all blocks here: products with few columns are several times slower
+    if A.dtype == torch.float64:  # once is orthonormal to float32's digits
+        Q = _orthonormal(Q)
     Z = Q @ A  # (rows of Q, n): A's image of the range found so far
     gram = _outer(Z, Z)
     left: list[Tensor] = []
@@ -425,7 +430,7 @@ def _beyond(Q: Tensor, Y: Tensor) -> Tensor:
 
 
 def _by_cholesky(Y: Tensor) -> tuple[Tensor, float] | None:
-    """`_orthonormal` in float64, and L's least entry; nothing where rows nearly coincide, or vanish, in any matrix."""
+    """`_orthonormal` in float64, and L's least diagonal entry; nothing where rows nearly coincide or vanish."""
     D = Y.double()
     L, failed = torch.linalg.cholesky_ex(_outer(Y, Y))
     diagonal = L.diagonal(dim1=-2, dim2=-1)

@@ -62,8 +62,9 @@ def acting(
     try:
         for name in dict.fromkeys(n for i in used for n in blocks[i]):
             own = [i for i in used if name in blocks[i]]
-            A = torch.cat([blocks[i][name][0] for i in own])
-            B = scaling * torch.cat([blocks[i][name][1] for i in own], 1)
+            device = next(layers[name].parameters()).device
+            A = torch.cat([blocks[i][name][0] for i in own]).to(device)
+            B = scaling * torch.cat([blocks[i][name][1] for i in own], 1).to(device)
             ranks = torch.tensor([len(blocks[i][name][0]) for i in own])
             rows = weights[:, own].to(A).repeat_interleave(ranks.to(A.device), 1)
             handles.append(layers[name].register_forward_hook(_added(name, A, B, rows, dropout)))

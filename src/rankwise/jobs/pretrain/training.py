@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from rankwise.parallel import on_one_gpu
+
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images, by channel
 MUON, ADAMW = 0.02, 2e-3  # learning rates
 SMOOTHING = 0.1
@@ -117,7 +119,7 @@ class Pretraining(Trainer):
         seed: int,
     ) -> None:
         self.loss = loss
-        arguments = TrainingArguments(
+        given = TrainingArguments(
             output_dir=str(folder),
             num_train_epochs=epochs,
             per_device_train_batch_size=batch_size,
@@ -141,7 +143,7 @@ class Pretraining(Trainer):
             pixels = images[rows].permute(0, 3, 1, 2).float() / 255
             return {"images": jittered(pixels), "labels": labels[rows]}
 
-        super().__init__(model=model, args=arguments, train_dataset=Rows(len(labels)), data_collator=collate)
+        super().__init__(model=model, args=on_one_gpu(given), train_dataset=Rows(len(labels)), data_collator=collate)
         self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
