@@ -1,9 +1,13 @@
 """What only a GPU shows: run where torch sees one."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from rankwise.continual.unlearning.blocks import acting
 from rankwise.dynamics import alignment
 from rankwise.models.loading import placed
 from rankwise.spectral import power_law_fit, spectrum_and_directions, symmetric_eigh, truncated_svd
@@ -34,7 +38,7 @@ def test_directions_are_those_of_the_cpu_whatever_precision_products_may_have(pr
         torch.set_float32_matmul_precision("highest")
     exact = torch.linalg.svdvals(A.double())
     torch.testing.assert_close(values.cpu(), exact, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(mine.S.cpu().double(), exact[:10], rtol=1e-3, atol=0)
+    torch.testing.assert_close(mine.S.cpu(), truncated_svd(A, 10).S, rtol=1e-5, atol=0)
     for rows in (mine.U.mT, mine.Vh, V.mT):
         torch.testing.assert_close(rows.double() @ rows.double().mT, torch.eye(len(rows)).double().cuda(), atol=1e-5,
                                    rtol=0)  # fmt: skip
@@ -58,6 +62,23 @@ def test_squares_are_chosen_and_answers_fitted_where_they_lie():
     found, known = least_squares(x.cuda(), taught.cuda(), rows.cuda(), 2), least_squares(x, taught, rows, 2)
     np.testing.assert_allclose(*((up @ down).cpu().numpy() for down, up in (found, known)), atol=1e-5)
     assert found[0].is_cuda
+
+
+def test_blocks_act_where_their_layers_lie():
+    layer, x, (A, B) = torch.nn.Linear(5, 3), torch.randn(2, 5), (torch.randn(2, 5), torch.randn(3, 2))
+    expected = layer(x) + 0.5 * x @ A.mT @ B.mT
+    layer.to("cuda")
+    with acting({"l": layer}, [{"l": (A, B)}], torch.ones(1, 1), scaling=0.5):
+        found = layer(x.to("cuda"))
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_threads_do_not_load_its_linear_algebra_at_once():
+    lines = "import torch; from rankwise.spectral import each, symmetric_eigh\n"
+    lines += "G = [torch.eye(40, device='cuda') for _ in range(16)]\n"
+    lines += "print(len(list(each(symmetric_eigh, G, workers=8))))"
+    found = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["16"]
 
 
 def test_commands_compute_there():
