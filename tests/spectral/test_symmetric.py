@@ -12,9 +12,18 @@ LAYOUTS = {
 }
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """One thread goes through SciPy's routines, several through torch's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_gram_matrix_is_the_product_however_the_matrix_lies_in_memory(layout, dtype):
+def test_a_gram_matrix_is_the_product_however_the_matrix_lies_in_memory(layout, dtype, threads):
     A = layout(torch.randn(310, 290, dtype=torch.float64).to(dtype))
     G = gram(A)
     torch.testing.assert_close(G, (A.double().mT @ A.double()).to(dtype), atol=1e-4, rtol=1e-5)
@@ -31,7 +40,7 @@ def test_a_gram_matrix_and_its_eigenvalues_can_be_differentiated():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [60, 128, 201])
 @pytest.mark.parametrize("leading", [None, 0, 1, 37])
-def test_leading_eigenvectors_are_those_of_the_largest_values(n, dtype, leading):
+def test_leading_eigenvectors_are_those_of_the_largest_values(n, dtype, leading, threads):
     A = torch.randn(n, n, dtype=torch.float64)
     G = (A + A.mT).to(dtype)
     before = G.clone()
@@ -61,6 +70,13 @@ def test_without_scipys_steps_torch_finds_the_same(monkeypatch, found):
     torch.testing.assert_close(G, expected[0], atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(values, expected[1], atol=1e-3, rtol=1e-5)
     torch.testing.assert_close(V @ V.mT, expected[2] @ expected[2].mT, atol=1e-3, rtol=0)
+
+
+def test_scipys_threads_are_not_put_beside_torchs(monkeypatch, threads):
+    called, routine = [], symmetric._fortran
+    monkeypatch.setattr(symmetric, "_fortran", lambda *name: called.append(name) or routine(*name))
+    symmetric_eigh(gram(torch.randn(200, 150)))
+    assert bool(called) == (threads == 1)
 
 
 @pytest.mark.parametrize("leading", [-1, 4])

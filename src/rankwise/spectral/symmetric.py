@@ -1,7 +1,8 @@
 """Gram matrices and symmetric eigenproblems, of which often only the leading vectors are wanted.
 
 ``G = Q T Qᵀ`` (tridiagonal T), ``T = Z Λ Zᵀ`` (divide and conquer), vectors ``Q Z``: the last product is taken of the
-wanted columns alone. LAPACK's own drivers take it of all, or find some vectors more slowly than others find all.
+wanted columns alone. LAPACK's own drivers take it of all, or find some vectors more slowly than others find all. The
+steps are called where torch has one thread, as within `each`.
 """
 
 from __future__ import annotations
@@ -33,15 +34,30 @@ def gram(A: Tensor) -> Tensor:
     True
     """
     m, n = A.shape
-    update = _fortran("blas", f"{_KIND[A.dtype]}syrk") if n >= _LARGE and _plain(A) else None
-    if update is None:
+    if n < _LARGE or not _plain(A):
         return A.mT @ A
+    update = _fortran("blas", f"{_KIND[A.dtype]}syrk") if _alone() else None
+    if update is None:
+        return _in_strips(A)
     A = A if A.is_contiguous() or A.mT.is_contiguous() else A.contiguous()
     half, one, none = A.new_zeros(n, n), A.new_ones(()), A.new_zeros(())
     trans, first = (b"N", n) if A.is_contiguous() else (b"T", m)  # rows here are columns to Fortran
     update(b"L", trans, n, m, one, A, first, none, half, n)
     G = half.mT.contiguous().add_(half)
     G.diagonal().mul_(0.5)
+    return G
+
+
+def _in_strips(A: Tensor) -> Tensor:
+    """`gram` by products of a quarter of the columns with those from there on, and their mirror image."""
+    n = A.shape[1]
+    G, width = A.new_empty(n, n), -(-n // 4)
+    for a in range(0, n, width):
+        b = min(a + width, n)
+        torch.mm(A[:, a:b].mT, A[:, a:], out=G[a:b, a:])
+        own = G[a:b, a:b]
+        own.copy_(own.triu() + own.triu(1).mT)
+        G[b:, a:b] = G[a:b, b:].mT
     return G
 
 
@@ -79,7 +95,7 @@ def symmetric_eigh(G: Tensor, *, leading: int | None = None) -> tuple[Tensor, Te
     wanted = n if leading is None else leading
     if not 0 <= wanted <= n:
         raise ValueError(f"leading={leading} is outside 0..{n}")
-    found = _in_steps(G, wanted) if G.dim() == 2 and n >= _LARGE and _plain(G) else None
+    found = _in_steps(G, wanted) if G.dim() == 2 and n >= _LARGE and _plain(G) and _alone() else None
     if found is not None:
         return found
     try:
@@ -114,6 +130,11 @@ _KIND = {torch.float32: "s", torch.float64: "d"}
 
 def _plain(A: Tensor) -> bool:
     return A.device.type == "cpu" and A.dtype in _KIND and not A.requires_grad
+
+
+def _alone() -> bool:
+    """Whether torch runs on one thread. Beside others, which spin for more work, SciPy's threads wait milliseconds."""
+    return torch.get_num_threads() == 1
 
 
 @cache
