@@ -10,9 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import TrainingArguments
 
 from rankwise import parallel
-from rankwise.parallel import fan_out, spread_over
+from rankwise.parallel import fan_out, on_one_gpu, spread_over
+
+
+def test_a_trainer_beside_two_gpus_takes_the_batch_it_was_given(tmp_path):
+    arguments = TrainingArguments(tmp_path, per_device_train_batch_size=4, use_cpu=True)
+    assert arguments.n_gpu <= 1
+    arguments._n_gpu = 2  # what a machine with two says
+    assert arguments.train_batch_size == 8
+    assert on_one_gpu(arguments).train_batch_size == 4
 
 
 def square(x):

@@ -7,6 +7,7 @@ import time
 from typing import get_args
 
 import pytest
+import torch
 import typer
 
 from command import ENV, rankwise
@@ -215,7 +216,20 @@ def test_too_little_memory_is_no_fault_of_our_own(monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main.run()
     assert left.value.code == 2
-    assert "not enough memory" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "not enough memory" in said
+    assert "CUDA" not in said
+
+
+def test_too_little_memory_of_a_gpu_is_said_with_the_way_round_it(monkeypatch, capsys):
+    def fails():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 TiB")
+
+    monkeypatch.setattr(main, "app", fails)
+    with pytest.raises(SystemExit) as left:
+        main.run()
+    assert left.value.code == 2
+    assert "CUDA_VISIBLE_DEVICES= before the command" in capsys.readouterr().err
 
 
 def test_lists_are_comma_separated():

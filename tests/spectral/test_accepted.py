@@ -205,12 +205,13 @@ def test_products_are_exact_within_and_the_process_has_its_setting_again():
 
 
 def test_a_threads_products_stay_exact_while_another_thread_ends():
-    matmul, begun, ended = torch.backends.cuda.matmul, Event(), Event()
+    matmul, inside, begun, ended = torch.backends.cuda.matmul, Event(), Event(), Event()
     before = matmul.fp32_precision
 
     @exact_products
     def first():
-        begun.wait(10)
+        inside.set()
+        assert begun.wait(10)
 
     @exact_products
     def second():
@@ -221,7 +222,9 @@ def test_a_threads_products_stay_exact_while_another_thread_ends():
     try:
         matmul.fp32_precision = "tf32"
         with ThreadPoolExecutor(2) as pool:
-            one, two = pool.submit(first), pool.submit(second)
+            one = pool.submit(first)
+            assert inside.wait(10)
+            two = pool.submit(second)
             one.result()
             ended.set()
             assert two.result() == "ieee"

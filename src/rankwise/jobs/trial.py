@@ -215,14 +215,13 @@ def train(
         # updates in the backward pass leave nothing to clip
         max_grad_norm=1.0 if optimizer is None else 0.0,
     )
-    arguments = on_one_gpu(arguments)
     watch = _Watch(training, validation, task, on_step)
     callbacks: list[TrainerCallback] = [watch, MarkComplete()]
     if _is_adalora(model):
         callbacks.append(_AdaLoraCallback())
     trainer = AdapterTrainer(
         model=model,
-        args=arguments,
+        args=on_one_gpu(arguments),
         train_dataset=dataset(
             ordered(examples, task=task, steps=training.steps, batch_size=training.batch_size, seed=seed)
         ),
