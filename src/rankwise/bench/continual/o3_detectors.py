@@ -49,7 +49,7 @@ CONTROL = "control: of all domains"
 Queries = dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]]
 
 
-def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """Of every score, domain and draw: how many of the others each of the domain's queries is above."""
     note, encoder = on_event or (lambda *_: None), LayerEncoder()
     found: Runs = {}

@@ -40,7 +40,7 @@ RATES = (2e-4, 5e-4, 1e-3)  # of the baselines; the best one is taken
 RANK = 4
 
 
-def measure(out: Path, *, data: Path | None = None, seeds: int = 3, on_event: OnEvent | None = None) -> Runs:
+def measure(out: Path, *, data: Path | None = None, seeds: int = 5, on_event: OnEvent | None = None) -> Runs:
     """All ways on ``seeds`` draws of questions: losses and answers by row."""
     sizes = Sizes(
         blocks=BLOCKS, taught=Schedule(steps=TEACH, batch_size=BATCH, learning_rate=2e-4, precision="bf16"),
@@ -98,11 +98,12 @@ def _claims(end: dict[str, list[dict[str, float]]]) -> list[Claim]:
     kept, shuffled = of(O3, "stays") - of(TAUGHT, "stays"), of(O3, "lost") - of(SHUFFLED, "lost")
     near = [np.abs(of(arm, "membership") - 0.5).mean() for arm in (O3, TAUGHT)]
     return [
-        Claim(text="power: answers were known, at least half a nat a token better than by a model never taught them",
+        Claim(text="power: answers were known, half a nat a token better than by a model never taught, in every seed",
               held=known.min() >= 0.5, found=f"{plus_minus(known, 1, 2)} nats, at least {known.min():.2f}",
               control=True),
-        Claim(text="control: a router with other prompts' weights forgets less", held=bool((shuffled > 0).all()),
-              found=f"O3 {plus_minus(shuffled, 1, 2)} nats above, at least {shuffled.min():.2f}", control=True),
+        Claim(text="control: a router with other prompts' weights forgets less, in every seed",
+              held=bool((shuffled > 0).all()), control=True,
+              found=f"O3 {plus_minus(shuffled, 1, 2)} nats above, at least {shuffled.min():.2f}"),
         Claim(text="the router tells unseen questions about the authors from those about others: AUROC of 0.9",
               held=of(O3, "told apart").mean() >= 0.9,
               found=f"{plus_minus(of(O3, 'told apart'), 1, 3)}; open for {plus_minus(of(O3, 'opened'))} % of others"),
