@@ -47,7 +47,11 @@ DROPPED = (
 def family(name):
     """A random model of at most 5 million parameters."""
     cls, error = CONFIG_MAPPING[name], None
-    known = {*inspect.signature(cls.__init__).parameters, *dir(cls()), *OTHER.get(name, {})}
+    try:
+        plain = cls()
+    except Exception as caught:  # a part of another model, which it has to be told
+        raise ValueError(f"{name} has no configuration of its own: {caught}") from caught
+    known = {*inspect.signature(cls.__init__).parameters, *dir(plain), *OTHER.get(name, {})}
     settings = {k: v for k, v in {**SMALL, **OTHER.get(name, {})}.items() if k in known and v is not None}
     for left_out in DROPPED:
         try:

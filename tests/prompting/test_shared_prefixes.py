@@ -84,6 +84,14 @@ def test_models_that_read_ahead_are_refused_by_name(name):
         served(family(name)).score(["5 6 7"], [[" 8"]])
 
 
+def test_a_model_whose_scores_depend_on_how_many_tokens_follow_is_never_padded():
+    assert Scorer(check("prophetnet"), 0).feels_length()
+    for name in ("llama", "gpt2", "bloom", "mamba"):
+        for dtype in (torch.float32, torch.bfloat16):
+            with torch.no_grad():
+                assert not Scorer(family(name).to(dtype), 0).feels_length(), (name, dtype)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if n not in {*SHARE, *WHOLE, *AHEAD}])
 def test_scores_of_all_other_families_that_can_be_built_small(name):

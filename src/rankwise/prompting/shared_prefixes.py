@@ -175,6 +175,14 @@ class Scorer:
         first, second = self.model(input_ids=ids).logits[:, :3].float()
         return bool((first - second).abs().max() > 1e-3 * first.std())
 
+    def feels_length(self) -> bool:
+        """Whether a token's probability depends on how many stand behind it, whichever they are, so that no row may be
+        padded: ProphetNet's does."""
+        ids = torch.tensor([[1, 2, 3, 1, 2]], device=self.model.device)
+        alone, followed = self.model(input_ids=ids[:, :3]).logits, self.model(input_ids=ids).logits[:, :3]
+        rounding = max(1e-3, 64 * torch.finfo(alone.dtype).eps)
+        return bool((followed - alone).abs().max() > rounding * alone.float().std())
+
     def _forward(self, groups: Sequence[Group], seen: _Seen | None, columns: list[int] | None) -> Tensor:
         """Logits of the requests' rests in these columns, or of the last one while ``seen`` takes them in."""
         rests = [r.ids[g.shared :] for g in groups for r in g.requests]

@@ -171,9 +171,10 @@ class TransformersModel:
         check_requests(prompts, continuations)
         requests = list(self._requests(prompts, continuations))
         out: list[dict[int, Score]] = [{} for _ in continuations]
-        share = bool(requests) and self.share_prefixes and can_share(self._causal)
+        padded = not (requests and self._feels_length)
+        share = bool(requests) and padded and self.share_prefixes and can_share(self._causal)
         groups = grouped(requests, self.batch_size) if share else by_length([Group(0, [r]) for r in requests])
-        for batch in batches(groups, rows=self.batch_size, tokens=self.batch_tokens):
+        for batch in self._batches(groups, padded=padded):
             for request, logprobs in self._scorer.scored(batch):
                 i, j = request.place
                 out[i][j] = Score(logprobs=tuple(logprobs))
@@ -195,6 +196,10 @@ class TransformersModel:
                 f"{self.name} reads ahead: its tokens have no probability given those before them; a decoder is needed"
             )
         return scorer
+
+    @cached_property
+    def _feels_length(self) -> bool:
+        return self._scorer.feels_length()
 
     @cached_property
     def _begin(self) -> list[int]:
@@ -232,12 +237,15 @@ class TransformersModel:
 
     def _to_continue(self, groups: list[Group], new: int) -> Iterator[list[Request]]:
         """Rows that are continued together: of equal length where the model is not told its tokens' positions."""
-        alike = not groups or can_share(self._causal)
-        for batch in batches(groups, rows=self.batch_size, tokens=self.batch_tokens, extra=new):
-            rows = [r for g in batch for r in g.requests]
-            lengths = [0] if alike else sorted({len(r.ids) for r in rows})
+        for batch in self._batches(groups, padded=not groups or can_share(self._causal), extra=new):
+            yield [r for g in batch for r in g.requests]
+
+    def _batches(self, groups: list[Group], *, padded: bool, extra: int = 0) -> Iterator[list[Group]]:
+        """Groups that go in together; where none may be padded they are single rows, and those of one length do."""
+        for batch in batches(groups, rows=self.batch_size, tokens=self.batch_tokens, extra=extra):
+            lengths = [0] if padded else sorted({len(g.requests[0].ids) for g in batch})
             for n in lengths:
-                yield [r for r in rows if alike or len(r.ids) == n]
+                yield [g for g in batch if padded or len(g.requests[0].ids) == n]
 
     def _continued(self, batch: list[tuple[int, ...]], sampling: Sampling) -> Iterator[Generation]:
         width, pad = max(map(len, batch)), padding(self.tokenizer)
