@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -175,12 +176,13 @@ class Scorer:
         first, second = self.model(input_ids=ids).logits[:, :3].float()
         return bool((first - second).abs().max() > 1e-3 * first.std())
 
+    @cached_property
     def feels_length(self) -> bool:
         """Whether a token's probability depends on how many stand behind it, whichever they are, so that no row may be
         padded: ProphetNet's does."""
         ids = torch.tensor([[1, 2, 3, 1, 2]], device=self.model.device)
         alone, followed = self.model(input_ids=ids[:, :3]).logits, self.model(input_ids=ids).logits[:, :3]
-        rounding = max(1e-3, 64 * torch.finfo(alone.dtype).eps)
+        rounding = max(1e-3, 64 * torch.finfo(alone.dtype).eps)  # products of other shapes are summed in another order
         return bool((followed - alone).abs().max() > rounding * alone.float().std())
 
     def _forward(self, groups: Sequence[Group], seen: _Seen | None, columns: list[int] | None) -> Tensor:

@@ -171,7 +171,7 @@ class TransformersModel:
         check_requests(prompts, continuations)
         requests = list(self._requests(prompts, continuations))
         out: list[dict[int, Score]] = [{} for _ in continuations]
-        padded = not (requests and self._feels_length)
+        padded = not (requests and self._scorer.feels_length)
         share = bool(requests) and padded and self.share_prefixes and can_share(self._causal)
         groups = grouped(requests, self.batch_size) if share else by_length([Group(0, [r]) for r in requests])
         for batch in self._batches(groups, padded=padded):
@@ -196,10 +196,6 @@ class TransformersModel:
                 f"{self.name} reads ahead: its tokens have no probability given those before them; a decoder is needed"
             )
         return scorer
-
-    @cached_property
-    def _feels_length(self) -> bool:
-        return self._scorer.feels_length()
 
     @cached_property
     def _begin(self) -> list[int]:
@@ -241,7 +237,7 @@ class TransformersModel:
             yield [r for g in batch for r in g.requests]
 
     def _batches(self, groups: list[Group], *, padded: bool, extra: int = 0) -> Iterator[list[Group]]:
-        """Groups that go in together; where none may be padded they are single rows, and those of one length do."""
+        """Groups that go in together; where no row may be padded, rows of one length, each a group of its own."""
         for batch in batches(groups, rows=self.batch_size, tokens=self.batch_tokens, extra=extra):
             lengths = [0] if padded else sorted({len(g.requests[0].ids) for g in batch})
             for n in lengths:
